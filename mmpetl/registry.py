@@ -1,0 +1,28 @@
+"""Registries of mmpetl: children of MMEngine's, under the scope ``mmpetl``.
+
+Configs keep ``default_scope = 'mmpretrain'`` or ``'mmaction'`` and write ``mmpetl.X`` for what this package adds. ``locations`` are
+imported at the first look-up, so importing :mod:`mmpetl` stays cheap.
+"""
+
+from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import LOOPS as ROOT_LOOPS
+from mmengine.registry import METRICS as ROOT_METRICS
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+from mmengine.registry import VISUALIZERS as ROOT_VISUALIZERS
+from mmengine.registry import Registry
+
+METHODS = Registry('method', scope='mmpetl', locations=['mmpetl.methods'])
+MODELS = Registry('model', parent=ROOT_MODELS, scope='mmpetl', locations=['mmpetl.backbones', 'mmpetl.models'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmpetl', locations=['mmpetl.hooks'])
+LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmpetl', locations=['mmpetl.hooks'])
+DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmpetl', locations=['mmpetl.datasets'])
+TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='mmpetl', locations=['mmpetl.datasets'])
+METRICS = Registry('metric', parent=ROOT_METRICS, scope='mmpetl', locations=['mmpetl.evaluation'])
+OPTIM_WRAPPERS = Registry('optimizer wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='mmpetl', locations=['mmpetl.optim'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor', parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS, scope='mmpetl', locations=['mmpetl.optim'])
+VISUALIZERS = Registry('visualizer', parent=ROOT_VISUALIZERS, scope='mmpetl', locations=['mmpetl.visualization'])
