@@ -188,8 +188,12 @@ class Method(BaseModule):
     POINT_METHODS = {point: f'on_{point}' for point in POINTS}
     #: Whether ``on_branch`` acts before the block's drop-path (the branch is dropped with the sublayer) or after it.
     inside_drop_path = True
-    #: What ``on_side`` reads of every block: any of 'x' (block input), 'u' (norm1(x)), 'k', 'v'.
+    #: What ``on_side`` reads of every block: any of 'x' (block input), 'u' (norm1(x)), 'k', 'v', 'out' (last block's output).
     side_reads: Tuple[str, ...] = ()
+    #: Whether the final pooling averages prompts with the grid tokens; None leaves it to the backbone's published form.
+    pool_prompts: Optional[bool] = None
+    #: Whether other prompt methods may add their tokens to this method's.
+    stack = False
 
     def __init__(self, specs: Sequence[BlockSpec], layers: Layers = None) -> None:
         super().__init__()
@@ -221,6 +225,11 @@ class Method(BaseModule):
         """Sublayers on which ``on_branch`` acts in block ``index``."""
         return SUBS
 
+    @property
+    def out_dims(self) -> Optional[int]:
+        """Width of the feature that ``on_side`` returns; None where it is the backbone's own."""
+        return None
+
     def num_prompts(self, index: int) -> int:
         """Number of tokens that ``on_prompts`` puts in before block ``index`` (0: none)."""
         return 0
@@ -244,7 +253,10 @@ class Method(BaseModule):
         return y
 
     def on_kv(self, i: int) -> Optional[Tuple[Tensor, Tensor]]:
-        """None or extra keys and values, both (heads, P, head_dim) or (1, P, head_dim) shared by the heads."""
+        """None or extra keys and values, both (heads, P, head_dim), or (1, P, head_dim) shared by the heads.
+
+        A leading batch axis, (B, heads or 1, P, head_dim), gives every sample its own (global attention only).
+        """
         return None
 
     def on_prompts(self, i: int) -> Optional[Tensor]:
@@ -284,8 +296,11 @@ class Tap:
     def __init__(self, methods: Sequence[Method] = (), index: int = 0) -> None:
         self.index = index
         on = {p: tuple(m for m in methods if m.active(p, index)) for p in POINTS}
-        self._project = tuple(m for m in methods if m in on['qkv'] or (m in on['linear'] and set('qkv') & set(m.linear_ops(index))))
         self._linear = {op: tuple(m for m in on['linear'] if op in m.linear_ops(index)) for op in OPS}
+        # One entry per method that touches q, k or v, so that list order holds across the two points.
+        self._project = tuple(
+            entry for entry in ((m, tuple(m in self._linear[op] for op in 'qkv'), m in on['qkv']) for m in methods)
+            if any(entry[1]) or entry[2])
         self._norm = {op: tuple(m for m in on['norm'] if op in m.norm_ops(index)) for op in NORMS}
         self._branch = {(sub, inside): tuple(m for m in on['branch'] if sub in m.branch_subs(index) and m.inside_drop_path is inside)
                         for sub in SUBS for inside in (True, False)}
@@ -293,10 +308,20 @@ class Tap:
         self._prompts = on['prompts']
         #: Tokens that this block puts in front of the grid tokens.
         self.num_prompts = sum(m.num_prompts(index) for m in self._prompts)
-        #: Whether prompt outputs of this block are read by anyone; set by ``attach``.
-        self.prompts_read = True
-        #: Prompt tokens that arrive from the block before; set by ``attach``.
+        # The next four are set for all blocks together, because they depend on the neighbours (see ``plan_prompts``).
+        #: Prompt tokens that arrive in the stream from the block before.
         self.prompts_in = 0
+        #: Whether this block's prompts must travel in the stream because somebody reads their outputs; if not, they act as
+        #: extra keys and values only, which is exact and cheaper.
+        self.prompts_read = True
+        #: Prompt tokens to take out of the stream after this block (last block only).
+        self.prompts_dropped = 0
+        #: Prompt tokens that the final pooling averages together with the grid tokens.
+        self.prompts_pooled = 0
+        #: Log-gates (B or 1, num_prompts) added to the attention logits of this block's prompt keys, or None. Scoring uses it.
+        self.prompt_gate: Optional[Tensor] = None
+        #: Where a block's frozen activations are stored for side methods, or None.
+        self.recorder: Optional[Dict[str, Tensor]] = None
 
     def touches(self, *ops: str) -> bool:
         """Whether any method acts on one of these ops (q, k, v include ``on_qkv``)."""
@@ -304,14 +329,14 @@ class Tap:
 
     def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Apply ``on_qkv`` and ``on_linear`` of q, k, v in config order; all (B, N, C)."""
-        for m in self._project:
-            if m in self._linear['q']:
+        for m, (on_q, on_k, on_v), on_qkv in self._project:
+            if on_q:
                 q = m.on_linear(self.index, 'q', x, q)
-            if m in self._linear['k']:
+            if on_k:
                 k = m.on_linear(self.index, 'k', x, k)
-            if m in self._linear['v']:
+            if on_v:
                 v = m.on_linear(self.index, 'v', x, v)
-            if m.active('qkv', self.index):
+            if on_qkv:
                 q, k, v = m.on_qkv(self.index, x, q, k, v)
         return q, k, v
 
@@ -340,11 +365,33 @@ class Tap:
             return None
         if len(found) == 1:
             return found[0]
-        heads = max(k.shape[0] for k, _ in found)
-        return (torch.cat([k.expand(heads, -1, -1) for k, _ in found], 1),
-                torch.cat([v.expand(heads, -1, -1) for _, v in found], 1))
+        shape = torch.broadcast_shapes(*(k.shape[:-2] for k, _ in found))
+        return (torch.cat([k.expand(*shape, -1, -1) for k, _ in found], -2),
+                torch.cat([v.expand(*shape, -1, -1) for _, v in found], -2))
 
     def prompts(self) -> Optional[Tensor]:
         """Prompt tokens (1, P, C) entering before this block, or None where the block keeps what arrives."""
         found = [p for m in self._prompts for p in [m.on_prompts(self.index)] if p is not None]
         return None if not found else found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def plan_prompts(taps: Sequence[Tap], pooled: bool, full: bool = False) -> None:
+    """Decide for all blocks together where prompt tokens travel in the stream.
+
+    A block's prompts whose outputs nobody reads (the next block brings its own, or the final pooling ignores them) act as extra keys
+    and values only.
+
+    Args:
+        taps: Taps of all blocks in order.
+        pooled: Whether the final pooling averages prompts with the grid tokens.
+        full: Let every prompt travel in the stream (the textbook form; same outputs, more work).
+    """
+    carried = 0
+    for tap, following in zip(taps, [*taps[1:], None]):
+        tap.prompts_in = carried
+        if tap.num_prompts:
+            tap.prompts_read = full or (pooled if following is None else not following.num_prompts)
+            carried = tap.num_prompts if tap.prompts_read else 0
+        tap.prompts_dropped = tap.prompts_pooled = 0
+        if following is None:
+            tap.prompts_dropped, tap.prompts_pooled = (0, carried) if pooled else (carried, 0)
