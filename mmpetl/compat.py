@@ -1,0 +1,321 @@
+"""Remedies for the pinned stack: what has to be put right before mmengine, mmpretrain and mmaction2 work together safely.
+
+Nothing of another package is patched. The remedies use mmengine's own extension points, plus two placeholder modules for a folder that
+the mmaction2 1.2.0 wheel lost. Each has a test that fails as soon as upstream no longer needs it.
+"""
+
+import difflib
+import fnmatch
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import sys
+import types
+import warnings
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from urllib.parse import urlparse
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+PYTHON_RANGE = ((3, 10), (3, 13))
+TORCH_RANGE = ((2, 11), (2, 14))
+
+_installed = False
+_warned = False
+
+
+# -- mmaction2's missing folder -------------------------------------------------------------------------------------------------------
+
+
+def install_mmaction_stub() -> bool:
+    """Give ``mmaction.models.localizers`` the submodule ``drn`` that its ``__init__`` imports but the 1.2.0 wheel lacks.
+
+    It must run before the first ``import mmaction.models``: a failed import leaves half-registered modules behind.
+
+    Returns:
+        Whether the placeholders are (now) in ``sys.modules``; False where mmaction2 is absent or complete.
+    """
+    package = 'mmaction.models.localizers.drn'
+    if package in sys.modules:
+        return hasattr(sys.modules[package], '__mmpetl_stub__')
+    spec = importlib.util.find_spec('mmaction')
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    folder = Path(spec.submodule_search_locations[0]) / 'models' / 'localizers'
+    init = folder / '__init__.py'
+    if (folder / 'drn').exists() or not init.is_file() or 'drn' not in init.read_text(encoding='utf-8'):
+        return False
+    parent, child = types.ModuleType(package), types.ModuleType(f'{package}.drn')
+    parent.__path__ = []
+    parent.__dict__['__mmpetl_stub__'] = True
+    child.__dict__['DRN'] = type('DRN', (), {'__doc__': 'Placeholder: the mmaction2 wheel does not ship this localizer.'})
+    parent.__dict__['drn'] = child
+    sys.modules[package] = parent
+    sys.modules[child.__name__] = child
+    return True
+
+
+# -- loading checkpoints without running code in them ---------------------------------------------------------------------------------
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    """``value`` with all tensors in its dicts, lists and tuples on ``device``; dicts keep their class and attributes."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        for key in value:
+            value[key] = _to_device(value[key], device)
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(_to_device(item, device) for item in value)
+    return value
+
+
+def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
+    """Loader for mmengine's ``CheckpointLoader``: read a local file by :func:`mmpetl.weights.io.load_file`.
+
+    Args:
+        filename: Path; ``~`` is expanded.
+        map_location: Device name or ``torch.device``. Anything else, as None, leaves the tensors on the CPU, from where
+            ``load_state_dict`` copies them to the right device.
+
+    Raises:
+        FileNotFoundError: If there is no such file; files with nearly that name are offered.
+        ValueError: If the file is damaged, foreign, or would need code to be run.
+    """
+    from .weights.io import load_file  # here, since importing mmpetl must stay cheap
+    path = os.path.expanduser(filename)
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or '.'
+        near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder), n=3) if os.path.isdir(folder) else []
+        hint = f'; near it: {", ".join(near)}' if near else ('' if os.path.isdir(folder) else f'; there is no folder {folder}')
+        raise FileNotFoundError(f'checkpoint {filename} does not exist{hint}')
+    loaded = load_file(path)
+    if isinstance(map_location, (str, torch.device)) and torch.device(map_location).type != 'cpu':
+        return _to_device(loaded, torch.device(map_location))
+    return loaded
+
+
+def load_from_http(filename: str, map_location: Any = None, model_dir: Optional[str] = None) -> Dict[str, Any]:
+    """Loader for ``http(s)://``: download to torch's cache (once per machine), then read it as :func:`load_from_local` does.
+
+    Upstream's loader calls ``torch.hub``, which by default executes what is pickled in the file. The cache is the same.
+
+    Args:
+        filename: The address.
+        map_location: See :func:`load_from_local`.
+        model_dir: Cache folder; default ``<torch hub folder>/checkpoints``.
+
+    Raises:
+        RuntimeError: If it cannot be fetched, or its hash differs from the one in its name (``name-<sha256 start>.pth``).
+    """
+    from mmengine.dist import barrier, is_main_process
+    from torch.hub import HASH_REGEX, download_url_to_file, get_dir
+    folder = model_dir or os.path.join(get_dir(), 'checkpoints')
+    cached = os.path.join(folder, os.path.basename(urlparse(filename).path))
+
+    def fetch() -> None:
+        if os.path.isfile(cached):
+            return
+        os.makedirs(folder, exist_ok=True)
+        found = HASH_REGEX.search(os.path.basename(cached))
+        try:
+            download_url_to_file(filename, cached, found.group(1) if found else None, progress=sys.stderr.isatty())
+        except OSError as error:
+            raise RuntimeError(f'cannot download {filename}: {error}. Put the file at {cached} to work offline') from error
+
+    if is_main_process():
+        fetch()
+    barrier()
+    fetch()  # the other machines of a multi-node run have their own cache
+    return load_from_local(cached, map_location)
+
+
+def load_from_zoo(filename: str, map_location: Any = None) -> Dict[str, Any]:
+    """Loader for ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` names: upstream's table of addresses, this module's reading.
+
+    Raises:
+        KeyError: If the zoo has no such name; near names are offered.
+    """
+    from mmengine.runner import checkpoint as upstream
+    scheme, _, name = filename.partition('://')
+    tables: Dict[str, Callable[[], Dict[str, str]]] = {
+        'torchvision': upstream.get_torchvision_models, 'modelzoo': upstream.get_torchvision_models,
+        'open-mmlab': upstream.get_external_models, 'openmmlab': upstream.get_external_models, 'mmcls': upstream.get_mmcls_models}
+    urls = tables[scheme]()
+    if name not in urls:
+        raise KeyError(f'{filename}: no such model; near names: {", ".join(difflib.get_close_matches(name, urls)) or "none"}')
+    url = urls[name]
+    if not url.startswith(('http://', 'https://')):  # an entry of the user's own table
+        return load_from_local(os.path.join(upstream._get_mmengine_home(), url), map_location)
+    loaded = load_from_http(url, map_location)
+    if scheme == 'mmcls':
+        states = loaded.get('state_dict', loaded)
+        return {'state_dict': {k[len('backbone.'):]: v for k, v in states.items() if k.startswith('backbone.')}}
+    return loaded
+
+
+def install_safe_loader() -> None:
+    """Make mmengine read checkpoints through this module: local files, ``http(s)`` and the zoo names that lead to them.
+
+    mmengine 0.10.7 cannot reopen its own checkpoints with torch >= 2.6, and executes pickles that come from the network. ``s3://``
+    and the other storage services keep their loaders, which refuse code already. Safe to call again.
+    """
+    from mmengine.runner.checkpoint import CheckpointLoader
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
+    CheckpointLoader.register_scheme(
+        ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://'), load_from_zoo, force=True)
+
+
+# -- several processes without a GPU --------------------------------------------------------------------------------------------------
+
+
+def init_cpu_distributed(backend: str = 'gloo') -> bool:
+    """Create the process group for ``torchrun`` on a machine without an accelerator, where mmengine would call ``torch.cuda``.
+
+    Returns:
+        Whether this process runs in a CPU process group. Then DDP needs ``device_ids=None`` (see :data:`CPU_WRAPPER`).
+    """
+    from torch import distributed
+    if 'RANK' not in os.environ or torch.accelerator.is_available() or not distributed.is_available():
+        return False
+    if not distributed.is_initialized():
+        distributed.init_process_group(backend)
+    return True
+
+
+#: ``model_wrapper_cfg`` for CPU processes: mmengine's default passes the local rank as a device.
+CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+
+
+# -- gradient checkpointing that keeps the adapters' gradients ------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=None)
+def _checkpointed(cls: type) -> type:
+    """Subclass of a module class whose forward is recomputed in the backward pass."""
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run = partial(cls.forward, self, **kwargs)  # type: ignore[attr-defined]
+        return checkpoint(run, *args, use_reentrant=False) if torch.is_grad_enabled() else run(*args)
+
+    return type(cls.__name__, (cls,), {'forward': forward, '__module__': cls.__module__, '__doc__': cls.__doc__, '_checkpointed': True})
+
+
+def nonreentrant_checkpointing(model: nn.Module, names: Union[str, Sequence[str]]) -> List[str]:
+    """Recompute the activations of some submodules in the backward pass instead of keeping them.
+
+    mmengine's own switch (``activation_checkpointing``) uses the reentrant form, which gives adapters over a frozen trunk no gradient
+    at all, silently. This one specialises the instances' class, so that deep copies of the model checkpoint themselves.
+
+    Args:
+        model: The model, bare or in a wrapper such as DDP.
+        names: Names of submodules, or glob patterns in which ``*`` stands for one part of a name: ``'backbone.layers.*'``.
+
+    Returns:
+        Names of the checkpointed submodules.
+
+    Raises:
+        ValueError: If a name matches no submodule.
+    """
+    from mmengine.model import is_model_wrapper
+    if is_model_wrapper(model):
+        model = model.module
+    modules = dict(model.named_modules())
+    chosen: List[str] = []
+    for pattern in [names] if isinstance(names, str) else names:
+        parts = pattern.split('.')
+        found = [n for n in modules if n and len(n.split('.')) == len(parts) and all(map(fnmatch.fnmatchcase, n.split('.'), parts))]
+        if not found:
+            near = difflib.get_close_matches(pattern, modules, n=3)
+            raise ValueError(f'petl_checkpointing: no submodule is called {pattern!r}' + (f'; near names: {", ".join(near)}' if near else ''))
+        chosen += [n for n in found if n not in chosen]
+    for name in chosen:
+        module = modules[name]
+        if not getattr(module, '_checkpointed', False):
+            module.__class__ = _checkpointed(type(module))
+    return chosen
+
+
+# -- the environment ------------------------------------------------------------------------------------------------------------------
+
+
+def _version(distribution: str) -> Optional[str]:
+    """Version of an installed distribution, None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def environment_warnings() -> List[str]:
+    """Known traps of the installed packages, one line each, with the command that mends it."""
+    found = []
+    engine, setuptools = _version('mmengine'), _version('setuptools')
+    if engine == '0.10.7' and (setuptools is None or int(setuptools.split('.')[0]) >= 82):
+        found.append(f"mmengine 0.10.7 needs pkg_resources, which setuptools {setuptools} lacks: 'scope::' configs and hub fail. "
+                     f"Run: pip install 'setuptools>=77.0.3,<82'")
+    if _version('transformers') and _version('pycocotools'):
+        found.append('transformers and pycocotools together break the import of mmpretrain.models. Run: pip uninstall pycocotools')
+    engines = [d for d in ('mmengine', 'mmengine-lite', 'onedl-mmengine') if _version(d)]
+    if len(engines) > 1:
+        found.append(f'{" and ".join(engines)} install the same package. Run: pip uninstall {" ".join(engines)}; pip install mmengine==0.10.7')
+    names = ('opencv-python', 'opencv-contrib-python', 'opencv-python-headless', 'opencv-contrib-python-headless')
+    opencv = {d: v for d in names for v in [_version(d)] if v}
+    if len(set(opencv.values())) > 1:
+        listed = ', '.join(f'{d} {v}' for d, v in opencv.items())
+        found.append(f'OpenCV packages of different versions overwrite each other ({listed}). '
+                     f'Run: pip install {" ".join(f"{d}=={max(opencv.values())}" for d in opencv)}')
+    return found
+
+
+def warn_environment() -> List[str]:
+    """Log :func:`environment_warnings` once per process at INFO.
+
+    Returns:
+        The warnings, also when they were logged before.
+    """
+    global _warned
+    found = environment_warnings()
+    if not _warned:
+        from mmengine.logging import print_log
+        for line in found:
+            print_log(line, logger='current', level=logging.INFO)
+        _warned = True
+    return found
+
+
+def check_versions(python: Optional[Tuple[int, ...]] = None, torch_version: Optional[str] = None) -> None:
+    """Refuse an unsupported Python, warn about an untested torch.
+
+    Args:
+        python: (major, minor, ...) of the interpreter; default the running one.
+        torch_version: Version of torch, for example '2.12.1+cpu'; default the imported one.
+
+    Raises:
+        RuntimeError: If Python is outside 3.10-3.12.
+    """
+    python = tuple(python or sys.version_info)[:2]
+    if not PYTHON_RANGE[0] <= python < PYTHON_RANGE[1]:
+        raise RuntimeError(f'mmpetl needs Python 3.10, 3.11 or 3.12, this is {python[0]}.{python[1]}: make an environment with one of them')
+    text = torch_version or torch.__version__
+    major, minor = (int(part) for part in text.split('+')[0].split('.')[:2])
+    if not TORCH_RANGE[0] <= (major, minor) < TORCH_RANGE[1]:
+        warnings.warn(f'mmpetl is tested with torch >=2.11,<2.14, this is {text}: install one of them if something fails', stacklevel=2)
+
+
+def install() -> None:
+    """Check the versions and put the remedies in place that every import needs; called by ``import mmpetl``, safe to call again."""
+    global _installed
+    if _installed:
+        return
+    check_versions()
+    install_mmaction_stub()
+    install_safe_loader()
+    _installed = True
