@@ -1,7 +1,7 @@
 """Remedies for the pinned stack: what has to be put right before mmengine, mmpretrain and mmaction2 work together safely.
 
-Nothing of another package is patched. The remedies use mmengine's own extension points, plus two placeholder modules for a folder that
-the mmaction2 1.2.0 wheel lost. Each has a test that fails as soon as upstream no longer needs it.
+Nothing of another package is patched. The remedies use mmengine's own extension points, plus placeholder modules for what
+keeps the mmaction2 1.2.0 wheel from being imported. Each has a test that fails as soon as upstream no longer needs it.
 """
 
 import difflib
@@ -29,35 +29,57 @@ _installed = False
 _warned = False
 
 
-# -- mmaction2's missing folder -------------------------------------------------------------------------------------------------------
+# -- what keeps mmaction2 from being imported ------------------------------------------------------------------------------------------
 
 
-def install_mmaction_stub() -> bool:
-    """Give ``mmaction.models.localizers`` the submodule ``drn`` that its ``__init__`` imports but the 1.2.0 wheel lacks.
+def _placeholder(name: str, **attributes: Any) -> types.ModuleType:
+    """Put an empty package into ``sys.modules``, so that importing it succeeds."""
+    module = types.ModuleType(name, 'Placeholder made by mmpetl.compat.')
+    module.__path__ = []
+    module.__dict__.update(attributes, __mmpetl_stub__=True)
+    sys.modules[name] = module
+    return module
 
+
+def _folder(package: str) -> Optional[Path]:
+    """Folder of an installed top-level package, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
+
+
+def _lacks_drn(mmaction: Path) -> bool:
+    """Whether the wheel's ``localizers/__init__.py`` imports a folder ``drn`` that is not there."""
+    folder = mmaction / 'models' / 'localizers'
+    init = folder / '__init__.py'
+    return init.is_file() and 'drn' in init.read_text(encoding='utf-8') and not (folder / 'drn').exists()
+
+
+def _vindlu_breaks(mmaction: Path) -> bool:
+    """Whether mmaction2's VindLU imports from ``transformers`` what transformers >= 5 no longer has there."""
+    user, transformers = mmaction / 'models' / 'multimodal' / 'vindlu' / 'modeling_bert.py', _folder('transformers')
+    provider = transformers / 'modeling_utils.py' if transformers else None
+    name = 'apply_chunking_to_forward'
+    return bool(user.is_file() and name in user.read_text(encoding='utf-8')
+                and provider and provider.is_file() and name not in provider.read_text(encoding='utf-8'))
+
+
+def install_mmaction_stub() -> List[str]:
+    """Put placeholders where ``import mmaction.models`` of mmaction2 1.2.0 would fail.
+
+    These are ``localizers.drn``, which the wheel lacks, and the video-language model VindLU where transformers >= 5 is installed.
     It must run before the first ``import mmaction.models``: a failed import leaves half-registered modules behind.
 
     Returns:
-        Whether the placeholders are (now) in ``sys.modules``; False where mmaction2 is absent or complete.
+        Names of the placeholder packages that are in place; empty where mmaction2 is absent or needs none.
     """
-    package = 'mmaction.models.localizers.drn'
-    if package in sys.modules:
-        return hasattr(sys.modules[package], '__mmpetl_stub__')
-    spec = importlib.util.find_spec('mmaction')
-    if spec is None or not spec.submodule_search_locations:
-        return False
-    folder = Path(spec.submodule_search_locations[0]) / 'models' / 'localizers'
-    init = folder / '__init__.py'
-    if (folder / 'drn').exists() or not init.is_file() or 'drn' not in init.read_text(encoding='utf-8'):
-        return False
-    parent, child = types.ModuleType(package), types.ModuleType(f'{package}.drn')
-    parent.__path__ = []
-    parent.__dict__['__mmpetl_stub__'] = True
-    child.__dict__['DRN'] = type('DRN', (), {'__doc__': 'Placeholder: the mmaction2 wheel does not ship this localizer.'})
-    parent.__dict__['drn'] = child
-    sys.modules[package] = parent
-    sys.modules[child.__name__] = child
-    return True
+    mmaction = _folder('mmaction')
+    drn, vindlu = 'mmaction.models.localizers.drn', 'mmaction.models.multimodal.vindlu'
+    if mmaction and drn not in sys.modules and _lacks_drn(mmaction):
+        cls = type('DRN', (), {'__doc__': 'Placeholder: the mmaction2 wheel does not ship this localizer.'})
+        _placeholder(drn, drn=_placeholder(f'{drn}.drn', DRN=cls))
+    if mmaction and vindlu not in sys.modules and _vindlu_breaks(mmaction):
+        _placeholder(vindlu, __all__=[])
+    return [name for name in (drn, vindlu) if hasattr(sys.modules.get(name), '__mmpetl_stub__')]
 
 
 # -- loading checkpoints without running code in them ---------------------------------------------------------------------------------
