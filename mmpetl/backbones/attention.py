@@ -1,0 +1,177 @@
+"""The one sited attention: scaled-dot-product attention with extra keys and values, window bias and shift mask.
+
+Four upstream attentions meet here. Each backbone supplies only its projections and its output; the maths in between is this file.
+"""
+
+from itertools import product
+from typing import List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..sites import Tap
+
+KeysValues = Optional[Tuple[Tensor, Tensor]]
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, N, C) -> (B, heads, N, C / heads)."""
+    b, n, c = x.shape
+    return x.view(b, n, heads, c // heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, d) -> (B, N, heads * d)."""
+    b, h, n, d = x.shape
+    return x.transpose(1, 2).reshape(b, n, h * d)
+
+
+def join_extra(tap: Tap, prompts: KeysValues, heads: int) -> KeysValues:
+    """Extra keys and values of one block: those of its prompts, then those of ``tap.kv()``.
+
+    Args:
+        tap: The block's tap.
+        prompts: Projected prompts, both (1 or B, P, C), or None.
+        heads: Attention heads h.
+
+    Returns:
+        None, or keys and values (h or 1, P + K, d), with a leading batch axis where samples differ.
+    """
+    found = tap.kv()
+    if prompts is None:
+        return found
+    keys, values = (split_heads(t, heads) for t in prompts)
+    if found is None:
+        return keys, values
+    extra_k, extra_v = (t if t.dim() == 4 else t[None] for t in found)
+    shape = torch.broadcast_shapes(keys.shape[:2], extra_k.shape[:2])
+    return (torch.cat([keys.expand(*shape, -1, -1), extra_k.to(keys.dtype).expand(*shape, -1, -1)], 2),
+            torch.cat([values.expand(*shape, -1, -1), extra_v.to(values.dtype).expand(*shape, -1, -1)], 2))
+
+
+def prepend(extra: KeysValues, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+    """Put extra keys and values in front of k and v, both (B, h, N, d)."""
+    if extra is None:
+        return k, v
+    shape = k.shape[:-2]
+    extra_k, extra_v = (t.to(k.dtype).expand(*shape, -1, -1) for t in extra)
+    return torch.cat([extra_k, k], 2), torch.cat([extra_v, v], 2)
+
+
+def gate_bias(tap: Tap, keys: int, start: int) -> Optional[Tensor]:
+    """Attention bias (B or 1, 1, 1, keys) that adds ``tap.prompt_gate`` to the prompt columns, which begin at ``start``."""
+    if tap.prompt_gate is None:
+        return None
+    gate = tap.prompt_gate
+    return F.pad(gate, (start, keys - start - gate.shape[-1]))[:, None, None, :]
+
+
+def attend(q: Tensor,
+           k: Tensor,
+           v: Tensor,
+           heads: int,
+           extra: KeysValues = None,
+           bias: Optional[Tensor] = None,
+           drop_rate: float = 0.,
+           scale: Optional[float] = None) -> Tensor:
+    """Global attention.
+
+    Args:
+        q, k, v: (B, N, C) each.
+        heads: Number of heads h.
+        extra: Extra keys and values, see :func:`join_extra`; they come first.
+        bias: Added to the logits, broadcastable to (B, h, N, P + N).
+        drop_rate: Dropout on the attention weights.
+        scale: Factor of the logits; None means head_dim ** -0.5.
+
+    Returns:
+        (B, N, C).
+    """
+    q, k, v = (split_heads(t, heads) for t in (q, k, v))
+    k, v = prepend(extra, k, v)
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale))
+
+
+def window_groups(windows: Sequence[int], shifted: Sequence[bool]) -> List[Tuple[slice, ...]]:
+    """Blocks of windows that share one shift mask.
+
+    The cyclic shift joins distant tokens only in the last window of each shifted axis, so at most two groups per axis exist.
+
+    Args:
+        windows: Number of windows along each axis.
+        shifted: Which axes are shifted.
+
+    Returns:
+        Slices over the window grid, in lexicographic order.
+    """
+    axes = [[slice(0, n - 1), slice(n - 1, n)] if s and n > 1 else [slice(0, n)] for n, s in zip(windows, shifted)]
+    return list(product(*axes))
+
+
+def _join(parts: List[Tensor], lengths: Sequence[int]) -> Tensor:
+    """Concatenate lexicographically ordered groups back along the axes 1, 2, ...; ``lengths``: groups per axis."""
+    for axis in reversed(range(len(lengths))):
+        step = lengths[axis]
+        parts = [torch.cat(parts[i:i + step], axis + 1) if step > 1 else parts[i] for i in range(0, len(parts), step)]
+    return parts[0]
+
+
+def attend_windows(q: Tensor,
+                   k: Tensor,
+                   v: Tensor,
+                   heads: int,
+                   bias: Tensor,
+                   mask: Optional[Tensor] = None,
+                   windows: Sequence[int] = (),
+                   shifted: Sequence[bool] = (),
+                   prompts: int = 0,
+                   extra: KeysValues = None,
+                   drop_rate: float = 0.,
+                   scale: Optional[float] = None) -> Tensor:
+    """Window attention with relative position bias and shift mask.
+
+    Windows with the same mask are attended together, so no (windows, N, N) bias is ever formed.
+
+    Args:
+        q, k, v: (B * windows, P + N, C), P leading prompt tokens in every window.
+        heads: Number of heads h.
+        bias: Relative position bias (h, N, N).
+        mask: Shift mask (windows, N, N) of 0 and -100, or None.
+        windows: Windows along each axis; needed with ``mask``.
+        shifted: Which axes are shifted; needed with ``mask``.
+        prompts: P. Prompts see and are seen by all tokens of the window.
+        extra: Extra keys and values (h or 1, K, d), which all tokens see; they come first.
+        drop_rate: Dropout on the attention weights.
+        scale: Factor of the logits.
+
+    Returns:
+        (B * windows, P + N, C).
+    """
+    extra_keys = 0 if extra is None else extra[0].shape[-2]
+
+    def padded(b: Tensor) -> Tensor:
+        b = F.pad(b, (extra_keys + prompts, 0, prompts, 0)) if extra_keys or prompts else b
+        return b[None].to(q.dtype)
+
+    if mask is None:
+        return attend(q, k, v, heads, extra, padded(bias), drop_rate, scale)
+    shape = (-1, *windows, *q.shape[1:])
+    q, k, v = (t.view(shape) for t in (q, k, v))
+    mask = mask.view(*windows, *mask.shape[1:])
+    parts = []
+    for group in window_groups(windows, shifted):
+        index = (slice(None), *group)
+        group_mask = mask[tuple(s.start for s in group)]
+        part = attend(*(t[index].flatten(0, len(windows)) for t in (q, k, v)), heads, extra, padded(bias + group_mask), drop_rate, scale)
+        parts.append(part.view(-1, *(s.stop - s.start for s in group), *part.shape[1:]))
+    lengths = [2 if s and n > 1 else 1 for n, s in zip(windows, shifted)]
+    return _join(parts, lengths).flatten(0, len(windows))
+
+
+def relative_position_bias(table: Tensor, index: Tensor) -> Tensor:
+    """(entries, h) gathered by (N, N) -> (h, N, N)."""
+    n, m = index.shape
+    return table[index.reshape(-1)].view(n, m, -1).permute(2, 0, 1)

@@ -1,0 +1,56 @@
+"""Sited patch embeddings and final norms: the places of SSF's first and last operation and of prompt pooling."""
+
+from typing import Any, Tuple
+
+import torch
+from mmcv.cnn.bricks.transformer import PatchEmbed
+from torch import Tensor, nn
+
+from ..sites import Tap
+
+
+class SitedPatchEmbed(PatchEmbed):
+    """Patch embedding of ViT, CLIP, VideoMAE and Swin: (B, 3, [T,] H, W) -> (B, N, C) and the grid."""
+
+    tap: Tap
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tuple[int, ...]]:
+        x, grid = super().forward(x)
+        return self.tap.norm('embed', x), grid
+
+
+class SitedFinalNorm(nn.LayerNorm):
+    """The last norm. Prompts that are pooled with the grid tokens are merged here.
+
+    A later mean over the L grid tokens must equal the mean over P prompts and L grid tokens, so each grid token becomes
+    (L * token + sum of prompts) / (P + L). That keeps the feature map's shape, whatever neck follows.
+    """
+
+    tap: Tap
+    merges_prompts: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.tap.norm('final', super().forward(x))
+        pooled = self.tap.prompts_pooled
+        if not (pooled and self.merges_prompts):
+            return y
+        prompts, tokens = y.split([pooled, y.shape[1] - pooled], 1)
+        return (tokens * tokens.shape[1] + prompts.sum(1, keepdim=True)) / y.shape[1]
+
+
+def linear_slice(weight: Tensor, op: str) -> Tensor:
+    """Rows of q, k or v in a fused qkv weight or bias."""
+    return weight.chunk(3, 0)['qkv'.index(op)]
+
+
+def write(target: Tensor, value: Tensor) -> None:
+    """Copy ``value`` into a parameter (or a view of one) in place."""
+    with torch.no_grad():
+        target.copy_(value)
+
+
+def set_tap(module: nn.Module, tap: Tap, **attributes: Any) -> None:
+    """Give a specialised module its tap and plain attributes."""
+    module.tap = tap
+    for name, value in attributes.items():
+        setattr(module, name, value)

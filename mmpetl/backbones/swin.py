@@ -1,0 +1,167 @@
+"""mmpretrain's SwinTransformer, specialised in place."""
+
+from typing import Any, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
+from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinTransformer
+from mmpretrain.models.utils import ShiftWindowMSA
+from mmpretrain.models.utils.attention import WindowMSA
+from torch import Tensor, nn
+
+from ..sites import BlockSpec, Tap
+from .attention import attend_windows, join_extra, relative_position_bias
+from .block import SitedBlock, feed_forward
+from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
+from .family import Family
+
+
+class SitedWindowMSA(WindowMSA):
+    """Attention inside windows: (B * windows, P + N, C) -> same shape."""
+
+    tap: Tap
+
+    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        return self.tap.qkv(x, *self.qkv(x).chunk(3, -1))
+
+    def forward(self, x: Tensor, mask: Optional[Tensor], windows: Sequence[int], shifted: bool, tokens: int,
+                prompts: Optional[Tensor]) -> Tensor:
+        q, k, v = self.project(x)
+        extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
+        bias = relative_position_bias(self.relative_position_bias_table, self.relative_position_index)
+        y = attend_windows(
+            q, k, v, self.num_heads, bias, mask, windows, (shifted, shifted), tokens, extra,
+            self.attn_drop.p if self.training else 0., self.scale)
+        return self.proj_drop(self.tap.linear('proj', y, self.proj(y)))
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        if op == 'proj':
+            return self.proj.weight, self.proj.bias
+        return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
+
+
+class SitedShiftWindowMSA(ShiftWindowMSA):
+    """Pads, rolls and partitions the grid tokens; prompts are copied into every window and averaged back over the windows."""
+
+    tap: Tap
+
+    def _window(self, height: int, width: int) -> Tuple[int, int]:
+        """Effective window and shift for this grid, as upstream chooses them."""
+        if min(height, width) < self.window_size and not self.pad_small_map:
+            raise ValueError(f'the feature map ({height}, {width}) is smaller than the window ({self.window_size}): '
+                             'set pad_small_map=True or use a smaller window_size')
+        alone = min(height, width) == self.window_size and not self.pad_small_map
+        return self.window_size, 0 if alone else self.shift_size
+
+    def forward(self, query: Tensor, hw_shape: Tuple[int, int], prompts: Optional[Tensor] = None) -> Tensor:
+        height, width = hw_shape
+        size, shift = self._window(height, width)
+        tokens = query.shape[1] - height * width
+        inner, grid = query[:, :tokens], query[:, tokens:].unflatten(1, (height, width))
+        grid = F.pad(grid, (0, 0, 0, -width % size, 0, -height % size))
+        padded = grid.shape[1:3]
+        if shift:
+            grid = torch.roll(grid, (-shift, -shift), (1, 2))
+        windows = (padded[0] // size, padded[1] // size)
+        count = windows[0] * windows[1]
+        x = self.window_partition(grid, size).flatten(1, 2)
+        if tokens:
+            # Windows are batch-major, so each sample's prompts are repeated once per window of that sample.
+            x = torch.cat([inner.repeat_interleave(count, 0), x], 1)
+        mask = self.get_attn_mask(padded, window_size=size, shift_size=shift, device=query.device)
+        x = self.w_msa(x, mask, windows, shift > 0, tokens, prompts)
+        inner, x = x[:, :tokens], x[:, tokens:]
+        grid = self.window_reverse(x.reshape(-1, size, size, x.shape[-1]), *padded, size)
+        if shift:
+            grid = torch.roll(grid, (shift, shift), (1, 2))
+        x = grid[:, :height, :width].flatten(1, 2)
+        if tokens:
+            x = torch.cat([inner.unflatten(0, (-1, count)).mean(1), x], 1)
+        return x
+
+
+class SitedSwinBlock(SitedBlock, SwinBlock):
+    """Block of mmpretrain's SwinTransformer: (B, P + H*W, C) -> same shape."""
+
+    def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        return self.attn(h, context[0], prompts)
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        (fc1, act, drop1), fc2, drop2 = self.ffn.layers
+        return self.ffn.gamma2(feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h))
+
+    def drop_path_of(self, sub: str) -> nn.Module:
+        return self.attn.drop if sub == 'attn' else self.ffn.dropout_layer
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        if op in ('fc1', 'fc2'):
+            linear = self.ffn.layers[0][0] if op == 'fc1' else self.ffn.layers[1]
+            return linear.weight, linear.bias
+        return self.attn.w_msa.op_parameters(op)
+
+    def forward(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
+        return self.run(x, hw_shape)
+
+
+class SitedPatchMerging(PatchMerging):
+    """Patch merging that takes prompts along: a prompt is merged with three copies of itself."""
+
+    def forward(self, x: Tensor, input_size: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+        tokens = x.shape[1] - input_size[0] * input_size[1]
+        merged, size = super().forward(x[:, tokens:], input_size)
+        if not tokens:
+            return merged, size
+        # nn.Unfold orders channels first, so the four copies of a channel stand side by side.
+        prompts = x[:, :tokens].repeat_interleave(4, -1)
+        prompts = self.reduction(prompts if self.norm is None else self.norm(prompts))
+        return torch.cat([prompts, merged], 1), size
+
+
+def _blocks(model: SwinTransformer) -> List[nn.Module]:
+    return [block for stage in model.stages for block in stage.blocks]
+
+
+def _specs(model: SwinTransformer) -> List[BlockSpec]:
+    patch = tuple(model.patch_embed.projection.kernel_size)
+    specs: List[BlockSpec] = []
+    height, width = model.patch_resolution
+    for s, stage in enumerate(model.stages):
+        for block in stage.blocks:
+            window = block.attn.w_msa
+            specs.append(
+                BlockSpec(
+                    index=len(specs), stage=s, dim=stage.embed_dims, heads=window.num_heads, ffn_dim=block.ffn.feedforward_channels,
+                    grid=(height, width), window=tuple(window.window_size), patch=patch, key_bias=window.qkv.bias is not None))
+        height, width = -(-height // 2), -(-width // 2)
+    return specs
+
+
+def _check_prompts(model: SwinTransformer, pooled: bool) -> None:
+    if tuple(model.out_indices) != (len(model.stages) - 1, ):
+        raise ValueError(f'prompts in the token stream need out_indices=({len(model.stages) - 1},), got {tuple(model.out_indices)}')
+
+
+FAMILY = Family(
+    name='swin',
+    points=frozenset(('qkv', 'linear', 'norm', 'branch', 'kv', 'prompts')),
+    classes={
+        SwinBlock: SitedSwinBlock, ShiftWindowMSA: SitedShiftWindowMSA, WindowMSA: SitedWindowMSA, PatchMerging: SitedPatchMerging,
+        PatchEmbed: SitedPatchEmbed
+    },
+    blocks=_blocks,
+    specs=_specs,
+    embed=lambda model: model.patch_embed,
+    embed_parameters=lambda model: (model.patch_embed.norm.weight, model.patch_embed.norm.bias),
+    final_norm=lambda model: getattr(model, f'norm{len(model.stages) - 1}', None),
+    final_class=SitedFinalNorm,
+    merges_prompts=True,
+    pools_prompts=lambda model: True,
+    check_prompts=_check_prompts,
+)
+
+
+def build(**kwargs: Any) -> SwinTransformer:
+    """mmpretrain's SwinTransformer."""
+    return SwinTransformer(**kwargs)

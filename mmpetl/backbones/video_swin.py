@@ -1,0 +1,122 @@
+"""mmaction2's SwinTransformer3D (Video Swin), specialised in place."""
+
+from typing import Any, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmaction.models.backbones.swin import (PatchEmbed3D, SwinTransformer3D, SwinTransformerBlock3D, WindowAttention3D, get_window_size,
+                                            window_partition, window_reverse)
+from torch import Tensor, nn
+
+from ..sites import BlockSpec, Tap
+from .attention import attend_windows, join_extra, relative_position_bias
+from .block import SitedBlock, feed_forward
+from .embed import SitedFinalNorm, linear_slice
+from .family import Family
+
+
+class SitedWindowAttention3D(WindowAttention3D):
+    """Attention inside windows: (B * windows, N, C) -> same shape."""
+
+    tap: Tap
+
+    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        return self.tap.qkv(x, *self.qkv(x).chunk(3, -1))
+
+    def forward(self, x: Tensor, mask: Optional[Tensor] = None, windows: Sequence[int] = (), shifted: Sequence[bool] = ()) -> Tensor:
+        n = x.shape[1]
+        q, k, v = self.project(x)
+        bias = relative_position_bias(self.relative_position_bias_table, self.relative_position_index[:n, :n])
+        y = attend_windows(
+            q, k, v, self.num_heads, bias, mask, windows, shifted, 0, join_extra(self.tap, None, self.num_heads),
+            self.attn_drop.p if self.training else 0., self.scale)
+        return self.proj_drop(self.tap.linear('proj', y, self.proj(y)))
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        if op == 'proj':
+            return self.proj.weight, self.proj.bias
+        return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
+
+
+class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
+    """Block of SwinTransformer3D: (B, T, H, W, C) -> same shape."""
+
+    def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        batch, *grid, _ = h.shape
+        size, shift = get_window_size(tuple(grid), self.window_size, self.shift_size)
+        # Padding comes after the norm, so padded tokens are exact zeros.
+        h = F.pad(h, (0, 0, 0, -grid[2] % size[2], 0, -grid[1] % size[1], 0, -grid[0] % size[0]))
+        padded = h.shape[1:4]
+        shifted = tuple(s > 0 for s in shift)
+        if any(shifted):
+            h = torch.roll(h, tuple(-s for s in shift), (1, 2, 3))
+        windows = tuple(p // w for p, w in zip(padded, size))
+        y = self.attn(window_partition(h, size), context[0] if any(shifted) else None, windows, shifted)
+        y = window_reverse(y.view(-1, *size, y.shape[-1]), size, batch, *padded)
+        if any(shifted):
+            y = torch.roll(y, shift, (1, 2, 3))
+        return y[:, :grid[0], :grid[1], :grid[2]]
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        mlp = self.mlp
+        return feed_forward(self.tap, mlp.fc1, mlp.act, mlp.drop, mlp.fc2, mlp.drop, h)
+
+    def drop_path_of(self, sub: str) -> nn.Module:
+        return self.drop_path
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        if op in ('fc1', 'fc2'):
+            linear = getattr(self.mlp, op)
+            return linear.weight, linear.bias
+        return self.attn.op_parameters(op)
+
+    def forward(self, x: Tensor, mask_matrix: Optional[Tensor]) -> Tensor:
+        return self.run(x, mask_matrix)
+
+
+class SitedPatchEmbed3D(PatchEmbed3D):
+    """(B, 3, T, H, W) -> (B, C, T', H', W')."""
+
+    tap: Tap
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return self.tap.norm('embed', x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _blocks(model: SwinTransformer3D) -> List[nn.Module]:
+    return [block for layer in model.layers for block in layer.blocks]
+
+
+def _specs(model: SwinTransformer3D) -> List[BlockSpec]:
+    # The clip's size is known only at run time, so the grid stays open.
+    return [
+        BlockSpec(
+            index=i, stage=s, dim=block.embed_dims, heads=block.num_heads, ffn_dim=block.mlp.fc1.out_features,
+            window=tuple(block.window_size), patch=tuple(model.patch_embed.proj.kernel_size), key_bias=block.attn.qkv.bias is not None)
+        for i, (s, block) in enumerate((s, b) for s, layer in enumerate(model.layers) for b in layer.blocks)
+    ]
+
+
+def _embed_parameters(model: SwinTransformer3D) -> Tuple[Tensor, Optional[Tensor]]:
+    owner = model.patch_embed.proj if model.patch_embed.norm is None else model.patch_embed.norm
+    return owner.weight, owner.bias
+
+
+FAMILY = Family(
+    name='video_swin',
+    points=frozenset(('qkv', 'linear', 'norm', 'branch', 'kv')),
+    classes={SwinTransformerBlock3D: SitedSwinBlock3D, WindowAttention3D: SitedWindowAttention3D, PatchEmbed3D: SitedPatchEmbed3D},
+    blocks=_blocks,
+    specs=_specs,
+    embed=lambda model: model.patch_embed,
+    embed_parameters=_embed_parameters,
+    final_norm=lambda model: getattr(model, f'norm{model.num_layers - 1}', None),
+    final_class=SitedFinalNorm,
+)
+
+
+def build(**kwargs: Any) -> SwinTransformer3D:
+    """mmaction2's SwinTransformer3D; ``pretrained2d`` (whose default makes init_weights fail without a file) is off."""
+    return SwinTransformer3D(**{'pretrained2d': False, **kwargs})

@@ -1,0 +1,113 @@
+"""mmaction2's VisionTransformer (VideoMAE), specialised in place."""
+
+from typing import Any, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmaction.models.backbones.vit_mae import Attention, Block, VisionTransformer
+from mmcv.cnn.bricks.transformer import PatchEmbed
+from torch import Tensor, nn
+
+from ..sites import POINTS, BlockSpec, Tap
+from .attention import attend, gate_bias, join_extra, split_heads
+from .block import SitedBlock, feed_forward
+from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
+from .family import Family
+
+
+class SitedAttention(Attention):
+    """(B, N, C) -> (B, N, C). Biases of q and v only; scaled-dot-product attention instead of an explicit softmax."""
+
+    tap: Tap
+
+    def _bias(self) -> Optional[Tensor]:
+        if not hasattr(self, 'q_bias'):
+            return None
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        return self.tap.qkv(x, *F.linear(x, self.qkv.weight, self._bias()).chunk(3, -1))
+
+    def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
+        """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
+        _, k, v = F.linear(u, self.qkv.weight, self._bias()).chunk(3, -1)
+        return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        if op == 'proj':
+            return self.proj.weight, self.proj.bias
+        return linear_slice(self.qkv.weight, op), getattr(self, f'{op}_bias', None)
+
+    def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
+        q, k, v = self.project(x)
+        extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
+        keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
+        start = 0 if prompts is not None else keys - k.shape[1]
+        drop_rate = self.attn_drop.p if self.training else 0.
+        y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), drop_rate, self.scale)
+        return self.proj_drop(self.tap.linear('proj', y, self.proj(y)))
+
+
+class SitedVideoBlock(SitedBlock, Block):
+    """Block of mmaction2's VisionTransformer."""
+
+    def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        y = self.attn(h, prompts)
+        return self.gamma_1 * y if hasattr(self, 'gamma_1') else y
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        (fc1, act, drop1), fc2, drop2 = self.mlp.layers
+        y = feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h)
+        return self.gamma_2 * y if hasattr(self, 'gamma_2') else y
+
+    def drop_path_of(self, sub: str) -> nn.Module:
+        return self.drop_path
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        if op in ('fc1', 'fc2'):
+            linear = self.mlp.layers[0][0] if op == 'fc1' else self.mlp.layers[1]
+            return linear.weight, linear.bias
+        return self.attn.op_parameters(op)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+def _specs(model: VisionTransformer) -> List[BlockSpec]:
+    patch = tuple(model.patch_embed.projection.kernel_size)
+    tokens = model.pos_embed.shape[1]
+    grid = (tokens // (model.grid_size[0] * model.grid_size[1]), *model.grid_size)
+    return [
+        BlockSpec(
+            index=i, stage=0, dim=model.embed_dims, heads=block.attn.num_heads, ffn_dim=block.mlp.feedforward_channels,
+            grid=grid, patch=patch, key_bias=False) for i, block in enumerate(model.blocks)
+    ]
+
+
+class SideVideoMAE(VisionTransformer):
+    """A VideoMAE whose output is the feature of a side method; the trunk runs without gradients."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.petl.side_active():
+            return super().forward(x)
+        return self.petl.side_feature(lambda: VisionTransformer.forward(self, x))
+
+
+FAMILY = Family(
+    name='videomae',
+    points=frozenset(POINTS),
+    classes={Block: SitedVideoBlock, Attention: SitedAttention, PatchEmbed: SitedPatchEmbed},
+    side_class=(VisionTransformer, SideVideoMAE),
+    blocks=lambda model: list(model.blocks),
+    specs=_specs,
+    embed=lambda model: model.patch_embed,
+    embed_parameters=lambda model: (model.patch_embed.projection.weight, model.patch_embed.projection.bias),
+    final_norm=lambda model: model.fc_norm if model.fc_norm is not None else model.norm,
+    final_class=SitedFinalNorm,
+)
+
+
+def build(**kwargs: Any) -> VisionTransformer:
+    """mmaction2's VisionTransformer."""
+    return VisionTransformer(**kwargs)

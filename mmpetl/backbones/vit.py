@@ -1,0 +1,149 @@
+"""mmpretrain's VisionTransformer (supervised, MAE, MoCo v3, DINOv2) and CLIP's image tower, specialised in place."""
+
+from typing import Any, Dict, List, Optional, Tuple
+
+
+from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer, VisionTransformer
+from mmpretrain.models.utils import MultiheadAttention
+from torch import Tensor, nn
+
+from ..sites import POINTS, BlockSpec, Tap
+from .attention import attend, gate_bias, join_extra, split_heads
+from .block import SitedBlock, feed_forward
+from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
+from .family import Family
+
+
+class SitedMultiheadAttention(MultiheadAttention):
+    """(B, N, C) -> (B, N, C) before drop-path."""
+
+    tap: Tap
+    extra_tokens: int
+
+    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        return self.tap.qkv(x, *self.qkv(x).chunk(3, -1))
+
+    def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
+        """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
+        c = self.embed_dims
+        bias = None if self.qkv.bias is None else self.qkv.bias[c:]
+        k, v = nn.functional.linear(u, self.qkv.weight[c:], bias).chunk(2, -1)
+        return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        if op == 'proj':
+            return self.proj.weight, self.proj.bias
+        return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
+
+    def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
+        q, k, v = self.project(x)
+        extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
+        keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
+        # Prompts come first among the extra keys; prompts in the stream stand behind the extra keys and the class token.
+        start = 0 if prompts is not None else keys - k.shape[1] + self.extra_tokens
+        y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), self.attn_drop if self.training else 0.)
+        y = self.tap.linear('proj', y, self.proj(y))
+        return self.gamma1(self.proj_drop(y))
+
+
+class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
+    """Block of mmpretrain's VisionTransformer."""
+
+    def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        return self.attn(h, prompts)
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        (fc1, act, drop1), fc2, drop2 = self.ffn.layers
+        return self.ffn.gamma2(feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h))
+
+    def drop_path_of(self, sub: str) -> nn.Module:
+        return self.attn.out_drop if sub == 'attn' else self.ffn.dropout_layer
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        if op in ('fc1', 'fc2'):
+            linear = self.ffn.layers[0][0] if op == 'fc1' else self.ffn.layers[1]
+            return linear.weight, linear.bias
+        return self.attn.op_parameters(op)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+def _check(model: VisionTransformer) -> None:
+    for i, layer in enumerate(model.layers):
+        if not isinstance(layer.ffn, FFN) or layer.ffn.num_fcs != 2:
+            raise ValueError(f'block {i}: only two-layer feed-forward networks can be adapted, not {type(layer.ffn).__name__}')
+        if layer.attn.v_shortcut:
+            raise ValueError(f'block {i}: attention with v_shortcut cannot be adapted')
+
+
+def _specs(model: VisionTransformer) -> List[BlockSpec]:
+    return [
+        BlockSpec(
+            index=i, stage=0, dim=model.embed_dims, heads=layer.attn.num_heads, ffn_dim=layer.ffn.feedforward_channels,
+            extra_tokens=model.num_extra_tokens, grid=tuple(model.patch_resolution), patch=tuple(model.patch_embed.projection.kernel_size),
+            key_bias=layer.attn.qkv.bias is not None)
+        for i, layer in enumerate(model.layers)
+    ]
+
+
+def _final_norm(model: VisionTransformer) -> Optional[nn.Module]:
+    if model.out_type == 'avg_featmap':
+        return model.ln2
+    return model.ln1 if model.final_norm else None
+
+
+def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
+    inner = [i for i in model.out_indices if i != len(model.layers) - 1]
+    if inner and model.out_type != 'cls_token':
+        raise ValueError(f'prompts in the token stream need out_indices of the last block only, got {list(model.out_indices)}')
+    if pooled and model.out_type != 'avg_featmap':
+        raise ValueError(f"pool_prompts=True needs out_type='avg_featmap', the backbone has {model.out_type!r}")
+
+
+def _fold_embed_bias(model: VisionTransformer, shift: Tensor) -> None:
+    """A shift after a bias-less patch embedding moves into the position table of the patch tokens."""
+    model.pos_embed[:, model.num_extra_tokens:] += shift
+
+
+class SideVisionTransformer(VisionTransformer):
+    """A VisionTransformer whose output is the feature of a side method; the trunk runs without gradients."""
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        if not self.petl.side_active():
+            return super().forward(x)
+        return (self.petl.side_feature(lambda: VisionTransformer.forward(self, x)), )
+
+
+FAMILY = Family(
+    name='vit',
+    points=frozenset(POINTS),
+    classes={TransformerEncoderLayer: SitedEncoderLayer, MultiheadAttention: SitedMultiheadAttention, PatchEmbed: SitedPatchEmbed},
+    side_class=(VisionTransformer, SideVisionTransformer),
+    blocks=lambda model: list(model.layers),
+    specs=_specs,
+    embed=lambda model: model.patch_embed,
+    embed_parameters=lambda model: (model.patch_embed.projection.weight, model.patch_embed.projection.bias),
+    fold_embed_shift=_fold_embed_bias,
+    final_norm=_final_norm,
+    final_class=SitedFinalNorm,
+    pools_prompts=lambda model: model.out_type == 'avg_featmap',
+    check=_check,
+    check_prompts=_check_prompts,
+)
+
+
+def build(arch: Any = 'base', **kwargs: Any) -> VisionTransformer:
+    """mmpretrain's VisionTransformer."""
+    return VisionTransformer(arch=arch, **kwargs)
+
+
+def build_clip(arch: Any = 'base', **kwargs: Any) -> VisionTransformer:
+    """CLIP's image tower: pre-norm, QuickGELU, LayerNorm eps 1e-5, patch embedding without bias."""
+    defaults: Dict[str, Any] = dict(
+        pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5), layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')))
+    return VisionTransformer(arch=arch, **{**defaults, **kwargs})
+
+
