@@ -1,0 +1,176 @@
+"""The adapter file: what was trained, and what it was trained on, in one ``.safetensors``.
+
+Tensors are stored under the model's own key names (``backbone.petl.0....``, ``head....``). A JSON header under the metadata key
+``mmpetl`` says which methods they belong to and which frozen weights they expect.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, BinaryIO
+
+import torch
+
+from ..version import __version__
+from .errors import WeightFileError
+from .guards import is_escape, parse_json, read_safetensors_header
+
+METADATA_KEY = 'mmpetl'
+#: Version of the layout. A reader refuses a higher one and upgrades a lower one.
+FORMAT = 1
+
+#: Header keys: (type, required).
+_FIELDS: dict[str, tuple[Any, bool]] = {
+    'format': (int, True), 'mmpetl_version': (str, True), 'name': (str, True), 'methods': (list, True), 'tune': (list, True),
+    'trunk': (str, True), 'backbone': (str, True), 'base': (dict, True), 'counts': (dict, True), 'head': (list, False),
+    'classes': ((list, type(None)), False), 'preprocessing': ((dict, type(None)), False), 'metrics': (dict, False),
+    'versions': (dict, False), 'extra': (dict, False),
+}
+
+
+def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> None:
+    """Write an adapter file, atomically.
+
+    Args:
+        path (str | PathLike): Destination, ``*.safetensors``.
+        tensors (Mapping[str, Tensor]): What was trained, under the model's key names.
+        header (Mapping): Required: ``methods`` (list of config dicts), ``tune`` (list of patterns), ``trunk`` ('eval' or 'train'),
+            ``backbone`` (type name), ``base`` (dict with id, checkpoint and fingerprint, each a string or None). Optional:
+            ``name``, ``head`` (keys among the tensors that belong to the head), ``classes``, ``preprocessing``, ``metrics``,
+            ``versions``, ``counts`` (numbers of trainable parameters), ``extra``. ``format``, ``mmpetl_version``, and absent
+            ``name`` and ``counts`` are filled in.
+
+    Raises:
+        WeightFileError: A header or a path that :func:`load` would refuse; nothing is written.
+    """
+    from safetensors.torch import save as to_bytes
+    path = os.fspath(path)
+    if not path.endswith('.safetensors'):
+        raise WeightFileError(path, 'an adapter file is named *.safetensors', 'change the suffix')
+    if not tensors:
+        raise WeightFileError(path, 'no tensor to save', 'train something first')
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    full = {'format': FORMAT, 'mmpetl_version': __version__, 'name': 'default', 'counts': count(plain, header.get('head', [])), **header}
+    try:
+        text = json.dumps(full, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise WeightFileError(path, f'the header cannot be written as JSON: {error}', 'use plain numbers, strings, lists') from None
+    check_header(path, parse_json(text), {key: tuple(tensor.shape) for key, tensor in plain.items()})
+    # clones: the safetensors library refuses tensors that share memory, adapters may tie theirs
+    data = to_bytes({key: tensor.clone() for key, tensor in plain.items()}, {METADATA_KEY: text})
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    from .io import atomic_write
+    atomic_write(path, write)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read an adapter file.
+
+    Returns:
+        tuple: ``{key: Tensor}`` on the CPU and the checked header.
+
+    Raises:
+        FileNotFoundError: No such file.
+        WeightFileError: Not an adapter file, damaged, written by a newer mmpetl, or a header that contradicts its tensors.
+    """
+    from .io import file_kind, read_tensors
+    path = os.path.expanduser(os.fspath(path))
+    if file_kind(path) != 'safetensors':
+        raise WeightFileError(path, 'not an adapter file', 'adapter files are *.safetensors written by mmpetl')
+    header = read_header(path)
+    entries, _ = read_safetensors_header(path, os.path.getsize(path))
+    return dict(read_tensors(path, list(entries))), header
+
+
+def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and check the header of an adapter file alone; no tensor is read.
+
+    Raises:
+        WeightFileError: As for :func:`load`.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    entries, metadata = read_safetensors_header(path, os.path.getsize(path))
+    if METADATA_KEY not in metadata:
+        raise WeightFileError(path, 'a safetensors file without adapter header', 'load it as backbone weights instead')
+    try:
+        header = parse_json(metadata[METADATA_KEY])
+    except ValueError as error:
+        raise WeightFileError(path, f'broken adapter header: {error}', 'save the adapter again') from None
+    check_header(path, header, {key: shape for key, (_, shape) in entries.items()})
+    return header
+
+
+def count(tensors: Mapping[str, torch.Tensor], head: list[str]) -> dict[str, int]:
+    """Number of elements stored: ``{'total', 'head', 'petl'}`` (petl = keys below ``backbone.petl.``)."""
+    def total(keys: list[str]) -> int:
+        return sum(tensors[key].numel() for key in keys)
+
+    return {'total': total(list(tensors)), 'head': total([key for key in tensors if key in set(head)]),
+            'petl': total([key for key in tensors if '.petl.' in f'.{key}'])}
+
+
+def check_header(path: str, header: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check a header against its definition and against the tensors of its file.
+
+    Args:
+        path (str): Named in messages.
+        header: Parsed JSON.
+        shapes (Mapping): ``{key: shape}`` of the tensors in the file.
+
+    Raises:
+        WeightFileError: The first thing that is wrong.
+    """
+    def refuse(cause: str, mend: str = 'save the adapter again') -> None:
+        raise WeightFileError(path, f'adapter header: {cause}', mend)
+
+    if not isinstance(header, dict) or type(header.get('format')) is not int:
+        refuse('no format number')
+    if not 1 <= header['format'] <= FORMAT:
+        refuse(f'format {header["format"]}, this mmpetl {__version__} reads up to {FORMAT}', 'update mmpetl')
+    for key, (kind, required) in _FIELDS.items():
+        if required and key not in header:
+            refuse(f'{key!r} is missing')
+        if key in header and (not isinstance(header[key], kind) or isinstance(header[key], bool)):
+            refuse(f'{key!r} is a {type(header[key]).__name__}')
+    unknown = sorted(set(header) - set(_FIELDS))
+    if unknown:
+        refuse(f'unknown key {unknown[0]!r}', f"put it under 'extra'; known: {', '.join(_FIELDS)}")
+    if is_escape(header['name']) or '/' in header['name']:
+        refuse(f'adapter name {header["name"][:60]!r} is not a plain name', 'use letters, digits, . - _')
+    _check_parts(header, shapes, refuse)
+
+
+def _check_parts(header: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], refuse: Any) -> None:
+    for method in header['methods']:
+        if not isinstance(method, dict) or not isinstance(method.get('type'), str):
+            refuse("every entry of 'methods' is a table with a 'type'")
+    if not all(isinstance(pattern, str) for pattern in header['tune']):
+        refuse("'tune' is a list of patterns")
+    if header['trunk'] not in ('eval', 'train'):
+        refuse(f"'trunk' is {header['trunk']!r:.40}, not 'eval' or 'train'")
+    for key in ('id', 'checkpoint', 'fingerprint'):
+        value = header['base'].get(key)
+        if value is not None and not isinstance(value, str):
+            refuse(f"'base.{key}' is neither a string nor null")
+    place = header['base'].get('checkpoint') or ''
+    if '\0' in place or '..' in place.replace('\\', '/').split('/'):
+        refuse(f"'base.checkpoint' {place[:60]!r} climbs out of its folder")
+    counts = header['counts']
+    if not all(type(value) is int and value >= 0 for value in counts.values()):
+        refuse("'counts' holds something else than numbers of parameters")
+    stored = sum(_prod(shape) for shape in shapes.values())
+    if counts.get('total', stored) != stored:
+        refuse(f"'counts.total' is {counts['total']}, the tensors hold {stored}")
+    missing = sorted(set(header.get('head', [])) - set(shapes), key=str)
+    if missing:
+        refuse(f'head key {missing[0]!r:.80} is not among the tensors')
+
+
+def _prod(shape: tuple[int, ...]) -> int:
+    result = 1
+    for extent in shape:
+        result *= extent
+    return result

@@ -1,0 +1,151 @@
+"""Checks made on a file before any tensor of it is read.
+
+Archives say how large their members become and headers say which shapes follow. Both are claims of whoever wrote the file, so
+they are compared with the bytes that are really there before memory is taken for them.
+"""
+
+import json
+import math
+import re
+import zipfile
+from typing import Any
+
+from .errors import WeightFileError
+
+#: A compressed archive may grow at most by this factor; weights compress by 1.1 to 2, all-zero arrays by about 1000.
+MAX_RATIO = 100
+#: Below this size growth is harmless whatever its factor (bytes).
+SMALL = 64 << 20
+#: Longest safetensors header accepted, the limit of the safetensors library itself (bytes).
+MAX_HEADER = 100_000_000
+
+#: Bytes per element of each safetensors type that torch can hold.
+ITEM_SIZE = {
+    'F64': 8, 'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'I32': 4, 'I16': 2, 'I8': 1, 'U8': 1, 'U16': 2, 'U32': 4, 'U64': 8,
+    'BOOL': 1, 'F8_E4M3': 1, 'F8_E5M2': 1, 'C64': 8,
+}
+
+_DRIVE = re.compile(r'^[A-Za-z]:')
+
+
+def is_escape(name: str) -> bool:
+    """Whether a name taken from a file would leave its folder if it were used as a path."""
+    parts = re.split(r'[\\/]', name)
+    return not name or '\0' in name or '..' in parts or name[0] in '/\\' or bool(_DRIVE.match(name))
+
+
+def check_zip(path: str, size: int) -> list[str]:
+    """Check the table of contents of a zip archive.
+
+    Args:
+        path (str): The archive.
+        size (int): Its size in bytes.
+
+    Returns:
+        list[str]: Names of its members.
+
+    Raises:
+        WeightFileError: Truncated archive, member names that escape or occur twice, encrypted members, members that overlap, or
+            contents that would grow beyond reason (a zip bomb).
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
+        raise WeightFileError(path, f'damaged or truncated archive: {error}', 'download or copy the file again') from None
+    names = [member.filename for member in members]
+    for name in names:
+        if is_escape(name):
+            raise WeightFileError(path, f'archive member {name[:80]!r} leaves the archive', 'do not use this file')
+    if len(set(names)) != len(names):
+        raise WeightFileError(path, 'two archive members have the same name', 'do not use this file')
+    if any(member.flag_bits & 1 for member in members):
+        raise WeightFileError(path, 'encrypted archive', 'decrypt it first')
+    packed = sum(member.compress_size for member in members)
+    unpacked = sum(member.file_size for member in members)
+    if packed > size:
+        raise WeightFileError(path, f'archive members overlap: {packed} packed bytes in a file of {size}', 'do not use this file')
+    if unpacked > max(SMALL, MAX_RATIO * size):
+        raise WeightFileError(path, f'zip bomb: {size} bytes would become {unpacked}', 'do not use this file')
+    return names
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError('a key occurs twice')
+    return result
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON and refuse what the standard permits but no honest writer produces (twin keys, NaN, endless nesting).
+
+    Raises:
+        ValueError: One-line cause.
+    """
+    def refuse(constant: str) -> None:
+        raise ValueError(f'{constant} is not allowed')
+
+    try:
+        return json.loads(text, object_pairs_hook=_no_twins, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError('nested too deeply') from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f'not UTF-8: {error.reason}') from None
+
+
+def read_safetensors_header(path: str, size: int) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
+    """Read and check the header of a safetensors file without reading a tensor.
+
+    Args:
+        path (str): The file.
+        size (int): Its size in bytes.
+
+    Returns:
+        tuple: ``{key: (dtype, shape)}`` and the metadata ``{str: str}``.
+
+    Raises:
+        WeightFileError: Truncated file, broken header, or shapes and offsets that do not match the bytes present.
+    """
+    with open(path, 'rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        if length > min(MAX_HEADER, size - 8):
+            raise WeightFileError(path, f'truncated: header of {length} bytes announced in a file of {size}',
+                                  'download or copy the file again')
+        raw = file.read(length)
+    try:
+        header = parse_json(raw)
+        if not isinstance(header, dict):
+            raise ValueError('not a JSON object')
+        metadata = header.pop('__metadata__', {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError('__metadata__ is not a table of strings')
+    except ValueError as error:
+        raise WeightFileError(path, f'broken safetensors header: {error}', 'write the file again') from None
+    return _check_entries(path, header, size - 8 - length), metadata
+
+
+def _check_entries(path: str, header: dict[str, Any], room: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Compare every announced tensor with the ``room`` bytes that follow the header."""
+    entries: dict[str, tuple[str, tuple[int, ...]]] = {}
+    spans: list[tuple[int, int]] = []
+    for key, entry in header.items():
+        try:
+            dtype, shape, (start, stop) = entry['dtype'], entry['shape'], entry['data_offsets']
+            sane = all(type(value) is int and value >= 0 for value in (*shape, start, stop)) and dtype in ITEM_SIZE
+        except (TypeError, KeyError, ValueError):
+            sane = False
+        if not sane or is_escape(key):
+            raise WeightFileError(path, f'tensor {key[:80]!r} has an impossible header entry', 'do not use this file')
+        if math.prod(shape) * ITEM_SIZE[dtype] != stop - start:
+            raise WeightFileError(path, f'tensor {key[:80]!r}: shape {shape} does not fit its {stop - start} bytes',
+                                  'do not use this file')
+        if stop > room:
+            raise WeightFileError(path, f'truncated: tensor {key[:80]!r} ends {stop - room} bytes after the end of the file',
+                                  'download or copy the file again')
+        spans.append((start, stop))
+        entries[key] = (dtype, tuple(shape))
+    spans.sort()
+    if any(left[1] > right[0] for left, right in zip(spans, spans[1:])):
+        raise WeightFileError(path, 'tensors overlap', 'do not use this file')
+    return entries
