@@ -7,6 +7,7 @@ is read; nothing is executed and no external data file is followed.
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,28 @@ class Graph:
         return [self.arrays[name] for name in node.input if name in self.arrays]
 
 
+    def linears(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Module path and weight (out, in) of every linear layer, float or int8.
+
+        An int8 weight is stored as (in, out) with a scale and a zero point per output channel: (q - zero_point) * scale.
+        """
+        for node in self.nodes:
+            arrays = self.inputs(node)
+            if node.op_type == 'MatMul' and node.name.endswith('/MatMul') and arrays:
+                yield _module(node.name.removesuffix('/MatMul')), arrays[0].T
+            elif node.op_type == 'MatMulInteger' and node.name.endswith('/MatMul_quant') and arrays:
+                base = node.input[1].removesuffix('_quantized')
+                if f'{base}_scale' not in self.arrays:
+                    raise WeightFileError(self.path, f'no scale for the int8 matrix {base}', 'export with per-channel scales')
+                zero = self.arrays.get(f'{base}_zero_point', np.zeros((), np.int8)).astype(np.float32)
+                weight = (arrays[0].astype(np.float32) - zero) * self.arrays[f'{base}_scale']
+                yield _module(node.name.removesuffix('/MatMul_quant')), weight.T
+
+
+def _module(node_name: str) -> str:
+    return node_name.strip('/').replace('/', '.')
+
+
 def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32, order='C', copy=True))
 
@@ -77,14 +100,29 @@ def dinov2_from_onnx(path: str | os.PathLike[str], prefix: str = 'model.') -> 'O
     graph = Graph(path)
     named = {key.removeprefix(prefix): value for key, value in graph.arrays.items() if key.startswith(prefix)}
     state = OrderedDict((key, _tensor(value)) for key, value in named.items())
-    for node in graph.nodes:
-        if node.op_type == 'MatMul' and node.name.endswith('/MatMul') and graph.inputs(node):
-            key = node.name.removeprefix('/').removeprefix(prefix.replace('.', '/')).removesuffix('/MatMul').replace('/', '.')
-            state[f'{key}.weight'] = _tensor(graph.inputs(node)[0].T)
+    state.update((f'{module.removeprefix(prefix)}.weight', _tensor(weight)) for module, weight in graph.linears())
     if 'cls_token' not in state or 'blocks.0.attn.qkv.weight' not in state:
         raise WeightFileError(path, 'no DINOv2 encoder in this graph', 'give a torch export of facebookresearch/dinov2')
     if 'pos_embed' not in state:
         state['pos_embed'] = _positions(graph, state['cls_token'])
+    return state
+
+
+def clip_visual_from_onnx(path: str | os.PathLike[str]) -> 'OrderedDict[str, torch.Tensor]':
+    """Read the image tower of a CLIP model exported from Hugging Face transformers, float or dynamically quantised to int8.
+
+    Returns:
+        OrderedDict[str, Tensor]: fp32, Hugging Face names (``vision_model.encoder.layers.0.self_attn.q_proj.weight``, ...) and,
+        if present, ``visual_projection.weight`` (embedding, C). Int8 weights are de-quantised; what rounding took is lost.
+
+    Raises:
+        WeightFileError: A graph that is not such an export.
+    """
+    graph = Graph(path)
+    state = OrderedDict((key, _tensor(value)) for key, value in graph.arrays.items() if key.startswith('vision_model.'))
+    state.update((f'{module}.weight', _tensor(weight)) for module, weight in graph.linears())
+    if 'vision_model.pre_layrnorm.weight' not in state or 'vision_model.encoder.layers.0.self_attn.q_proj.weight' not in state:
+        raise WeightFileError(path, 'no CLIP image tower in this graph', 'give an export of a Hugging Face CLIP vision model')
     return state
 
 
