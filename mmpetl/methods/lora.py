@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..registry import METHODS
 from ..sites import BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
 
+
 class LowRank(nn.Module):
     """The two factors of one update: ``down`` (rank, Cin) and ``up`` (Cout, rank)."""
 
@@ -22,6 +23,7 @@ class LowRank(nn.Module):
         super().__init__()
         self.down = nn.Parameter(torch.empty(rank, in_dims))
         self.up = nn.Parameter(torch.empty(out_dims, rank))
+
 
 @METHODS.register_module()
 class LoRA(Method):
@@ -88,5 +90,3 @@ class LoRA(Method):
         if i not in self.layers or op not in self.ops:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias
-
-assert set('qkv') < set(OPS)
