@@ -1,0 +1,120 @@
+"""Convpass: convolutional bypasses beside both sublayers.
+
+Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", https://arxiv.org/abs/2207.07039, figure 2::
+
+    y <- y + scale * drop_path(c(z)),    c(z) = W_up dropout(act(conv3x3(act(W_down z + b)))) + b_up,    act(t) = t sigmoid(1.702 t)
+
+``z`` is the sublayer's normed input. The grid tokens are convolved as a map; every token in front of them (class token, prompts) is
+convolved alone, as a map of one pixel, so that it meets only the centre of the kernel.
+"""
+
+from typing import Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
+
+from ..registry import METHODS
+from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class ConvBypass(nn.Module):
+    """The branch c(z) of one sublayer; (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, mid_dims: int, grid: Tuple[int, int], drop_rate: float) -> None:
+        super().__init__()
+        self.grid = grid
+        self.down = nn.Linear(dim, mid_dims)
+        self.conv = nn.Conv2d(mid_dims, mid_dims, 3, padding=1)
+        self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
+        self.up = nn.Linear(mid_dims, dim)
+
+    def reset_parameters(self, identity: bool) -> None:
+        """Xavier-uniform ``down``, zero ``up`` (exact start); convolution Xavier-uniform, or the identity."""
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.up.weight)
+        if identity:
+            nn.init.zeros_(self.conv.weight)
+            with torch.no_grad():
+                self.conv.weight[:, :, 1, 1].fill_diagonal_(1.)
+        else:
+            nn.init.xavier_uniform_(self.conv.weight)
+        for layer in (self.down, self.conv, self.up):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = quick_gelu(self.down(x))
+        front = z.shape[1] - self.grid[0] * self.grid[1]
+        if front < 0:
+            raise ValueError(f'Convpass: {z.shape[1]} tokens do not hold the grid {self.grid}; build the backbone for this input size')
+        mapped = self.conv(z[:, front:].transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+        if front:
+            alone = F.linear(z[:, :front], self.conv.weight[:, :, 1, 1], self.conv.bias)
+            mapped = torch.cat([alone, mapped], 1)
+        return self.up(self.drop(quick_gelu(mapped)))
+
+
+@METHODS.register_module()
+class Convpass(Method):
+    """Convolutional bypass.
+
+    Args:
+        specs: Blocks of the backbone; their token grid must be two-dimensional.
+        mid_dims: Channels of the convolution; per layer where wanted.
+        scale: Factor of the branch; per layer where wanted.
+        init: Start of the convolution: 'identity' or 'xavier'; the up-projection is zero, so the start is exact either way.
+        drop_rate: Dropout on the hidden units.
+        drop_path_rate: Probability of dropping the branch for a sample, drawn apart from the sublayer's own; per layer where wanted.
+        subs: Adapted sublayers; 'attn' alone is the published attention-only form.
+        layers: Adapted blocks.
+
+    Raises:
+        ValueError: If the token grid is not (H, W), ``mid_dims`` < 1, or a sublayer or ``init`` is unknown.
+    """
+
+    inside_drop_path = False
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 mid_dims: PerLayer = 8,
+                 scale: PerLayer = 1.0,
+                 init: str = 'identity',
+                 drop_rate: float = 0.1,
+                 drop_path_rate: PerLayer = 0.,
+                 subs: Union[str, Sequence[str]] = SUBS,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        if init not in ('identity', 'xavier'):
+            raise ValueError(f"Convpass: init must be 'identity' or 'xavier', got {init!r}")
+        self.subs, self.init = check_ops(subs, 'Convpass: subs', SUBS), init
+        mids = per_layer(mid_dims, self.layers, len(self.specs), 'Convpass: mid_dims')
+        self.scales = per_layer(scale, self.layers, len(self.specs), 'Convpass: scale')
+        rates = per_layer(drop_path_rate, self.layers, len(self.specs), 'Convpass: drop_path_rate')
+        self.drop_path_rates = {i: float(rate) for i, rate in rates.items()}
+        self.blocks = nn.ModuleDict()
+        for i in self.layers:
+            spec, mid = self.specs[i], positive(mids[i], 'mid_dims', 'Convpass')
+            if len(spec.grid) != 2:
+                raise ValueError(f'Convpass: needs a two-dimensional token grid, but block {i} of the backbone has {spec.grid or "none"}')
+            self.blocks[str(i)] = nn.ModuleDict({sub: ConvBypass(spec.dim, mid, spec.grid, drop_rate) for sub in self.subs})
+        self.reset_parameters()
+
+    def branch_subs(self, index: int) -> Tuple[str, ...]:
+        return self.subs
+
+    def reset_parameters(self) -> None:
+        for block in self.blocks.values():
+            for bypass in block.values():
+                bypass.reset_parameters(self.init == 'identity')
+
+    def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        branch = self.blocks[str(i)][sub](x)
+        if self.training and self.drop_path_rates[i] > 0:
+            branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')
+        return torch.add(y, branch, alpha=self.scales[i])

@@ -1,0 +1,90 @@
+"""SSF: scale and shift every feature after every operation.
+
+Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", https://arxiv.org/abs/2210.08823, equation 2::
+
+    y <- scale * y + shift      per channel, scale ~ N(1, 0.02), shift ~ N(0, 0.02)
+
+after the patch embedding, both norms, q, k, v, proj, fc1 (before the activation), fc2 and the final norm. All of it folds into the
+weights of the operation before.
+"""
+
+from typing import Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..registry import METHODS
+from ..sites import NORMS, OPS, BlockSpec, Layers, Method, check_ops
+
+
+class ScaleShift(nn.Module):
+    """``scale`` and ``shift`` of C channels; (..., C) -> (..., C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(dim))
+        self.shift = nn.Parameter(torch.empty(dim))
+
+    def forward(self, y: Tensor) -> Tensor:
+        # Under autocast y is in half precision: the result is formed in float32, while autograd keeps y as it is.
+        return (y * self.scale + self.shift).to(y.dtype)
+
+
+@METHODS.register_module()
+class SSF(Method):
+    """Scale and shift.
+
+    Args:
+        specs: Blocks of the backbone.
+        ops: Where to act: any of q, k, v, proj, fc1, fc2, embed (patch embedding, with block 0), norm1, norm2 and final (final norm,
+            with the last block); all by default, as published.
+        std: Standard deviation of the initial values around 1 and 0; 0 starts exactly at the frozen network.
+        layers: Adapted blocks.
+
+    Raises:
+        ValueError: If an op is unknown, ``std`` is negative, or no chosen op belongs to the adapted blocks.
+    """
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 ops: Union[str, Sequence[str]] = OPS + NORMS,
+                 std: float = 0.02,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        if std < 0:
+            raise ValueError(f'SSF: std must be >= 0, got {std!r}')
+        self.ops, self.std = check_ops(ops, 'SSF: ops', OPS + NORMS), std
+        self.blocks = nn.ModuleDict({
+            str(i): nn.ModuleDict({op: ScaleShift(self.specs[i].op_dims(op)[1])
+                                   for op in self.linear_ops(i) + self.norm_ops(i)})
+            for i in self.layers
+        })
+        if not any(len(block) for block in self.blocks.values()):
+            raise ValueError(f"SSF: ops {', '.join(self.ops)} do not occur in blocks {self.layers}")
+        self.reset_parameters()
+
+    def linear_ops(self, index: int) -> Tuple[str, ...]:
+        return tuple(op for op in OPS if op in self.ops)
+
+    def norm_ops(self, index: int) -> Tuple[str, ...]:
+        owners = {'embed': 0, 'final': len(self.specs) - 1}
+        return tuple(op for op in NORMS if op in self.ops and owners.get(op, index) == index)
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, ScaleShift):
+                nn.init.normal_(module.scale, 1., self.std)
+                nn.init.normal_(module.shift, 0., self.std)
+
+    def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        return self.blocks[str(i)][op](y)
+
+    def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
+        return self.blocks[str(i)][op](y)
+
+    def fold(self, i: int, op: str, weight: Tensor, bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """``weight`` (Cout, ...) of a linear op or patch embedding, or (C,) of a norm; a missing bias counts as zero."""
+        if str(i) not in self.blocks or op not in self.blocks[str(i)]:
+            return weight, bias
+        scale, shift = self.blocks[str(i)][op].scale.to(weight), self.blocks[str(i)][op].shift.to(weight)
+        return weight * scale.view(-1, *[1] * (weight.dim() - 1)), shift if bias is None else bias * scale + shift
