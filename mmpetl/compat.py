@@ -13,7 +13,7 @@ import os
 import sys
 import types
 import warnings
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 from urllib.parse import urlparse
@@ -85,42 +85,19 @@ def install_mmaction_stub() -> List[str]:
 # -- loading checkpoints without running code in them ---------------------------------------------------------------------------------
 
 
-def _to_device(value: Any, device: torch.device) -> Any:
-    """``value`` with all tensors in its dicts, lists and tuples on ``device``; dicts keep their class and attributes."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        for key in value:
-            value[key] = _to_device(value[key], device)
-        return value
-    if type(value) in (list, tuple):
-        return type(value)(_to_device(item, device) for item in value)
-    return value
-
-
 def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
     """Loader for mmengine's ``CheckpointLoader``: read a local file by :func:`mmpetl.weights.io.load_file`.
 
     Args:
         filename: Path; ``~`` is expanded.
-        map_location: Device name or ``torch.device``. Anything else, as None, leaves the tensors on the CPU, from where
-            ``load_state_dict`` copies them to the right device.
+        map_location: As for ``torch.load``; None means the CPU, from where ``load_state_dict`` copies to the right device.
 
     Raises:
-        FileNotFoundError: If there is no such file; files with nearly that name are offered.
+        FileNotFoundError: If there is no such file.
         ValueError: If the file is damaged, foreign, or would need code to be run.
     """
     from .weights.io import load_file  # here, since importing mmpetl must stay cheap
-    path = os.path.expanduser(filename)
-    if not os.path.isfile(path):
-        folder = os.path.dirname(path) or '.'
-        near = difflib.get_close_matches(os.path.basename(path), os.listdir(folder), n=3) if os.path.isdir(folder) else []
-        hint = f'; near it: {", ".join(near)}' if near else ('' if os.path.isdir(folder) else f'; there is no folder {folder}')
-        raise FileNotFoundError(f'checkpoint {filename} does not exist{hint}')
-    loaded = load_file(path)
-    if isinstance(map_location, (str, torch.device)) and torch.device(map_location).type != 'cpu':
-        return _to_device(loaded, torch.device(map_location))
-    return loaded
+    return load_file(filename, 'cpu' if map_location is None else map_location)
 
 
 def load_from_http(filename: str, map_location: Any = None, model_dir: Optional[str] = None) -> Dict[str, Any]:
@@ -205,7 +182,7 @@ def init_cpu_distributed(backend: str = 'gloo') -> bool:
         Whether this process runs in a CPU process group. Then DDP needs ``device_ids=None`` (see :data:`CPU_WRAPPER`).
     """
     from torch import distributed
-    if 'RANK' not in os.environ or torch.accelerator.is_available() or not distributed.is_available():
+    if 'RANK' not in os.environ or torch.cuda.is_available() or not distributed.is_available():
         return False
     if not distributed.is_initialized():
         distributed.init_process_group(backend)
@@ -219,15 +196,20 @@ CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_
 # -- gradient checkpointing that keeps the adapters' gradients ------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
-def _checkpointed(cls: type) -> type:
-    """Subclass of a module class whose forward is recomputed in the backward pass."""
+_classes: Dict[Any, type] = {}
+
+
+def _checkpointed(cls: Any) -> type:
+    """Subclass of a module class whose forward is recomputed in the backward pass; one per class."""
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        run = partial(cls.forward, self, **kwargs)  # type: ignore[attr-defined]
+        run = partial(cls.forward, self, **kwargs)
         return checkpoint(run, *args, use_reentrant=False) if torch.is_grad_enabled() else run(*args)
 
-    return type(cls.__name__, (cls,), {'forward': forward, '__module__': cls.__module__, '__doc__': cls.__doc__, '_checkpointed': True})
+    if cls not in _classes:
+        members = {'forward': forward, '__module__': cls.__module__, '__doc__': cls.__doc__, '_checkpointed': True}
+        _classes[cls] = type(cls.__name__, (cls,), members)
+    return _classes[cls]
 
 
 def nonreentrant_checkpointing(model: nn.Module, names: Union[str, Sequence[str]]) -> List[str]:
@@ -256,7 +238,8 @@ def nonreentrant_checkpointing(model: nn.Module, names: Union[str, Sequence[str]
         found = [n for n in modules if n and len(n.split('.')) == len(parts) and all(map(fnmatch.fnmatchcase, n.split('.'), parts))]
         if not found:
             near = difflib.get_close_matches(pattern, modules, n=3)
-            raise ValueError(f'petl_checkpointing: no submodule is called {pattern!r}' + (f'; near names: {", ".join(near)}' if near else ''))
+            hint = f'; near names: {", ".join(near)}' if near else ''
+            raise ValueError(f'petl_checkpointing: no submodule is called {pattern!r}{hint}')
         chosen += [n for n in found if n not in chosen]
     for name in chosen:
         module = modules[name]
@@ -287,7 +270,8 @@ def environment_warnings() -> List[str]:
         found.append('transformers and pycocotools together break the import of mmpretrain.models. Run: pip uninstall pycocotools')
     engines = [d for d in ('mmengine', 'mmengine-lite', 'onedl-mmengine') if _version(d)]
     if len(engines) > 1:
-        found.append(f'{" and ".join(engines)} install the same package. Run: pip uninstall {" ".join(engines)}; pip install mmengine==0.10.7')
+        found.append(f'{" and ".join(engines)} install the same package. '
+                     f'Run: pip uninstall {" ".join(engines)}; pip install mmengine==0.10.7')
     names = ('opencv-python', 'opencv-contrib-python', 'opencv-python-headless', 'opencv-contrib-python-headless')
     opencv = {d: v for d in names for v in [_version(d)] if v}
     if len(set(opencv.values())) > 1:
@@ -323,9 +307,9 @@ def check_versions(python: Optional[Tuple[int, ...]] = None, torch_version: Opti
     Raises:
         RuntimeError: If Python is outside 3.10-3.12.
     """
-    python = tuple(python or sys.version_info)[:2]
-    if not PYTHON_RANGE[0] <= python < PYTHON_RANGE[1]:
-        raise RuntimeError(f'mmpetl needs Python 3.10, 3.11 or 3.12, this is {python[0]}.{python[1]}: make an environment with one of them')
+    found = (python or sys.version_info[:2])[:2]
+    if not PYTHON_RANGE[0] <= found < PYTHON_RANGE[1]:
+        raise RuntimeError(f'mmpetl needs Python 3.10, 3.11 or 3.12, this is {found[0]}.{found[1]}: make an environment with one of them')
     text = torch_version or torch.__version__
     major, minor = (int(part) for part in text.split('+')[0].split('.')[:2])
     if not TORCH_RANGE[0] <= (major, minor) < TORCH_RANGE[1]:
