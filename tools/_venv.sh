@@ -1,0 +1,97 @@
+# Shell functions shared by tools/run_tests.sh and tools/quickstart.sh: find a Python, make a virtual environment, reuse it.
+#
+#   . "$(dirname "$0")/_venv.sh"
+#   mmpetl_venv FOLDER NAME...     make FOLDER with requirements/NAME.txt of every NAME, put it first on PATH
+#
+# Environment: MMPETL_PYTHON names the interpreter to use; MMPETL_VENV replaces FOLDER; MMPETL_NO_INSTALL=1 takes the environment as it is.
+
+MMPETL_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+mmpetl_say() { printf '%s\n' "$*" >&2; }
+
+mmpetl_die() { mmpetl_say "error: $*"; exit 1; }
+
+# Print the first Python 3.10-3.12 that can make virtual environments.
+mmpetl_find_python() {
+    local name found="" check
+    check='import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] < (3, 13) else 3)'
+    for name in ${MMPETL_PYTHON:-python3.11 python3.12 python3.10 python3 python}; do
+        command -v "$name" >/dev/null 2>&1 && "$name" -c "$check" >/dev/null 2>&1 || continue
+        found="$name"
+        "$name" -c 'import venv, ensurepip' >/dev/null 2>&1 && { command -v "$name"; return 0; }
+    done
+    if [ -n "$found" ]; then
+        mmpetl_say "error: $found cannot make virtual environments: install its venv package (Debian, Ubuntu: apt-get install python3-venv)"
+    else
+        mmpetl_say "error: no Python 3.10, 3.11 or 3.12 among: ${MMPETL_PYTHON:-python3.11 python3.12 python3.10 python3 python}." \
+            "Install one, or name it: MMPETL_PYTHON=/path/to/python3.11"
+    fi
+    return 1
+}
+
+# Hash of what decides whether an environment can be brought up to date in place: interpreter and folders.
+mmpetl_base() { "$1" -c 'import hashlib, sys; print(hashlib.sha256(repr((sys.version, sys.argv[1:])).encode()).hexdigest())' "$MMPETL_ROOT" "$2"; }
+
+# Hash of everything that decides what an environment holds: chosen lists, pins, packaging.
+mmpetl_hash() {
+    local python="$1" name; shift
+    {
+        for name in "$@"; do cat "$MMPETL_ROOT/requirements/$name.txt"; done
+        cat "$MMPETL_ROOT/requirements/constraints.txt" "$MMPETL_ROOT/setup.py"
+    } | "$python" -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'
+}
+
+# Say why an installation failed, as far as it can be told.
+mmpetl_install_failed() {
+    local log="$1"
+    if grep -qiE 'connection|resolve|timed? ?out|unreachable|ssl|proxy' "$log"; then
+        mmpetl_die "the packages could not be downloaded: is the package index reachable? What came is cached: run the same command again." \
+            "Without a network, name an environment that has them: MMPETL_VENV=/path MMPETL_NO_INSTALL=1 (log: $log)"
+    elif grep -qi 'no space left' "$log"; then
+        mmpetl_die "the disk is full: the environment needs about 8 GB (log: $log)"
+    fi
+    mmpetl_die "the packages could not be installed: $(grep -m1 '^ERROR' "$log" || tail -n 1 "$log") (log: $log)"
+}
+
+# Install the requirement files into an environment, quietly; the log is kept inside it.
+mmpetl_install() {
+    local folder="$1" log="$1/install.log"; shift
+    "$folder/bin/python" -m pip install --no-input --retries 10 --progress-bar off \
+        -c "$MMPETL_ROOT/requirements/constraints.txt" "$@" </dev/null >"$log" 2>&1 || mmpetl_install_failed "$log"
+    "$folder/bin/python" -m pip install --no-input --no-deps --no-build-isolation --progress-bar off \
+        -e "$MMPETL_ROOT" </dev/null >>"$log" 2>&1 || mmpetl_install_failed "$log"
+    "$folder/bin/python" -c 'import torch, torchvision, mmengine, mmcv' >>"$log" 2>&1 ||
+        mmpetl_die "the packages are installed but do not import: $(tail -n 1 "$log") (log: $log)"
+}
+
+mmpetl_venv() {
+    local folder="${MMPETL_VENV:-$1}" python stamp base wanted had name files=(); shift
+    export PYTHONPATH="$MMPETL_ROOT${PYTHONPATH:+:$PYTHONPATH}"
+    if [ "${MMPETL_NO_INSTALL:-0}" = 1 ]; then
+        [ -x "$folder/bin/python" ] || mmpetl_die "MMPETL_NO_INSTALL=1, but there is no environment in $folder"
+        export PATH="$folder/bin:$PATH"
+        return 0
+    fi
+    python="$(mmpetl_find_python)" || exit 1
+    for name in "$@"; do files+=(-r "$MMPETL_ROOT/requirements/$name.txt"); done
+    base="$(mmpetl_base "$python" "$folder")" && wanted="$(mmpetl_hash "$python" "$@")" ||
+        mmpetl_die "cannot read the requirement files in $MMPETL_ROOT/requirements"
+    stamp="$folder/.mmpetl-requirements"
+    had="$(cat "$stamp" 2>/dev/null || true)"
+    if [ "$had" = "$base $wanted" ] && [ -x "$folder/bin/python" ]; then
+        mmpetl_say "Environment $folder is up to date."
+    else
+        if [ -e "$folder" ] && [ ! -e "$stamp" ]; then
+            mmpetl_die "$folder exists and was not made by this script: move it away, or use it as it is with MMPETL_VENV=$folder MMPETL_NO_INSTALL=1"
+        fi
+        mmpetl_say "Installing into $folder with $("$python" --version) (about 3 GB to download the first time; log: $folder/install.log) ..."
+        case "$had" in
+            "$base "*) ;;  # only the lists have changed: bring it up to date
+            *) "$python" -m venv --clear "$folder" </dev/null || mmpetl_die "$python -m venv $folder failed" ;;
+        esac
+        printf 'unfinished\n' >"$stamp"
+        mmpetl_install "$folder" "${files[@]}"
+        printf '%s\n' "$base $wanted" >"$stamp"
+    fi
+    export PATH="$folder/bin:$PATH"
+}

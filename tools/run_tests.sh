@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Run the default test suite in an environment of its own: bash tools/run_tests.sh [pytest arguments].
+#   bash tools/run_tests.sh -m slow            the long checks
+#   bash tools/run_tests.sh tests/methods -x   a part of the suite
+# The environment is .venv-tests in the checkout (another place: MMPETL_VENV) and is reused while the requirement files stay the same.
+set -euo pipefail
+
+. "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+cd "$MMPETL_ROOT"
+mmpetl_venv "$MMPETL_ROOT/.venv-tests" runtime viz convert export av dev
+
+# one thread per process: the models of the tests are tiny, and sums come out the same on every machine
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
+export MPLBACKEND=Agg PYTHONUNBUFFERED=1
+exec python -m pytest --durations=15 "$@" </dev/null
