@@ -1,0 +1,107 @@
+"""Base of the suites' datasets: a task of the table, one of its lists, and where its images lie."""
+
+import os
+from typing import Any, List, Mapping, Sequence, Tuple, Union
+
+import numpy as np
+from mmpretrain.datasets.base_dataset import BaseDataset
+
+from ..sites import nearest
+from .lists import Entries, check_labels, first_existing
+from .tables import Suite, Task, get_task
+
+
+class SuiteDataset(BaseDataset):
+    """A task of a benchmark suite as a mmpretrain dataset.
+
+    A subclass sets :attr:`SUITE` and reads the lists in :meth:`read_split`. Every item has ``img_path`` and ``gt_label``; in a
+    multi-label task ``gt_label`` is a list and ``gt_score`` the (C,) indicator.
+
+    Args:
+        task: Key of the task, see :mod:`mmpetl.datasets.tables`.
+        split: Name of the list.
+        data_root: Folder of the suite; the task's folder lies in it.
+        pipeline: Transforms.
+        test_mode: See :class:`mmengine.dataset.BaseDataset`.
+        classes: Names of the classes; taken from the task's own file, or their numbers where there is none.
+        **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
+
+    Raises:
+        ValueError: If the task or the split is unknown, or a list is malformed.
+        FileNotFoundError: If the list is missing; the message says where it is looked for.
+    """
+
+    SUITE: Suite
+
+    def __init__(self, task: str, split: str, data_root: str = '', pipeline: Sequence[Any] = (), test_mode: bool = False,
+                 classes: Union[Sequence[str], str, None] = None, **kwargs: Any) -> None:
+        self.task: Task = get_task(self.SUITE, task)
+        self.split = split
+        if split not in self.splits():
+            raise ValueError(f'{self.SUITE.title} {task!r} has no list {split!r}' + nearest(split, self.splits()))
+        folder = os.path.join(os.path.expanduser(data_root or self.SUITE.root), self.task.directory)
+        metainfo = dict(kwargs.pop('metainfo', None) or {}, suite=self.SUITE.name, task=task, num_classes=self.task.num_classes,
+                        metric=self.task.metric)
+        super().__init__(ann_file='', data_root=folder, data_prefix=self.task.images, pipeline=pipeline, test_mode=test_mode,
+                         metainfo=metainfo, classes=classes or self._class_names(folder), **kwargs)
+
+    def splits(self) -> Tuple[str, ...]:
+        """Lists that can be asked for."""
+        return tuple(self.task.splits)
+
+    def read_split(self, split: str) -> Entries:
+        """``[(image name, labels)]`` of one list."""
+        raise NotImplementedError
+
+    def list_path(self, split: str, optional: bool = False) -> str:
+        """The list file of ``split``, or '' where it is missing and ``optional``.
+
+        Raises:
+            FileNotFoundError: If no list file of that split exists.
+        """
+        files = self.task.splits[split].files
+        path = first_existing(self.data_root, files)
+        if not path and not optional:
+            raise FileNotFoundError(f'{os.path.join(self.data_root, files[0])} is missing (list {split!r} of {self.SUITE.title} '
+                                    f'{self.task.name!r}): {self.SUITE.hint}')
+        return path
+
+    def locate(self, name: str) -> str:
+        """Path of an image, from its name in a list."""
+        return os.path.join(self.img_prefix, name)
+
+    def load_data_list(self) -> List[Mapping[str, Any]]:
+        """Called by MMEngine; one dict per image."""
+        entries = self.read_split(self.split)
+        check_labels(entries, self.task.num_classes, self._source(), self.task.multi_label)
+        return [dict(img_path=self.locate(name), **self._target(labels)) for name, labels in entries]
+
+    def get_cat_ids(self, idx: int) -> List[int]:
+        """Class ids of one image."""
+        labels = self.get_data_info(idx)['gt_label']
+        return list(labels) if self.task.multi_label else [int(labels)]
+
+    def _source(self) -> str:
+        return self.list_path(self.split, optional=True) if self.split in self.task.splits else f'{self.data_root} ({self.split})'
+
+    def _target(self, labels: List[int]) -> dict:
+        if not self.task.multi_label:
+            return dict(gt_label=labels[0])
+        score = np.zeros(self.task.num_classes, np.float32)
+        score[labels] = 1
+        return dict(gt_label=labels, gt_score=score)
+
+    def _class_names(self, folder: str) -> Tuple[str, ...]:
+        """One name a line from the task's class file; numbers where it is missing.
+
+        Raises:
+            ValueError: If the file holds another number of names than the task has classes.
+        """
+        path = os.path.join(folder, self.task.classes_file) if self.task.classes_file else ''
+        if not os.path.isfile(path):
+            return tuple(str(i) for i in range(self.task.num_classes))
+        with open(path, encoding='utf-8') as file:
+            names = [line.strip() for line in file if line.strip()]
+        if len(names) != self.task.num_classes:
+            raise ValueError(f'{path} names {len(names)} classes, but {self.task.name!r} has {self.task.num_classes}')
+        return tuple(names)
