@@ -130,7 +130,8 @@ def attend_windows(q: Tensor,
                    prompts: int = 0,
                    extra: KeysValues = None,
                    drop_rate: float = 0.,
-                   scale: Optional[float] = None) -> Tensor:
+                   scale: Optional[float] = None,
+                   gate: Optional[Tensor] = None) -> Tensor:
     """Window attention with relative position bias and shift mask.
 
     Windows with the same mask are attended together, so no (windows, N, N) bias is ever formed.
@@ -146,26 +147,30 @@ def attend_windows(q: Tensor,
         extra: Extra keys and values (h or 1, K, d), which all tokens see; they come first.
         drop_rate: Dropout on the attention weights.
         scale: Factor of the logits.
+        gate: Added to the logits of the keys, (B * windows or 1, 1, 1, K + P + N), see :func:`gate_bias`.
 
     Returns:
         (B * windows, P + N, C).
     """
     extra_keys = 0 if extra is None else extra[0].shape[-2]
 
-    def padded(b: Tensor) -> Tensor:
+    def padded(b: Tensor, gate: Optional[Tensor]) -> Tensor:
         b = F.pad(b, (extra_keys + prompts, 0, prompts, 0)) if extra_keys or prompts else b
-        return b[None].to(q.dtype)
+        return (b[None] if gate is None else b[None] + gate).to(q.dtype)
 
     if mask is None:
-        return attend(q, k, v, heads, extra, padded(bias), drop_rate, scale)
-    shape = (-1, *windows, *q.shape[1:])
-    q, k, v = (t.view(shape) for t in (q, k, v))
+        return attend(q, k, v, heads, extra, padded(bias, gate), drop_rate, scale)
+    grouped = gate is not None and len(gate) > 1
+    q, k, v = (t.view(-1, *windows, *t.shape[1:]) for t in (q, k, v))
+    gate = gate.view(-1, *windows, *gate.shape[1:]) if grouped else gate
     mask = mask.view(*windows, *mask.shape[1:])
     parts = []
     for group in window_groups(windows, shifted):
         index = (slice(None), *group)
         group_mask = mask[tuple(s.start for s in group)]
-        part = attend(*(t[index].flatten(0, len(windows)) for t in (q, k, v)), heads, extra, padded(bias + group_mask), drop_rate, scale)
+        part_gate = gate[index].flatten(0, len(windows)) if grouped else gate
+        part = attend(
+            *(t[index].flatten(0, len(windows)) for t in (q, k, v)), heads, extra, padded(bias + group_mask, part_gate), drop_rate, scale)
         parts.append(part.view(-1, *(s.stop - s.start for s in group), *part.shape[1:]))
     lengths = [2 if s and n > 1 else 1 for n, s in zip(windows, shifted)]
     return _join(parts, lengths).flatten(0, len(windows))

@@ -11,7 +11,7 @@ from mmpretrain.models.utils.attention import WindowMSA
 from torch import Tensor, nn
 
 from ..sites import BlockSpec, Tap
-from .attention import attend_windows, join_extra, relative_position_bias
+from .attention import attend_windows, gate_bias, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
 from .family import Family
@@ -30,9 +30,13 @@ class SitedWindowMSA(WindowMSA):
         q, k, v = self.project(x)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
         bias = relative_position_bias(self.relative_position_bias_table, self.relative_position_index)
+        extra_keys = 0 if extra is None else extra[0].shape[-2]
+        gate = gate_bias(self.tap, extra_keys + k.shape[1], 0 if prompts is not None else extra_keys)
+        if gate is not None and len(gate) > 1:
+            gate = gate.repeat_interleave(windows[0] * windows[1], 0)
         y = attend_windows(
             q, k, v, self.num_heads, bias, mask, windows, (shifted, shifted), tokens, extra,
-            self.attn_drop.p if self.training else 0., self.scale)
+            self.attn_drop.p if self.training else 0., self.scale, gate)
         return self.proj_drop(self.tap.linear('proj', y, self.proj(y)))
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:

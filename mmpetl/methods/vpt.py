@@ -1,0 +1,85 @@
+"""VPT: learned tokens in the input of every block (deep) or of the first one (shallow).
+
+Jia et al., "Visual Prompt Tuning", https://arxiv.org/abs/2203.12119, equations 4 to 7::
+
+    shallow:  x_1 = block_0([cls, P, patches]);  x_{i+1} = block_i(x_i)
+    deep:     x_{i+1} = block_i([cls, P_i, patches])   (what block i-1 made of its own prompts is dropped)
+
+Prompts are drawn from U(-v, v), v = sqrt(6 / (3 h w + D)), with the patch size (h, w) and the width D of the first block.
+"""
+
+import math
+from typing import Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..registry import METHODS
+from ..sites import BlockSpec, Layers, Method, PerLayer, per_layer, positive
+
+
+def prompt_bound(spec: BlockSpec, dims: int) -> float:
+    """Bound v of the prompts' uniform initialisation: the Xavier bound of the patch projection; a video patch counts as one frame's."""
+    height, width = spec.patch[-2:]
+    return math.sqrt(6. / (3 * height * width + dims))
+
+
+@METHODS.register_module()
+class VPT(Method):
+    """Visual prompt tuning.
+
+    Args:
+        specs: Blocks of the backbone.
+        num_tokens: Prompts P per block; per layer where wanted.
+        deep: Give every adapted block its own prompts; otherwise only the first adapted block, and they stay in the stream.
+        drop_rate: Dropout on the prompts, one mask for the whole batch.
+        project: Train prompts of this smaller width and project them with one Linear shared by all blocks; None: no projection.
+        pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published form.
+        stack: Allow a second prompt method beside this one.
+        layers: Adapted blocks.
+
+    Raises:
+        ValueError: If ``num_tokens`` or ``project`` < 1, or ``project`` is set on a backbone whose blocks differ in width.
+    """
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 num_tokens: PerLayer = 10,
+                 deep: bool = True,
+                 drop_rate: float = 0.,
+                 project: Optional[int] = None,
+                 pool_prompts: Optional[bool] = None,
+                 stack: bool = False,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        self.layers = self.layers if deep else self.layers[:1]
+        self.drop_rate, self.pool_prompts, self.stack = drop_rate, pool_prompts, stack
+        tokens = per_layer(num_tokens, self.layers, len(self.specs), 'VPT: num_tokens')
+        if project is not None:
+            positive(project, 'project', 'VPT')
+            if len({self.specs[i].dim for i in self.layers}) > 1:
+                raise ValueError('VPT: project needs blocks of one width; leave it out on a backbone with stages')
+        self.project = None if project is None else nn.Linear(project, self.specs[self.layers[0]].dim)
+        self.bound = prompt_bound(self.specs[0], project or self.specs[0].dim)
+        self.prompts = nn.ParameterDict({
+            str(i): nn.Parameter(torch.empty(positive(tokens[i], 'num_tokens', 'VPT'), project or self.specs[i].dim))
+            for i in self.layers
+        })
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for prompts in self.prompts.values():
+            nn.init.uniform_(prompts, -self.bound, self.bound)
+        if self.project is not None:
+            self.project.reset_parameters()
+            nn.init.kaiming_normal_(self.project.weight, a=0, mode='fan_out')
+
+    def num_prompts(self, index: int) -> int:
+        return len(self.prompts[str(index)]) if index in self.layers else 0
+
+    def on_prompts(self, i: int) -> Tensor:
+        prompts = self.prompts[str(i)]
+        if self.project is not None:
+            prompts = self.project(prompts)
+        return F.dropout(prompts, self.drop_rate, self.training)[None]
