@@ -74,7 +74,7 @@ class APT(Method):
             bound = math.sqrt(6. / (3 * spec.patch[-2] * spec.patch[-1] + spec.head_dim))
             nn.init.uniform_(block.key, -bound, bound)
             nn.init.uniform_(block.value, -bound, bound)
-            if block.scale is not None:
+            if self.reparam is not None:
                 nn.init.constant_(block.scale, REPARAMS[self.reparam])
 
     def factors(self, i: int) -> Optional[Tensor]:
