@@ -81,7 +81,7 @@ mmpetl_venv() {
     if [ "$had" = "$base $wanted" ] && [ -x "$folder/bin/python" ]; then
         mmpetl_say "Environment $folder is up to date."
     else
-        if [ -e "$folder" ] && [ ! -e "$stamp" ]; then
+        if [ -n "${MMPETL_VENV:-}" ] && [ -e "$folder" ] && [ ! -e "$stamp" ]; then
             mmpetl_die "$folder exists and was not made by this script: move it away, or use it as it is with MMPETL_VENV=$folder MMPETL_NO_INSTALL=1"
         fi
         mmpetl_say "Installing into $folder with $("$python" --version) (about 3 GB to download the first time; log: $folder/install.log) ..."

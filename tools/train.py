@@ -1,0 +1,13 @@
+"""Train a model: python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] ... (see --help)."""
+
+import sys
+from pathlib import Path
+
+if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout works without being installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmpetl.apis.clean_errors import run_cleanly
+from mmpetl.apis.run import train
+
+if __name__ == '__main__':
+    sys.exit(run_cleanly(train, sys.argv[1:]))
