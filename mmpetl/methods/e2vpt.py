@@ -1,0 +1,195 @@
+"""E2VPT: prompts in the input of every block, keys and values in its attention, and prompts pruned by tokens and by segments.
+
+Han et al., "E2VPT: An Effective and Efficient Approach for Visual Prompt Tuning", https://arxiv.org/abs/2307.13770, equations 4 to 7::
+
+    x_{i+1} = block_i([cls, P_i * m, patches]),    attention(q, [k; K_i], [v; K_i])
+
+K_i (heads, num_kv_tokens, head_dim) stands behind the projections and serves as keys and values alike. The mask m is the product of one
+number per token and one per token and segment of channels; it is shared by the blocks and decided by scoring, see
+:mod:`mmpetl.hooks.prompt_scoring`. Pruned tokens are taken out of the parameters, so the sequence becomes shorter.
+"""
+
+import math
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..registry import METHODS
+from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, per_layer, positive
+from .vpt import prompt_bound
+
+LAYOUTS = ('interleaved', 'contiguous')
+KV_INITS = ('kaiming', 'xavier', 'trunc_normal')
+VARIANTS = ('paper', 'released')
+PRUNED = ('auto', 'all', 'first')
+
+
+def _one_of(value: Any, known: Sequence[str], name: str) -> str:
+    if value not in known:
+        raise ValueError(f'E2VPT: unknown {name} {value!r}' + nearest(value, known))
+    return value
+
+
+@METHODS.register_module()
+class E2VPT(Method):
+    """Prompts and key/value prompts with pruning.
+
+    Args:
+        specs: Blocks of the backbone.
+        num_tokens: Prompts P of every block.
+        num_kv_tokens: Key/value prompts K of every attention, 0 for none; per layer where wanted.
+        segments: Segments S into which a prompt's channels are divided.
+        segment_layout: 'interleaved' (channel c belongs to segment c mod S, as published) or 'contiguous'.
+        share_kv: Whether one tensor serves as keys and values.
+        deep: Give every adapted block its own prompts; otherwise only the first, and they stay in the stream.
+        kv_init: 'kaiming' (bound sqrt(6 / (K * head_dim))), 'xavier' (sqrt(6 / (3 h w + 16)) for patches (h, w)) or 'trunc_normal' (0.02).
+        drop_rate: Dropout on the prompts, one mask for the whole batch.
+        kv_drop_rate: The same on the key/value prompts.
+        pruned: Blocks whose prompts are pruned: 'all', 'first', or 'auto': the first alone where blocks differ in width (Swin), else all.
+        variant: 'paper' removes pruned tokens. 'released' does as the published code does: masks are trained together with the prompts
+            until :meth:`prune`, and pruned tokens stay in the sequence as zeros.
+        pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published form.
+        stack: Allow a second prompt method beside this one.
+        layers: Adapted blocks.
+
+    Raises:
+        ValueError: If a number is out of range, ``segments`` does not divide a pruned block's width, or an option is unknown.
+    """
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 num_tokens: int = 10,
+                 num_kv_tokens: PerLayer = 5,
+                 segments: int = 16,
+                 segment_layout: str = 'interleaved',
+                 share_kv: bool = True,
+                 deep: bool = True,
+                 kv_init: str = 'kaiming',
+                 drop_rate: float = 0.,
+                 kv_drop_rate: float = 0.,
+                 pruned: str = 'auto',
+                 variant: str = 'paper',
+                 pool_prompts: Optional[bool] = None,
+                 stack: bool = False,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        self.num_tokens, self.segments = positive(num_tokens, 'num_tokens', 'E2VPT'), positive(segments, 'segments', 'E2VPT')
+        self.segment_layout, self.kv_init = _one_of(segment_layout, LAYOUTS, 'segment_layout'), _one_of(kv_init, KV_INITS, 'kv_init')
+        self.variant, self.drop_rate, self.kv_drop_rate = _one_of(variant, VARIANTS, 'variant'), drop_rate, kv_drop_rate
+        self.pool_prompts, self.stack = pool_prompts, stack
+        tokens = {str(i): torch.empty(num_tokens, self.specs[i].dim) for i in (self.layers if deep else self.layers[:1])}
+        self.prompts = nn.ParameterDict({i: nn.Parameter(t) for i, t in tokens.items()})
+        whole = pruned == 'all' or (_one_of(pruned, PRUNED, 'pruned') == 'auto' and len({t.shape for t in tokens.values()}) == 1)
+        self.pruned_layers = tuple(tokens) if whole else tuple(tokens)[:1]
+        for i in self.pruned_layers:
+            if tokens[i].shape[1] % segments:
+                raise ValueError(f'E2VPT: segments={segments} must divide the width {tokens[i].shape[1]} of block {i}')
+        lengths = per_layer(num_kv_tokens, self.layers, len(self.specs), 'E2VPT: num_kv_tokens')
+        copies = 1 if share_kv else 2
+        self.kv_prompts = nn.ParameterDict({
+            str(i): nn.Parameter(torch.empty(copies, self.specs[i].heads, positive(n, 'num_kv_tokens', 'E2VPT'), self.specs[i].head_dim))
+            for i, n in lengths.items() if n != 0
+        })
+        masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
+        for name, mask in masks.items():
+            if variant == 'released':
+                self.register_parameter(name, nn.Parameter(mask))
+            else:
+                self.register_buffer(name, mask)
+        self.register_buffer('kept', torch.arange(num_tokens), persistent=False)
+        self._gates: Tuple[Optional[Tensor], Optional[Tensor]] = (None, None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw prompts and key/value prompts anew and, in the released variant, set trained masks to one; pruning stays."""
+        bound = prompt_bound(self.specs[0], self.specs[0].dim)
+        for prompts in self.prompts.values():
+            nn.init.uniform_(prompts, -bound, bound)
+        height, width = self.specs[0].patch[-2:]
+        for kv in self.kv_prompts.values():
+            if self.kv_init == 'trunc_normal':
+                nn.init.trunc_normal_(kv, std=0.02)
+            else:
+                fan = 3 * height * width + 16 if self.kv_init == 'xavier' else kv.shape[-2] * kv.shape[-1]
+                nn.init.uniform_(kv, -math.sqrt(6 / fan), math.sqrt(6 / fan))
+        if self.token_mask.requires_grad:
+            nn.init.ones_(self.token_mask)
+            nn.init.ones_(self.segment_mask)
+
+    def active(self, point: str, index: int) -> bool:
+        held: Dict[str, nn.ParameterDict] = dict(prompts=self.prompts, kv=self.kv_prompts)
+        return point in held and str(index) in held[point]
+
+    def num_prompts(self, index: int) -> int:
+        return len(self.prompts[str(index)]) if str(index) in self.prompts else 0
+
+    def on_kv(self, i: int) -> Tuple[Tensor, Tensor]:
+        kv = F.dropout(self.kv_prompts[str(i)], self.kv_drop_rate, self.training)
+        return kv[0], kv[-1]
+
+    def on_prompts(self, i: int) -> Tensor:
+        """Prompts (1, P, C), or (B, P, C) under per-sample gates."""
+        prompts = F.dropout(self.prompts[str(i)], self.drop_rate, self.training)
+        if str(i) not in self.pruned_layers:
+            return prompts[None]
+        token_gate, segment_gate = self._gates
+        token, segment = self.token_mask[self.kept], self.segment_mask[self.kept]
+        token = token if token_gate is None else token + token_gate
+        segment = segment if segment_gate is None else segment + segment_gate
+        width = prompts.shape[1] // self.segments
+        mask = segment.repeat_interleave(width, -1) if self.segment_layout == 'contiguous' else torch.cat([segment] * width, -1)
+        prompts = prompts * (mask * token[..., None])
+        return prompts if prompts.dim() == 3 else prompts[None]
+
+    @contextmanager
+    def gating(self, tokens: Optional[Tensor] = None, segments: Optional[Tensor] = None) -> Iterator[None]:
+        """Add offsets to the masks of the kept tokens, one per sample: ``tokens`` (B, P), ``segments`` (B, P, S)."""
+        self._gates = (tokens, segments)
+        try:
+            yield
+        finally:
+            self._gates = (None, None)
+
+    @torch.no_grad()
+    def prune(self, token_keep: Tensor, segment_keep: Tensor) -> None:
+        """Prune for good. Optimizers, data-parallel wrappers and taps made before must be renewed.
+
+        Args:
+            token_keep: Which of the ``num_tokens`` original tokens remain, bool (P,).
+            segment_keep: Which segments of each remain, bool (P, S).
+
+        Raises:
+            ValueError: If shapes differ, no token or segment would remain, or something pruned before would come back.
+        """
+        for name, keep, mask in (('token_keep', token_keep, self.token_mask), ('segment_keep', segment_keep, self.segment_mask)):
+            if keep.shape != mask.shape:
+                raise ValueError(f'E2VPT: {name} must have the shape {tuple(mask.shape)}, got {tuple(keep.shape)}')
+        token_keep, segment_keep = (t.to(self.token_mask.device, torch.bool) for t in (token_keep, segment_keep))
+        if not token_keep.any() or not segment_keep[token_keep].any(1).all():
+            raise ValueError('E2VPT: cannot prune more than exists: at least one token, and one segment of each kept token, must remain')
+        gone = torch.ones_like(token_keep).index_fill_(0, self.kept, False)
+        if (token_keep & gone).any():
+            raise ValueError('E2VPT: a token that was removed before cannot be kept: load the unpruned state first')
+        self.token_mask.requires_grad_(False).copy_(token_keep)
+        self.segment_mask.requires_grad_(False).copy_(segment_keep & token_keep[:, None])
+        if self.variant != 'released':
+            rows = token_keep[self.kept]
+            for i in self.pruned_layers:
+                self.prompts[i].data, self.prompts[i].grad = self.prompts[i][rows], None
+            self.kept = self.kept[rows]
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take on the stored number of tokens, so that a pruned state loads into an unpruned method and the reverse."""
+        mask = state_dict.get(prefix + 'token_mask')
+        stored = [state_dict.get(f'{prefix}prompts.{i}') for i in self.pruned_layers]
+        if self.variant != 'released' and mask is not None and mask.shape == self.token_mask.shape:
+            kept = mask.bool().nonzero()[:, 0].to(self.kept.device)
+            if all(t is not None and len(t) == len(kept) for t in stored):
+                for i in self.pruned_layers:
+                    if len(self.prompts[i]) != len(kept):
+                        self.prompts[i].data, self.prompts[i].grad = self.prompts[i].new_zeros(len(kept), self.prompts[i].shape[1]), None
+                self.kept = kept
+        super()._load_from_state_dict(state_dict, prefix, *args)
