@@ -61,7 +61,7 @@ class LoadImage(LoadImageFromFile):
         path = results['img_path']
         data = read_bytes(path, self.backend_args)
         try:
-            image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
+            image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend) if data else None
         except OSError as error:  # Pillow's UnidentifiedImageError and truncated files
             raise ValueError(f'{path} cannot be decoded ({error}): fetch the file again') from None
         if image is None:
