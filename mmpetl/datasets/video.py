@@ -1,0 +1,147 @@
+"""Videos from list files, with the unreadable ones named before training starts."""
+
+import copy
+import logging
+import os
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
+
+import torch
+from mmaction.datasets import VideoDataset
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.logging import print_log
+from torch.utils.data import get_worker_info
+
+from ..sites import nearest, positive
+from .video_io import VideoError
+from .video_lists import read_video_list
+from .video_probe import LEVELS, Probe, check_videos
+
+#: Loader workers whose skipped videos are counted separately.
+SLOTS = 256
+
+
+class VideoListDataset(VideoDataset):
+    """mmaction2's ``VideoDataset`` for the papers' lists.
+
+    Lists hold a path and a label a line, separated by a blank or a comma (:func:`mmpetl.datasets.video_lists.read_video_list`).
+
+    Args:
+        ann_file: The list.
+        pipeline: Transforms; they open videos by ``mmpetl.VideoInit`` and decode them by ``mmpetl.VideoDecode``.
+        data_prefix: ``dict(video=folder)`` that relative paths of the list start from.
+        num_classes: Number of classes, to check the labels.
+        delimiter: ',', ' ' or 'auto'.
+        check: What is tried of every video before the run: 'none', 'exists' (there and not empty), 'open' (first frame decodes) or
+            'decode' (all frames decode). With several processes the first one checks for all.
+        check_timeout: Seconds that one video may take.
+        check_workers: Processes that check.
+        on_error: What happens to unreadable videos: 'stop' ends the run naming them, 'skip' leaves out those that the check found, and
+            in training draws another video for one that fails later; both are counted in the log. In testing a video that fails
+            later always ends the run, as leaving it out would change the score.
+        num_repeats: Repeated augmentation: every video is sampled and decoded once, and the transforms after that run this often. A batch
+            then holds ``num_repeats * batch_size`` clips; the loader needs ``collate_fn=dict(type='repeat_pseudo_collate')``.
+        test_mode: See :class:`mmengine.dataset.BaseDataset`.
+        **kwargs: Other arguments of mmaction2's ``VideoDataset``.
+
+    Raises:
+        ValueError: If an option is unknown, a line of the list is wrong, or (with ``on_error='stop'``) a video cannot be read.
+    """
+
+    def __init__(self,
+                 ann_file: str,
+                 pipeline: Sequence[Union[dict, Callable]] = (),
+                 data_prefix: Mapping[str, str] = dict(video=''),
+                 num_classes: Optional[int] = None,
+                 delimiter: str = 'auto',
+                 check: str = 'exists',
+                 check_timeout: float = 30.,
+                 check_workers: int = 2,
+                 on_error: str = 'stop',
+                 num_repeats: int = 1,
+                 test_mode: bool = False,
+                 **kwargs: Any) -> None:
+        owner = type(self).__name__
+        if check not in ('none', *LEVELS):
+            raise ValueError(f'{owner}: unknown check {check!r}' + nearest(check, ['none', *LEVELS]))
+        if on_error not in ('skip', 'stop'):
+            raise ValueError(f'{owner}: unknown on_error {on_error!r}' + nearest(on_error, ['skip', 'stop']))
+        self.check, self.check_timeout, self.check_workers, self.on_error = check, check_timeout, check_workers, on_error
+        self.num_repeats = positive(num_repeats, 'num_repeats', owner)
+        if test_mode and num_repeats > 1:
+            raise ValueError(f'{owner}: num_repeats={num_repeats} is repeated augmentation, which testing has not')
+        #: Videos skipped while loading, one count per loader worker, in memory that the workers share.
+        self._skipped = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()
+        super().__init__(ann_file, list(pipeline), data_prefix=dict(data_prefix), num_classes=num_classes, delimiter=delimiter,
+                         test_mode=test_mode, **kwargs)
+
+    def load_data_list(self) -> List[Dict[str, Any]]:
+        """One dict with ``filename`` and ``label`` per line of the list."""
+        folder = self.data_prefix.get('video') or ''
+        return [dict(filename=os.path.join(folder, entry.path), label=entry.label)
+                for entry in read_video_list(self.ann_file, self.num_classes, self.delimiter)]
+
+    def filter_data(self) -> List[Dict[str, Any]]:
+        """Called by MMEngine after the list is read: find the unreadable videos and name each."""
+        if self.check == 'none':
+            return self.data_list
+        found: List[Any] = [None]
+        if is_main_process():
+            probes = check_videos([info['filename'] for info in self.data_list], self.check, timeout=self.check_timeout,
+                                  workers=self.check_workers)
+            found = [{p.path: p for p in probes if p.reason}]
+        broadcast_object_list(found)
+        bad: Dict[str, Probe] = found[0]
+        if not bad:
+            return self.data_list
+        self._report(bad)
+        return [info for info in self.data_list if info['filename'] not in bad]
+
+    def _report(self, bad: Mapping[str, Probe]) -> None:
+        total = len(self.data_list)
+        lost = sum(info['filename'] in bad for info in self.data_list)
+        head = f'{self.ann_file}: {lost} of {total} videos cannot be read'
+        listed = [f'{p.path}: {p.reason}' for p in list(bad.values())[:20]] + ([f'and {len(bad) - 20} more'] if len(bad) > 20 else [])
+        if self.on_error == 'stop' or lost == total:
+            hint = ("mend them, or leave them out by on_error='skip'" if lost < total else
+                    f"is data_prefix=dict(video={self.data_prefix.get('video')!r}) the folder that the list starts from?")
+            raise VideoError(f'{head} ({"; ".join(listed)}): {hint}')
+        use = 'scores are over' if self.test_mode else 'training uses'
+        for line in [*(f'unreadable video left out: {line}' for line in listed), f'{head}; {use} the other {total - lost}']:
+            print_log(line, logger='current', level=logging.WARNING)
+
+    @property
+    def skipped(self) -> int:
+        """Videos skipped while loading, over all loader workers of this process."""
+        return int(self._skipped.sum())
+
+    def prepare_data(self, idx: int) -> Union[None, Dict[str, Any], List[Dict[str, Any]]]:
+        """The item at ``idx``: a dict, a list of ``num_repeats`` dicts, or None where an unreadable video is skipped.
+
+        Raises:
+            VideoError: If the video cannot be read and must not be skipped.
+        """
+        info = self.get_data_info(idx)
+        try:
+            return self._repeat(info) if self.num_repeats > 1 else self.pipeline(info)
+        except VideoError as error:
+            if self.on_error == 'stop' or self.test_mode:
+                raise
+            worker = get_worker_info()
+            self._skipped[worker.id % SLOTS if worker else 0] += 1
+            print_log(f'unreadable video skipped ({self.skipped} so far): {error}', logger='current', level=logging.WARNING)
+            return None
+
+    def _repeat(self, results: Dict[str, Any]) -> List[Dict[str, Any]]:
+        """Transforms up to the decoding run once, those after it once per copy of the frames."""
+        transforms = iter(self.pipeline.transforms)
+        while 'imgs' not in results:
+            results = next(transforms)(results)
+        rest = list(transforms)
+        copies = []
+        for _ in range(self.num_repeats):
+            item = copy.copy(results)
+            item['imgs'] = [frame.copy() for frame in results['imgs']]
+            for transform in rest:
+                item = transform(item)
+            copies.append(item)
+        return copies

@@ -1,0 +1,350 @@
+import logging
+import multiprocessing
+import subprocess
+import sys
+import time
+import wave
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, pseudo_collate
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import Runner
+
+import mmpetl
+from mmpetl.datasets import video_probe
+from mmpetl.datasets.video import VideoListDataset
+from mmpetl.datasets.video_io import DECODERS, VideoDecode, VideoError, VideoInit, choose_decoder, decoder_transforms
+from mmpetl.datasets.video_lists import read_video_list, write_video_list
+from mmpetl.datasets.video_probe import check_videos, probe
+
+
+def write_video(path, frames=20, size=(48, 64)):
+    """A video whose frame i is grey of value 10 i."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 12, size[::-1])
+    for i in range(frames):
+        writer.write(np.full((*size, 3), 10 * i % 250, np.uint8))
+    writer.release()
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def videos(tmp_path_factory):
+    """Eight good videos of four classes, and one bad file of every kind."""
+    root = tmp_path_factory.mktemp('videos')
+    for i in range(8):
+        write_video(root / f'good {i}.mp4', 12 + i)
+    write_video(root / 'one.mp4', 1)
+    write_video(root / 'odd.mp4', size=(49, 65))
+    (root / 'zero.mp4').touch()
+    (root / 'truncated.mp4').write_bytes((root / 'good 0.mp4').read_bytes()[:700])
+    (root / 'text.mp4').write_text('not a video\n' * 50)
+    with wave.open(str(root / 'audio.mp4'), 'wb') as audio:
+        audio.setnchannels(1), audio.setsampwidth(2), audio.setframerate(8000)
+        audio.writeframes(bytes(8000))
+    write_video_list(str(root / 'good.csv'), [(f'good {i}.mp4', i % 4) for i in range(8)])
+    write_video_list(str(root / 'bad.csv'), [('good 0.mp4', 0), ('zero.mp4', 1), ('truncated.mp4', 2), ('good 1.mp4', 1), ('audio.mp4', 3),
+                                             ('renamed.mp4', 0), ('text.mp4', 0)])
+    return root
+
+
+def pipeline(num_clips=1, test_mode=False, **init):
+    return [
+        dict(type='mmpetl.VideoInit', **init),
+        dict(type='mmpetl.VideoMAESampleFrames', clip_len=4, frame_interval=2, num_clips=num_clips, test_mode=test_mode),
+        dict(type='mmpetl.VideoDecode'),
+        dict(type='Resize', scale=(16, 16), keep_ratio=False),
+        dict(type='Flip', flip_ratio=0.5),
+        dict(type='FormatShape', input_format='NCTHW'),
+        dict(type='PackActionInputs', meta_keys=('filename', 'frame_inds')),
+    ]
+
+
+def build(root, name='good.csv', **kwargs):
+    init_default_scope('mmaction')
+    kwargs.setdefault('pipeline', pipeline())
+    return DATASETS.build(dict(type='mmpetl.VideoListDataset', ann_file=str(root / name), data_prefix=dict(video=str(root)), **kwargs))
+
+
+@pytest.fixture
+def log():
+    """What is logged through mmengine's current logger."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+# -- lists ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('a/b.mp4 3\n', [('a/b.mp4', 3)]),
+    ('a/b.mp4,3\r\n', [('a/b.mp4', 3)]),
+    ('my video, take 2.mp4 3\n\n  x.mp4\t0 \n', [('my video, take 2.mp4', 3), ('x.mp4', 0)]),
+    ('\ufeff/abs/a.mp4 , 7', [('/abs/a.mp4', 7)]),
+])
+def test_lists_of_both_papers(tmp_path, text, expected):
+    path = tmp_path / 'train.csv'
+    path.write_bytes(text.encode())
+    assert [(e.path, e.label) for e in read_video_list(str(path))] == expected
+
+
+@pytest.mark.parametrize('text, message', [
+    ('a.mp4 0\nb.mp4\n', r"train.csv, line 2: no label in 'b.mp4'; expected 'path label' or 'path,label'"),
+    ('path,label\n', r'train.csv, line 1: no label'),
+    ('a.mp4 0\nb.mp4 4\n', r"train.csv, line 2: label 4 of 'b.mp4' is not one of the classes 0..3"),
+    ('a.mp4 -1\n', r"train.csv, line 1: label -1 of 'a.mp4' is not one of the classes"),
+    ('a.mp4 1.5\n', r'train.csv, line 1: no label'),
+    ('\n\n', 'the list is empty'),
+])
+def test_wrong_lines_are_named(tmp_path, text, message):
+    path = tmp_path / 'train.csv'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_video_list(str(path), num_classes=4)
+    assert '\n' not in str(caught.value)
+
+
+def test_missing_list_names_the_tools(tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere.csv: no such list; tools/prepare_hmdb51.py'):
+        read_video_list(str(tmp_path / 'nowhere.csv'))
+
+
+@pytest.mark.parametrize('delimiter', [' ', ','])
+def test_written_lists_are_read(tmp_path, delimiter):
+    rows = [('a b/c.mp4', 0), ('d,e.mp4', 12)]
+    write_video_list(str(tmp_path / 'new/list.csv'), rows, delimiter)
+    for asked in ('auto', delimiter):
+        assert [(e.path, e.label) for e in read_video_list(str(tmp_path / 'new/list.csv'), 13, asked)] == rows
+
+
+# -- decoders ------------------------------------------------------------------------------------------------------------------------
+
+
+def decode(path, wanted, decoder):
+    results = VideoInit(decoder)(dict(filename=str(path)))
+    return VideoDecode()(dict(results, frame_inds=np.array(wanted)))
+
+
+@pytest.mark.parametrize('decoder', list(DECODERS))
+@pytest.mark.parametrize('name, frames', [('good 7.mp4', 19), ('one.mp4', 1), ('odd.mp4', 20)])
+def test_decoders_agree_on_frames(videos, decoder, name, frames):
+    pytest.importorskip(DECODERS[decoder][0])
+    wanted = [0, frames - 1, 0, frames // 2]
+    results = decode(videos / name, wanted, decoder)
+    assert results['total_frames'] == frames
+    assert [round(float(i.mean()) / 10) for i in results['imgs']] == wanted
+    # Planes of the codec have even sizes, so OpenCV's writer crops odd frames.
+    assert results['img_shape'] == results['imgs'][0].shape[:2] == (48, 64)
+    results['imgs'][0][:] = 255
+    assert results['imgs'][2].mean() < 255, 'a repeated frame is a copy'
+
+
+def test_every_frame_is_decoded_once(videos, monkeypatch):
+    asked = []
+    results = VideoInit('decord')(dict(filename=str(videos / 'good 7.mp4')))
+    decoder = VideoDecode()
+    decoder(dict(results, frame_inds=np.array([0])))
+    inner = decoder._decoders['decord']
+    monkeypatch.setattr(inner, '_decord_load_frames', lambda reader, inds: asked.extend(inds) or list(reader.get_batch(inds).asnumpy()))
+    decoder(dict(VideoInit('decord')(results), frame_inds=np.array([3, 3, 1, 1, 3])))
+    assert asked == [1, 3]
+
+
+def test_decoder_is_chosen(monkeypatch):
+    assert choose_decoder('auto') == 'decord'
+    assert decoder_transforms('pyav') == (dict(type='PyAVInit'), dict(type='PyAVDecode'))
+    with pytest.raises(ValueError, match="unknown decoder 'decrod'; did you mean 'decord'"):
+        VideoInit('decrod')
+    real = __import__('importlib').util.find_spec
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name == 'decord' else real(name))
+    assert choose_decoder('auto') == 'pyav'
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name in ('decord', 'av') else real(name))
+    assert choose_decoder('auto') == 'opencv'
+    with pytest.raises(ValueError, match="decoder 'pyav' is not installed: pip install av"):
+        choose_decoder('pyav')
+
+
+@pytest.mark.parametrize('decoder', list(DECODERS))
+@pytest.mark.parametrize('name', ['zero.mp4', 'truncated.mp4', 'text.mp4', 'audio.mp4', 'renamed.mp4'])
+def test_bad_files_are_named_in_one_line(videos, decoder, name):
+    pytest.importorskip(DECODERS[decoder][0])
+    with pytest.raises(VideoError, match=name) as caught:
+        VideoInit(decoder)(dict(filename=str(videos / name)))
+    assert '\n' not in str(caught.value)
+
+
+def test_opencv_stops_at_the_end_of_a_damaged_file():
+    """Upstream's transform looks for the frame for ever."""
+
+    class Reader(list):
+
+        def __getitem__(self, index):
+            return super().__getitem__(index) if 0 <= index < len(self) else None
+
+    frames = mmpetl.registry.TRANSFORMS.build(dict(type='OpenCVFrames', slack=2))
+    reader = Reader([np.full((2, 2, 3), i, np.uint8) for i in range(5)])
+    assert frames(dict(video_reader=reader, frame_inds=[1, 6], total_frames=7))['imgs'][1].max() == 4
+    with pytest.raises(ValueError, match='frame 8 of 9 cannot be decoded'):
+        frames(dict(video_reader=reader, frame_inds=[8], total_frames=9))
+
+
+WEBM = """
+import av, numpy as np, sys
+with av.open(sys.argv[1], 'w') as container:
+    stream = container.add_stream('libvpx-vp9', rate=24)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, 'yuv420p'
+    for i in range(6):
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 40 * i, np.uint8), format='rgb24')))
+    container.mux(stream.encode())
+"""
+
+
+def test_webm_without_a_frame_count(tmp_path):
+    pytest.importorskip('av')
+    path = str(tmp_path / 'a.webm')
+    # In a process of its own: decord brings its own copy of the codec library, and PyAV cannot encode beside it.
+    subprocess.run([sys.executable, '-c', WEBM, path], check=True)
+    results = decode(path, [5], 'pyav')
+    assert results['total_frames'] == 6 and abs(results['imgs'][0].mean() - 200) < 4
+
+
+# -- checking ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_check_names_every_bad_video(videos):
+    names = ['good 0.mp4', 'zero.mp4', 'truncated.mp4', 'text.mp4', 'audio.mp4', 'renamed.mp4', 'one.mp4', 'odd.mp4']
+    found = {p.path.rsplit('/', 1)[1]: p for p in check_videos([str(videos / n) for n in names], 'decode')}
+    assert list(found) == names
+    assert {n for n, p in found.items() if not p.reason} == {'good 0.mp4', 'one.mp4', 'odd.mp4'}
+    assert found['zero.mp4'].reason == 'the file is empty' and found['renamed.mp4'].reason == 'no such file'
+    assert 'no video stream' in found['audio.mp4'].reason
+    assert found['good 0.mp4'].frames == 12 and found['good 0.mp4'].size == (48, 64)
+    cheap = check_videos([str(videos / n) for n in names], 'exists')
+    assert [bool(p.reason) for p in cheap] == [False, True, False, False, False, True, False, False]
+
+
+def test_hanging_and_crashing_decoders_do_not_stop_the_check(videos, monkeypatch):
+    if multiprocessing.get_start_method() != 'fork':
+        pytest.skip('the patched probe reaches the worker processes by fork only')
+
+    def patched(path, level, decoder):
+        if 'hang' in path:
+            time.sleep(60)
+        if 'crash' in path:
+            multiprocessing.current_process().kill()
+            time.sleep(60)
+        return probe(path, level, decoder)
+
+    monkeypatch.setattr(video_probe, 'probe', patched)
+    start = time.monotonic()
+    good = str(videos / 'good 0.mp4')
+    found = check_videos(['hang.mp4', good, 'crash.mp4', str(videos / 'one.mp4')], 'open', timeout=3., workers=2)
+    assert [p.reason for p in found] == ['it is not decoded within 3 s', '', 'the decoder crashed', '']
+    assert time.monotonic() - start < 20
+
+
+def test_unknown_level_is_refused(videos):
+    with pytest.raises(ValueError, match="unknown level of checking 'decoded'; did you mean 'decode'"):
+        probe('a.mp4', 'decoded')
+
+
+# -- the data set --------------------------------------------------------------------------------------------------------------------
+
+
+def test_items(videos):
+    data = build(videos, num_classes=4)
+    assert isinstance(data, VideoListDataset) and len(data) == 8
+    item = data[5]
+    assert item['inputs'].shape == (1, 3, 4, 16, 16) and item['inputs'].dtype == torch.uint8
+    assert item['data_samples'].gt_label.tolist() == [1]
+    with pytest.raises(ValueError, match="label 3 of 'good 3.mp4' is not one of the classes 0..2"):
+        build(videos, num_classes=3)
+
+
+def test_all_views_of_a_video(videos):
+    data = build(videos, pipeline=[*pipeline(3, True)[:3], dict(type='mmpetl.ShortSideResize', size=16),
+                                   dict(type='mmpetl.ViewCrops', crop_size=16, num_crops=3), *pipeline()[5:]], test_mode=True)
+    item = data[7]
+    assert item['inputs'].shape == (9, 3, 4, 16, 16)
+    # The frames of good 7 are grey of value 10 i: views are clip by clip, three crops of each.
+    starts = (item['inputs'][:, 0, 0, 0, 0].float() / 10).round().tolist()
+    assert starts == [0] * 3 + [6] * 3 + [12] * 3
+
+
+def test_stop_names_all_unreadable_videos(videos):
+    with pytest.raises(VideoError) as caught:
+        build(videos, 'bad.csv', check='open')
+    message = str(caught.value)
+    assert '5 of 7 videos cannot be read' in message and '\n' not in message
+    assert all(name in message for name in ('zero.mp4', 'truncated.mp4', 'audio.mp4', 'renamed.mp4', 'text.mp4'))
+    with pytest.raises(VideoError, match='2 of 7 videos'):
+        build(videos, 'bad.csv')
+    with pytest.raises(VideoError, match='is data_prefix='):
+        DATASETS.build(dict(type='mmpetl.VideoListDataset', ann_file=str(videos / 'good.csv'), data_prefix=dict(video='/nowhere')))
+
+
+def test_skip_leaves_them_out_and_counts_them(videos, log):
+    data = build(videos, 'bad.csv', check='open', on_error='skip')
+    assert len(data) == 2
+    text = '\n'.join(log)
+    assert text.count('unreadable video left out') == 5 and '5 of 7 videos cannot be read; training uses the other 2' in text
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_video_that_fails_later_is_replaced_in_training(videos, workers, log):
+    data = build(videos, 'bad.csv', check='none', on_error='skip')
+    loader = torch.utils.data.DataLoader(data, batch_size=7, num_workers=workers, collate_fn=pseudo_collate)
+    batch, = list(loader)
+    assert len(batch['inputs']) == 7
+    assert {s.filename.rsplit('/', 1)[1] for s in batch['data_samples']} <= {'good 0.mp4', 'good 1.mp4'}
+    assert data.skipped >= 5
+    if not workers:
+        assert 'unreadable video skipped (1 so far)' in '\n'.join(log)
+
+
+def test_a_video_that_fails_later_stops_a_test_run(videos):
+    data = build(videos, 'bad.csv', pipeline=pipeline(2, True), check='none', on_error='skip', test_mode=True)
+    with pytest.raises(VideoError, match='zero.mp4'):
+        data[1]
+
+
+def test_unknown_options_are_refused(videos):
+    with pytest.raises(ValueError, match="unknown on_error 'skipp'; did you mean 'skip'"):
+        build(videos, on_error='skipp')
+    with pytest.raises(ValueError, match="unknown check 'opens'"):
+        build(videos, check='opens')
+    with pytest.raises(ValueError, match='testing has not'):
+        build(videos, num_repeats=2, test_mode=True)
+
+
+def test_repeated_augmentation_decodes_once(videos, monkeypatch):
+    data = build(videos, num_repeats=3)
+    calls = []
+    decode_once = VideoDecode.transform
+    monkeypatch.setattr(VideoDecode, 'transform', lambda self, results: calls.append(results['filename']) or decode_once(self, results))
+    torch.manual_seed(0), np.random.seed(1)
+    copies = data[7]
+    assert len(copies) == 3 and len(calls) == 1
+    indices = [c['data_samples'].frame_inds.tolist() for c in copies]
+    assert indices == [indices[0]] * 3, 'the copies share one sampled clip'
+
+
+def test_repeated_augmentation_in_a_loader(videos):
+    data_cfg = dict(type='mmpetl.VideoListDataset', ann_file=str(videos / 'good.csv'), data_prefix=dict(video=str(videos)),
+                    pipeline=pipeline(), num_repeats=2)
+    init_default_scope('mmaction')
+    loader = Runner.build_dataloader(dict(dataset=data_cfg, batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+                                          collate_fn=dict(type='repeat_pseudo_collate')))
+    batches = list(loader)
+    assert isinstance(loader.sampler, DefaultSampler) and len(batches) == 2
+    assert len(batches[0]['inputs']) == 8
+    labels = [int(s.gt_label) for s in batches[0]['data_samples']]
+    assert labels == [0, 0, 1, 1, 2, 2, 3, 3]
