@@ -1,0 +1,104 @@
+"""LST: ladder side tuning, a narrow transformer beside the frozen one that takes in its layer outputs.
+
+Sung et al., "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning", https://arxiv.org/abs/2206.06522.
+With x_0 the embedded tokens, x_{i+1} the output of block i, d = C / reduction and T = 0.1::
+
+    y = Down(x_0);   g_i = sigmoid(alpha_i / T);   y <- Block_i(g_i * y + (1 - g_i) * Down_i(x_{i+1}));   feature = Up(LN(y))
+
+Block_i is a pre-norm transformer block of width d with as many heads and the same ratio of the feed-forward width. No gradient enters
+the frozen network.
+"""
+
+from typing import Any, Mapping, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..registry import METHODS
+from ..sites import BlockSpec, Layers, Method, positive
+from .vqt import one_width, recompute
+
+
+class SideBlock(nn.Module):
+    """Pre-norm transformer block of width d; (B, N, d) -> (B, tokens, d), the first ``tokens`` outputs (None: all)."""
+
+    def __init__(self, dim: int, heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.fc1, self.fc2 = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
+
+    def forward(self, y: Tensor, tokens: Optional[int] = None) -> Tensor:
+        q, k, v = self.qkv(self.norm1(y)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q[:, :, :tokens], k, v).transpose(1, 2).flatten(2)
+        y = y[:, :tokens] + self.proj(h)
+        return y + self.fc2(F.gelu(self.fc1(self.norm2(y))))
+
+
+@METHODS.register_module()
+class LST(Method):
+    """Ladder side tuning; the feature is C wide: the class token, or the mean of all tokens where the backbone has none.
+
+    Args:
+        specs: Blocks of the backbone.
+        reduction: r, the backbone's width over the ladder's.
+        temperature: T of the gates.
+        checkpoint: Recompute each rung in the backward pass.
+        layers: Blocks whose output feeds a rung (the others have no rung).
+
+    Raises:
+        ValueError: If ``reduction`` < 1, the width does not divide by it, the ladder's width does not divide by the number of heads, or
+            the blocks differ in width.
+    """
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 reduction: int = 8,
+                 temperature: float = 0.1,
+                 checkpoint: bool = False,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        dim, first = one_width(specs, 'LST'), specs[0]
+        if dim % positive(reduction, 'reduction', 'LST'):
+            raise ValueError(f'LST: the width {dim} does not divide by reduction={reduction}')
+        width = dim // reduction
+        if width % first.heads:
+            raise ValueError(f'LST: the ladder is {width} wide, which does not divide by {first.heads} heads; choose another reduction '
+                             f'than {reduction}')
+        if not temperature > 0:
+            raise ValueError(f'LST: temperature must be > 0, got {temperature!r}')
+        self.side_reads = ('x', 'out')
+        self.temperature, self.checkpoint = temperature, checkpoint
+        self.tokens = 1 if first.extra_tokens else None
+        self.stem = nn.Linear(dim, width)
+        self.downs = nn.ModuleDict({str(i): nn.Linear(dim, width) for i in self.layers})
+        self.rungs = nn.ModuleDict({str(i): SideBlock(width, first.heads, first.ffn_dim // reduction) for i in self.layers})
+        self.gates = nn.Parameter(torch.empty(len(self.layers)))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.up = nn.Linear(width, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gates half open; linears of the rungs as in a vision transformer (truncated normal 0.02), the others torch's default."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.LayerNorm)):
+                module.reset_parameters()
+        for linear in (m for m in self.rungs.modules() if isinstance(m, nn.Linear)):
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.gates)
+
+    def _rung(self, i: int, y: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+        """Ladder state (B, N, d) and block output (B, N, C) -> next state; the last rung returns only the tokens that are read."""
+        down = self.downs[str(i)](x)
+        return self.rungs[str(i)](down + gate * (y - down), self.tokens if i == self.layers[-1] else None)
+
+    def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
+        outputs = [read['x'] for read in reads[1:]] + [reads[-1]['out']]
+        y = self.stem(reads[0]['x'])
+        for i, gate in zip(self.layers, torch.sigmoid(self.gates / self.temperature)):
+            y = recompute(self.checkpoint, self._rung, i, y, outputs[i], gate)
+        y = y[:, 0] if self.tokens else y.mean(1)
+        return self.up(self.norm(y))

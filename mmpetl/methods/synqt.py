@@ -1,0 +1,150 @@
+"""SynQT: query synthesis tuning, query tokens that are built layer by layer and read a frozen transformer.
+
+Zhang et al., "Parameter-Efficient and Memory-Efficient Tuning for Vision Transformer: A Disentangled Approach",
+https://arxiv.org/abs/2407.06964. For block i with normed image tokens u_i, P learnable queries Q_i and mean query outputs qbar::
+
+    p = dropout(QSM_i(A_i(Q_i + s * qbar_{i-1})))                     QSM: query synthesis module, A: residual bottleneck
+    h = attention(p -> u_i);   hh = ffn(p + h);   q = p + h + hh      frozen weights; the image tokens never see the queries
+    rows  F = [qbar_{L-1}; qbar_0..qbar_{L-1}; hbar_0..; hhbar_0..]   means over the P tokens, 3 L + 1 rows
+    g_r = F_r + A(LN(F_r));   y = mean_r w_r g_r,   w_0 = 1,   w_r = tanh(dropout(gelu(W g_0 + b)))_r;   feature = LN_head(y)
+
+Only the queries' path is differentiated. Nothing starts at zero, so the start is not the frozen network's feature.
+"""
+
+from typing import Any, Mapping, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..registry import METHODS
+from ..sites import BlockSpec, Layers, Method, positive
+from .qsm import QSM, ResidualBottleneck
+from .vqt import batch_size, context_reads, one_width, recompute
+
+
+class Combine(nn.Module):
+    """Mean of the rows, weighted by gates that the first row computes; (B, rows, C) -> (B, C)."""
+
+    def __init__(self, dim: int, rows: int, drop_rate: float) -> None:
+        super().__init__()
+        self.gate, self.drop = nn.Linear(dim, rows - 1), nn.Dropout(drop_rate)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        weights = torch.tanh(self.drop(F.gelu(self.gate(rows[:, 0]))))
+        return (rows[:, 0] + torch.einsum('br,brc->bc', weights, rows[:, 1:])) / rows.shape[1]
+
+
+class OffsetNorm(nn.Module):
+    """LayerNorm whose weight and bias are those of a frozen norm plus trainable offsets that start at zero; (..., C) -> (..., C).
+
+    It therefore starts from the frozen norm's values whenever those are loaded, and a loaded offset is never overwritten.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight_offset, self.bias_offset = nn.Parameter(torch.empty(dim)), nn.Parameter(torch.empty(dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight_offset)
+        nn.init.zeros_(self.bias_offset)
+
+    def forward(self, y: Tensor, norm: Optional[nn.Module]) -> Tensor:
+        weight, bias = (1., 0.) if norm is None else (norm.weight, norm.bias)
+        return F.layer_norm(y, y.shape[-1:], weight + self.weight_offset, bias + self.bias_offset, self.eps)
+
+
+@METHODS.register_module()
+class SynQT(Method):
+    """Query synthesis tuning; the feature is C wide.
+
+    Args:
+        specs: Blocks of the backbone.
+        num_tokens: Query tokens P per block.
+        feat_scale: Start of the learnable factor of the previous block's mean query (one for all blocks).
+        attn_scale: Start of the learnable factor of each QSM's attention.
+        ffn_scale: Start of the learnable factor of each QSM's bottleneck.
+        mid_dims: Width of the bottlenecks.
+        qsm_mid_dims: Width of the bottlenecks in the QSM's q, k, v and output projections.
+        drop_rate: Dropout on queries, QSM attention, wide bottlenecks and gates.
+        row_drop_rate: Probability of dropping a row of an image (stochastic depth); the first row is never dropped.
+        context: 'absorb' reads norm1(x) and never forms keys or values, 'kv' reads keys and values; same outputs.
+        checkpoint: Recompute each block's query path and the combination of rows in the backward pass.
+        drop_dead: Leave out the published parameters that never receive a gradient (a LayerNorm per block, one weight per row).
+        layers: Blocks that are read.
+
+    Raises:
+        ValueError: If a width or ``num_tokens`` is < 1, ``context`` is unknown, fewer than 2 blocks are read or they differ in width.
+    """
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 num_tokens: int = 16,
+                 feat_scale: float = 0.1,
+                 attn_scale: float = 0.1,
+                 ffn_scale: float = 0.1,
+                 mid_dims: int = 48,
+                 qsm_mid_dims: int = 8,
+                 drop_rate: float = 0.1,
+                 row_drop_rate: float = 0.3,
+                 context: str = 'absorb',
+                 checkpoint: bool = True,
+                 drop_dead: bool = True,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        dim, depth = one_width(specs, 'SynQT'), len(self.layers)
+        if depth < 2:
+            raise ValueError('SynQT: queries are passed from block to block, so layers must name at least 2 blocks')
+        for name, value in dict(num_tokens=num_tokens, mid_dims=mid_dims, qsm_mid_dims=qsm_mid_dims).items():
+            positive(value, name, 'SynQT')
+        self.side_reads = context_reads(context, 'SynQT')
+        self.start, self.checkpoint, self.row_drop_rate = feat_scale, checkpoint, row_drop_rate
+        self.queries, self.feat_scale = nn.Parameter(torch.empty(depth, num_tokens, dim)), nn.Parameter(torch.empty(1))
+        self.drop = nn.Dropout(drop_rate)
+        self.blocks = nn.ModuleDict({
+            str(i): nn.ModuleDict(dict(
+                adapter=ResidualBottleneck(dim, mid_dims, drop_rate),
+                qsm=QSM(dim, qsm_mid_dims, mid_dims, drop_rate, attn_scale, ffn_scale))) for i in self.layers
+        })
+        self.row_norm, self.row_adapter = nn.LayerNorm(dim), ResidualBottleneck(dim, mid_dims, drop_rate)
+        self.combine, self.head_norm = Combine(dim, 3 * depth + 1, drop_rate), OffsetNorm(dim)
+        if not drop_dead:
+            self.pre_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in self.layers)
+            self.row_weight = nn.Parameter(torch.ones(3 * depth + 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Queries uniform in (-1, 1), scales as configured, torch's defaults elsewhere, zero offsets of the head norm."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.LayerNorm, QSM, OffsetNorm)):
+                module.reset_parameters()
+        nn.init.uniform_(self.queries, -1, 1)
+        nn.init.constant_(self.feat_scale, self.start)
+
+    def _query(self, i: int, block: Any, read: Mapping[str, Tensor], query: Tensor, before: Optional[Tensor]) -> Tensor:
+        """Queries (P, C) and the previous block's mean output (B, 1, C) or None -> means of q, h and hh, (B, 3, C)."""
+        p = query.expand(batch_size(read), -1, -1)
+        if before is not None:
+            p = p + self.feat_scale * before
+        p = self.drop(self.blocks[str(i)]['qsm'](self.blocks[str(i)]['adapter'](p)))
+        h = block.attend_from(p, read)
+        hh = block.ffn_out(p + h)
+        return torch.stack([t.mean(1) for t in (p + h + hh, h, hh)], 1)
+
+    def _combine(self, rows: Tensor) -> Tensor:
+        """(B, 3 L + 1, C) -> (B, C)."""
+        rows = rows + self.row_adapter(self.row_norm(rows))
+        if self.training and self.row_drop_rate:
+            keep = 1 - self.row_drop_rate
+            kept = rows.new_empty(len(rows), rows.shape[1] - 1, 1).bernoulli_(keep) / keep
+            rows = torch.cat([rows[:, :1], rows[:, 1:] * kept], 1)
+        return self.combine(rows)
+
+    def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
+        means, before = [], None
+        for i, query in zip(self.layers, self.queries):
+            means.append(recompute(self.checkpoint, self._query, i, blocks[i], reads[i], query, before))
+            before = means[-1][:, :1]
+        rows = torch.cat([before, torch.stack(means, 2).flatten(1, 2)], 1)
+        return self.head_norm(recompute(self.checkpoint, self._combine, rows), blocks[-1].final_norm)

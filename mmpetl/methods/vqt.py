@@ -1,0 +1,116 @@
+"""VQT: visual query tuning, free query tokens that read a frozen transformer.
+
+Tu et al., "Visual Query Tuning: Towards Effective Usage of Intermediate Representations for Parameter and Memory Efficient Transfer
+Learning", https://arxiv.org/abs/2212.03220. In every block i, P query tokens attend to the image tokens and pass the frozen
+feed-forward network; the image tokens never see them::
+
+    p = dropout(Q_i);   h = attention(p -> x_i);   q_i = p + h + ffn(p + h)
+    feature = [ class token after the final norm ; q_0 ; ... ; q_{L-1} ],   each of the L + 1 groups scaled to length 1
+"""
+
+import math
+from typing import Any, Callable, Mapping, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..registry import METHODS
+from ..sites import BlockSpec, Layers, Method, positive
+
+CONTEXTS = {'kv': ('k', 'v'), 'absorb': ('u', )}
+
+
+def context_reads(context: str, owner: str) -> Tuple[str, ...]:
+    """What queries read of a block: keys and values ('kv'), or the normed tokens ('absorb', half the bytes, more work per query).
+
+    Raises:
+        ValueError: If ``context`` is neither.
+    """
+    if context not in CONTEXTS:
+        raise ValueError(f"{owner}: context must be 'kv' or 'absorb', got {context!r}")
+    return CONTEXTS[context]
+
+
+def one_width(specs: Sequence[BlockSpec], owner: str) -> int:
+    """The common width C of all blocks.
+
+    Raises:
+        ValueError: If blocks differ in width, as in a hierarchical backbone.
+    """
+    widths = sorted({spec.dim for spec in specs})
+    if len(widths) > 1:
+        raise ValueError(f'{owner}: all blocks must have one width, this backbone has {", ".join(map(str, widths))}')
+    return widths[0]
+
+
+def recompute(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """``function(*args)``, whose activations are computed again in the backward pass when ``enabled``."""
+    if enabled and torch.is_grad_enabled():
+        return checkpoint(function, *args, use_reentrant=False)
+    return function(*args)
+
+
+def batch_size(read: Mapping[str, Tensor]) -> int:
+    """Images in the batch that was read."""
+    return len(next(iter(read.values())))
+
+
+@METHODS.register_module()
+class VQT(Method):
+    """Visual query tuning; the feature is C * (1 + P * adapted blocks) wide (see :attr:`out_dims`).
+
+    Args:
+        specs: Blocks of the backbone.
+        num_tokens: Query tokens P per block.
+        drop_rate: Dropout on the query tokens.
+        normalize: Scale every group to length 1.
+        context: 'absorb' reads norm1(x), 'kv' reads keys and values; same outputs, see :func:`context_reads`.
+        checkpoint: Recompute each block's query path in the backward pass.
+        layers: Blocks that are read.
+
+    Raises:
+        ValueError: If ``num_tokens`` < 1, ``context`` is unknown, the blocks differ in width or there is no class token.
+    """
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 num_tokens: int = 1,
+                 drop_rate: float = 0.1,
+                 normalize: bool = True,
+                 context: str = 'absorb',
+                 checkpoint: bool = False,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        dim = one_width(specs, 'VQT')
+        if specs[-1].extra_tokens < 1:
+            raise ValueError('VQT: its feature starts with the class token, but this backbone has none')
+        self.side_reads = (*context_reads(context, 'VQT'), 'out')
+        self.num_tokens = positive(num_tokens, 'num_tokens', 'VQT')
+        self.normalize, self.checkpoint = normalize, checkpoint
+        self.queries = nn.Parameter(torch.empty(len(self.layers), num_tokens, dim))
+        self.drop = nn.Dropout(drop_rate)
+        self.reset_parameters()
+
+    @property
+    def out_dims(self) -> int:
+        """Width of the feature."""
+        return self.specs[-1].dim * (1 + self.num_tokens * len(self.layers))
+
+    def reset_parameters(self) -> None:
+        """Uniform with VPT's bound sqrt(6 / (3 * pixels per token + C))."""
+        bound = math.sqrt(6 / (3 * math.prod(self.specs[0].patch) + self.specs[0].dim))
+        nn.init.uniform_(self.queries, -bound, bound)
+
+    def _query(self, block: Any, read: Mapping[str, Tensor], query: Tensor) -> Tensor:
+        """(P, C) -> (B, P * C), the outputs of one block's queries."""
+        p = self.drop(query.expand(batch_size(read), -1, -1))
+        p = p + block.attend_from(p, read)
+        return (p + block.ffn_out(p)).flatten(1)
+
+    def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
+        norm, token = blocks[-1].final_norm, reads[-1]['out'][:, 0]
+        groups = [token if norm is None else norm(token)]
+        groups += [recompute(self.checkpoint, self._query, blocks[i], reads[i], q) for i, q in zip(self.layers, self.queries)]
+        return torch.cat([F.normalize(g, dim=1) if self.normalize else g for g in groups], 1)
