@@ -1,0 +1,105 @@
+"""Tables whose size follows the input: position embeddings and relative-position biases."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def square(length: int) -> int | None:
+    """Side of a square grid of ``length`` cells, or None."""
+    side = math.isqrt(length) if length > 0 else 0
+    return side if side * side == length and side else None
+
+
+def resize_grid(table: torch.Tensor, source: tuple[int, int], target: tuple[int, int], extra: int = 0) -> torch.Tensor:
+    """Resize a 2-D position table, bicubic, as mmpretrain does.
+
+    Args:
+        table (Tensor): (1, extra + h * w, C); the first ``extra`` rows (class token) are kept.
+        source, target (tuple): Grids (h, w).
+        extra (int): Rows without a place in the grid.
+
+    Returns:
+        Tensor: (1, extra + H * W, C), same type.
+    """
+    if source == target:
+        return table
+    image = table[:, extra:].reshape(1, *source, -1).permute(0, 3, 1, 2).float()
+    image = F.interpolate(image, size=target, mode='bicubic', align_corners=False)
+    return torch.cat([table[:, :extra], image.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+def resize_volume(table: torch.Tensor, source: tuple[int, int, int], target: tuple[int, int, int]) -> torch.Tensor:
+    """Resize a 3-D table (1, T * H * W, C): bicubic over space, then linear over time."""
+    frames = table.reshape(source[0], source[1] * source[2], -1)
+    frames = torch.cat([resize_grid(frame[None], source[1:], target[1:]) for frame in frames])
+    if source[0] != target[0]:
+        flat = frames.flatten(1).t()[None].float()
+        frames = F.interpolate(flat, size=target[0], mode='linear', align_corners=False)[0].t().to(table.dtype)
+    return frames.reshape(1, math.prod(target), -1)
+
+
+def resize_bias(table: torch.Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> torch.Tensor:
+    """Resize a relative-position bias table between window sizes.
+
+    Args:
+        table (Tensor): ((2 w_1 - 1) ... (2 w_n - 1), heads).
+        source, target (tuple): Windows (h, w) or (d, h, w).
+
+    Returns:
+        Tensor: Same layout for the target window; bicubic over space, linear over time, as in the Swin repository.
+    """
+    old, new = (tuple(2 * side - 1 for side in window) for window in (source, target))
+    if len(old) == 2:
+        old, new = (1, *old), (1, *new)
+    return resize_volume(table[None], old, new)[0]
+
+
+def bias_window(rows: int, tokens: int | None = None, like: tuple[int, ...] | None = None, dims: int = 2) -> tuple[int, ...]:
+    """Find the window to which a bias table belongs.
+
+    Args:
+        rows (int): Rows of the table.
+        tokens (int | None): Tokens per window, where the file also stores the index buffer.
+        like (tuple | None): A window to prefer when several fit.
+        dims (int): 2 for images, 3 for videos.
+
+    Returns:
+        tuple: (w, w) or (d, w, w).
+
+    Raises:
+        ValueError: No window with equal height and width fits, or several do and nothing decides.
+    """
+    found = []
+    for depth in range(1, 65) if dims == 3 else (1,):
+        side = square(rows // (2 * depth - 1)) if rows % (2 * depth - 1) == 0 else None
+        if side and side % 2:
+            width = (side + 1) // 2
+            if tokens is None or tokens == depth * width * width:
+                found.append((depth, width, width) if dims == 3 else (width, width))
+    found = [window for window in found if window[-1] > 1] or found
+    if like is not None and len(found) > 1:
+        near = [window for window in found if window == like] or [w for w in found if w[0] == like[0] or w[1:] == like[1:]]
+        found = near[:1] or found
+    if len(found) != 1:
+        raise ValueError(f'a relative-position bias table of {rows} rows fits {len(found)} window sizes: {found[:4]}')
+    return found[0]
+
+
+def relative_index(window: tuple[int, ...]) -> torch.Tensor:
+    """Row of the bias table for every pair of tokens of a window: int64 (N, N), N = product of the window."""
+    axes = torch.meshgrid(*(torch.arange(side) for side in window), indexing='ij')
+    coordinates = torch.stack(axes).flatten(1)
+    difference = coordinates[:, :, None] - coordinates[:, None, :]
+    index = torch.zeros_like(difference[0])
+    for axis, side in enumerate(window):
+        index = index * (2 * side - 1) + difference[axis] + side - 1
+    return index
+
+
+def sinusoid(length: int, dim: int) -> torch.Tensor:
+    """Sine-cosine table of VideoMAE, fp32 (1, length, dim): even channels sine, odd channels cosine."""
+    channel = torch.arange(dim, dtype=torch.float64)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] / 10000 ** ((channel - channel % 2) / dim)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()[None]

@@ -1,0 +1,157 @@
+"""Image Swin transformers: the original, timm and Hugging Face into mmpretrain's names, and the order inside patch merging.
+
+Canonical form: the original repository's names (``layers.i.blocks.j.attn.qkv``, ``layers.i.downsample`` after stage i, ``norm``).
+"""
+
+import torch
+
+from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, mapped, relabel, rename
+from .report import Report
+from .resize import bias_window, relative_index, resize_bias
+from .vit import fit_positions
+
+_BLOCK = r'layers\.(\d+)\.blocks\.(\d+)\.'
+_WB = r'(weight|bias)'
+ORIGINAL: Rules = (
+    (r'patch_embed\.(proj|norm)\.' + _WB, r'\g<0>'),
+    (r'absolute_pos_embed', r'\g<0>'),
+    (_BLOCK + r'(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.' + _WB, r'\g<0>'),
+    (_BLOCK + r'(?:mlp\.)?(fc[12])\.' + _WB, r'layers.\1.blocks.\2.mlp.\3.\4'),
+    (_BLOCK + r'attn\.relative_position_(bias_table|index)', r'\g<0>'),
+    (r'layers\.\d+\.downsample\.(norm|reduction)\.' + _WB, r'\g<0>'),
+    (r'norm\d?\.' + _WB, r'\g<0>'),
+    (r'head\.(?:fc\.)?' + _WB, r'+head.\1'),
+    (r'fc\.0\.' + _WB, r'+head.\1'),
+)
+IGNORED: Ignored = (
+    (r'.*attn_mask', 'window mask, built by the model'), (r'(head|fc|cls_head)\..*', HEAD), (r'decoder.*|mask_token', DECODER),
+    (r'.*(qkv_adapter|control_trans).*', PETL_NAMES[0][1]), *PETL_NAMES,
+)
+
+_HF_BLOCK = r'encoder\.layers\.(\d+)\.blocks\.(\d+)\.'
+HF: Rules = (
+    (r'embeddings\.patch_embeddings\.projection\.' + _WB, r'patch_embed.proj.\1'),
+    (r'embeddings\.norm\.' + _WB, r'patch_embed.norm.\1'),
+    (r'embeddings\.position_embeddings', 'absolute_pos_embed'),
+    (_HF_BLOCK + r'layernorm_before\.' + _WB, r'layers.\1.blocks.\2.norm1.\3'),
+    (_HF_BLOCK + r'layernorm_after\.' + _WB, r'layers.\1.blocks.\2.norm2.\3'),
+    (_HF_BLOCK + r'attention\.(?:self\.)?(q|k|v)(?:uery|ey|alue|_proj)\.' + _WB, r'layers.\1.blocks.\2.attn.qkv.\4@\3'),
+    (_HF_BLOCK + r'attention\.(?:output\.dense|o_proj)\.' + _WB, r'layers.\1.blocks.\2.attn.proj.\3'),
+    (_HF_BLOCK + r'attention\.(?:self|relative_position_bias)\.relative_position_(bias_table|index)',
+     r'layers.\1.blocks.\2.attn.relative_position_\3'),
+    (_HF_BLOCK + r'(?:intermediate\.dense|mlp\.fc1)\.' + _WB, r'layers.\1.blocks.\2.mlp.fc1.\3'),
+    (_HF_BLOCK + r'(?:output\.dense|mlp\.fc2)\.' + _WB, r'layers.\1.blocks.\2.mlp.fc2.\3'),
+    (r'encoder\.layers\.(\d+)\.downsample\.(norm|reduction)\.' + _WB, r'layers.\1.downsample.\2.\3'),
+    (r'layernorm\.' + _WB, r'norm.\1'),
+)
+HF_IGNORED: Ignored = ((r'embeddings\.mask_token', DECODER), (r'pooler\..*', HEAD), *IGNORED)
+
+#: Canonical -> mmpretrain, without the reordering in patch merging and without the number of the last norm.
+_TO_MMPRETRAIN: Rules = (
+    (r'patch_embed\.proj\.' + _WB, r'patch_embed.projection.\1'),
+    (_BLOCK + r'attn\.(.*)', r'stages.\1.blocks.\2.attn.w_msa.\3'),
+    (_BLOCK + r'mlp\.fc1\.' + _WB, r'stages.\1.blocks.\2.ffn.layers.0.0.\3'),
+    (_BLOCK + r'mlp\.fc2\.' + _WB, r'stages.\1.blocks.\2.ffn.layers.1.\3'),
+    (r'layers\.(\d+)\.(.*)', r'stages.\1.\2'),
+)
+_STAGE_BLOCK = r'stages\.(\d+)\.blocks\.(\d+)\.'
+_FROM_MMPRETRAIN: Rules = (
+    (r'patch_embed\.projection\.' + _WB, r'patch_embed.proj.\1'),
+    (_STAGE_BLOCK + r'attn\.w_msa\.(.*)', r'layers.\1.blocks.\2.attn.\3'),
+    (_STAGE_BLOCK + r'ffn\.layers\.0\.0\.' + _WB, r'layers.\1.blocks.\2.mlp.fc1.\3'),
+    (_STAGE_BLOCK + r'ffn\.layers\.1\.' + _WB, r'layers.\1.blocks.\2.mlp.fc2.\3'),
+    (r'stages\.(\d+)\.(.*)', r'layers.\1.\2'),
+)
+
+
+def merge_order_to_mmpretrain(tensor: torch.Tensor) -> torch.Tensor:
+    """Reorder the inputs of patch merging, last axis 4C, from the original order to mmpretrain's.
+
+    The original concatenates the four pixels (0,0) (1,0) (0,1) (1,1), each with all its channels. mmcv unfolds: every channel
+    with its pixels (0,0) (0,1) (1,0) (1,1).
+    """
+    split = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
+    return split.transpose(-1, -2).flatten(-2).contiguous()
+
+
+def merge_order_from_mmpretrain(tensor: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`merge_order_to_mmpretrain`."""
+    split = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)
+    return split[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
+
+
+def from_original(state: State, report: Report) -> State:
+    """Microsoft's Swin, images or videos."""
+    return rename(state, ORIGINAL, IGNORED, report)
+
+
+def from_timm(state: State, report: Report) -> State:
+    """timm since 0.9: patch merging opens a stage instead of closing the one before."""
+    moved = {key: tensor for key, tensor in state.items() if '.downsample.' not in key}
+    for key in state.keys() - moved.keys():
+        stage = int(key.split('.')[1])
+        moved[key.replace(f'layers.{stage}.', f'layers.{stage - 1}.', 1)] = state[key]
+    return from_original(moved, report)
+
+
+def from_hf(state: State, report: Report) -> State:
+    """Hugging Face Swin, names of transformers 4 and 5."""
+    return rename(state, HF, HF_IGNORED, report)
+
+
+def from_mmpretrain(state: State, report: Report) -> State:
+    """mmpretrain's own names, patch merging brought back to the original order."""
+    kept = {key: tensor for key, tensor in state.items() if not key.endswith('attn_mask')}
+    last = depth(kept, 'stages') - 1
+    renamed = relabel(kept, (*_FROM_MMPRETRAIN, (rf'norm{last}\.' + _WB, r'norm.\1')))
+    mapped(renamed, r'layers\.\d+\.downsample\..*', merge_order_from_mmpretrain)
+    return renamed
+
+
+def number_last_norm(state: State) -> State:
+    """``norm`` -> ``norm3`` of a four-stage network: OpenMMLab numbers the norms of its outputs."""
+    return relabel(state, ((r'norm\.' + _WB, rf'norm{depth(state, "layers") - 1}.\1'),))
+
+
+def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
+    """Adapt canonical tensors to one mmpretrain ``SwinTransformer``; bias tables are resized to its windows."""
+    mapped(state, r'layers\.\d+\.downsample\..*', merge_order_to_mmpretrain)
+    state = relabel(number_last_norm(state), _TO_MMPRETRAIN)
+    key = 'absolute_pos_embed'
+    if key in state and key in shapes and tuple(state[key].shape) != shapes[key]:
+        old = tuple(state[key].shape)
+        state[key] = fit_positions(state[key], shapes[key], False, grid)
+        report.reshaped.append((key, old, shapes[key], 'grid resized, bicubic'))
+    return fit_tables(state, shapes, report, dims=2)
+
+
+def fit_tables(state: State, shapes: dict[str, tuple[int, ...]], report: Report, dims: int) -> State:
+    """Resize bias tables to the windows of the target and write the index buffers that belong to them.
+
+    Args:
+        state (dict): Tensors under the target's names.
+        shapes (dict): The target's keys and shapes; with none, every table keeps its window.
+        report (Report): Receives what changes.
+        dims (int): Axes of a window, 2 or 3.
+    """
+    for key in [key for key in state if key.endswith('relative_position_bias_table')]:
+        table, index_key = state[key], key.replace('bias_table', 'index')
+        stored = state.pop(index_key, None)
+        shape = shapes.get(key, tuple(table.shape))
+        tokens = shapes[index_key][0] if index_key in shapes else None if stored is None or key in shapes else stored.shape[0]
+        target = bias_window(shape[0], tokens, dims=dims)
+        if tuple(table.shape) != shape and table.shape[1] == shape[1]:
+            source = bias_window(table.shape[0], None if stored is None else stored.shape[0], like=target, dims=dims)
+            state[key] = resize_bias(table, source, target)
+            report.reshaped.append((key, tuple(table.shape), shape, f'window {source} -> {target}, bicubic'))
+        state[index_key] = relative_index(target)
+        if stored is None or stored.shape != state[index_key].shape:
+            report.generated[index_key] = 'fixed index of pairs of tokens'
+    return state
+
+
+#: Target keys that published files lack by nature.
+INITIAL = ((r'norm[0-2]\.(weight|bias)', 'norm of an inner output, which such files do not have'),)
+#: Canonical keys that a target may lack.
+SPARE = ((r'norm\d\.(weight|bias)', 'norm of a stage that the target does not give out'),
+         (r'.*relative_position_index', 'fixed index, built by the model'))

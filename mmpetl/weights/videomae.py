@@ -1,0 +1,195 @@
+"""VideoMAE under mmaction2's names: original pre-training and fine-tuning files, Hugging Face, AdaptFormer's and V-PETL's split
+projections, and image transformers inflated in time.
+"""
+
+import torch
+
+from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, relabel, rename
+from .report import Report
+from .resize import resize_grid, resize_volume, sinusoid, square
+from .vit import fold_layer_scale, take_registers
+
+_WB = r'(weight|bias)'
+_B = r'blocks\.(\d+)\.'
+ORIGINAL: Rules = (
+    (r'pos_embed', 'pos_embed'),
+    (r'patch_embed\.proj\.' + _WB, r'patch_embed.projection.\1'),
+    (_B + r'norm([12])\.' + _WB, r'blocks.\1.norm\2.\3'),
+    (_B + r'attn\.(qkv\.weight|qkv\.bias|q_bias|v_bias|proj\.weight|proj\.bias)', r'blocks.\1.attn.\2'),
+    (_B + r'attn\.([qkv])(?:_proj)?\.weight', r'blocks.\1.attn.qkv.weight@\2'),
+    (_B + r'attn\.([qkv])(?:_proj)?\.bias', r'blocks.\1.attn.\2_bias'),
+    (_B + r'(?:mlp\.)?fc1\.' + _WB, r'blocks.\1.mlp.layers.0.0.\2'),
+    (_B + r'(?:mlp\.)?fc2\.' + _WB, r'blocks.\1.mlp.layers.1.\2'),
+    (_B + r'gamma_([12])', r'blocks.\1.gamma_\2'),
+    (r'norm\.' + _WB, r'norm.\1'),
+    (r'(?:fc_norm|head_norm)\.' + _WB, r'fc_norm.\1'),
+    (r'head\.' + _WB, r'+head.\1'),
+)
+IGNORED: Ignored = ((r'(decoder|encoder_to_decoder|mask_token).*', DECODER), (r'(head|fc)\..*', HEAD), *PETL_NAMES)
+
+_HF_LAYER = r'encoder\.layers?\.(\d+)\.'
+HF: Rules = (
+    (r'embeddings\.patch_embeddings\.projection\.' + _WB, r'patch_embed.projection.\1'),
+    (_HF_LAYER + r'layernorm_before\.' + _WB, r'blocks.\1.norm1.\2'),
+    (_HF_LAYER + r'layernorm_after\.' + _WB, r'blocks.\1.norm2.\2'),
+    (_HF_LAYER + r'attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.weight', r'blocks.\1.attn.qkv.weight@\2'),
+    (_HF_LAYER + r'attention\.(?:attention\.)?(q|k|v)(?:uery\.|ey\.|alue\.|_proj\.|_)bias', r'blocks.\1.attn.\2_bias'),
+    (_HF_LAYER + r'attention\.(?:output\.dense|o_proj)\.' + _WB, r'blocks.\1.attn.proj.\2'),
+    (_HF_LAYER + r'(?:intermediate\.dense|mlp\.fc1)\.' + _WB, r'blocks.\1.mlp.layers.0.0.\2'),
+    (_HF_LAYER + r'(?:output\.dense|mlp\.fc2)\.' + _WB, r'blocks.\1.mlp.layers.1.\2'),
+    (r'layernorm\.' + _WB, r'norm.\1'),
+)
+HF_IGNORED: Ignored = ((r'embeddings\.(mask_token|position_embeddings|position_ids)', DECODER), *IGNORED)
+
+_KEY_BIAS = 'bias of the keys: adds one constant to all logits of a query, no effect'
+
+
+def from_original(state: State, report: Report) -> State:
+    """Official pre-training (prefix ``encoder.`` removed) and fine-tuning files, and those with split projections."""
+    return split_bias(rename(state, ORIGINAL, IGNORED, report), report)
+
+
+def from_hf(state: State, report: Report) -> State:
+    """Hugging Face VideoMAE; its classifier's ``fc_norm`` stands beside the trunk and comes in with it."""
+    return split_bias(rename(state, (*HF, *ORIGINAL), HF_IGNORED, report), report)
+
+
+def from_mmaction(state: State, report: Report) -> State:
+    """mmaction2's own names."""
+    return dict(state)
+
+
+def split_bias(state: State, report: Report) -> State:
+    """Keep the query and value parts of a fused bias; mmaction2's attention has no key bias, and none is needed."""
+    for key in [key for key in state if key.endswith('attn.qkv.bias')]:
+        query, _, value = state.pop(key).chunk(3)
+        stem = key.removesuffix('qkv.bias')
+        state[f'{stem}q_bias'], state[f'{stem}v_bias'] = query.clone(), value.clone()
+        report.left_out[f'{stem}qkv.bias (keys)'] = _KEY_BIAS
+    for key in [key for key in state if key.endswith('attn.k_bias')]:
+        report.left_out[key] = _KEY_BIAS
+        del state[key]
+    return state
+
+
+_FROM_VIT: Rules = (
+    (r'layers\.(\d+)\.ln([12])\.' + _WB, r'blocks.\1.norm\2.\3'),
+    (r'layers\.(\d+)\.attn\.gamma1\.weight', r'blocks.\1.gamma_1'),
+    (r'layers\.(\d+)\.ffn\.gamma2\.weight', r'blocks.\1.gamma_2'),
+    (r'layers\.(\d+)\.attn\.(.*)', r'blocks.\1.attn.\2'),
+    (r'layers\.(\d+)\.ffn\.(.*)', r'blocks.\1.mlp.\2'),
+)
+
+
+def inflate(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
+    """Turn a canonical image transformer into a video one.
+
+    The patch kernel is repeated over the tubelet and divided by its length, the position grid is repeated over time, the final
+    norm becomes the norm after pooling. Exact for the blocks; approximate in that the class token is dropped.
+
+    Args:
+        state (dict): Canonical image tensors (mmpretrain's names).
+        shapes (dict): Shapes of the target; must not be empty.
+        grid (tuple | None): Target grid (T, H, W).
+        report (Report): Receives what changes.
+
+    Raises:
+        ValueError: No target shapes, a grid that cannot be told, or weights with a norm before the blocks (CLIP), for which
+            mmaction2's backbone has no place.
+    """
+    kernel = 'patch_embed.projection.weight'
+    target = shapes.get(kernel)
+    if target is None or len(target) != 5:
+        raise ValueError(f'{kernel}: to inflate image weights give the shapes of the video backbone')
+    take_registers(state, report)
+    old = tuple(state[kernel].shape)
+    state[kernel] = state[kernel][:, :, None].repeat(1, 1, target[2], 1, 1) / target[2]
+    report.reshaped.append((kernel, old, tuple(state[kernel].shape), 'repeated over time, divided by its length'))
+    if state.pop('cls_token', None) is not None:
+        report.left_out['cls_token'] = 'the video backbone has no class token'
+        state['pos_embed'] = state['pos_embed'][:, 1:]
+        report.notes.append('inflated from images: class token dropped, features are averaged over all tokens')
+    if 'pos_embed' in shapes:
+        _inflate_positions(state, shapes['pos_embed'], grid, report)
+    for part in ('weight', 'bias'):
+        final = state.pop(f'ln1.{part}', None)
+        pooled = state.pop(f'ln2.{part}', None)
+        final = final if pooled is None else pooled
+        if final is not None:
+            state[f'fc_norm.{part}' if f'fc_norm.{part}' in shapes else f'norm.{part}'] = final
+    if not any('gamma_1' in key for key in shapes):
+        fold_layer_scale(state, report)
+    return split_bias(relabel(state, _FROM_VIT), report)
+
+
+def _inflate_positions(state: State, shape: tuple[int, ...], grid: tuple[int, ...] | None, report: Report) -> None:
+    table = state['pos_embed']
+    side = square(table.shape[1])
+    if side is None:
+        raise ValueError(f'pos_embed: {table.shape[1]} positions of the image model form no square grid')
+    if grid is None and shape[1] % table.shape[1] == 0:
+        grid = (shape[1] // table.shape[1], side, side)
+    if grid is None or grid[0] * grid[1] * grid[2] != shape[1]:
+        raise ValueError(f'pos_embed: {shape[1]} video positions; give grid=(T, H, W) to inflate a {side} x {side} image grid')
+    state['pos_embed'] = resize_grid(table, (side, side), (grid[1], grid[2])).repeat(1, grid[0], 1)
+    report.reshaped.append(('pos_embed', tuple(table.shape), tuple(state['pos_embed'].shape), f'resized to {grid[1:]}, repeated over time'))
+
+
+def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
+    """Adapt canonical tensors, of images or videos, to one mmaction2 ``VisionTransformer`` (VideoMAE)."""
+    if any(key.startswith('layers.') for key in state):
+        return inflate(state, shapes, grid, report)
+    if shapes and not any('gamma_1' in key for key in shapes):
+        _fold_gammas(state, report)
+    shape = shapes.get('pos_embed')
+    if shape is None:
+        return state
+    table = state.get('pos_embed')
+    if table is None or (tuple(table.shape) != shape and _is_sinusoid(table)):
+        state['pos_embed'] = sinusoid(shape[1], shape[2])
+        report.generated['pos_embed'] = 'fixed sine-cosine table'
+    elif tuple(table.shape) != shape:
+        source, target = _grids(table.shape[1], shape[1], grid)
+        state['pos_embed'] = resize_volume(table, source, target)
+        report.reshaped.append(('pos_embed', tuple(table.shape), shape, f'grid {source} -> {target}, bicubic over space, linear over time'))
+    return state
+
+
+def _fold_gammas(state: State, report: Report) -> None:
+    for i in range(depth(state, 'blocks')):
+        for scale, linear in (('gamma_1', 'attn.proj'), ('gamma_2', 'mlp.layers.1')):
+            gamma = state.pop(f'blocks.{i}.{scale}', None)
+            if gamma is None:
+                continue
+            for part in ('weight', 'bias'):
+                key = f'blocks.{i}.{linear}.{part}'
+                state[key] = gamma.reshape(-1, *[1] * (state[key].ndim - 1)) * state[key]
+            report.left_out[f'blocks.{i}.{scale}'] = 'layer scale, multiplied into the linear layer before it'
+
+
+def _is_sinusoid(table: torch.Tensor) -> bool:
+    return bool(torch.allclose(table.float(), sinusoid(*table.shape[1:]).to(table.device), atol=1e-4))
+
+
+def _grids(length: int, wanted: int, grid: tuple[int, ...] | None) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Grids (T, H, W) of a learned table and of the target, where one of time and space stays the same.
+
+    Raises:
+        ValueError: The lengths do not tell.
+    """
+    if grid is None or len(grid) != 3 or grid[0] * grid[1] * grid[2] != wanted:
+        raise ValueError(f'pos_embed: {length} learned positions, {wanted} wanted; give grid=(T, H, W)')
+    target = (grid[0], grid[1], grid[2])
+    side = square(length // target[0]) if length % target[0] == 0 else None
+    if side:
+        return (target[0], side, side), target
+    if length % (target[1] * target[2]) == 0:
+        return (length // (target[1] * target[2]), target[1], target[2]), target
+    raise ValueError(f'pos_embed: {length} learned positions share neither length nor grid with {target}')
+
+
+#: Target keys that pre-training files lack by nature.
+INITIAL = ((r'fc_norm\.(weight|bias)', 'norm after pooling, which pre-training files do not have'),)
+#: Canonical keys that a target may lack.
+SPARE = ((r'norm\.(weight|bias)', 'norm of all tokens; the target pools first and norms then'),
+         (r'fc_norm\.(weight|bias)', 'norm after pooling; the target does not pool'))

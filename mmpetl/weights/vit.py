@@ -1,0 +1,200 @@
+"""Image transformers under mmpretrain's names: JAX, timm-like (MAE, MoCo v3, DeiT, DINOv2), Hugging Face.
+
+The common form ("canonical") of every image ViT file is mmpretrain's ``VisionTransformer``: ``layers.i.ln1``,
+``layers.i.attn.qkv``, ``layers.i.ffn.layers.0.0``, ``ln1`` (final norm), ``ln2`` (norm after average pooling), ``pre_norm``.
+"""
+
+import torch
+
+from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, rename
+from .report import Report
+from .resize import resize_grid, square
+
+TIMM: Rules = (
+    (r'cls_token|pos_embed', r'\g<0>'),
+    (r'reg(?:ister)?_tokens?', 'register_tokens'),
+    (r'patch_embed\.proj\.(weight|bias)', r'patch_embed.projection.\1'),
+    (r'norm_pre\.(weight|bias)', r'pre_norm.\1'),
+    (r'blocks\.(\d+)\.norm([12])\.(weight|bias)', r'layers.\1.ln\2.\3'),
+    (r'blocks\.(\d+)\.attn\.(qkv|proj)\.(weight|bias)', r'layers.\1.attn.\2.\3'),
+    (r'blocks\.(\d+)\.attn\.([qkv])(?:_proj)?\.(weight|bias)', r'layers.\1.attn.qkv.\3@\2'),
+    (r'blocks\.(\d+)\.attn\.([qv])_bias', r'layers.\1.attn.qkv.bias@\2'),
+    (r'blocks\.(\d+)\.(?:mlp\.)?fc1\.(weight|bias)', r'layers.\1.ffn.layers.0.0.\2'),
+    (r'blocks\.(\d+)\.(?:mlp\.)?fc2\.(weight|bias)', r'layers.\1.ffn.layers.1.\2'),
+    (r'blocks\.(\d+)\.mlp\.(w12|w3)\.(weight|bias)', r'layers.\1.ffn.\2.\3'),
+    (r'blocks\.(\d+)\.(?:ls1\.gamma|gamma_1)', r'layers.\1.attn.gamma1.weight'),
+    (r'blocks\.(\d+)\.(?:ls2\.gamma|gamma_2)', r'layers.\1.ffn.gamma2.weight'),
+    (r'norm\.(weight|bias)', r'ln1.\1'),
+    (r'fc_norm\.(weight|bias)', r'ln2.\1'),
+    (r'head\.(weight|bias)', r'+head.\1'),
+)
+TIMM_IGNORED: Ignored = (
+    (r'(head|heads|fc|linear|projector|predictor)\..*', HEAD), (r'pre_logits\..*', HEAD),
+    (r'decoder.*|mask_token|mask_embed', DECODER), *PETL_NAMES,
+)
+
+_HF_LAYER = r'(?:encoder\.)?layers?\.(\d+)\.'
+HF: Rules = (
+    (r'embeddings\.cls_token', 'cls_token'),
+    (r'embeddings\.register_tokens', 'register_tokens'),
+    (r'embeddings\.position_embeddings', 'pos_embed'),
+    (r'embeddings\.patch_embeddings\.projection\.(weight|bias)', r'patch_embed.projection.\1'),
+    (_HF_LAYER + r'(?:layernorm_before|norm1)\.(weight|bias)', r'layers.\1.ln1.\2'),
+    (_HF_LAYER + r'(?:layernorm_after|norm2)\.(weight|bias)', r'layers.\1.ln2.\2'),
+    (_HF_LAYER + r'attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(weight|bias)', r'layers.\1.attn.qkv.\3@\2'),
+    (_HF_LAYER + r'attention\.(?:output\.dense|o_proj)\.(weight|bias)', r'layers.\1.attn.proj.\2'),
+    (_HF_LAYER + r'(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)', r'layers.\1.ffn.layers.0.0.\2'),
+    (_HF_LAYER + r'(?:output\.dense|mlp\.fc2)\.(weight|bias)', r'layers.\1.ffn.layers.1.\2'),
+    (_HF_LAYER + r'mlp\.weights_in\.(weight|bias)', r'layers.\1.ffn.w12.\2'),
+    (_HF_LAYER + r'mlp\.weights_out\.(weight|bias)', r'layers.\1.ffn.w3.\2'),
+    (_HF_LAYER + r'layer_scale1\.lambda1', r'layers.\1.attn.gamma1.weight'),
+    (_HF_LAYER + r'layer_scale2\.lambda1', r'layers.\1.ffn.gamma2.weight'),
+    (r'layernorm\.(weight|bias)', r'ln1.\1'),
+    (r'classifier\.(weight|bias)', r'+head.\1'),
+)
+HF_IGNORED: Ignored = (
+    (r'embeddings\.(mask_token|position_ids)', DECODER), (r'pooler\..*', HEAD), (r'(decoder|mask_token).*', DECODER), *PETL_NAMES,
+)
+
+_JAX_BLOCK = r'Transformer/encoderblock_(\d+)/'
+_JAX_ATTENTION = _JAX_BLOCK + r'MultiHeadDotProductAttention_1/'
+JAX: Rules = (
+    (r'cls', 'cls_token'),
+    (r'Transformer/posembed_input/pos_embedding', 'pos_embed'),
+    (r'embedding/kernel', 'patch_embed.projection.weight'),
+    (r'embedding/bias', 'patch_embed.projection.bias'),
+    (_JAX_BLOCK + r'LayerNorm_0/scale', r'layers.\1.ln1.weight'), (_JAX_BLOCK + r'LayerNorm_0/bias', r'layers.\1.ln1.bias'),
+    (_JAX_BLOCK + r'LayerNorm_2/scale', r'layers.\1.ln2.weight'), (_JAX_BLOCK + r'LayerNorm_2/bias', r'layers.\1.ln2.bias'),
+    (_JAX_ATTENTION + r'(q|k|v)(?:uery|ey|alue)/kernel', r'layers.\1.attn.qkv.weight@\2'),
+    (_JAX_ATTENTION + r'(q|k|v)(?:uery|ey|alue)/bias', r'layers.\1.attn.qkv.bias@\2'),
+    (_JAX_ATTENTION + r'out/kernel', r'layers.\1.attn.proj.weight'), (_JAX_ATTENTION + r'out/bias', r'layers.\1.attn.proj.bias'),
+    (_JAX_BLOCK + r'MlpBlock_3/Dense_0/kernel', r'layers.\1.ffn.layers.0.0.weight'),
+    (_JAX_BLOCK + r'MlpBlock_3/Dense_0/bias', r'layers.\1.ffn.layers.0.0.bias'),
+    (_JAX_BLOCK + r'MlpBlock_3/Dense_1/kernel', r'layers.\1.ffn.layers.1.weight'),
+    (_JAX_BLOCK + r'MlpBlock_3/Dense_1/bias', r'layers.\1.ffn.layers.1.bias'),
+    (r'Transformer/encoder_norm/scale', 'ln1.weight'), (r'Transformer/encoder_norm/bias', 'ln1.bias'),
+    (r'(head|pre_logits)/kernel', r'+\1.weight'), (r'(head|pre_logits)/bias', r'+\1.bias'),
+)
+
+
+def from_timm(state: State, report: Report) -> State:
+    """timm, MAE, MoCo v3, DeiT and facebookresearch's DINOv2, which share their names."""
+    return _positions(rename(state, TIMM, TIMM_IGNORED, report))
+
+
+def from_hf(state: State, report: Report) -> State:
+    """Hugging Face ViT, ViTMAE, DINOv2 and DINOv2 with registers, names of transformers 4 and 5."""
+    return _positions(rename(state, HF, HF_IGNORED, report))
+
+
+def from_jax(state: State, report: Report) -> State:
+    """``ViT-B_16.npz`` and its kin: kernels are (in, out) or split into heads, the patch kernel is (h, w, in, out)."""
+    shaped = {key: _jax_array(key, tensor) for key, tensor in state.items()}
+    return rename(shaped, JAX, (), report)
+
+
+def from_mmpretrain(state: State, report: Report) -> State:
+    """mmpretrain's own names."""
+    return dict(state)
+
+
+def _jax_array(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    if key == 'embedding/kernel':
+        return tensor.permute(3, 2, 0, 1).contiguous()
+    if key.endswith('/out/kernel'):
+        return tensor.flatten(0, 1).t().contiguous()
+    if 'Attention' in key:
+        return tensor.flatten(1).t().contiguous() if key.endswith('kernel') else tensor.flatten()
+    return tensor.t().contiguous() if key.endswith('kernel') and tensor.ndim == 2 else tensor
+
+
+def _positions(state: State) -> State:
+    """Give the class token a zero row where the file's position table covers the patches alone."""
+    table = state.get('pos_embed')
+    if table is not None and 'cls_token' in state and square(table.shape[1]) and not square(table.shape[1] - 1):
+        state['pos_embed'] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
+    return state
+
+
+def fold_layer_scale(state: State, report: Report) -> None:
+    """Multiply LayerScale into the linear layer before it, exactly: diag(g) (W x + b) = (diag(g) W) x + g b."""
+    pairs = (('attn.gamma1.weight', 'attn.proj'), ('ffn.gamma2.weight', 'ffn.layers.1'), ('ffn.gamma2.weight', 'ffn.w3'))
+    for i in range(depth(state, 'layers')):
+        for scale, linear in pairs:
+            gamma, name = state.get(f'layers.{i}.{scale}'), f'layers.{i}.{linear}'
+            if gamma is None or f'{name}.weight' not in state:
+                continue
+            state[f'{name}.weight'] = gamma[:, None] * state[f'{name}.weight']
+            if f'{name}.bias' in state:
+                state[f'{name}.bias'] = gamma * state[f'{name}.bias']
+            report.left_out[f'layers.{i}.{scale}'] = 'layer scale, multiplied into the linear layer before it'
+            del state[f'layers.{i}.{scale}']
+
+
+def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
+    """Adapt canonical tensors to one mmpretrain ``VisionTransformer``.
+
+    Args:
+        state (dict): Canonical tensors.
+        shapes (dict): The target's keys and shapes.
+        grid (tuple | None): Target patch grid (H, W); taken to be square where None.
+        report (Report): Receives what changes.
+
+    Raises:
+        ValueError: Register tokens, for which mmpretrain's ViT has no place, or a grid that cannot be told.
+    """
+    if any(key.endswith(('gamma1.weight', 'gamma2.weight')) for key in state) and not any('gamma1.weight' in key for key in shapes):
+        fold_layer_scale(state, report)
+    take_registers(state, report)
+    if 'cls_token' not in shapes and 'cls_token' in state:
+        report.left_out['cls_token'] = 'the target has no class token'
+        del state['cls_token']
+        state['pos_embed'] = state['pos_embed'][:, 1:]
+        report.notes.append('class token and its position dropped')
+    if 'pos_embed' in state and 'pos_embed' in shapes and tuple(state['pos_embed'].shape) != shapes['pos_embed']:
+        old = tuple(state['pos_embed'].shape)
+        state['pos_embed'] = fit_positions(state['pos_embed'], shapes['pos_embed'], 'cls_token' in shapes, grid)
+        report.reshaped.append(('pos_embed', old, tuple(state['pos_embed'].shape), 'grid resized, bicubic'))
+    return state
+
+
+def take_registers(state: State, report: Report) -> None:
+    """Move register tokens to the report's extras, if that was asked for by name.
+
+    mmpretrain's ViT has no register tokens, and leaving them out changes the features of a model trained with them.
+
+    Raises:
+        ValueError: The file has registers and the format name ``'dinov2-registers'`` was not given.
+    """
+    registers = state.pop('register_tokens', None)
+    if registers is None:
+        return
+    if not report.source.endswith('dinov2-registers'):
+        raise ValueError(
+            f'register_tokens: the file has {registers.shape[1]} register tokens, for which the backbone has no place; name the '
+            "format 'dinov2-registers' and put report.extras['register_tokens'] into a frozen shallow prompt (VPT, deep=False), or "
+            'take the release without registers')
+    report.extras['register_tokens'] = registers
+    report.left_out['register_tokens'] = 'belong between class token and patches: put them into a frozen shallow prompt'
+
+
+def fit_positions(table: torch.Tensor, shape: tuple[int, ...], with_cls: bool, grid: tuple[int, ...] | None) -> torch.Tensor:
+    """Resize ``table`` (1, [1 +] h * w, C) to ``shape``; the source grid is square.
+
+    Raises:
+        ValueError: One of the grids cannot be told from its length, or the widths differ.
+    """
+    extra = int(with_cls)
+    source = square(table.shape[1] - extra)
+    side = square(shape[1] - extra)
+    target = grid or ((side, side) if side else None)
+    if source is None or target is None or target[0] * target[1] != shape[1] - extra or table.shape[2] != shape[2]:
+        raise ValueError(f'pos_embed: cannot resize {tuple(table.shape)} to {tuple(shape)}; for a grid that is not square give grid=(H, W)')
+    return resize_grid(table, (source, source), (target[0], target[1]), extra)
+
+
+#: Target keys that pre-training files lack by nature.
+INITIAL = ((r'ln2\.(weight|bias)', 'norm after pooling, which such files do not have'),)
+#: Canonical keys that a target may lack.
+SPARE = ((r'ln1\.(weight|bias)', 'norm of all tokens; the target was built with final_norm=False'),
+         (r'ln2\.(weight|bias)', 'norm after pooling; the target does not pool'))
