@@ -1,0 +1,8 @@
+"""Heads and necks that the papers use and upstream lacks. Importing this package registers them."""
+
+from .clip_neck import CLIPProjection
+from .feature_head import FeatureHead
+from .text_features import TextFeatures, class_weights, load_text_features, save_text_features
+from .zero_shot import ZeroShotHead
+
+__all__ = ['CLIPProjection', 'FeatureHead', 'TextFeatures', 'ZeroShotHead', 'class_weights', 'load_text_features', 'save_text_features']
