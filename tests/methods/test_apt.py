@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmpetl.backbones import VideoMAE
 from mmpetl.methods.apt import APT
 from mmpetl.sites import BlockSpec
 
@@ -157,3 +158,11 @@ def test_compiles_to_one_graph():
     method = APT(specs(), num_tokens=3)
     compiled = torch.compile(lambda: method.on_kv(1), fullgraph=True, backend='eager')
     assert all(torch.equal(a, b) for a, b in zip(compiled(), method.on_kv(1)))
+
+
+@pytest.mark.parametrize('dim,heads,tokens,expected', [(768, 12, 400, 703205), (384, 6, 1, 41213)])
+def test_trained_parameters_with_final_norm_and_head_for_ucf101(dim, heads, tokens, expected):
+    backbone = VideoMAE(
+        embed_dims=dim, depth=12, num_heads=heads, mlp_ratio=4, petl=[dict(type='APT', num_tokens=tokens)], tune=['fc_norm.*'])
+    head = torch.nn.Linear(dim, 101)
+    assert sum(p.numel() for m in (backbone, head) for p in m.parameters() if p.requires_grad) == expected
