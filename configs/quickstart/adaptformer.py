@@ -1,0 +1,12 @@
+"""AdaptFormer beside the feed-forward sublayer of all blocks, Quick, Draw! (20 classes).
+
+    python tools/fetch_data.py dinov2-vits14 quickdraw20
+    python tools/train.py configs/quickstart/adaptformer.py
+
+Trainable: 595,200 parameters in AdaptFormer (12 blocks x (2 x 384 x 64 + 64 + 384)) and 7,700 in the head.
+Expected accuracy on the 600 test drawings: unknown.
+"""
+
+_base_ = './linear.py'
+model = dict(backbone=dict(petl=[dict(type='AdaptFormer', mid_dims=64, scale=0.1)]))
+optim_wrapper = dict(optimizer=dict(lr=3e-3))

@@ -1,0 +1,12 @@
+"""LoRA on q, k and v of all blocks, Quick, Draw! (20 classes).
+
+    python tools/fetch_data.py dinov2-vits14 quickdraw20
+    python tools/train.py configs/quickstart/lora.py
+
+Trainable: 221,184 parameters in LoRA (12 blocks x 3 ops x 2 factors of 8 x 384) and 7,700 in the head.
+Expected accuracy on the 600 test drawings: unknown.
+"""
+
+_base_ = './linear.py'
+model = dict(backbone=dict(petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')]))
+optim_wrapper = dict(optimizer=dict(lr=3e-3))

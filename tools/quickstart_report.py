@@ -1,0 +1,104 @@
+"""Table and plot of the quickstart's runs: python tools/quickstart_report.py WORK_DIR METHOD ...
+
+Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` (the config as it ran), ``adapter.safetensors``,
+``test.json`` (metrics of tools/test.py) and ``seconds`` (duration of the training). Writes ``WORK_DIR/results.json`` and
+``WORK_DIR/accuracy_over_parameters.png``.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout works without being installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmpetl.weights import adapter_file, atomic_write, write_json
+
+LABELS = {'linear': 'linear probe', 'lora': 'LoRA', 'adaptformer': 'AdaptFormer', 'lora_adaptformer': 'LoRA + AdaptFormer'}
+
+
+def read_run(folder: Path) -> Dict[str, Any]:
+    """Facts of one run.
+
+    Raises:
+        FileNotFoundError: If the run is not complete; the missing file is named.
+    """
+    from mmengine.config import Config
+
+    from mmpetl.registry import DATASETS, MODELS
+    files = [folder / name for name in (f'{folder.name}.py', 'adapter.safetensors', 'test.json', 'seconds')]
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f'{path} does not exist: run bash tools/quickstart.sh')
+    cfg = Config.fromfile(files[0])
+    images = len(DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': []}))
+    backbone = MODELS.build({**cfg.model.backbone, 'petl': []})
+    base = sum(parameter.numel() for parameter in backbone.parameters())
+    counts = adapter_file.read_header(files[1])['counts']
+    accuracy = json.loads(files[2].read_text())['accuracy/top1'] / 100
+    return dict(method=LABELS.get(folder.name, folder.name), trainable=counts['total'], head=counts['head'], base=base,
+                percent_of_base=100 * counts['total'] / base, adapter_bytes=files[1].stat().st_size, test_images=images,
+                accuracy=accuracy, standard_error=math.sqrt(accuracy * (1 - accuracy) / images), train_seconds=int(files[3].read_text()))
+
+
+def show_table(runs: List[Dict[str, Any]], task: str) -> None:
+    """Print the runs as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    table = Table(title=f'DINOv2 ViT-S/14 ({runs[0]["base"]:,} frozen parameters) on {task}, {runs[0]["test_images"]} test images')
+    table.add_column('method')
+    for name in ('trainable', 'of them head', '% of base', 'adapter file', 'accuracy', 'training'):
+        table.add_column(name, justify='right')
+    for run in runs:
+        table.add_row(run['method'], f'{run["trainable"]:,}', f'{run["head"]:,}', f'{run["percent_of_base"]:.2f}',
+                      f'{run["adapter_bytes"] / 1e6:.2f} MB', f'{run["accuracy"]:.1%} ± {run["standard_error"]:.1%}',
+                      f'{run["train_seconds"]} s')
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def plot(runs: List[Dict[str, Any]], task: str, path: Path) -> None:
+    """Draw accuracy over trainable parameters, with one standard error, and write it as PNG."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(7, 4.5), dpi=150, layout='constrained')
+    for run in runs:
+        axes.errorbar(run['trainable'], 100 * run['accuracy'], 100 * run['standard_error'], fmt='o', markersize=8, capsize=4)
+        axes.annotate(run['method'], (run['trainable'], 100 * run['accuracy']), (9, 6), textcoords='offset points')
+    sizes = [run['trainable'] for run in runs]
+    axes.set(xscale='log', xlim=(min(sizes) / 2, max(sizes) * 6), xlabel='trainable parameters (head included)',
+             ylabel='test accuracy in %, ± 1 standard error', title=f'DINOv2 ViT-S/14 on {task}')
+    axes.grid(True, which='both', alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
+    atomic_write(path, lambda file: figure.savefig(file, format='png'))
+    plt.close(figure)
+
+
+def main() -> int:
+    """Run the tool; 0 if all runs are complete, 1 otherwise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('work_dir', type=Path, help='folder of the runs')
+    parser.add_argument('methods', nargs='+', help='names of the runs')
+    parser.add_argument('--task', default='Quick, Draw! (20 classes)', help='name of the data set, for the titles')
+    args = parser.parse_args()
+    try:
+        runs = [read_run(args.work_dir / method) for method in args.methods]
+    except (OSError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    show_table(runs, args.task)
+    picture = args.work_dir / 'accuracy_over_parameters.png'
+    plot(runs, args.task, picture)
+    write_json(args.work_dir / 'results.json', dict(task=args.task, runs=runs))
+    print(f'plot: {picture}\nnumbers: {args.work_dir / "results.json"}')
+    probe, best = runs[0], max(runs[1:] or runs, key=lambda run: run['accuracy'])
+    print(f'{best["method"]} is {100 * (best["accuracy"] - probe["accuracy"]):+.1f} points from the {probe["method"]} '
+          f'(one standard error of either is {100 * probe["standard_error"]:.1f}).')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
