@@ -372,7 +372,10 @@ class Tap:
     def prompts(self) -> Optional[Tensor]:
         """Prompt tokens (1, P, C) entering before this block, or None where the block keeps what arrives."""
         found = [p for m in self._prompts for p in [m.on_prompts(self.index)] if p is not None]
-        return None if not found else found[0] if len(found) == 1 else torch.cat(found, 1)
+        if len(found) < 2:
+            return found[0] if found else None
+        batch = max(len(p) for p in found)  # a method may give each sample its own
+        return torch.cat([p.expand(batch, -1, -1) for p in found], 1)
 
 
 def plan_prompts(taps: Sequence[Tap], pooled: bool, full: bool = False) -> None:

@@ -1,0 +1,206 @@
+"""How much each prompt, and each segment of its channels, matters to the loss of a trained model.
+
+Molchanov et al., https://arxiv.org/abs/1611.06440, and Michel et al., https://arxiv.org/abs/1905.10650, equation 2: the importance of a unit
+is the mean over samples of \\|dL/dg\\|, the derivative of the sample's loss by a gate g = 1 on the unit. Where a prompt's gate sits decides what
+is measured:
+
+* ``target='attention'``: log g is added to the prompt's key logits, so g = 0 is removal.
+* ``target='embedding'``: g multiplies the prompt, as E2VPT publishes it. The LayerNorm behind it undoes a common factor of all channels,
+  so this derivative is nearly zero whatever the prompt does.
+
+Segments are always gated in the embedding. Gates are one per sample, so scores depend neither on the batch size nor on the processes.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+
+import torch
+from mmengine.dist import all_reduce
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+
+from ..sites import Method, nearest
+
+TARGETS = ('attention', 'embedding')
+REDUCTIONS = ('mean_of_abs', 'abs_of_mean', 'signed_mean')
+VARIANTS = ('paper', 'released')
+
+
+def find_prunable(model: nn.Module) -> Tuple[nn.Module, str, Any]:
+    """The backbone, name and object of a model's one method that can be pruned.
+
+    Raises:
+        ValueError: If the backbone has no such method, or several.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    backbone = getattr(model, 'backbone', model)
+    methods: Dict[str, Method] = dict(getattr(backbone, 'petl', {}).items())
+    found = [(name, m) for name, m in methods.items() if hasattr(m, 'prune')]
+    if len(found) != 1:
+        held = ', '.join(type(m).__name__ for m in methods.values()) or 'no method'
+        raise ValueError(f"pruning needs exactly one dict(type='E2VPT') in model.backbone.petl, which holds {held}")
+    return backbone, *found[0]
+
+
+@dataclass
+class PromptScores:
+    """Scores of the original tokens, high is important; tokens that were removed before have -inf.
+
+    Attributes:
+        tokens: (P,).
+        segments: (P, S).
+        samples: Number of samples behind them.
+    """
+    tokens: Tensor
+    segments: Tensor
+    samples: int
+
+    def choose(self, tokens: int, segments: int) -> Tuple[Tensor, Tensor]:
+        """Keep-masks (P,) and (P, S), bool, without the ``tokens`` lowest tokens and the ``segments`` lowest segments of each token.
+
+        Choices are nested: what goes at one level goes at every higher one.
+
+        Raises:
+            ValueError: If more would be pruned than exists, or nothing left.
+        """
+        keep = []
+        for scores, count, what in ((self.tokens, tokens, 'tokens'), (self.segments, segments, 'segments')):
+            total = scores.shape[-1]
+            if not 0 <= count < total:
+                raise ValueError(f'cannot prune {count} of {total} {what}: choose 0..{total - 1}')
+            order = scores.argsort(stable=True, dim=-1)
+            keep.append(torch.ones_like(scores, dtype=torch.bool).scatter_(-1, order[..., :count], False))
+        return keep[0], keep[1]
+
+
+def mask_levels(total: int, minimum: int = 1, percents: Sequence[int] = tuple(range(10, 100, 10)), zero: bool = True) -> List[int]:
+    """Numbers of units to try to prune: the distinct int(total * percent / 100), never leaving fewer than ``minimum``.
+
+    Args:
+        total: Units that exist.
+        minimum: Units that must remain.
+        percents: Ratios in percent.
+        zero: Put the unpruned model in as a candidate; the published search leaves it out.
+
+    Raises:
+        ValueError: If ``minimum`` is not in 1..total or a percentage not in 0..100.
+    """
+    if not 1 <= minimum <= total:
+        raise ValueError(f'a minimum of {minimum} of {total} units cannot be kept: choose 1..{total}')
+    if any(not 0 <= p <= 100 for p in percents):
+        raise ValueError(f'pruning percentages must lie in 0..100, got {list(percents)}')
+    levels = {min(int(total * p / 100), total - minimum) for p in percents}
+    return sorted(levels | {0} if zero else levels)
+
+
+class PromptScorer:
+    """Scores prompts on data. Weights, gradients, running statistics and the optimizer are never touched.
+
+    Args:
+        target: Where a token's gate sits: 'attention' or 'embedding', see above.
+        reduce: 'mean_of_abs', 'abs_of_mean' or 'signed_mean' over samples.
+        weighting: 'sample' gives each sample one vote, 'batch' each batch, however small (as published).
+        normalise: Divide token scores by their norm, and segment scores by the norm over their token's segments.
+        variant: 'released' sets the published rule: ('embedding', 'signed_mean', 'batch').
+
+    Raises:
+        ValueError: If an option is unknown.
+    """
+
+    def __init__(self,
+                 target: str = 'attention',
+                 reduce: str = 'mean_of_abs',
+                 weighting: str = 'sample',
+                 normalise: bool = False,
+                 variant: str = 'paper') -> None:
+        known = dict(target=TARGETS, reduce=REDUCTIONS, weighting=('sample', 'batch'), variant=VARIANTS)
+        for name, value in dict(target=target, reduce=reduce, weighting=weighting, variant=variant).items():
+            if value not in known[name]:
+                raise ValueError(f'prompt scoring: unknown {name} {value!r}' + nearest(value, known[name]))
+        if variant == 'released':
+            target, reduce, weighting = 'embedding', 'signed_mean', 'batch'
+        self.target, self.reduce, self.weighting, self.normalise = target, reduce, weighting, normalise
+
+    def score(self, model: nn.Module, loader: Iterable[Any]) -> PromptScores:
+        """Score the prompts of ``model`` on all batches of ``loader``; under several processes, on those of all.
+
+        Args:
+            model: A classifier with ``data_preprocessor``, ``loss`` mode and exactly one prunable method.
+            loader: Batches as the training dataloader gives them. Across processes no sample may come twice.
+
+        Raises:
+            ValueError: If there is no prunable method or no data, or a score is not finite.
+        """
+        model = model.module if is_model_wrapper(model) else model
+        backbone, _, method = find_prunable(model)
+        petl, training, full = backbone.petl, model.training, backbone.petl.full_prompts
+        kept = method.kept
+        # What is summed: token scores, segment scores, votes, samples.
+        total = torch.zeros(len(kept) * (1 + method.segments) + 2, dtype=torch.float64)
+        model.eval()
+        # Windows cannot hold prompts that differ by sample as bare keys and values.
+        petl.full_prompts = full or any(spec.window for spec in method.specs)
+        petl.refresh()
+        try:
+            for batch in loader:
+                total += self._score_batch(model, petl, method, batch).cpu()
+        finally:
+            petl.full_prompts = full
+            petl.refresh()
+            model.train(training)
+        all_reduce(total)
+        samples, votes = int(total[-1]), total[-2]
+        if not samples:
+            raise ValueError('prompt scoring: the dataloader gave no sample')
+        scores = self._finish(total[:-2] / votes, len(kept))
+        print_log(f'Scored {len(kept)} prompts on {samples} samples ({self.target}, {self.reduce})', 'current', logging.INFO)
+        tokens = torch.full((method.num_tokens, ), float('-inf'), dtype=torch.float64)
+        segments = torch.full((method.num_tokens, method.segments), float('-inf'), dtype=torch.float64)
+        tokens[kept.cpu()], segments[kept.cpu()] = scores
+        return PromptScores(tokens, segments, samples)
+
+    def _score_batch(self, model: nn.Module, petl: Any, method: Any, batch: Any) -> Tensor:
+        data = model.data_preprocessor(batch, False)
+        count, like = len(data['inputs']), next(iter(method.prompts.values()))
+        tokens = like.new_zeros(count, len(method.kept), requires_grad=True)
+        segments = like.new_zeros(count, len(method.kept), method.segments, requires_grad=True)
+        in_attention = self.target == 'attention'
+        with torch.enable_grad(), torch.autocast(like.device.type, enabled=False):
+            set_gates(petl, method, tokens if in_attention else None)
+            with method.gating(None if in_attention else tokens, segments):
+                loss, _ = model.parse_losses(model(**data, mode='loss'))
+                # The loss is the mean over the batch, and in evaluation mode no sample sees another.
+                gradients = torch.autograd.grad(loss * count, (tokens, segments))
+        each = torch.cat([g.double().flatten(1) for g in gradients], 1)
+        each = (each.abs() if self.reduce == 'mean_of_abs' else each).sum(0)
+        weight = 1 if self.weighting == 'sample' else 1 / count
+        return torch.cat([each * weight, each.new_tensor([count * weight, count])])
+
+    def _finish(self, mean: Tensor, kept: int) -> Tuple[Tensor, Tensor]:
+        if not mean.isfinite().all():
+            raise ValueError('prompt scoring: a score is not finite; the trained model gives no finite loss on this data')
+        mean = mean.abs() if self.reduce == 'abs_of_mean' else mean
+        tokens, segments = mean[:kept], mean[kept:].view(kept, -1)
+        if self.normalise:
+            tokens, segments = (t / (t.norm(dim=-1, keepdim=True) + 1e-20) for t in (tokens, segments))
+        return tokens, segments
+
+
+def set_gates(petl: Any, method: Any, gates: Optional[Tensor]) -> None:
+    """Put log-gates (B, P) of one method's prompts, or None, on the taps of all blocks in which these prompts are keys.
+
+    Args:
+        petl: The backbone's container of methods.
+        method: The gated method; the prompts of methods beside it get no gate.
+        gates: Log-gates (B, P), or None to take them off.
+    """
+    carried: Optional[Tensor] = None
+    for tap in petl.taps:
+        if tap.num_prompts:
+            carried = None
+            if gates is not None and str(tap.index) in method.pruned_layers:
+                counts = [(m, m.num_prompts(tap.index)) for m in petl.values()]
+                carried = torch.cat([gates if m is method else gates.new_zeros(len(gates), n) for m, n in counts if n], 1)
+        tap.prompt_gate = carried if tap.num_prompts or tap.prompts_in else None
