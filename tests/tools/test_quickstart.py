@@ -57,8 +57,9 @@ def runs(tmp_path):
     for name, accuracy in (('linear', 50.), ('lora', 75.)):
         run = tmp_path / name
         run.mkdir()
-        Config(dict(default_scope='mmpretrain', model=dict(backbone=backbone), test_dataloader=dict(dataset=dict(
-            type='mmpetl.ListDataset', data_root=str(data), ann_file='test.txt', classes=['a', 'b'], pipeline=[])))).dump(run / f'{name}.py')
+        dataset = dict(type='mmpetl.ListDataset', data_root=str(data), ann_file='test.txt', classes=['a', 'b'], pipeline=[])
+        cfg = dict(default_scope='mmpretrain', model=dict(backbone=backbone), test_dataloader=dict(dataset=dataset))
+        Config(cfg).dump(run / f'{name}.py')
         (run / 'test.json').write_text(json.dumps({'accuracy/top1': accuracy}))
         (run / 'seconds').write_text('12\n')
         adapter_file.save(run / 'adapter.safetensors', {'head.fc.weight': torch.zeros(2, 8), 'backbone.petl.lora.x': torch.zeros(5)},
