@@ -4,7 +4,6 @@ decord has wheels for x86-64 only; PyAV and OpenCV take its place elsewhere. All
 """
 
 import importlib.util
-import re
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from mmcv.transforms import BaseTransform
 
 from ..registry import TRANSFORMS
 from ..sites import nearest
+from .video_probe import reason
 
 #: Decoder -> (module that must be importable, transform that opens a file, transform that decodes frames).
 DECODERS = {
@@ -50,21 +50,6 @@ def decoder_transforms(decoder: str = 'auto', **init: Any) -> Tuple[Dict[str, An
     """
     _, opens, decodes = DECODERS[choose_decoder(decoder)]
     return dict(type=opens, **init), dict(type=decodes)
-
-
-#: What the decoders' messages mean; the first pattern that is found counts.
-MEANINGS = (
-    (r'cannot find video stream|tuple index out of range', 'it has no video stream'),
-    (r"Error reading|processing input: '<none>'|__len__", 'it is no video, or cut off before its index'),
-    (r'av_read_frame|avcodec_send_packet|avfilter_graph|Invalid NAL', 'it is damaged or cut off'),
-)
-
-
-def reason(error: BaseException) -> str:
-    """What a decoder's error means, in one line; the first line of its message where that is not known."""
-    text = str(error)
-    known = next((meaning for pattern, meaning in MEANINGS if re.search(pattern, text)), '')
-    return known or (text.strip().splitlines() or [type(error).__name__])[0][-160:]
 
 
 def _build(config: Dict[str, Any]) -> BaseTransform:

@@ -1,5 +1,4 @@
 import logging
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
 import mmpetl
-from mmpetl.datasets import video_probe
 from mmpetl.datasets.video import VideoListDataset
 from mmpetl.datasets.video_io import DECODERS, VideoDecode, VideoError, VideoInit, choose_decoder, decoder_transforms
 from mmpetl.datasets.video_lists import read_video_list, write_video_list
@@ -221,9 +219,9 @@ def test_webm_without_a_frame_count(tmp_path):
 
 def test_check_names_every_bad_video(videos):
     names = ['good 0.mp4', 'zero.mp4', 'truncated.mp4', 'text.mp4', 'audio.mp4', 'renamed.mp4', 'one.mp4', 'odd.mp4']
-    found = {p.path.rsplit('/', 1)[1]: p for p in check_videos([str(videos / n) for n in names], 'decode')}
+    found = {p.path.rsplit('/', 1)[1]: p for p in check_videos([str(videos / n) for n in names], 'decode', workers=1)}
     assert list(found) == names
-    assert {n for n, p in found.items() if not p.reason} == {'good 0.mp4', 'one.mp4', 'odd.mp4'}
+    assert {n for n, p in found.items() if not p.reason} == {'good 0.mp4', 'one.mp4', 'odd.mp4'}, found
     assert found['zero.mp4'].reason == 'the file is empty' and found['renamed.mp4'].reason == 'no such file'
     assert 'no video stream' in found['audio.mp4'].reason
     assert found['good 0.mp4'].frames == 12 and found['good 0.mp4'].size == (48, 64)
@@ -231,29 +229,51 @@ def test_check_names_every_bad_video(videos):
     assert [bool(p.reason) for p in cheap] == [False, True, False, False, False, True, False, False]
 
 
-def test_hanging_and_crashing_decoders_do_not_stop_the_check(videos, monkeypatch):
-    if multiprocessing.get_start_method() != 'fork':
-        pytest.skip('the patched probe reaches the worker processes by fork only')
-
-    def patched(path, level, decoder):
-        if 'hang' in path:
+FAKE = """
+import os, time
+class VideoReader:
+    def __init__(self, file, num_threads):
+        content = open(file, 'rb').read()
+        if content == b'hang':
             time.sleep(60)
-        if 'crash' in path:
-            multiprocessing.current_process().kill()
-            time.sleep(60)
-        return probe(path, level, decoder)
+        if content == b'crash':
+            os.abort()
+    def __len__(self):
+        return 1
+    def get_avg_fps(self):
+        return 1.
+    def get_batch(self, index):
+        self.shape = (1, 4, 6, 3)
+        return self
+"""
 
-    monkeypatch.setattr(video_probe, 'probe', patched)
+
+def test_hanging_and_crashing_decoders_do_not_stop_the_check(tmp_path, monkeypatch):
+    (tmp_path / 'decord.py').write_text(FAKE)
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    for name in ('hang', 'crash', 'good', 'fine'):
+        (tmp_path / f'{name}.mp4').write_text(name)
     start = time.monotonic()
-    good = str(videos / 'good 0.mp4')
-    found = check_videos(['hang.mp4', good, 'crash.mp4', str(videos / 'one.mp4')], 'open', timeout=3., workers=2)
+    seen = []
+    found = check_videos([str(tmp_path / f'{n}.mp4') for n in ('hang', 'good', 'crash', 'fine')], 'open', 'decord', timeout=3.,
+                         workers=1, progress=seen.append)
     assert [p.reason for p in found] == ['it is not decoded within 3 s', '', 'the decoder crashed', '']
-    assert time.monotonic() - start < 20
+    assert found == seen and found[1].size == (4, 6)
+    assert time.monotonic() - start < 50
 
 
-def test_unknown_level_is_refused(videos):
+def test_unknown_level_is_refused():
     with pytest.raises(ValueError, match="unknown level of checking 'decoded'; did you mean 'decode'"):
-        probe('a.mp4', 'decoded')
+        check_videos(['a.mp4'], 'decoded')
+
+
+@pytest.mark.parametrize('decoder', list(DECODERS))
+def test_all_decoders_check(videos, decoder):
+    pytest.importorskip(DECODERS[decoder][0])
+    names = ['good 0.mp4', 'one.mp4', 'truncated.mp4', 'audio.mp4']
+    found = [probe(str(videos / name), 'decode', decoder) for name in names]
+    assert [p.frames for p in found[:2]] == [12, 1] and [p.size for p in found[:2]] == [(48, 64)] * 2
+    assert [bool(p.reason) for p in found] == [False, False, True, True]
 
 
 # -- the data set --------------------------------------------------------------------------------------------------------------------
@@ -279,6 +299,13 @@ def test_all_views_of_a_video(videos):
     assert starts == [0] * 3 + [6] * 3 + [12] * 3
 
 
+@pytest.fixture
+def check_here(monkeypatch):
+    """Check without starting processes, which takes seconds."""
+    monkeypatch.setattr('mmpetl.datasets.video.check_videos', lambda paths, level, **_: [probe(p, level, 'decord') for p in paths])
+
+
+@pytest.mark.usefixtures('check_here')
 def test_stop_names_all_unreadable_videos(videos):
     with pytest.raises(VideoError) as caught:
         build(videos, 'bad.csv', check='open')
@@ -291,6 +318,7 @@ def test_stop_names_all_unreadable_videos(videos):
         DATASETS.build(dict(type='mmpetl.VideoListDataset', ann_file=str(videos / 'good.csv'), data_prefix=dict(video='/nowhere')))
 
 
+@pytest.mark.usefixtures('check_here')
 def test_skip_leaves_them_out_and_counts_them(videos, log):
     data = build(videos, 'bad.csv', check='open', on_error='skip')
     assert len(data) == 2
