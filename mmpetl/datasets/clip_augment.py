@@ -19,7 +19,7 @@ RESAMPLING = {'nearest': Image.Resampling.NEAREST, 'bilinear': Image.Resampling.
 MAX_LEVEL = 10.
 
 #: An operation that was drawn: its name and argument (None where it takes none).
-Draw = Tuple[str, Optional[float]]
+Draw = Tuple[str, Any]
 
 
 def _signed(value: float) -> float:
@@ -122,13 +122,13 @@ class ClipRandAugment(BaseTransform):
             draws.append((names[index], argument(min(MAX_LEVEL, max(0., level))) if argument else None))
         return draws
 
-    def apply(self, image: Image.Image, name: str, argument: Optional[float]) -> Image.Image:
+    def apply(self, image: Image.Image, name: str, argument: Any) -> Image.Image:
         """One operation on one RGB image."""
         if name in POINTWISE:
             return POINTWISE[name](image, argument)
         if name in ENHANCERS:
             return ENHANCERS[name](image).enhance(argument)
-        options = dict(resample=RESAMPLING[self.interpolation], fillcolor=self.fill)
+        options: Dict[str, Any] = dict(resample=RESAMPLING[self.interpolation], fillcolor=self.fill)
         if name == 'Rotate':
             return image.rotate(argument, **options)
         return image.transform(image.size, Image.Transform.AFFINE, AFFINE[name](argument, *image.size), **options)

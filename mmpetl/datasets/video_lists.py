@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Iterable, List, NamedTuple, Optional, Tuple
+from typing import BinaryIO, Iterable, List, NamedTuple, Optional, Tuple
 
 from ..weights.io import atomic_write
 
@@ -64,5 +64,9 @@ def write_video_list(path: str, rows: Iterable[Tuple[str, int]], delimiter: str 
         delimiter: ' ' (VideoMAE, APT) or ',' (V-PETL).
     """
     text = ''.join(f'{name}{delimiter}{label}\n' for name, label in rows)
+
+    def write(file: BinaryIO) -> None:
+        file.write(text.encode())
+
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    atomic_write(path, lambda file: file.write(text.encode()))
+    atomic_write(path, write)
