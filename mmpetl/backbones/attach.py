@@ -1,0 +1,226 @@
+"""``attach``: specialise a backbone in place, build its methods, freeze the trunk."""
+
+import importlib
+import inspect
+from fnmatch import fnmatchcase
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+from torch import nn
+
+from ..registry import METHODS
+from ..sites import BlockSpec, Method, Tap, nearest
+from .container import PETL
+from .family import Family
+from .loading import install_load_hook
+
+#: Upstream class -> file of this package that knows it.
+FAMILIES = {
+    'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'vit',
+    'mmpretrain.models.backbones.swin_transformer.SwinTransformer': 'swin',
+    'mmaction.models.backbones.vit_mae.VisionTransformer': 'videomae',
+    'mmaction.models.backbones.swin.SwinTransformer3D': 'video_swin',
+}
+
+
+def family_named(name: str) -> Family:
+    """The family described in ``mmpetl/backbones/<name>.py``."""
+    return importlib.import_module(f'{__package__}.{name}').FAMILY
+
+
+def family_of(backbone: nn.Module) -> Tuple[str, Family]:
+    """Name and family of a backbone object.
+
+    Raises:
+        ValueError: If no family knows its class.
+    """
+    for cls in type(backbone).__mro__:
+        name = FAMILIES.get(f'{cls.__module__}.{cls.__qualname__}')
+        if name:
+            return name, family_named(name)
+    known = ', '.join(sorted(FAMILIES))
+    raise ValueError(f'{type(backbone).__name__} cannot be adapted; supported backbones: {known}')
+
+
+def build_method(cfg: Union[Method, Mapping[str, Any]], specs: Sequence[BlockSpec]) -> Method:
+    """Build one method from its config.
+
+    Raises:
+        ValueError: If the type or an argument is unknown (the nearest names are offered), or the method refuses its arguments.
+    """
+    if isinstance(cfg, Method):
+        return cfg
+    cfg = dict(cfg)
+    kind = cfg.pop('type', None)
+    cls = kind if inspect.isclass(kind) else METHODS.get(str(kind))
+    if cls is None:
+        raise ValueError(f'unknown method {kind!r}' + nearest(str(kind).split('.')[-1], METHODS.module_dict))
+    known = [p for p in inspect.signature(cls.__init__).parameters if p not in ('self', 'specs')]
+    for key in cfg:
+        if key not in known:
+            raise ValueError(f'{cls.__name__}: unknown argument {key!r}' + nearest(key, known))
+    return cls(specs, **cfg)
+
+
+def _name(method: Method, cfg: Any, taken: Mapping[str, Any]) -> str:
+    wished = cfg.get('name') if isinstance(cfg, Mapping) else None
+    name = wished or type(method).__name__.lower()
+    if name in taken and wished:
+        raise ValueError(f'two methods are named {name!r}: give each its own name')
+    number = 2
+    base = name
+    while name in taken:
+        name, number = f'{base}{number}', number + 1
+    if '.' in name:
+        raise ValueError(f'method name {name!r} must not contain a dot')
+    return name
+
+
+def build_methods(petl: Sequence[Any], specs: Sequence[BlockSpec]) -> Dict[str, Method]:
+    """Build all methods in order, by name.
+
+    Raises:
+        ValueError: See :func:`build_method`; also if two methods share a name.
+    """
+    methods: Dict[str, Method] = {}
+    for cfg in petl:
+        plain = {k: v for k, v in cfg.items() if k != 'name'} if isinstance(cfg, Mapping) else cfg
+        method = build_method(plain, specs)
+        methods[_name(method, cfg, methods)] = method
+    return methods
+
+
+def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Module) -> None:
+    """Refuse combinations that the backbone or the methods do not allow.
+
+    Raises:
+        ValueError: Names the method and the point.
+    """
+    for name, method in methods.items():
+        lacking = sorted(method.points() - family.points)
+        if lacking:
+            raise ValueError(f'{type(method).__name__} needs the point {lacking[0]!r}, which {type(backbone).__name__} does not offer; '
+                             f'it offers {", ".join(sorted(family.points))}')
+        if not method.points():
+            raise ValueError(f'{type(method).__name__} overrides no point, so it would do nothing')
+    prompting = [m for m in methods.values() if 'prompts' in m.points()]
+    if len(prompting) > 1:
+        names = ' and '.join(type(m).__name__ for m in prompting)
+        if not all(m.stack for m in prompting):
+            raise ValueError(f'{names} both bring prompts; write stack=True in each to put their tokens side by side')
+        given = {tuple(i for i in range(len(m.specs)) if m.num_prompts(i)) for m in prompting}
+        if len(given) > 1:
+            raise ValueError(f'{names} bring prompts before different blocks; give them the same layers and depth')
+    sides = [type(m).__name__ for m in methods.values() if 'side' in m.points()]
+    if sides and len(methods) > 1:
+        raise ValueError(f'{sides[0]} replaces the output of the frozen trunk and cannot be combined with another method')
+
+
+def _specialise(backbone: nn.Module, family: Family) -> None:
+    blocks = family.blocks(backbone)
+    for module in backbone.modules():
+        sited = family.classes.get(type(module))
+        if sited is not None:
+            module.__class__ = sited
+    final = family.final_norm(backbone)
+    if type(final) is nn.LayerNorm:
+        final.__class__ = family.final_class
+        final.merges_prompts = family.merges_prompts
+    plain = [i for i, block in enumerate(blocks) if type(block) not in family.classes.values()]
+    if plain or not blocks:
+        raise ValueError(f'{type(backbone).__name__}: block {plain[0] if plain else 0} is not one of '
+                         f'{", ".join(c.__name__ for c in family.classes)}, so nothing could be attached to it')
+
+
+def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
+    """Freeze the trunk except the parameters whose names match a pattern of ``tune``; methods always train.
+
+    Args:
+        backbone: Backbone, with or without ``petl``.
+        tune: Shell-style patterns on parameter names: ``[]`` linear probe, ``['*']`` full, ``['*bias*']`` BitFit,
+            ``['*ln1*', '*ln2*']`` norms, ``['layers.1[01].*']`` the last two blocks.
+
+    Raises:
+        ValueError: If a pattern matches nothing.
+    """
+    if isinstance(tune, str):
+        tune = [tune]
+    names = [n for n, _ in backbone.named_parameters() if not n.startswith('petl.')]
+    for pattern in tune:
+        if not any(fnmatchcase(n, pattern) for n in names):
+            raise ValueError(f'tune={pattern!r} matches no parameter of {type(backbone).__name__}' + nearest(pattern, names))
+    for name, parameter in backbone.named_parameters():
+        parameter.requires_grad = name.startswith('petl.') or any(fnmatchcase(name, p) for p in tune)
+
+
+def attach(backbone: nn.Module,
+           petl: Sequence[Any] = (),
+           tune: Sequence[str] = (),
+           trunk: str = 'eval',
+           with_cp: Optional[bool] = None) -> nn.Module:
+    """Give a backbone its methods, in place.
+
+    Args:
+        backbone: One of the supported upstream backbones (or a subclass that keeps its blocks).
+        petl: Method configs such as ``dict(type='LoRA', rank=8)``, or built methods; order matters, see the waist's rules.
+        tune: Patterns of trunk parameters that also train, see :func:`freeze`.
+        trunk: 'eval': dropout and drop-path of the trunk stay off while training; 'train': they follow the model.
+        with_cp: Recompute each block in the backward pass (non-reentrant); None keeps the backbone's own setting.
+
+    Returns:
+        The same object; its trunk is frozen, its methods live in ``backbone.petl``.
+
+    Raises:
+        ValueError: One line that names the option, method, point or pattern that does not fit.
+    """
+    if trunk not in ('eval', 'train'):
+        raise ValueError(f"trunk must be 'eval' or 'train', got {trunk!r}")
+    if isinstance(getattr(backbone, 'petl', None), PETL):
+        raise ValueError(f'{type(backbone).__name__} already has methods attached; build a new backbone or use its named adapters')
+    family_name, family = family_of(backbone)
+    family.check(backbone)
+    specs = family.specs(backbone)
+    methods = build_methods([petl] if isinstance(petl, Mapping) else petl, specs)
+    check_methods(methods, family, backbone)
+    _specialise(backbone, family)
+    if any('side' in m.points() for m in methods.values()):
+        if type(backbone) is not family.side_class[0]:
+            raise ValueError(f'side methods need exactly {family.side_class[0].__name__}, got its subclass {type(backbone).__name__}')
+        backbone.__class__ = family.side_class[1]
+    for block, spec in zip(family.blocks(backbone), specs):
+        block.spec = spec
+        block.with_cp = bool(getattr(block, 'with_cp', False) if with_cp is None else with_cp)
+        for module in block.modules():
+            if type(module) in family.classes.values():
+                module.tap = Tap()
+                module.extra_tokens = spec.extra_tokens
+    _make_drop_path_traceable(family.blocks(backbone))
+    backbone.petl = PETL(backbone, family_name, methods, trunk)
+    backbone.petl.configs = {name: _config(cfg, method) for (name, method), cfg in zip(methods.items(), _as_list(petl))}
+    backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
+    backbone.petl.refresh()
+    freeze(backbone, tune)
+    install_load_hook(backbone)
+    backbone.petl.train(backbone.training)
+    return backbone
+
+
+def _as_list(petl: Any) -> List[Any]:
+    return [petl] if isinstance(petl, Mapping) else list(petl)
+
+
+def _config(cfg: Any, method: Method) -> Dict[str, Any]:
+    return dict(cfg) if isinstance(cfg, Mapping) else dict(type=type(method).__name__)
+
+
+def _make_drop_path_traceable(blocks: Sequence[nn.Module]) -> None:
+    """mmpretrain's drop-path rates are numpy scalars, which break a compiled graph at every block."""
+    for block in blocks:
+        for sub in ('attn', 'ffn'):
+            module = block.drop_path_of(sub)
+            if hasattr(module, 'drop_prob'):
+                module.drop_prob = float(module.drop_prob)
+
+
+def refresh_taps(backbone: nn.Module) -> None:
+    """Rebuild the taps after a method's points, layers or prompt counts have changed (for example after pruning)."""
+    backbone.petl.refresh()

@@ -1,0 +1,131 @@
+"""``backbone.petl``: the module that owns all methods of one backbone, and nothing of the trunk."""
+
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+import torch
+from mmengine.model import ModuleDict
+from torch import Tensor, nn
+
+from ..sites import Method, Tap, plan_prompts
+from .family import Family
+from .side import SideBlock
+
+
+class PETL(ModuleDict):
+    """Methods by name, in config order.
+
+    An MMEngine ModuleDict, so that ``init_weights`` reaches the methods after the trunk's own initialisers.
+
+    Args:
+        backbone: The specialised backbone. Held outside the module tree: the trunk is not a child of its methods.
+        family_name: Which family the backbone belongs to.
+        methods: Methods by name.
+        trunk: 'eval' keeps the trunk in evaluation mode while training, 'train' lets it follow the model.
+    """
+
+    def __init__(self, backbone: nn.Module, family_name: str, methods: Dict[str, Method], trunk: str) -> None:
+        super().__init__(methods)
+        self._owner = (backbone, )
+        self.family_name = family_name
+        self.trunk = trunk
+        self.enabled = True
+        self.full_prompts = False
+        self.base: Dict[str, Any] = {}
+        self.configs: Dict[str, Dict[str, Any]] = {}
+        self.tune: Tuple[str, ...] = ()
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self._owner[0]
+
+    @property
+    def family(self) -> Family:
+        from .attach import family_named
+        return family_named(self.family_name)
+
+    @property
+    def blocks(self) -> List[nn.Module]:
+        """The specialised blocks in order."""
+        return self.family.blocks(self.backbone)
+
+    @property
+    def taps(self) -> List[Tap]:
+        return [block.tap for block in self.blocks]
+
+    def train(self, mode: bool = True) -> 'PETL':
+        super().train(mode)
+        if mode and self.trunk == 'eval':
+            # The backbone calls its children in order and this one comes last, so the trunk's modules are already switched.
+            for child in self.backbone.children():
+                if child is not self:
+                    child.eval()
+        return self
+
+    def refresh(self) -> None:
+        """Rebuild all taps; call it after a method's points, layers or prompt counts have changed."""
+        methods = list(self.values()) if self.enabled else []
+        family, backbone = self.family, self.backbone
+        blocks = self.blocks
+        taps = [Tap(methods, i) for i in range(len(blocks))]
+        chosen = [m.pool_prompts for m in methods if m.pool_prompts is not None]
+        pooled = chosen[0] if chosen else family.pools_prompts(backbone)
+        plan_prompts(taps, pooled, self.full_prompts)
+        if any(tap.num_prompts and tap.prompts_read for tap in taps):
+            family.check_prompts(backbone, pooled)
+        for block, tap in zip(blocks, taps):
+            for module in block.modules():
+                if hasattr(module, 'tap'):
+                    module.tap = tap
+        family.embed(backbone).tap = taps[0]
+        final = family.final_norm(backbone)
+        if isinstance(final, family.final_class):
+            final.tap = taps[-1]
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within the context the backbone is the plain trunk."""
+        before, self.enabled = self.enabled, False
+        self.refresh()
+        try:
+            yield
+        finally:
+            self.enabled = before
+            self.refresh()
+
+    # -- side methods -----------------------------------------------------------------------------------------------------------
+
+    def side_method(self) -> Optional[Method]:
+        """The method whose feature replaces the backbone's output, or None."""
+        for method in self.values():
+            if 'side' in method.points():
+                return method
+        return None
+
+    def side_active(self) -> bool:
+        return self.enabled and self.side_method() is not None
+
+    def record(self, run: Callable[[], Any]) -> List[Dict[str, Tensor]]:
+        """Run the trunk without gradients and return what the side method reads of every block."""
+        wanted = self.side_method().side_reads
+        taps = self.taps
+        for tap in taps:
+            last = tap is taps[-1]
+            tap.recorder = {name: None for name in wanted if name != 'out' or last}
+            tap.recorder['skip'] = last and 'out' not in wanted
+        try:
+            with torch.no_grad():
+                run()
+            return [{name: value for name, value in tap.recorder.items() if value is not None and name != 'skip'} for tap in taps]
+        finally:
+            for tap in taps:
+                tap.recorder = None
+
+    def side_feature(self, run: Callable[[], Any]) -> Tensor:
+        """Feature (B, C') of the side method; ``run`` executes the frozen trunk."""
+        return self.side_method().on_side(self.record(run), self.side_blocks())
+
+    def side_blocks(self) -> List[SideBlock]:
+        """The frozen blocks as a side method may use them."""
+        final = self.family.final_norm(self.backbone)
+        return [SideBlock(block, final) for block in self.blocks]

@@ -1,0 +1,143 @@
+"""What happens when weights enter an attached backbone, whoever loads them.
+
+A load_state_dict pre-hook sees every way in: ``init_cfg``, ``load_from``, ``--resume``, ``tools/test.py``, inferencers, ``load_state_dict``.
+
+* Weights of the same names and shapes pass untouched.
+* Weights of another published format are converted, or refused by name.
+* An adapter without its base gets the base: the weights already in the trunk if they have the right fingerprint, else those that the
+  backbone's ``init_cfg`` names. Runners do not call ``init_weights`` before testing, so without this an adapter would sit on a random trunk.
+"""
+
+from typing import Any, Dict, Optional
+
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+ADAPTER_KEY = 'mmpetl_adapter'
+
+
+def trunk_state(backbone: nn.Module) -> Dict[str, Tensor]:
+    """State of the backbone without its methods, by name."""
+    return {k: v for k, v in backbone.state_dict().items() if not k.startswith('petl.')}
+
+
+def base_fingerprint(backbone: nn.Module, state: Optional[Dict[str, Tensor]] = None) -> str:
+    """Fingerprint of the frozen trunk parameters, of the backbone itself or of a state dict with its names."""
+    from ..weights.fingerprint import fingerprint
+    frozen = [(n, p) for n, p in backbone.named_parameters() if not n.startswith('petl.') and not p.requires_grad]
+    if state is not None:
+        return fingerprint({n: state[n] for n, _ in frozen})
+    # Hashing a large trunk takes a second; the frozen parameters change only by being written, which their versions count.
+    key = tuple((n, p.data_ptr(), p._version) for n, p in frozen)
+    cached = backbone.petl.base.get('cached')
+    if cached is None or cached[0] != key:
+        cached = backbone.petl.base['cached'] = (key, fingerprint({n: p.detach() for n, p in frozen}))
+    return cached[1]
+
+
+def _architecture(backbone: nn.Module) -> str:
+    name = backbone.petl.family_name
+    if name == 'vit' and not isinstance(backbone.pre_norm, nn.Identity):
+        return 'clip'
+    return name
+
+
+def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'the state dict') -> Dict[str, Tensor]:
+    """Map a state dict of any published format to the trunk's names and shapes.
+
+    Raises:
+        ValueError: If nothing matches, a trunk key stays missing, or a key is left unexplained.
+    """
+    from ..weights import convert
+    shapes = {k: tuple(v.shape) for k, v in trunk_state(backbone).items()}
+    converted, report = convert(state, shapes, _architecture(backbone))
+    print_log(f'{source}: {report}', 'current')
+    return converted
+
+
+def load_base(backbone: nn.Module) -> Optional[Dict[str, Tensor]]:
+    """Trunk weights that the backbone's ``init_cfg`` names, converted; None if it names none."""
+    cfg = backbone.init_cfg
+    if not (isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'):
+        return None
+    loaded = CheckpointLoader.load_checkpoint(cfg['checkpoint'], 'cpu', 'silent')
+    state = loaded.get('state_dict', loaded)
+    prefix = cfg.get('prefix', '')
+    if prefix:
+        prefix = prefix if prefix.endswith('.') else prefix + '.'
+        state = {k[len(prefix):]: v for k, v in state.items() if k.startswith(prefix)}
+    return _fitting(backbone, state) or convert_for(backbone, state, str(cfg['checkpoint']))
+
+
+def _fitting(backbone: nn.Module, state: Dict[str, Tensor]) -> Optional[Dict[str, Tensor]]:
+    """The trunk's part of ``state`` if names and shapes are already those of the trunk, else None."""
+    own = trunk_state(backbone)
+    if all(k in state and state[k].shape == v.shape for k, v in own.items()):
+        return {k: state[k] for k in own}
+    return None
+
+
+def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str, Tensor]:
+    """Trunk weights on which an adapter file belongs.
+
+    Raises:
+        ValueError: If neither the trunk nor ``init_cfg`` has the weights on which the adapter was trained.
+    """
+    wanted = (header or {}).get('base') or {}
+    current = trunk_state(backbone)
+    if header is None or not wanted.get('fingerprint'):
+        base = None if backbone.petl.base.get('loaded') else load_base(backbone)
+        return base or current
+    here = base_fingerprint(backbone)
+    if here == wanted['fingerprint']:
+        return current
+    base = load_base(backbone)
+    if base is not None:
+        here = base_fingerprint(backbone, base)
+        if here == wanted['fingerprint']:
+            return base
+    name = backbone.init_cfg['checkpoint'] if base is not None else 'the weights in the backbone (no init_cfg names others)'
+    raise ValueError(f"wrong base: the adapter was trained on {wanted.get('id') or wanted.get('checkpoint')!r} "
+                     f"(fingerprint {wanted['fingerprint'][:12]}), but {name!r} has fingerprint {here[:12]}; "
+                     'set model.backbone.init_cfg to the base named first')
+
+
+def _check_adapter_keys(backbone: nn.Module, given: Dict[str, Tensor], header: Optional[Dict[str, Any]]) -> None:
+    own = {k for k in backbone.state_dict() if k.startswith('petl.')}
+    theirs = {k for k in given if k.startswith('petl.')}
+    if header is None or own == theirs:
+        return
+    names = [str(m.get('type')) for m in header.get('methods', [])] or ['none']
+    here = [type(m).__name__ for m in backbone.petl.values()] or ['none']
+    odd = sorted(own ^ theirs)[0]
+    raise ValueError(f'the adapter holds {", ".join(names)}, the model has {", ".join(here)}, and they differ at {odd!r}: '
+                     'use the config with which the adapter was trained')
+
+
+def install_load_hook(backbone: nn.Module) -> None:
+    """Register the pre-hook. It finds its backbone through the module, so copies of a model hook into themselves."""
+
+    def hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local_metadata: Dict[str, Any], *_: Any) -> None:
+        own = trunk_state(module)
+        given = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        trunk_given = {k: v for k, v in given.items() if not k.startswith('petl.')}
+        header = local_metadata.get(ADAPTER_KEY)
+        if header is not None or (given and not set(own) & set(trunk_given) and len(given) > len(trunk_given)):
+            _check_adapter_keys(module, given, header)
+            filled = _base_for(module, header)
+            state_dict.update({prefix + k: v for k, v in filled.items() if prefix + k not in state_dict})
+        elif _fitting(module, trunk_given) is None:
+            source = trunk_given or {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
+            converted = convert_for(module, source)
+            for key in source:
+                state_dict.pop(prefix + key if trunk_given else key, None)
+            state_dict.update({prefix + k: v for k, v in converted.items()})
+        if not any(k.startswith('petl.') for k in given):
+            # Weights of a plain trunk say nothing about the methods: they keep their values.
+            state_dict.update({prefix + k: v for k, v in module.state_dict().items() if k.startswith('petl.')})
+        module.petl.base['loaded'] = True
+
+    backbone.register_load_state_dict_pre_hook(hook)
+    # A pruned method takes on the stored number of tokens.
+    backbone.register_load_state_dict_post_hook(lambda module, _: module.petl.refresh())

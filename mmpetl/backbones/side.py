@@ -1,0 +1,63 @@
+"""A frozen block as side methods (SynQT, VQT, LST) use it: queries that pass through, reading the image tokens only."""
+
+from typing import Mapping, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..sites import BlockSpec
+from .attention import merge_heads, split_heads
+
+
+class SideBlock:
+    """View of one sited block.
+
+    Args:
+        block: The specialised block of a ViT-type backbone.
+        final_norm: The backbone's last norm, or None.
+    """
+
+    def __init__(self, block: nn.Module, final_norm: Optional[nn.Module]) -> None:
+        self.block = block
+        self.final_norm = final_norm
+
+    @property
+    def spec(self) -> BlockSpec:
+        return self.block.spec
+
+    def norm1(self, x: Tensor) -> Tensor:
+        return self.block.norm1(x)
+
+    def attend_from(self, p: Tensor, read: Mapping[str, Tensor]) -> Tensor:
+        """Frozen attention of queries p (B, P, C) over the tokens of ``read`` -> (B, P, C).
+
+        With ``read['k']`` and ``read['v']`` (B, heads, N, head_dim) attention is the ordinary one. With ``read['u']`` (B, N, C) alone
+        keys and values are never formed: the key projection moves to the queries (its bias cancels in the softmax) and the value
+        projection to the attended mean (the weights of a query sum to one).
+        """
+        attn, spec = self.block.attn, self.spec
+        weight, bias = attn.op_parameters('q')
+        q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads)
+        if 'k' in read:
+            y = F.scaled_dot_product_attention(q, read['k'], read['v'])
+        else:
+            # Heads and queries share one axis in the products with u, so that no product repeats u or a weight.
+            u, per_head = read['u'], (spec.heads, spec.head_dim, spec.dim)
+            w_v, b_v = attn.op_parameters('v')
+            q = torch.einsum('bhpd,hdc->bhpc', q * spec.head_dim**-0.5, attn.op_parameters('k')[0].view(per_head))
+            weights = torch.softmax(q.flatten(1, 2) @ u.transpose(-2, -1), -1)
+            y = torch.einsum('bhpc,hdc->bhpd', (weights @ u).unflatten(1, (spec.heads, -1)), w_v.view(per_head))
+            if b_v is not None:
+                y = y + b_v.view(spec.heads, 1, spec.head_dim)
+        return self.block.drop_path_of('attn')(self._output(merge_heads(y)))
+
+    def _output(self, y: Tensor) -> Tensor:
+        y = self.block.attn.proj(y)
+        if hasattr(self.block.attn, 'gamma1'):
+            return self.block.attn.gamma1(y)
+        return self.block.gamma_1 * y if hasattr(self.block, 'gamma_1') else y
+
+    def ffn_out(self, p: Tensor) -> Tensor:
+        """Frozen feed-forward branch of p (B, P, C), its norm included -> (B, P, C)."""
+        return self.block.drop_path_of('ffn')(self.block.feed_forward(self.block.norm2(p)))
