@@ -152,7 +152,7 @@ def check_ops(ops: Union[str, Sequence[str]], owner: str, known: Sequence[str] =
         ValueError: If an op is unknown or none is given.
     """
     if isinstance(ops, str):
-        ops = [ops] if ops in known else [o for o in (ops.split(',') if ',' in ops else ops)]
+        ops = [ops] if ops in tuple(known) else [o for o in (ops.split(',') if ',' in ops else ops)]
     ops = [str(o).strip() for o in ops]
     for op in ops:
         if op not in known:

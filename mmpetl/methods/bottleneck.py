@@ -10,7 +10,7 @@ Chen et al., "AdaptFormer", https://arxiv.org/abs/2205.13535, equation 3: parall
 """
 
 import math
-from typing import Optional, Sequence, Tuple, Union
+from typing import Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ class AdaptFormer(Method):
                  act: str = 'relu',
                  drop_rate: float = 0.1,
                  inside_drop_path: bool = False,
-                 subs: Optional[Union[str, Sequence[str]]] = 'ffn',
+                 subs: Union[str, Sequence[str]] = 'ffn',
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         if input not in ('residual', 'normed'):
