@@ -115,29 +115,28 @@ def _check_adapter_keys(backbone: nn.Module, given: Dict[str, Tensor], header: O
                      'use the config with which the adapter was trained')
 
 
+def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local_metadata: Dict[str, Any], *_: Any) -> None:
+    own = trunk_state(module)
+    given = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
+    methods_given = {k for k in given if k.startswith('petl.')}
+    trunk_given = {k: v for k, v in given.items() if k not in methods_given}
+    header = local_metadata.get(ADAPTER_KEY)
+    if header is not None or (methods_given and not set(own) & set(trunk_given)):
+        _check_adapter_keys(module, given, header)
+        filled = _base_for(module, header)
+        state_dict.update({prefix + k: v for k, v in filled.items() if prefix + k not in state_dict})
+    elif _fitting(module, trunk_given) is None:
+        source = trunk_given or {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
+        converted = convert_for(module, source)
+        for key in source:
+            state_dict.pop(prefix + key if trunk_given else key, None)
+        state_dict.update({prefix + k: v for k, v in converted.items()})
+    if not methods_given:
+        # Weights of a plain trunk say nothing about the methods: they keep their values.
+        state_dict.update({prefix + k: v for k, v in module.state_dict().items() if k.startswith('petl.')})
+    module.petl.base['loaded'] = True
+
+
 def install_load_hook(backbone: nn.Module) -> None:
-    """Register the pre-hook. It finds its backbone through the module, so copies of a model hook into themselves."""
-
-    def hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local_metadata: Dict[str, Any], *_: Any) -> None:
-        own = trunk_state(module)
-        given = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
-        trunk_given = {k: v for k, v in given.items() if not k.startswith('petl.')}
-        header = local_metadata.get(ADAPTER_KEY)
-        if header is not None or (given and not set(own) & set(trunk_given) and len(given) > len(trunk_given)):
-            _check_adapter_keys(module, given, header)
-            filled = _base_for(module, header)
-            state_dict.update({prefix + k: v for k, v in filled.items() if prefix + k not in state_dict})
-        elif _fitting(module, trunk_given) is None:
-            source = trunk_given or {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
-            converted = convert_for(module, source)
-            for key in source:
-                state_dict.pop(prefix + key if trunk_given else key, None)
-            state_dict.update({prefix + k: v for k, v in converted.items()})
-        if not any(k.startswith('petl.') for k in given):
-            # Weights of a plain trunk say nothing about the methods: they keep their values.
-            state_dict.update({prefix + k: v for k, v in module.state_dict().items() if k.startswith('petl.')})
-        module.petl.base['loaded'] = True
-
-    backbone.register_load_state_dict_pre_hook(hook)
-    # A pruned method takes on the stored number of tokens.
-    backbone.register_load_state_dict_post_hook(lambda module, _: module.petl.refresh())
+    """Register the pre-hook. Torch hands it the module that loads, so copies of a model hook into themselves."""
+    backbone.register_load_state_dict_pre_hook(_load_hook)
