@@ -81,13 +81,30 @@ ALIASES = {
     'mae': 'timm-vit', 'mocov3': 'timm-vit', 'deit': 'timm-vit', 'dinov2': 'timm-vit', 'open-clip': 'openai-clip', 'hf-dinov2': 'hf-vit',
     'hf-mae': 'hf-vit', 'swin-22k': 'swin', 'mmaction-video-swin': 'video-swin', 'v-petl': 'video-swin', 'npz': 'jax-vit',
 }
-#: Architecture -> (families that it takes, adapter of common forms, keys that may stay initial, keys that may be spare).
-ARCHS: dict[str, tuple[tuple[str, ...], Callable[..., State], Ignored, Ignored]] = {
-    'vit': (('vit',), vit.to_target, vit.INITIAL, vit.SPARE),
-    'clip': (('vit',), vit.to_target, vit.INITIAL, vit.SPARE),
-    'videomae': (('videomae', 'vit'), videomae.to_target, videomae.INITIAL, videomae.SPARE),
-    'swin': (('swin',), swin.to_target, swin.INITIAL, swin.SPARE),
-    'video_swin': (('video_swin', 'swin'), video_swin.to_target, swin.INITIAL, swin.SPARE),
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A target.
+
+    Attributes:
+        families (tuple): Common forms that it takes.
+        adapt (Callable): (state, shapes, grid, report) -> state under the target's names.
+        initial (Callable): shapes -> target keys that files may lack, with reasons.
+        spare (tuple): Keys that the target may lack, with reasons.
+    """
+    families: tuple[str, ...]
+    adapt: Callable[[State, Shapes, tuple[int, ...] | None, Report], State]
+    initial: Callable[[Shapes], Ignored]
+    spare: Ignored
+
+
+ARCHS: dict[str, Arch] = {
+    'vit': Arch(('vit',), vit.to_target, lambda shapes: vit.INITIAL, vit.SPARE),
+    'clip': Arch(('vit',), vit.to_target, lambda shapes: vit.INITIAL, vit.SPARE),
+    'videomae': Arch(('videomae', 'vit'), videomae.to_target, lambda shapes: videomae.INITIAL, videomae.SPARE),
+    'swin': Arch(('swin',), swin.to_target, swin.initial_keys, swin.SPARE),
+    'video_swin': Arch(('video_swin', 'swin'), video_swin.to_target, swin.initial_keys, swin.SPARE),
 }
 
 
@@ -179,16 +196,15 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
     if not tensors and state_dict:
         raise ValueError(f'no tensor among the entries {shorten([str(key) for key in state_dict])}; give the state dict inside')
     name, prefix = _find(tensors, as_name)
-    families, to_target, initial, spare = ARCHS[arch]
-    known = FORMATS[name]
-    if known.family not in families:
-        fitting = [other for other, entry in FORMATS.items() if entry.family in families]
+    target, known = ARCHS[arch], FORMATS[name]
+    if known.family not in target.families:
+        fitting = [other for other, entry in FORMATS.items() if entry.family in target.families]
         raise ValueError(f'{name} weights do not fit the architecture {arch!r}, which takes {", ".join(fitting)}')
     report = Report(name, arch)
     inside = _gather(tensors, prefix, known, report)
     shapes = {key: tuple(shape) for key, shape in (target_shapes or {}).items() if not key.startswith('petl.')}
-    adapted = to_target(known.read(inside, report), shapes, grid, report)
-    result = _match(adapted, shapes, report, initial, spare)
+    adapted = target.adapt(known.read(inside, report), shapes, grid, report)
+    result = _match(adapted, shapes, report, target.initial(shapes), target.spare)
     _complain(report, name)
     return result, report
 

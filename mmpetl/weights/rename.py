@@ -1,7 +1,7 @@
 """Key tables: regular expressions that say what a published name is called here."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -79,8 +79,8 @@ def relabel(state: Mapping[str, torch.Tensor], rules: Rules) -> State:
     return {new_name(key): tensor for key, tensor in state.items()}
 
 
-def depth(state: Mapping[str, torch.Tensor], stem: str) -> int:
-    """Number of modules ``stem.0``, ``stem.1``, ... in a state dict."""
+def depth(state: Iterable[str], stem: str) -> int:
+    """Number of modules ``stem.0``, ``stem.1``, ... among the keys of a state dict."""
     found = [int(match.group(1)) for key in state if (match := re.match(rf'{re.escape(stem)}\.(\d+)\.', key))]
     return max(found, default=-1) + 1
 

@@ -50,10 +50,12 @@ def resize_bias(table: torch.Tensor, source: tuple[int, ...], target: tuple[int,
     Returns:
         Tensor: Same layout for the target window; bicubic over space, linear over time, as in the Swin repository.
     """
-    old, new = (tuple(2 * side - 1 for side in window) for window in (source, target))
-    if len(old) == 2:
-        old, new = (1, *old), (1, *new)
-    return resize_volume(table[None], old, new)[0]
+    return resize_volume(table[None], _distances(source), _distances(target))[0]
+
+
+def _distances(window: tuple[int, ...]) -> tuple[int, int, int]:
+    depth, height, width = (1, *window) if len(window) == 2 else window
+    return 2 * depth - 1, 2 * height - 1, 2 * width - 1
 
 
 def bias_window(rows: int, tokens: int | None = None, like: tuple[int, ...] | None = None, dims: int = 2) -> tuple[int, ...]:

@@ -17,6 +17,9 @@ import torch
 from .errors import WeightFileError
 from .guards import MAX_RATIO, SMALL
 
+#: Where torch's messages name what a pickle asked for.
+_REFUSALS = (r"but got <class '([\w.]+)'>", r'Unsupported (?:global|class|operand)[^A-Za-z]*(?:GLOBAL )?([\w.]+(?:\([^)]*\))?)',
+             r'(?:instantiate|GLOBAL|class) (\w+(?:\.\w+)+)')
 _STATISTICS = ('min', 'max', 'mean', 'current')
 
 
@@ -42,11 +45,12 @@ def restricted_getattr(owner: Any, name: str) -> Callable[..., Any]:
 
 def allowed_globals() -> list[Any]:
     """The allow-list handed to ``torch.serialization.safe_globals``: callables, or pairs (callable, pickled name)."""
-    multiarray = np._core.multiarray
+    # the two functions that numpy names when it pickles an array and a number
+    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     names: list[Any] = [
-        multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType,
+        reconstruct, scalar, np.ndarray, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType,
         # files written under numpy 1 call the same two functions by their old address
-        (multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'), (multiarray.scalar, 'numpy.core.multiarray.scalar'),
+        (reconstruct, 'numpy.core.multiarray._reconstruct'), (scalar, 'numpy.core.multiarray.scalar'),
         (restricted_getattr, 'builtins.getattr'), argparse.Namespace,
     ]
     buffer = _history_buffer()
@@ -79,16 +83,14 @@ def load_pickle(path: str, map_location: Any, size: int) -> Any:
 
 
 def _explain(path: str, error: Exception) -> NoReturn:
-    text = str(error)
-    match = (re.search(r'Unsupported (?:global|class|operand)[^A-Za-z]*(?:GLOBAL )?([\w.]+(?:\([^)]*\))?)', text)
-             or re.search(r'(?:instantiate|GLOBAL|class) ([\w]+(?:\.[\w]+)+)', text))
+    text = str(error).split('WeightsUnpickler error:')[-1]
+    match = next((match for pattern in _REFUSALS if (match := re.search(pattern, text))), None)
     if match:
         raise WeightFileError(path, f'refused: the pickle asks for {match.group(1)}, which a weight file does not need',
                               'nothing was run; if you trust the file, re-save its state_dict alone') from None
     if isinstance(error, pickle.UnpicklingError) or 'weights_only' in text or 'Weights only' in text:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        cause = next((line for line in lines if 'WeightsUnpickler' in line or 'error' in line.lower()), lines[0] if lines else '')
-        raise WeightFileError(path, f'refused: not a plain state dict: {cause[:200]}',
+        raise WeightFileError(path, f'refused: not a plain state dict: {lines[0][:200] if lines else type(error).__name__}',
                               'nothing was run; re-save its state_dict alone') from None
     raise WeightFileError(path, f'damaged or truncated torch file: {type(error).__name__}: {text[:200]}',
                           'download or copy the file again') from None

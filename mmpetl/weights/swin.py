@@ -150,8 +150,12 @@ def fit_tables(state: State, shapes: dict[str, tuple[int, ...]], report: Report,
     return state
 
 
-#: Target keys that published files lack by nature.
-INITIAL = ((r'norm[0-2]\.(weight|bias)', 'norm of an inner output, which such files do not have'),)
+def initial_keys(shapes: dict[str, tuple[int, ...]]) -> Ignored:
+    """Target keys that published files lack by nature: norms of all outputs but the last stage's."""
+    last = max(depth(shapes, 'stages'), depth(shapes, 'layers')) - 1
+    return tuple((rf'norm{stage}\.(weight|bias)', 'norm of an inner output, which such files do not have') for stage in range(last))
+
+
 #: Canonical keys that a target may lack.
 SPARE = ((r'norm\d\.(weight|bias)', 'norm of a stage that the target does not give out'),
          (r'.*relative_position_index', 'fixed index, built by the model'))
