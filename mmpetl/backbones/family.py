@@ -24,7 +24,7 @@ class Family:
         specs: Backbone -> one BlockSpec per block.
         embed: Backbone -> patch-embedding module.
         embed_parameters: Backbone -> weight and bias that a scale and shift after the patch embedding fold into.
-        fold_embed_shift: Adds a shift (C) where the embedding has no bias; None if impossible.
+        fold_embed_shift: Where the embedding has no bias: backbone and shift (C) -> what to write, and its new value; None if impossible.
         final_norm: Backbone -> last LayerNorm, or None.
         final_class: Class that replaces the last LayerNorm.
         merges_prompts: Whether that class averages prompts with the grid tokens (else the backbone's own pooling sees them).
@@ -42,7 +42,7 @@ class Family:
     embed_parameters: Callable[[nn.Module], Tuple[Tensor, Optional[Tensor]]]
     final_norm: Callable[[nn.Module], Optional[nn.Module]]
     final_class: type
-    fold_embed_shift: Optional[Callable[[nn.Module, Tensor], None]] = None
+    fold_embed_shift: Optional[Callable[[nn.Module, Tensor], Tuple[Tensor, Tensor]]] = None
     merges_prompts: bool = False
     pools_prompts: Callable[[nn.Module], bool] = lambda model: False
     side_class: Optional[Tuple[type, type]] = None

@@ -103,9 +103,10 @@ def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
         raise ValueError(f"pool_prompts=True needs out_type='avg_featmap', the backbone has {model.out_type!r}")
 
 
-def _fold_embed_bias(model: VisionTransformer, shift: Tensor) -> None:
-    """A shift after a bias-less patch embedding moves into the position table of the patch tokens."""
-    model.pos_embed[:, model.num_extra_tokens:] += shift
+def _fold_embed_shift(model: VisionTransformer, shift: Tensor) -> Tuple[Tensor, Tensor]:
+    """A shift after a bias-less patch embedding moves into the position table of the patch tokens: what to write, and its value."""
+    patches = model.pos_embed[:, model.num_extra_tokens:]
+    return patches, patches + shift
 
 
 class SideVisionTransformer(VisionTransformer):
@@ -126,7 +127,7 @@ FAMILY = Family(
     specs=_specs,
     embed=lambda model: model.patch_embed,
     embed_parameters=lambda model: (model.patch_embed.projection.weight, model.patch_embed.projection.bias),
-    fold_embed_shift=_fold_embed_bias,
+    fold_embed_shift=_fold_embed_shift,
     final_norm=_final_norm,
     final_class=SitedFinalNorm,
     pools_prompts=lambda model: model.out_type == 'avg_featmap',

@@ -1,0 +1,76 @@
+"""Audit of the first iteration: what should train received a gradient, what should not is untouched."""
+
+from typing import Any, Dict, List, Optional, Sequence, Union
+
+import torch
+from mmengine.hooks import Hook
+from torch import nn
+
+from ..registry import HOOKS
+from ..tuning import unwrap
+
+
+@HOOKS.register_module()
+class GradientAuditHook(Hook):
+    """Check the first training iteration, then get out of the way.
+
+    A trainable tensor without gradient means that a method was attached but never runs; a frozen one that changed means that something
+    else trains the trunk. Both are silent in the libraries below.
+
+    Args:
+        allow: Parts of names of trainable tensors that may stay without gradient.
+
+    Raises:
+        RuntimeError: After the first iteration; names the tensors.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, allow: Sequence[str] = ()) -> None:
+        self.allow = tuple(allow)
+        self._handles: List[Any] = []
+        self._received: Dict[str, bool] = {}
+        self._versions: Dict[str, int] = {}
+        self._done = False
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Optional[Union[dict, tuple, list]] = None) -> None:
+        if self._done or self._handles or not isinstance(runner.model, nn.Module):
+            return
+        for name, parameter in unwrap(runner.model).named_parameters():
+            if parameter.requires_grad:
+                self._received[name] = False
+                self._handles.append(parameter.register_post_accumulate_grad_hook(self._noting(name)))
+            else:
+                self._versions[name] = parameter._version
+
+    def _noting(self, name: str) -> Any:
+
+        def note(parameter: torch.Tensor) -> None:
+            self._received[name] = True
+
+        return note
+
+    def after_train_iter(self,
+                         runner: Any,
+                         batch_idx: int,
+                         data_batch: Optional[Union[dict, tuple, list]] = None,
+                         outputs: Optional[dict] = None) -> None:
+        if self._done or not self._handles:
+            return
+        self._done = True
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        without = [n for n, seen in self._received.items() if not seen and not any(part in n for part in self.allow)]
+        if without:
+            raise RuntimeError(f'{len(without)} trainable tensors received no gradient in the first iteration: {_some(without)}; the method is '
+                               'attached but does not run, or the tensor should not train (GradientAuditHook allow=[...] accepts it)')
+        frozen = dict(unwrap(runner.model).named_parameters())
+        changed = [n for n, version in self._versions.items() if frozen[n]._version != version or frozen[n].grad is not None]
+        if changed:
+            raise RuntimeError(f'{len(changed)} frozen tensors were changed by the first iteration: {_some(changed)}')
+        runner.logger.info(f'Audit: {len(self._received)} trainable tensors received a gradient, {len(self._versions)} frozen ones stayed as they were')
+
+
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')

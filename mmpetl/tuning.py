@@ -1,0 +1,261 @@
+"""What trains, what it weighs, and how it leaves: counts, adapter state, folding (merging) methods into the trunk.
+
+Works on any model with an attached backbone: the backbone itself, or a classifier or recognizer that holds it as ``backbone``.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .sites import NORMS, OPS
+
+POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'side')
+
+
+def find_backbone(model: nn.Module) -> Tuple[nn.Module, str]:
+    """The attached backbone of a model and the prefix of its parameter names ('' or 'backbone.').
+
+    Raises:
+        ValueError: If nothing is attached.
+    """
+    model = unwrap(model)
+    for module, prefix in ((model, ''), (getattr(model, 'backbone', None), 'backbone.')):
+        if module is not None and hasattr(getattr(module, 'petl', None), 'taps'):
+            return module, prefix
+    raise ValueError(f'{type(model).__name__} has no attached backbone: build it as mmpetl.<Backbone> or call mmpetl.attach first')
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile wrappers."""
+    while hasattr(model, 'module') or hasattr(model, '_orig_mod'):
+        model = model.module if hasattr(model, 'module') else model._orig_mod
+    return model
+
+
+# -- counts -------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Trainable parameters of a model.
+
+    Attributes:
+        methods: Parameters per method, by name.
+        tuned: Trunk parameters that train.
+        head: Trainable parameters outside the backbone.
+        base: All trunk parameters.
+    """
+    methods: Dict[str, int] = field(default_factory=dict)
+    tuned: int = 0
+    head: int = 0
+    base: int = 0
+
+    @property
+    def without_head(self) -> int:
+        return sum(self.methods.values()) + self.tuned
+
+    @property
+    def total(self) -> int:
+        return self.without_head + self.head
+
+    @property
+    def percent(self) -> float:
+        """Trainable parameters without the head, in percent of the trunk."""
+        return 100 * self.without_head / max(self.base, 1)
+
+    def rows(self) -> List[Tuple[str, int]]:
+        rows = [*self.methods.items()] + ([('trunk (tune)', self.tuned)] if self.tuned else [])
+        return [*rows, ('without head', self.without_head), ('head', self.head), ('total', self.total)]
+
+    def __str__(self) -> str:
+        lines = [f'{"trainable":<22}{"parameters":>14}{"% of base":>11}']
+        lines += [f'{name:<22}{count:>14,}{100 * count / max(self.base, 1):>11.3f}' for name, count in self.rows()]
+        return '\n'.join([*lines, f'{"base (trunk)":<22}{self.base:>14,}'])
+
+
+def summary(model: nn.Module) -> Summary:
+    """Count what trains.
+
+    Raises:
+        ValueError: If nothing is attached to the model.
+    """
+    backbone, _ = find_backbone(model)
+
+    def trainable(parameters: Any) -> int:
+        return sum(p.numel() for p in parameters if p.requires_grad)
+
+    trunk = [p for n, p in backbone.named_parameters() if not n.startswith('petl.')]
+    in_backbone = {id(p) for p in backbone.parameters()}
+    return Summary(
+        methods={name: trainable(method.parameters()) for name, method in backbone.petl.items()},
+        tuned=trainable(trunk),
+        head=trainable(p for p in unwrap(model).parameters() if id(p) not in in_backbone),
+        base=sum(p.numel() for p in trunk))
+
+
+# -- adapter state ------------------------------------------------------------------------------------------------------------------------
+
+
+def adapter_keys(model: nn.Module) -> List[str]:
+    """State-dict keys that an adapter file holds: methods, tuned trunk parameters, and everything outside the backbone."""
+    model = unwrap(model)
+    backbone, prefix = find_backbone(model)
+    tuned = {prefix + n for n, p in backbone.named_parameters() if p.requires_grad}
+    return [k for k in model.state_dict() if not k.startswith(prefix) or k.startswith(prefix + 'petl.') or k in tuned]
+
+
+def head_keys(model: nn.Module) -> List[str]:
+    """State-dict keys outside the backbone."""
+    _, prefix = find_backbone(model)
+    return [] if not prefix else [k for k in unwrap(model).state_dict() if not k.startswith(prefix)]
+
+
+def adapter_state(model: nn.Module) -> Dict[str, Tensor]:
+    """The tensors of :func:`adapter_keys`, buffers of trained modules (such as batch-norm statistics) included."""
+    state = unwrap(model).state_dict()
+    return {k: state[k] for k in adapter_keys(model)}
+
+
+# -- folding ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class MergeReport:
+    """What :func:`merge` did: names of the folded methods, and the largest difference on the probe (None if not verified)."""
+    folded: List[str]
+    max_difference: Optional[float] = None
+
+    def __str__(self) -> str:
+        names = ', '.join(self.folded) or 'nothing'
+        if self.max_difference is None:
+            return f'folded {names}; not verified'
+        return f'folded {names}; max |difference| {self.max_difference:.1e} on a probe batch'
+
+
+def _culprit(methods: Dict[str, nn.Module]) -> Optional[Tuple[str, nn.Module]]:
+    for name, method in methods.items():
+        if any(method.active(p, i) for p in POINTS_THAT_STAY for i in range(len(method.specs))):
+            return name, method
+    return None
+
+
+def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor, bias: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+    for name, method in backbone.petl.items():
+        acts = ((op in OPS and method.active('linear', i) and op in method.linear_ops(i))
+                or (op in NORMS and method.active('norm', i) and op in method.norm_ops(i)))
+        if not acts:
+            continue
+        folded = method.fold(i, op, weight, bias)
+        if folded is None:
+            raise ValueError(f'{name} ({type(method).__name__}) cannot be folded into {op} of block {i}')
+        weight, bias = folded
+    return weight, bias
+
+
+@torch.no_grad()
+def _folded(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
+    """(parameter or view, new value) of everything that folding changes."""
+    petl, family = backbone.petl, backbone.petl.family
+    last = len(petl.blocks) - 1
+    writes: List[Tuple[Tensor, Tensor]] = []
+
+    def fold(i: int, op: str, weight: Tensor, bias: Optional[Tensor], where: str) -> None:
+        flat = weight.detach().flatten(1) if weight.dim() > 2 else weight.detach()
+        new_weight, new_bias = _fold_one(backbone, i, op, flat, None if bias is None else bias.detach())
+        writes.append((weight, new_weight.view_as(weight)))
+        if bias is not None:
+            writes.append((bias, new_bias))
+        elif new_bias is not None and op == 'embed' and family.fold_embed_shift is not None:
+            writes.append(family.fold_embed_shift(backbone, new_bias))
+        elif new_bias is not None and op != 'k':
+            # A key bias adds one constant to all logits of a query, so the softmax does not see it: it may be dropped.
+            raise ValueError(f'{where} has no bias that could hold the shift of {", ".join(petl)}')
+
+    for i, block in enumerate(petl.blocks):
+        for op in OPS:
+            fold(i, op, *block.op_parameters(op), f'{op} of block {i}')
+        for op, norm in (('norm1', block.norm1), ('norm2', block.norm2)):
+            fold(i, op, norm.weight, norm.bias, f'{op} of block {i}')
+    fold(0, 'embed', *family.embed_parameters(backbone), 'the patch embedding')
+    final = family.final_norm(backbone)
+    if isinstance(final, nn.LayerNorm):
+        fold(last, 'final', final.weight, final.bias, 'the final norm')
+    return writes
+
+
+def probe_for(backbone: nn.Module, batch: int = 2) -> Tensor:
+    """A random input of the size for which the backbone was built, (B, 3, H, W) or (B, 3, T, H, W)."""
+    spec = backbone.petl.blocks[0].spec
+    cells = spec.grid or tuple(2 * w if a else w for a, w in enumerate(spec.window))
+    weight = next(backbone.parameters())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, *(c * p for c, p in zip(cells, spec.patch)), generator=generator).to(weight)
+
+
+def _features(backbone: nn.Module, x: Tensor) -> List[Tensor]:
+    out = backbone(x)
+    return list(out) if isinstance(out, (tuple, list)) else [out]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+
+
+def merge(model: nn.Module, verify: bool = True, probe: Optional[Tensor] = None, tolerance: float = 1e-3) -> MergeReport:
+    """Fold all methods into the trunk, in list order, in place; afterwards the backbone has no extra parameter.
+
+    The merged state dict loads with ``strict=True`` into the plain upstream backbone.
+
+    Args:
+        model: Model with an attached backbone.
+        verify: Compare the folded with the unfolded backbone on ``probe``; the old weights are restored when they differ.
+        probe: Input of the backbone, (B, 3, H, W) or (B, 3, T, H, W); None makes a random one.
+        tolerance: Largest accepted difference, relative to the largest output.
+
+    Returns:
+        Names of what was folded, and the difference.
+
+    Raises:
+        ValueError: If a method cannot be folded (it is named) or the verification fails; the model is unchanged then.
+    """
+    backbone, _ = find_backbone(model)
+    petl = backbone.petl
+    culprit = _culprit(dict(petl.items()))
+    if culprit:
+        raise ValueError(f'{culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be folded; the model is unchanged')
+    writes = _folded(backbone)
+    report = MergeReport(folded=list(petl))
+    old = [(target, target.detach().clone()) for target, _ in writes]
+    with _evaluating(backbone):
+        if verify:
+            probe = probe_for(backbone) if probe is None else probe
+            before = _features(backbone, probe)
+        for target, value in writes:
+            target.copy_(value)
+        if verify:
+            with petl.disabled():
+                after = _features(backbone, probe)
+            report.max_difference = max((a - b).abs().max().item() for a, b in zip(before, after))
+            largest = max(b.abs().max().item() for b in before)
+            if not report.max_difference <= tolerance * max(largest, 1.):
+                for target, value in old:
+                    target.copy_(value)
+                raise ValueError(f'merging {", ".join(petl)} changes the output by {report.max_difference:.1e}, more than the tolerance '
+                                 f'{tolerance:.0e} of its size {largest:.1e}; the model is unchanged')
+    for name in list(petl):
+        del petl[name]
+    petl.configs = {}
+    petl.refresh()
+    print_log(f'Merge: {report}', 'current')
+    return report
