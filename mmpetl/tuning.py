@@ -3,15 +3,19 @@
 Works on any model with an attached backbone: the backbone itself, or a classifier or recognizer that holds it as ``backbone``.
 """
 
+import os
+import platform
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .sites import NORMS, OPS
+from .weights import adapter_file
 
 POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'side')
 
@@ -118,6 +122,81 @@ def adapter_state(model: nn.Module) -> Dict[str, Tensor]:
     """The tensors of :func:`adapter_keys`, buffers of trained modules (such as batch-norm statistics) included."""
     state = unwrap(model).state_dict()
     return {k: state[k] for k in adapter_keys(model)}
+
+
+# -- header ------------------------------------------------------------------------------------------------------------------------------
+
+_PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'mmaction2')
+
+
+def _plain(value: Any) -> Any:
+    """A config value as JSON types."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return getattr(value, '__name__', str(value))
+
+
+def _versions() -> Dict[str, str]:
+    found = {'python': platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def adapter_header(model: nn.Module,
+                   name: str = 'default',
+                   base_id: Optional[str] = None,
+                   classes: Optional[Sequence[str]] = None,
+                   preprocessing: Optional[Mapping[str, Any]] = None,
+                   metrics: Optional[Mapping[str, float]] = None,
+                   extra: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
+    """Header of an adapter file: everything needed to know what the tensors are and on which base they belong.
+
+    Args:
+        model: Model with an attached backbone.
+        name: Name of the adapter.
+        base_id: What people call the base; default the file name of the backbone's pretrained checkpoint.
+        classes: Class names in label order.
+        preprocessing: Data preprocessor and test pipeline.
+        metrics: Measured with exactly these weights.
+        extra: Anything else that JSON can hold.
+    """
+    backbone, _ = find_backbone(model)
+    petl, counted = backbone.petl, summary(model)
+    cfg = backbone.init_cfg if isinstance(getattr(backbone, 'init_cfg', None), dict) else {}
+    checkpoint = cfg.get('checkpoint') if cfg.get('type') == 'Pretrained' else None
+    frozen = any(not p.requires_grad for n, p in backbone.named_parameters() if not n.startswith('petl.'))
+    upstream = next(c for c in type(backbone).__mro__ if not c.__module__.startswith('mmpetl.'))
+    return dict(
+        format=adapter_file.FORMAT,
+        mmpetl_version=adapter_file.__version__,
+        name=name,
+        methods=[dict(_plain(cfg), name=key) for key, cfg in petl.configs.items()],
+        tune=list(petl.tune),
+        trunk=petl.trunk,
+        backbone=f'{upstream.__module__}.{upstream.__qualname__}',
+        base=dict(id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else None),
+                  checkpoint=str(checkpoint) if checkpoint else None,
+                  fingerprint=petl.base_fingerprint() if frozen else None),
+        head=head_keys(model),
+        classes=list(classes) if classes else None,
+        preprocessing=_plain(preprocessing) if preprocessing else None,
+        metrics=dict(metrics or {}),
+        versions=_versions(),
+        counts=dict(petl=sum(counted.methods.values()), tuned=counted.tuned, head=counted.head, total=counted.total, base=counted.base),
+        extra=_plain(extra or {}))
+
+
+def write_adapter(model: nn.Module, path: str, **facts: Any) -> None:
+    """Write the adapter of a model, atomically. ``facts``: see :func:`adapter_header`."""
+    adapter_file.save(path, adapter_state(model), adapter_header(model, **facts))
 
 
 # -- folding ------------------------------------------------------------------------------------------------------------------------------

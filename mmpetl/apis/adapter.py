@@ -1,91 +1,16 @@
 """Adapter files from and into models."""
 
-import os
-import platform
 from collections import OrderedDict
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping
 
 import torch
 from mmengine.logging import print_log
 from torch import nn
 
 from ..backbones.attach import attach
-from ..backbones.loading import ADAPTER_KEY, base_fingerprint
-from ..tuning import adapter_state, find_backbone, head_keys, summary, unwrap
+from ..tuning import find_backbone, head_keys, unwrap, write_adapter
 from ..weights import adapter_file
-
-_PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'mmaction2')
-
-
-def _plain(value: Any) -> Any:
-    """A config value as JSON types."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return getattr(value, '__name__', str(value))
-
-
-def _versions() -> Dict[str, str]:
-    found = {'python': platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def adapter_header(model: nn.Module,
-                   name: str = 'default',
-                   base_id: Optional[str] = None,
-                   classes: Optional[Sequence[str]] = None,
-                   preprocessing: Optional[Mapping[str, Any]] = None,
-                   metrics: Optional[Mapping[str, float]] = None,
-                   extra: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
-    """Header of an adapter file: everything needed to know what the tensors are and on which base they belong.
-
-    Args:
-        model: Model with an attached backbone.
-        name: Name of the adapter.
-        base_id: What people call the base; default the file name of the backbone's pretrained checkpoint.
-        classes: Class names in label order.
-        preprocessing: Data preprocessor and test pipeline.
-        metrics: Measured with exactly these weights.
-        extra: Anything else that JSON can hold.
-    """
-    backbone, _ = find_backbone(model)
-    petl, counted = backbone.petl, summary(model)
-    cfg = backbone.init_cfg if isinstance(getattr(backbone, 'init_cfg', None), dict) else {}
-    checkpoint = cfg.get('checkpoint') if cfg.get('type') == 'Pretrained' else None
-    frozen = any(not p.requires_grad for n, p in backbone.named_parameters() if not n.startswith('petl.'))
-    upstream = next(c for c in type(backbone).__mro__ if not c.__module__.startswith('mmpetl.'))
-    return dict(
-        format=adapter_file.FORMAT,
-        mmpetl_version=adapter_file.__version__,
-        name=name,
-        methods=[dict(_plain(cfg), name=key) for key, cfg in petl.configs.items()],
-        tune=list(petl.tune),
-        trunk=petl.trunk,
-        backbone=f'{upstream.__module__}.{upstream.__qualname__}',
-        base=dict(id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else None),
-                  checkpoint=str(checkpoint) if checkpoint else None,
-                  fingerprint=base_fingerprint(backbone) if frozen else None),
-        head=head_keys(model),
-        classes=list(classes) if classes else None,
-        preprocessing=_plain(preprocessing) if preprocessing else None,
-        metrics=dict(metrics or {}),
-        versions=_versions(),
-        counts=dict(petl=sum(counted.methods.values()), tuned=counted.tuned, head=counted.head, total=counted.total, base=counted.base),
-        extra=_plain(extra or {}))
-
-
-def write_adapter(model: nn.Module, path: str, **facts: Any) -> None:
-    """Write the adapter of a model, atomically. ``facts``: see :func:`adapter_header`."""
-    adapter_file.save(path, adapter_state(model), adapter_header(model, **facts))
+from ..weights.adapter_file import STATE_KEY
 
 
 def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
@@ -126,7 +51,7 @@ def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
         backbone, prefix = find_backbone(target)
     _check_shapes(target, tensors, header, path, prefix)
     state = OrderedDict(_renamed(tensors, prefix))
-    state._metadata = OrderedDict({prefix.rstrip('.'): {ADAPTER_KEY: header}})  # type: ignore[attr-defined]
+    state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
     target.load_state_dict(state, strict=True)
     print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on base {header['base'].get('id')!r}", 'current')
     return header

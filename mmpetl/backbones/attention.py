@@ -59,6 +59,13 @@ def prepend(extra: KeysValues, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
     return torch.cat([extra_k, k], 2), torch.cat([extra_v, v], 2)
 
 
+def record_keys_values(tap: Tap, k: Tensor, v: Tensor, heads: int) -> None:
+    """Store a block's keys and values (B, N, C), already there for its own attention, where a side method reads them."""
+    if tap.recorder is not None and 'k' in tap.recorder:
+        # Copies, because q, k and v share one storage and q is not needed any more.
+        tap.recorder.update(k=split_heads(k, heads).contiguous(), v=split_heads(v, heads).contiguous())
+
+
 def gate_bias(tap: Tap, keys: int, start: int) -> Optional[Tensor]:
     """Attention bias (B or 1, 1, 1, keys) that adds ``tap.prompt_gate`` to the prompt columns, which begin at ``start``."""
     if tap.prompt_gate is None:

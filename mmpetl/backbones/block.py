@@ -90,9 +90,9 @@ class SitedBlock:
         u = self.norm1(x)
         if 'u' in record:
             record['u'] = u
-        if 'k' in record or 'v' in record:
-            record['k'], record['v'] = self.attn.keys_values(u)
         if record['skip']:
+            if 'k' in record:
+                record['k'], record['v'] = self.attn.keys_values(u)
             return x
         x = x + self.drop_path_of('attn')(self.attention(u, None, *context))
         x = x + self.drop_path_of('ffn')(self.feed_forward(self.norm2(x)))

@@ -53,6 +53,11 @@ class PETL(ModuleDict):
     def taps(self) -> List[Tap]:
         return [block.tap for block in self.blocks]
 
+    def base_fingerprint(self) -> str:
+        """Fingerprint of the frozen trunk parameters."""
+        from .loading import base_fingerprint
+        return base_fingerprint(self.backbone)
+
     def train(self, mode: bool = True) -> 'PETL':
         super().train(mode)
         if mode and self.trunk == 'eval':

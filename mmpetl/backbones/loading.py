@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
-ADAPTER_KEY = 'mmpetl_adapter'
+from ..weights.adapter_file import STATE_KEY
 
 
 def trunk_state(backbone: nn.Module) -> Dict[str, Tensor]:
@@ -120,7 +120,7 @@ def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local
     given = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
     methods_given = {k for k in given if k.startswith('petl.')}
     trunk_given = {k: v for k, v in given.items() if k not in methods_given}
-    header = local_metadata.get(ADAPTER_KEY)
+    header = local_metadata.get(STATE_KEY)
     if header is not None or (methods_given and not set(own) & set(trunk_given)):
         _check_adapter_keys(module, given, header)
         filled = _base_for(module, header)

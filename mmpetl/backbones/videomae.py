@@ -9,7 +9,7 @@ from mmcv.cnn.bricks.transformer import PatchEmbed
 from torch import Tensor, nn
 
 from ..sites import POINTS, BlockSpec, Tap
-from .attention import attend, gate_bias, join_extra, split_heads
+from .attention import attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
 from .family import Family
@@ -40,6 +40,7 @@ class SitedAttention(Attention):
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
         q, k, v = self.project(x)
+        record_keys_values(self.tap, k, v, self.num_heads)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
         keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
         start = 0 if prompts is not None else keys - k.shape[1]

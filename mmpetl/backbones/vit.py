@@ -9,7 +9,7 @@ from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 
 from ..sites import POINTS, BlockSpec, Tap
-from .attention import attend, gate_bias, join_extra, split_heads
+from .attention import attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
 from .family import Family
@@ -38,6 +38,7 @@ class SitedMultiheadAttention(MultiheadAttention):
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
         q, k, v = self.project(x)
+        record_keys_values(self.tap, k, v, self.num_heads)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
         keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
         # Prompts come first among the extra keys; prompts in the stream stand behind the extra keys and the class token.

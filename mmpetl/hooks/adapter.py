@@ -7,9 +7,9 @@ from typing import Any, Dict, Optional
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
-from ..apis.adapter import ADAPTER_KEY, adapter_header, write_adapter
 from ..registry import HOOKS
-from ..tuning import adapter_keys, find_backbone, head_keys, summary, unwrap
+from ..tuning import adapter_header, adapter_keys, find_backbone, head_keys, summary, unwrap, write_adapter
+from ..weights.adapter_file import STATE_KEY
 
 
 @HOOKS.register_module()
@@ -44,7 +44,7 @@ class AdapterHook(Hook):
         header = adapter_header(runner.model, metrics=self._metrics, **_facts(runner))
         state = OrderedDict((k, v) for k, v in checkpoint['state_dict'].items() if k in keep)
         _, prefix = find_backbone(runner.model)
-        state._metadata = OrderedDict({prefix.rstrip('.'): {ADAPTER_KEY: header}})  # type: ignore[attr-defined]
+        state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
         checkpoint['state_dict'] = state
         if isinstance(checkpoint.get('ema_state_dict'), dict):
             checkpoint['ema_state_dict'] = OrderedDict(
@@ -57,7 +57,7 @@ class AdapterHook(Hook):
         header = checkpoint.get('meta', {}) if 'methods' in checkpoint.get('meta', {}) else None
         if header is None:
             metadata = getattr(given, '_metadata', None) or {}
-            header = next((m[ADAPTER_KEY] for m in metadata.values() if isinstance(m, dict) and ADAPTER_KEY in m), None)
+            header = next((m[STATE_KEY] for m in metadata.values() if isinstance(m, dict) and STATE_KEY in m), None)
         if header is None:
             return
         for key in head_keys(model):

@@ -16,6 +16,8 @@ from .errors import WeightFileError
 from .guards import is_escape, parse_json, read_safetensors_header
 
 METADATA_KEY = 'mmpetl'
+#: Under this key the header travels in the ``_metadata`` of a state dict, which MMEngine and torch hand to the module that loads.
+STATE_KEY = 'mmpetl_adapter'
 #: Version of the layout. A reader refuses a higher one and upgrades a lower one.
 FORMAT = 1
 
