@@ -54,8 +54,13 @@ class FeatureHead(LinearClsHead):
 
     def pre_logits(self, feats: Tuple[Tensor, ...]) -> Tensor:
         """Features of all stages -> the last one (B, E), after BatchNorm and normalisation."""
-        x = self.bn(super().pre_logits(feats))
+        x = super().pre_logits(feats)
+        # The variance of a single image is not defined: an epoch's last batch may hold one, and is then normalised as when testing.
+        x = self.bn(x) if len(x) > 1 or not isinstance(self.bn, nn.BatchNorm1d) else self._with_running_statistics(x)
         return F.normalize(x, dim=-1) if self.normalize else x
+
+    def _with_running_statistics(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.bn.running_mean, self.bn.running_var, eps=self.bn.eps)
 
     def forward(self, feats: Tuple[Tensor, ...]) -> Tensor:
         """Features of all stages -> logits (B, C)."""

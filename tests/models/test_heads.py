@@ -99,6 +99,17 @@ def test_multi_label_loss_and_scores():
     assert len(head.predict((x, ))) == 2
 
 
+def test_feature_bn_takes_a_batch_of_one_and_leaves_its_statistics():
+    head = MODELS.build(dict(type='mmpetl.FeatureHead', num_classes=3, in_channels=4, feature_bn=True))
+    head.train()
+    head((torch.randn(8, 4), ))
+    mean = head.bn.running_mean.clone()
+    x = torch.randn(1, 4)
+    got = head((x, ))
+    torch.testing.assert_close(head.bn.running_mean, mean, rtol=0, atol=0)
+    torch.testing.assert_close(got, head.eval()((x, )))
+
+
 # -- text-feature files -----------------------------------------------------------------------------------------------------------------
 
 def test_text_feature_file_round_trip_and_checks(tmp_path):

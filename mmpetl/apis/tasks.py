@@ -1,0 +1,210 @@
+"""Choose a data set of a suite in one place: ``cfg.task`` decides lists, classes, metric, resizing and the method's per-task settings.
+
+A config names a suite once (``configs/_base_/datasets/<suite>.py``) and works as it stands for the task written there. Any other task is
+``--cfg-options task.name=svhn``; :func:`apply_task` then rewrites everything that depends on it. The keys of ``cfg.task``:
+
+=========  ==========================================================================================
+suite      'vtab', 'fgvc' or 'elevater'
+name       key of the task, see :mod:`mmpetl.datasets.tables`
+root       folder of the suite's data
+phase      'search' (train on the part, evaluate on the validation part) or 'final' (train on all, evaluate on test)
+shots      images per class, -1 for all (ELEVATER)
+shot_seed  seed of the few-shot subset (ELEVATER)
+=========  ==========================================================================================
+
+``cfg.per_task`` holds published settings that differ from task to task::
+
+    per_task = dict(columns=['model.backbone.petl.0.scale'], rows=dict(cifar=[0.1], svhn=[10]))
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Mapping, Optional
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+from ..datasets.tables import SUITES, Suite, Task, get_suite, get_task
+from ..sites import nearest
+
+METRICS = {'accuracy': dict(type='mmpretrain.Accuracy', topk=(1, )), 'mean_per_class': dict(type='mmpetl.MeanPerClass'),
+           'roc_auc': dict(type='mmpetl.ROCAUC'), 'map11': dict(type='mmpetl.ElevenPointAP')}
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+KEYS = ('suite', 'name', 'root', 'phase', 'shots', 'shot_seed')
+
+
+def find_dicts(node: Any, kind: str) -> Iterator[Dict[str, Any]]:
+    """Every dict of ``type=kind`` in a tree of dicts and lists; the scope before the dot counts only where both have one."""
+    if isinstance(node, dict):
+        found = node.get('type')
+        if isinstance(found, str) and (found == kind or ('.' in found) != ('.' in kind) and found.split('.')[-1] == kind.split('.')[-1]):
+            yield node
+        for child in node.values():
+            yield from find_dicts(child, kind)
+    elif isinstance(node, (list, tuple)):
+        for child in node:
+            yield from find_dicts(child, kind)
+
+
+def _read(cfg: Config) -> ConfigDict:
+    """``cfg.task`` with its defaults filled in.
+
+    Raises:
+        ValueError: If a key is unknown or the suite is not said.
+    """
+    task = ConfigDict(dict(zip(('suite', 'name'), cfg.task.split('/', 1)))) if isinstance(cfg.task, str) else ConfigDict(cfg.task)
+    for key in task:
+        if key not in KEYS:
+            raise ValueError(f'task.{key} is no option' + nearest(key, KEYS))
+    if 'suite' not in task or 'name' not in task:
+        raise ValueError("task needs 'suite' and 'name', for example task=dict(suite='vtab', name='cifar') or task='vtab/cifar'")
+    return task
+
+
+def _set_data(cfg: Config, suite: Suite, task: ConfigDict) -> None:
+    phase = task.get('phase', 'final')
+    if phase not in suite.phases:
+        raise ValueError(f'task.phase={phase!r} is none of {", ".join(suite.phases)}')
+    train, evaluated = suite.phases[phase]
+    for name, split in (('train_dataloader', train), ('val_dataloader', evaluated), ('test_dataloader', evaluated)):
+        datasets = list(find_dicts(cfg.get(name), suite.dataset))
+        if cfg.get(name) is not None and not datasets:
+            raise ValueError(f'{name} holds no dataset of type {suite.dataset!r}, which task.suite={suite.name!r} needs')
+        for dataset in datasets:
+            dataset.update(task=task.name, split=split)
+            if task.get('root'):
+                dataset['data_root'] = task.root
+            dataset.update({key: task[key] for key in ('shots', 'shot_seed') if suite.name == 'elevater' and key in task})
+            if get_task(suite, task.name).resize == 'squash':
+                dataset['pipeline'] = squash(dataset['pipeline'])
+
+
+def _switch_suite(cfg: Config, suite: Suite) -> None:
+    """Take data and normalisation of another suite from its base file beside the config; batch sizes and workers stay.
+
+    Raises:
+        ValueError: If no base file of that suite lies beside the config.
+    """
+    folders = Path(cfg.filename).resolve().parents if cfg.filename else ()
+    found = [folder / f'_base_/datasets/{suite.name}.py' for folder in folders]
+    base = next((path for path in found if path.is_file()), None)
+    if base is None:
+        raise ValueError(f'the config has no data of the suite {suite.name!r}, and no folder above it holds '
+                         f'_base_/datasets/{suite.name}.py: begin the config with that base')
+    theirs = Config.fromfile(str(base))
+    for name in LOADERS:
+        if cfg.get(name) is not None:
+            kept = {key: cfg[name][key] for key in ('batch_size', 'num_workers', 'persistent_workers', 'drop_last') if key in cfg[name]}
+            cfg[name] = ConfigDict({**theirs[name], **kept})
+    for name in ('val_evaluator', 'test_evaluator', 'data_preprocessor'):
+        cfg[name] = theirs[name]
+    # The root written for the config's own suite is not this suite's.
+    kept = {key: value for key, value in cfg.task.items() if key != 'root' or value not in [s.root for s in SUITES.values()]}
+    cfg.task = ConfigDict({**theirs.task, **kept})
+
+
+def squash(pipeline: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """The pipeline with ``ResizeEdge`` and ``CenterCrop`` replaced by one resize to the crop's size, aspect ignored."""
+    crop = next(find_dicts(pipeline, 'CenterCrop'), None)
+    edge = next(find_dicts(pipeline, 'ResizeEdge'), None)
+    if crop is None or edge is None:
+        return pipeline
+    size = crop['crop_size']
+    resize = {key: value for key, value in edge.items() if key not in ('type', 'scale', 'edge')}
+    resize.update(type='mmpretrain.Resize', scale=(size, size) if isinstance(size, int) else tuple(size))
+    return [resize if t is edge else t for t in pipeline if t is not crop]
+
+
+def _heads(model: Any) -> Iterator[Dict[str, Any]]:
+    """The classification heads of a model config."""
+    if isinstance(model, dict):
+        head = model.get('head')
+        if isinstance(head, dict):
+            yield head
+        yield from _heads(model.get('model', model.get('module')))
+
+
+def _set_model(cfg: Config, spec: Task) -> None:
+    for head in _heads(cfg.get('model')):
+        head['num_classes'] = spec.num_classes
+        if isinstance(head.get('text_features'), str):
+            head['text_features'] = head['text_features'].replace('{task}', spec.name)
+        kind = str(head.get('type')).split('.')[-1]
+        if spec.multi_label and kind != 'ZeroShotHead':
+            if kind not in ('FeatureHead', 'LinearClsHead'):
+                raise ValueError(f"{spec.name} has several labels per image: the head must be 'mmpetl.FeatureHead', "
+                                 f"not {head.get('type')!r}")
+            # FeatureHead is LinearClsHead with options. The loss is the mean over images and classes; mmpretrain's sums over the classes.
+            head.update(type='mmpetl.FeatureHead', multi_label=True,
+                        loss=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1 / spec.num_classes))
+    for owner in (cfg, cfg.get('model') or {}):
+        if isinstance(owner.get('data_preprocessor'), dict):
+            owner['data_preprocessor']['num_classes'] = spec.num_classes
+
+
+def _set_rows(cfg: Config, spec: Task) -> None:
+    """Merge this task's row of ``cfg.per_task``.
+
+    Raises:
+        ValueError: If rows and columns do not match.
+    """
+    table: Optional[Mapping[str, Any]] = cfg.get('per_task')
+    if not table:
+        return
+    if set(table) != {'columns', 'rows'}:
+        raise ValueError("per_task needs exactly 'columns' (config keys) and 'rows' (task -> values)")
+    row = table['rows'].get(spec.name)
+    if row is None:
+        print_log(f'per_task has no row for {spec.name!r}: the config stands as written', 'current')
+        return
+    if len(row) != len(table['columns']):
+        raise ValueError(f"per_task.rows.{spec.name} has {len(row)} values for {len(table['columns'])} columns")
+    cfg.merge_from_dict(dict(zip(table['columns'], row)))
+
+
+def apply_task(cfg: Config, cfg_options: Optional[Mapping[str, Any]] = None) -> Config:
+    """Rewrite a config for the task that ``cfg.task`` names; a config without ``task`` is returned as it is.
+
+    Call it after ``--cfg-options`` are merged and before the runner is built. Applying it twice changes nothing.
+
+    Args:
+        cfg: The config, changed in place.
+        cfg_options: What the user set by hand; merged once more at the end, so that it wins over the task's published settings.
+
+    Returns:
+        ``cfg``.
+
+    Raises:
+        ValueError: If suite, task, phase or option is unknown, or the config does not fit the suite.
+    """
+    if not cfg.get('task'):
+        return cfg
+    task = _read(cfg)
+    suite = get_suite(task.suite)
+    spec = get_task(suite, task.name)
+    cfg.task = task
+    if not list(find_dicts([cfg.get(name) for name in LOADERS], suite.dataset)):
+        _switch_suite(cfg, suite)
+    _set_data(cfg, suite, cfg.task)
+    _set_model(cfg, spec)
+    for name in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(name) is not None:
+            kept = [m for m in (cfg[name] if isinstance(cfg[name], (list, tuple)) else [cfg[name]]) if _is_dump(m)]
+            cfg[name] = [ConfigDict(METRICS[spec.metric]), *kept]
+    _set_rows(cfg, spec)
+    if cfg_options:
+        cfg.merge_from_dict({k: v for k, v in cfg_options.items() if k.split('.')[0] not in ('task', 'work_dir')})
+    _set_work_dir(cfg, spec)
+    return cfg
+
+
+def _is_dump(metric: Mapping[str, Any]) -> bool:
+    return str(metric.get('type')).split('.')[-1] in ('DumpResults', 'DumpScores')
+
+
+def _set_work_dir(cfg: Config, spec: Task) -> None:
+    """Runs of several tasks with one config must not overwrite each other: the default folder gets the task's name."""
+    stem = Path(cfg.filename).stem if cfg.filename else None
+    work_dir = cfg.get('work_dir')
+    if stem and (work_dir is None or os.path.normpath(work_dir) == os.path.join('work_dirs', stem)):
+        cfg.work_dir = os.path.join('work_dirs', stem, spec.name)
