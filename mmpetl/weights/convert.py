@@ -223,8 +223,10 @@ def _gather(tensors: State, prefix: str, known: Format, report: Report) -> State
         if rule is not None:
             inside.setdefault(rule[0].expand(rule[1]), tensor)
             continue
-        if re.fullmatch(r'visual_projection\.weight', key):
+        if key.endswith('visual_projection.weight'):
             report.extras['proj'] = tensor.t().contiguous()
+            report.left_out[key] = 'projection to the space shared with text, not part of the trunk'
+            continue
         reason = next((reason for pattern, reason in known.outer_ignored if re.fullmatch(pattern, key)), None)
         report.left_out[key] = reason or f'outside {prefix}*, where the backbone is'
     petl = [key for key in inside if key.startswith('petl.')]

@@ -167,6 +167,12 @@ def test_inflated_positions_repeat_over_time_and_the_final_norm_moves(randomise,
     assert torch.equal(kept.blocks[1].gamma_2, randomise(image_vit(layer_scale_init_value=1.)).layers[1].ffn.gamma2.weight)
 
 
+def test_clip_is_not_inflated(randomise, fill):
+    with pytest.raises(ValueError, match='pre_norm.weight: CLIP normalises tokens before the first block') as error:
+        fill(stock(), randomise(image_vit(pre_norm=True)).state_dict(), 'videomae')
+    assert '\n' not in str(error.value)
+
+
 def test_inflation_to_another_grid_needs_to_be_said(randomise, fill):
     state = randomise(image_vit()).state_dict()
     with pytest.raises(ValueError, match=r'grid=\(T, H, W\)'):
