@@ -1,9 +1,12 @@
 """One clear line instead of a traceback, for everything that a user starts from a shell."""
 
+import gc
 import logging
 import os
+import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,18 +18,35 @@ def debug_wanted(argv: Sequence[str]) -> bool:
     return '--debug' in argv or os.environ.get(DEBUG_VARIABLE, '0') not in ('', '0')
 
 
+def _near_types(name: str, scope: str, kind: str) -> str:
+    """Hint for a type that MMEngine's registry does not know: the nearest names that it does know."""
+    from mmengine import registry
+
+    from ..sites import nearest
+    roots = [r for r in vars(registry).values() if isinstance(r, registry.Registry) and r.name == kind]
+    known = {n for root in roots for r in (root, root.children.get(scope, root)) for n in r.module_dict}
+    if '.' in name:  # a type with its scope
+        scope, name = name.split('.', 1)
+        known = {n for root in roots if scope in root.children for n in root.children[scope].module_dict}
+    hint = nearest(name, sorted(known))
+    return hint if 'did you mean' in hint else ''
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error in one line, without the traceback that data-loading workers put into theirs."""
     text = str(error.args[0]) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if any('Original Traceback' in line for line in lines):
-        lines = lines[-1:]
-        return lines[0]
+        return lines[-1]
     message = ' '.join(lines)
-    if not message:
-        return type(error).__name__
-    plain = isinstance(error, (ValueError, OSError, KeyError)) and not isinstance(error, UnicodeError)
-    return message if plain and ' ' in message else f'{type(error).__name__}: {message}'
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f'{error.strerror}: {error.filename}'
+    unknown = re.match(r'(\S+) is not in the (\w+)::([\w ]+) registry', message)
+    if unknown:
+        name, scope, kind = unknown.groups()
+        return f'{name} is not a {kind} known in the scope {scope}{_near_types(name, scope, kind)}'
+    plain = isinstance(error, (ValueError, OSError, KeyError)) and not isinstance(error, UnicodeError) and ' ' in message
+    return message if plain else f'{type(error).__name__}: {message}'.rstrip(': ')
 
 
 def _file_handlers() -> list[logging.FileHandler]:
@@ -58,6 +78,10 @@ def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> in
     Returns:
         0, 1 after an error, 130 after Ctrl-C.
     """
+    # said by libraries at every start, about things that no part of this package uses
+    warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+    warnings.filterwarnings('ignore', message='Setting (OMP|MKL)_NUM_THREADS environment variable')
+    warnings.filterwarnings('ignore', message='Importing from timm.models.layers is deprecated')
     try:
         main(argv)
     except KeyboardInterrupt:
@@ -70,5 +94,6 @@ def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> in
         return 1
     torch = sys.modules.get('torch')
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a DDP model that outlives its group sometimes aborts the process at exit
         torch.distributed.destroy_process_group()
     return 0

@@ -8,7 +8,8 @@ import argparse
 import difflib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,9 @@ def load_config(path: str) -> Config:
 
 
 def _check_checkpoint(path: str) -> None:
-    """Look at a local checkpoint before anything expensive is built; addresses and folders (DeepSpeed) are left to the runner."""
+    """Look at a local checkpoint before anything expensive is built; other addresses are left to the runner."""
     from ..weights.io import file_kind
-    if '://' not in path and not os.path.isdir(path):
+    if '://' not in path and not os.path.isfile(os.path.join(path, 'latest')):  # the latter: a folder that DeepSpeed wrote
         file_kind(os.path.expanduser(path))
 
 
@@ -180,6 +181,9 @@ def train_config(args: argparse.Namespace) -> Config:
 
 
 def _set_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    scoped = dict(mmpretrain='UniversalVisualizer', mmaction='ActionVisualizer').get(cfg.get('default_scope'))
+    if scoped and cfg.get('visualizer') is None:
+        cfg.visualizer = ConfigDict(type=scoped)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hook = hooks.setdefault('visualization', ConfigDict(type='VisualizationHook'))
     hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir, interval=args.interval)
@@ -226,7 +230,8 @@ def _set_dumps(cfg: Config, args: argparse.Namespace) -> None:
         raise ValueError('--out-item needs --out: name the file that receives the result')
     for path in _dumps(args):
         if not path.endswith(('.pkl', '.pickle')):
-            raise ValueError(f'predictions are written to .pkl files, got {path}' + ('; metrics: --out-item metrics' if path == args.out else ''))
+            hint = '; for the metrics add --out-item metrics' if path == args.out else ''
+            raise ValueError(f'predictions are written to .pkl files, got {path}{hint}')
         metric = dict(type='DumpResults', out_file_path=_part(path))
         evaluator = cfg.get('test_evaluator')
         if isinstance(evaluator, dict) and 'metrics' in evaluator:
@@ -343,10 +348,34 @@ def build_runner(cfg: Config) -> Any:
     return runner
 
 
+@contextmanager
+def _naming_data_keys(cfg: Config) -> Iterator[None]:
+    """Say which key of the config led to a data file or folder that is not there.
+
+    Raises:
+        FileNotFoundError: In place of one that names the path alone.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        path = os.path.abspath(error.filename) if isinstance(error.filename, str) and error.filename else ''
+        for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            name, dataset = f'{field}.dataset', (cfg.get(field) or {}).get('dataset')
+            while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
+                name, dataset = f'{name}.dataset', dataset['dataset']
+            for key in ('ann_file', 'data_root'):
+                value = dataset.get(key) if isinstance(dataset, dict) else None
+                if path and isinstance(value, str) and value and os.path.join('/', value).rstrip('/') in path:
+                    raise FileNotFoundError(f'{error.filename} does not exist: prepare the data set, or set {name}.{key} '
+                                            '(in the config or by --cfg-options) to where it is') from error
+        raise
+
+
 def train(argv: Sequence[str]) -> None:
     """``tools/train.py``: train the model that a config describes."""
     cfg = train_config(train_parser().parse_args(argv))
-    build_runner(cfg).train()
+    with _naming_data_keys(cfg):
+        build_runner(cfg).train()
 
 
 def test(argv: Sequence[str]) -> dict[str, float]:
@@ -358,7 +387,8 @@ def test(argv: Sequence[str]) -> dict[str, float]:
     import mmengine
     args = test_parser().parse_args(argv)
     cfg = test_config(args)
-    metrics = build_runner(cfg).test()
+    with _naming_data_keys(cfg):
+        metrics = build_runner(cfg).test()
     if mmengine.dist.is_main_process():
         if args.out_item == 'metrics':
             mmengine.dump(metrics, _part(args.out))
