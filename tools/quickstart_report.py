@@ -28,19 +28,17 @@ def read_run(folder: Path) -> Dict[str, Any]:
     """
     from mmengine.config import Config
 
-    from mmpetl.registry import DATASETS, MODELS
+    from mmpetl.registry import DATASETS
     files = [folder / name for name in (f'{folder.name}.py', 'adapter.safetensors', 'test.json', 'seconds')]
     for path in files:
         if not path.is_file():
             raise FileNotFoundError(f'{path} does not exist: run bash tools/quickstart.sh')
     cfg = Config.fromfile(files[0])
     images = len(DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': []}))
-    backbone = MODELS.build({**cfg.model.backbone, 'petl': []})
-    base = sum(parameter.numel() for parameter in backbone.parameters())
     counts = adapter_file.read_header(files[1])['counts']
     accuracy = json.loads(files[2].read_text())['accuracy/top1'] / 100
-    return dict(method=LABELS.get(folder.name, folder.name), trainable=counts['total'], head=counts['head'], base=base,
-                percent_of_base=100 * counts['total'] / base, adapter_bytes=files[1].stat().st_size, test_images=images,
+    return dict(method=LABELS.get(folder.name, folder.name), trainable=counts['total'], head=counts['head'], base=counts['base'],
+                percent_of_base=100 * counts['total'] / counts['base'], adapter_bytes=files[1].stat().st_size, test_images=images,
                 accuracy=accuracy, standard_error=math.sqrt(accuracy * (1 - accuracy) / images), train_seconds=int(files[3].read_text()))
 
 

@@ -4,9 +4,13 @@
     python tools/train.py configs/quickstart/lora.py
 
 Trainable: 221,184 parameters in LoRA (12 blocks x 3 ops x 2 factors of 8 x 384) and 7,700 in the head.
-Expected accuracy on the 600 test drawings: unknown.
+Accuracy on the 600 test drawings: unknown.
 """
 
-_base_ = './linear.py'
-model = dict(backbone=dict(petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')]))
-optim_wrapper = dict(optimizer=dict(lr=3e-3))
+_base_ = [
+    '../_base_/default_runtime.py', '../_base_/backbones/dinov2-small.py', '../_base_/datasets/quickdraw20.py',
+    '../_base_/schedules/quickstart.py'
+]
+model = dict(
+    backbone=dict(img_size=98, petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')]),
+    head=dict(num_classes=20))
