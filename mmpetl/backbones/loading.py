@@ -137,6 +137,12 @@ def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local
     module.petl.base['loaded'] = True
 
 
+def _refresh_hook(module: nn.Module, _: Any) -> None:
+    module.petl.refresh()
+
+
 def install_load_hook(backbone: nn.Module) -> None:
-    """Register the pre-hook. Torch hands it the module that loads, so copies of a model hook into themselves."""
+    """Register the hooks. Torch hands them the module that loads, so copies of a model hook into themselves."""
     backbone.register_load_state_dict_pre_hook(_load_hook)
+    # A method that was pruned takes on the stored number of prompts, and taps must follow.
+    backbone.register_load_state_dict_post_hook(_refresh_hook)
