@@ -50,8 +50,10 @@ def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'th
         ValueError: If nothing matches, a trunk key stays missing, or a key is left unexplained.
     """
     from ..weights import convert
+    from .attach import family_of
     shapes = {k: tuple(v.shape) for k, v in trunk_state(backbone).items()}
-    converted, report = convert(state, shapes, _architecture(backbone))
+    grid = family_of(backbone)[1].specs(backbone)[0].grid
+    converted, report = convert(state, shapes, _architecture(backbone), grid=grid)
     print_log(f'{source}: {report}', 'current')
     return converted
 
@@ -143,6 +145,8 @@ def _refresh_hook(module: nn.Module, _: Any) -> None:
 
 def install_load_hook(backbone: nn.Module) -> None:
     """Register the hooks. Torch hands them the module that loads, so copies of a model hook into themselves."""
-    backbone.register_load_state_dict_pre_hook(_load_hook)
+    handle = backbone.register_load_state_dict_pre_hook(_load_hook)
+    # Before upstream's own hooks: they resize tables too, Swin's with a function that SciPy no longer has.
+    backbone._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
     # A method that was pruned takes on the stored number of prompts, and taps must follow.
     backbone.register_load_state_dict_post_hook(_refresh_hook)
