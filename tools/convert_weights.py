@@ -7,7 +7,7 @@ if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout work
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmpetl.apis.clean_errors import run_cleanly
-from mmpetl.weights.convert_file import main
+from mmpetl.apis.convert_weights import main
 
 if __name__ == '__main__':
     sys.exit(run_cleanly(main, sys.argv[1:]))

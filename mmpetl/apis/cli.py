@@ -20,6 +20,7 @@ COMMANDS: Dict[str, Tuple[str, str]] = {
     'report': ('report', 'tables and plots of finished sweeps'),
     'submit': ('submit', 'write the ELEVATER submission'),
     'plan': ('plan', 'parameters, compute and memory of a config before training'),
+    'convert': ('convert_weights', 'published weights to OpenMMLab key names'),
     'inspect': ('inspect_file', 'what an adapter file holds'),
     'merge': ('merge', 'fold an adapter into its base'),
     'doctor': ('doctor', 'check the installation'),

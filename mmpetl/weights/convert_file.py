@@ -1,22 +1,21 @@
-"""Convert a published weight file into one with OpenMMLab's key names: what ``tools/convert_weights.py`` does."""
+"""Reading published weight files of any kind and writing them with OpenMMLab's key names."""
 
-import argparse
 import io
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..version import __version__
-from .convert import ALIASES, ARCHS, FORMATS, convert, detect
+from .convert import ALIASES, FORMATS, detect
 from .errors import WeightFileError
 from .io import atomic_write, load_file
 from .rename import State
 from .report import Report
 
-_SUFFIXES = ('.pth', '.safetensors')
+#: Suffixes of the files that :func:`write_converted` writes.
+SUFFIXES = ('.pth', '.safetensors')
 
 
 def read_source(path: str | os.PathLike[str]) -> State:
@@ -49,31 +48,6 @@ def natural_arch(state: State, as_name: str | None = None) -> str:
     family = FORMATS[name].family
     norm = any(key.endswith(('norm_pre.weight', 'pre_norm.weight')) for key in state)
     return 'clip' if family == 'vit' and norm else family
-
-
-def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int, ...]]:
-    """Architecture, key shapes and patch grid of the backbone in a config.
-
-    Raises:
-        ValueError: The config's backbone is none of mmpetl's.
-    """
-    from mmengine.config import Config
-    from mmengine.registry import init_default_scope
-
-    from ..backbones.attach import family_of
-    from ..registry import MODELS
-    config = Config.fromfile(path)
-    init_default_scope(config.get('default_scope', 'mmpretrain'))
-    settings = {key: value for key, value in config.model.backbone.items() if key not in ('init_cfg', 'petl', 'tune')}
-    kind = settings['type']
-    if not str(kind).startswith('mmpetl.'):
-        raise ValueError(f'{path}: the backbone is {kind!r}, not one of mmpetl')
-    backbone: Any = MODELS.build(settings)
-    shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items() if not key.startswith('petl.')}
-    arch, family = family_of(backbone)
-    if arch == 'vit' and 'pre_norm.weight' in shapes:
-        arch = 'clip'
-    return arch, shapes, tuple(family.specs(backbone)[0].grid)
 
 
 def write_converted(path: str, state: State, report: Report, source: str, head: str | None = None) -> None:
@@ -112,33 +86,3 @@ def write_converted(path: str, state: State, report: Report, source: str, head: 
 
 def _write(file: Any, data: bytes) -> None:
     file.write(data)
-
-
-def main(argv: Sequence[str]) -> Report:
-    """Command line; prints the match report."""
-    parser = argparse.ArgumentParser(
-        prog='tools/convert_weights.py', description='Convert published weights to the key names of mmpretrain and mmaction2.',
-        epilog=f'formats: {", ".join(FORMATS)}; also known as: {", ".join(f"{a} ({b})" for a, b in ALIASES.items())}')
-    parser.add_argument('src', help='weight file: torch, TorchScript, safetensors, npz or onnx')
-    parser.add_argument('dst', help='*.pth or *.safetensors')
-    parser.add_argument('--as', dest='as_name', metavar='NAME', help='format of SRC; found out by default')
-    parser.add_argument('--arch', choices=sorted(ARCHS), help='architecture of DST; by default the one that SRC is made for')
-    parser.add_argument('--config', help='config whose backbone gives key names and shapes: to resize tables or to inflate')
-    parser.add_argument('--head', metavar='PREFIX', help="also write SRC's classifier, as PREFIX.weight and PREFIX.bias")
-    parser.add_argument('--debug', action='store_true', help='show tracebacks')
-    args = parser.parse_args(argv)
-    if not args.dst.endswith(_SUFFIXES):
-        raise WeightFileError(args.dst, 'unknown output format', f'name it {" or ".join("*" + suffix for suffix in _SUFFIXES)}')
-    if os.path.exists(args.dst) and os.path.samefile(args.src, args.dst):
-        raise WeightFileError(args.dst, 'is the source itself', 'name another output')
-    state = read_source(args.src)
-    arch, shapes, grid = args.arch, None, None
-    if args.config:
-        arch, shapes, grid = config_target(args.config)
-        if args.arch and args.arch != arch:
-            raise ValueError(f'{args.config}: its backbone is {arch!r}, --arch says {args.arch!r}')
-    converted, report = convert(state, shapes, arch or natural_arch(state, args.as_name), args.as_name, grid)
-    write_converted(args.dst, converted, report, args.src, args.head)
-    print(report)
-    print(f'wrote {args.dst}: {len(converted)} tensors, {sum(t.numel() for t in converted.values()):,} numbers')
-    return report

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmpetl.apis.convert_weights import main
 from mmpetl.weights import load_file
-from mmpetl.weights.convert_file import main
 
 ARCH = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128)
 CONFIG = """
@@ -21,8 +21,16 @@ def image_vit(**kwargs):
     return VisionTransformer(**{**dict(arch=ARCH, img_size=16, patch_size=4), **kwargs})
 
 
+def randomise(model):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
 @pytest.fixture
-def source(randomise, tmp_path):
+def source(tmp_path):
     """A file with timm's names, written from a stock model by the inverse of the published table."""
     model = randomise(image_vit())
     names = [('.ffn.layers.0.0.', '.mlp.fc1.'), ('.ffn.layers.1.', '.mlp.fc2.'), ('layers.', 'blocks.'), ('.ln1.', '.norm1.'),
@@ -49,12 +57,12 @@ def test_round_trip_into_a_stock_model(source, tmp_path, capsys, name):
     assert capsys.readouterr().out.startswith(f'timm-vit -> vit: {len(model.state_dict())} loaded')
 
 
-def test_to_the_backbone_of_a_config(source, tmp_path):
+def test_to_the_backbone_of_a_config(source, tmp_path, capsys):
     """Inflated, resized to the config's grid, and ready for mmaction2's stock backbone."""
     _, path = source
     (tmp_path / 'config.py').write_text(CONFIG)
-    report = main([str(path), str(tmp_path / 'video.pth'), '--config', str(tmp_path / 'config.py')])
-    assert report.arch == 'videomae'
+    main([str(path), str(tmp_path / 'video.pth'), '--config', str(tmp_path / 'config.py')])
+    assert 'timm-vit -> videomae' in capsys.readouterr().out
     from mmaction.models.backbones.vit_mae import VisionTransformer
     stock = VisionTransformer(img_size=24, patch_size=4, embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True, num_frames=4)
     state = load_file(tmp_path / 'video.pth')['state_dict']
@@ -83,7 +91,10 @@ def test_refusals_leave_no_file(source, tmp_path, monkeypatch, arguments, cause)
 
 
 def test_one_line_on_the_shell(tmp_path, capsys):
+    from mmpetl.apis import cli
     from mmpetl.apis.clean_errors import run_cleanly
     assert run_cleanly(main, [str(tmp_path / 'none.pth'), str(tmp_path / 'out.pth')]) == 1
     text = capsys.readouterr().err
     assert 'no such weight file' in text and text.count('\n') == 1
+    assert cli.main(['convert', str(tmp_path / 'none.pth'), str(tmp_path / 'out.pth')]) == 1
+    assert 'no such weight file' in capsys.readouterr().err

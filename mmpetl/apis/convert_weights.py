@@ -1,0 +1,82 @@
+"""Convert a published weight file into one with OpenMMLab key names: tools/convert_weights.py and mmpetl convert."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ..weights import WeightFileError, convert
+from ..weights.convert import ALIASES, ARCHS, FORMATS
+from ..weights.convert_file import SUFFIXES, natural_arch, read_source, write_converted
+
+
+def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int, ...]]:
+    """Architecture, key shapes and patch grid of the backbone in a config.
+
+    Raises:
+        ValueError: The config's backbone is none of mmpetl's.
+    """
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    from ..backbones.attach import family_of
+    from ..registry import MODELS
+    config = Config.fromfile(path)
+    init_default_scope(config.get('default_scope', 'mmpretrain'))
+    settings = {key: value for key, value in config.model.backbone.items() if key not in ('init_cfg', 'petl', 'tune')}
+    kind = settings['type']
+    if not str(kind).startswith('mmpetl.'):
+        raise ValueError(f'{path}: the backbone is {kind!r}, not one of mmpetl')
+    backbone: Any = MODELS.build(settings)
+    shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items() if not key.startswith('petl.')}
+    arch, family = family_of(backbone)
+    if arch == 'vit' and 'pre_norm.weight' in shapes:
+        arch = 'clip'
+    return arch, shapes, tuple(family.specs(backbone)[0].grid)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.epilog = f'formats: {", ".join(FORMATS)}; also known as: {", ".join(f"{a} ({b})" for a, b in ALIASES.items())}'
+    parser.add_argument('src', help='weight file: torch, TorchScript, safetensors, npz or onnx')
+    parser.add_argument('dst', help='*.pth or *.safetensors')
+    parser.add_argument('--as', dest='as_name', metavar='NAME', help='format of SRC; found out by default')
+    parser.add_argument('--arch', choices=sorted(ARCHS), help='architecture of DST; by default the one that SRC is made for')
+    parser.add_argument('--config', help='config whose backbone gives key names and shapes: to resize tables or to inflate')
+    parser.add_argument('--head', metavar='PREFIX', help="also write SRC's classifier, as PREFIX.weight and PREFIX.bias")
+    return parser
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``mmpetl convert``."""
+    parser = subparsers.add_parser('convert', help='published weights to OpenMMLab key names')
+    _add_arguments(parser).set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert ``args.src`` to ``args.dst`` and print the match report.
+
+    Raises:
+        FileNotFoundError: No such source.
+        ValueError: What does not fit, in one line; nothing is written.
+    """
+    if not args.dst.endswith(SUFFIXES):
+        raise WeightFileError(args.dst, 'unknown output format', f'name it {" or ".join("*" + suffix for suffix in SUFFIXES)}')
+    if os.path.exists(args.dst) and os.path.exists(args.src) and os.path.samefile(args.src, args.dst):
+        raise WeightFileError(args.dst, 'is the source itself', 'name another output')
+    state = read_source(args.src)
+    arch, shapes, grid = args.arch, None, None
+    if args.config:
+        arch, shapes, grid = config_target(args.config)
+        if args.arch and args.arch != arch:
+            raise ValueError(f'{args.config}: its backbone is {arch!r}, --arch says {args.arch!r}')
+    converted, report = convert(state, shapes, arch or natural_arch(state, args.as_name), args.as_name, grid)
+    write_converted(args.dst, converted, report, args.src, args.head)
+    print(report)
+    print(f'wrote {args.dst}: {len(converted)} tensors, {sum(t.numel() for t in converted.values()):,} numbers')
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line of ``tools/convert_weights.py``."""
+    parser = argparse.ArgumentParser(prog='tools/convert_weights.py', description=__doc__)
+    parser.add_argument('--debug', action='store_true', help='show tracebacks')
+    run(_add_arguments(parser).parse_args(argv))
