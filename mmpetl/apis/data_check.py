@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from ..datasets.tables import SUITES, Suite, Task, get_suite, get_task
+from ..datasets.tables.video import VIDEO_SETS
 from ..weights.io import write_json
+from . import video_check
 
 
 @dataclass
@@ -224,6 +226,8 @@ def _table(suite: Suite, reports: Iterable[TaskReport]) -> Any:
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl data check``; status 1 if anything is wrong."""
+    if args.suite in VIDEO_SETS:
+        return video_check.run(args)
     from rich.console import Console
     suite = get_suite(args.suite)
     reports = check_suite(args.suite, args.root, args.task, not args.no_decode, args.jobs, progress=True)
@@ -247,10 +251,11 @@ def add_parser(subparsers: Any) -> None:
     check = actions.add_parser('check', help='counts, missing and broken images, duplicates, checksums',
                                description='Look at lists and images of a suite: counts per list and class, missing and undecodable files, '
                                'images that are in training and test, checksums of the lists.')
-    check.add_argument('suite', metavar='SUITE', help=', '.join(SUITES))
+    check.add_argument('suite', metavar='SUITE', help=', '.join([*SUITES, *VIDEO_SETS]))
     check.add_argument('--root', help="folder of the suite's data; default " + ', '.join(s.root for s in SUITES.values()))
     check.add_argument('--task', nargs='+', default=[], help='only these tasks')
     check.add_argument('--no-decode', action='store_true', help='do not open the images')
     check.add_argument('--jobs', type=int, default=4, help='threads that read images (default 4)')
     check.add_argument('--json', metavar='FILE', help='also write everything to this file')
+    video_check.add_arguments(check)
     check.set_defaults(run=run)

@@ -63,7 +63,11 @@ def write_video_list(path: str, rows: Iterable[Tuple[str, int]], delimiter: str 
         rows: Paths and labels.
         delimiter: ' ' (VideoMAE, APT) or ',' (V-PETL).
     """
-    text = ''.join(f'{name}{delimiter}{label}\n' for name, label in rows)
+    write_text(path, ''.join(f'{name}{delimiter}{label}\n' for name, label in rows))
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text file, which appears only when it is complete; folders are made."""
 
     def write(file: BinaryIO) -> None:
         file.write(text.encode())
