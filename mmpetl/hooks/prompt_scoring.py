@@ -1,8 +1,7 @@
 """How much each prompt, and each segment of its channels, matters to the loss of a trained model.
 
-Molchanov et al., https://arxiv.org/abs/1611.06440, and Michel et al., https://arxiv.org/abs/1905.10650, equation 2: the importance of a unit
-is the mean over samples of \\|dL/dg\\|, the derivative of the sample's loss by a gate g = 1 on the unit. Where a prompt's gate sits decides what
-is measured:
+Michel et al., https://arxiv.org/abs/1905.10650, equation 2: the importance of a unit is the mean over samples of abs(dL/dg), the derivative
+of the sample's loss by a gate g = 1 on the unit. Where a prompt's gate sits decides what is measured:
 
 * ``target='attention'``: log g is added to the prompt's key logits, so g = 0 is removal.
 * ``target='embedding'``: g multiplies the prompt, as E2VPT publishes it. The LayerNorm behind it undoes a common factor of all channels,
@@ -18,10 +17,10 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 import torch
 from mmengine.dist import all_reduce
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from ..sites import Method, nearest
+from ..tuning import find_backbone, unwrap
 
 TARGETS = ('attention', 'embedding')
 REDUCTIONS = ('mean_of_abs', 'abs_of_mean', 'signed_mean')
@@ -34,9 +33,8 @@ def find_prunable(model: nn.Module) -> Tuple[nn.Module, str, Any]:
     Raises:
         ValueError: If the backbone has no such method, or several.
     """
-    model = model.module if is_model_wrapper(model) else model
-    backbone = getattr(model, 'backbone', model)
-    methods: Dict[str, Method] = dict(getattr(backbone, 'petl', {}).items())
+    backbone, _ = find_backbone(model)
+    methods: Dict[str, Method] = dict(backbone.petl.items())
     found = [(name, m) for name, m in methods.items() if hasattr(m, 'prune')]
     if len(found) != 1:
         held = ', '.join(type(m).__name__ for m in methods.values()) or 'no method'
@@ -133,7 +131,7 @@ class PromptScorer:
         Raises:
             ValueError: If there is no prunable method or no data, or a score is not finite.
         """
-        model = model.module if is_model_wrapper(model) else model
+        model = unwrap(model)
         backbone, _, method = find_prunable(model)
         petl, training, full = backbone.petl, model.training, backbone.petl.full_prompts
         kept = method.kept

@@ -59,6 +59,10 @@ class E2VPT(Method):
         ValueError: If a number is out of range, ``segments`` does not divide a pruned block's width, or an option is unknown.
     """
 
+    token_mask: Tensor
+    segment_mask: Tensor
+    kept: Tensor
+
     def __init__(self,
                  specs: Sequence[BlockSpec],
                  num_tokens: int = 10,

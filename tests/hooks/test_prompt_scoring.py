@@ -36,7 +36,8 @@ def classifier(depth=3, swin=False, petl=None, **kwargs):
         neck, width = dict(type='mmpretrain.GlobalAveragePooling'), 16
     else:
         arch = dict(embed_dims=32, num_layers=depth, num_heads=4, feedforward_channels=64)
-        backbone = dict(type='mmpetl.VisionTransformer', arch=arch, img_size=16, patch_size=8, norm_cfg=dict(type='LN', eps=1e-6), petl=petl)
+        backbone = dict(
+            type='mmpetl.VisionTransformer', arch=arch, img_size=16, patch_size=8, norm_cfg=dict(type='LN', eps=1e-6), petl=petl)
         neck, width = None, 32
     model = ImageClassifier(backbone=backbone, neck=neck, head=dict(type='mmpretrain.LinearClsHead', num_classes=5, in_channels=width))
     with torch.no_grad():
@@ -137,7 +138,8 @@ def test_levels_of_the_published_search():
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(total=4, minimum=5), 'a minimum of 5 of 4'), (dict(total=4, minimum=0), 'a minimum of 0'), (dict(total=4, percents=[120]), '0..100')])
+    (dict(total=4, minimum=5), 'a minimum of 5 of 4'), (dict(total=4, minimum=0), 'a minimum of 0'),
+    (dict(total=4, percents=[120]), '0..100')])
 def test_levels_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         mask_levels(**kwargs)
@@ -273,7 +275,7 @@ def test_refusals():
         PromptScorer().score(model, batches())
 
 
-SCRIPT = '''
+SCRIPT = """
 import json, sys
 import torch
 import torch.distributed as dist
@@ -286,7 +288,7 @@ mine = batches(7, 1)[dist.get_rank()::2]
 scores = PromptScorer().score(model, mine)
 if dist.get_rank() == 1:
     print(json.dumps([scores.tokens.tolist(), scores.segments.tolist(), scores.samples]))
-'''
+"""
 
 
 def test_two_processes_score_as_one(tmp_path):

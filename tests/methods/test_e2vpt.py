@@ -295,7 +295,7 @@ def test_trained_masks_of_the_released_variant():
     method.prune(torch.tensor([1, 0, 1, 1, 0, 1]), torch.ones(6, 4))
     assert not method.token_mask.requires_grad and method.on_prompts(1).shape == (1, 6, 32)
     assert (method.on_prompts(1)[0, 1] == 0).all()
-    assert not list(n for n, _ in E2VPT(specs(3, 32, 4)).named_parameters() if 'mask' in n)
+    assert not [n for n, _ in E2VPT(specs(3, 32, 4)).named_parameters() if 'mask' in n]
 
 
 def test_gates_per_sample():

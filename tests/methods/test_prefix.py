@@ -55,7 +55,8 @@ def window_attention(z, method, x, mask):
 def test_golden(masked):
     z = golden('vpetl_attn_prefix_kv_fixed')
     method = Prefix(specs(1), num_tokens=3, mid_dims=8)
-    names = {'table': 'wte.weight', **{f'{a}.{k}': f'control_trans.{n}.{k}' for a, n in (('down', 0), ('up', 2)) for k in ('weight', 'bias')}}
+    layers = (('down', 0), ('up', 2))
+    names = {'table': 'wte.weight', **{f'{a}.{k}': f'control_trans.{n}.{k}' for a, n in layers for k in ('weight', 'bias')}}
     method.blocks['0'].load_state_dict({own: z[f'sd.{theirs}'] for own, theirs in names.items()})
     tag = 'mask' if masked else 'nomask'
     x = z['x'].requires_grad_()
