@@ -39,8 +39,9 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
         header (Mapping): Required: ``methods`` (list of config dicts), ``tune`` (list of patterns), ``trunk`` ('eval' or 'train'),
             ``backbone`` (type name), ``base`` (dict with id, checkpoint and fingerprint, each a string or None). Optional:
             ``name``, ``head`` (keys among the tensors that belong to the head), ``classes``, ``preprocessing``, ``metrics``,
-            ``versions``, ``counts`` (numbers of trainable parameters), ``extra``. ``format``, ``mmpetl_version``, and absent
-            ``name`` and ``counts`` are filled in.
+            ``versions``, ``counts`` (numbers of trainable parameters: total, head, petl, ...), ``extra``. ``format``,
+            ``mmpetl_version``, ``counts.stored`` (elements in the file, buffers included), and absent ``name`` and ``counts`` are
+            filled in.
 
     Raises:
         WeightFileError: A header or a path that :func:`load` would refuse; nothing is written.
@@ -52,7 +53,9 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
     if not tensors:
         raise WeightFileError(path, 'no tensor to save', 'train something first')
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    full = {'format': FORMAT, 'mmpetl_version': __version__, 'name': 'default', 'counts': count(plain, header.get('head', [])), **header}
+    stored = count(plain, header.get('head', []))
+    counts = {**stored, **(header.get('counts') or {}), 'stored': stored['total']}
+    full = {'format': FORMAT, 'mmpetl_version': __version__, 'name': 'default', **header, 'counts': counts}
     try:
         text = json.dumps(full, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -164,8 +167,8 @@ def _check_parts(header: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], 
     if not all(type(value) is int and value >= 0 for value in counts.values()):
         refuse("'counts' holds something else than numbers of parameters")
     stored = sum(_prod(shape) for shape in shapes.values())
-    if counts.get('total', stored) != stored:
-        refuse(f"'counts.total' is {counts['total']}, the tensors hold {stored}")
+    if counts.get('stored') != stored:
+        refuse(f"'counts.stored' is {counts.get('stored')}, the tensors hold {stored}")
     missing = sorted(set(header.get('head', [])) - set(shapes), key=str)
     if missing:
         refuse(f'head key {missing[0]!r:.80} is not among the tensors')

@@ -27,8 +27,17 @@ def test_round_trip(tmp_path, tensors):
     assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[key], tensors[key]) for key in tensors)
     assert all(loaded[key].dtype == tensors[key].dtype for key in tensors)
     assert {key: header[key] for key in HEADER} == HEADER
-    assert header['counts'] == dict(total=14, head=4, petl=6) and header['format'] == 1 and header['name'] == 'default'
+    assert header['counts'] == dict(total=14, head=4, petl=6, stored=14) and header['format'] == 1 and header['name'] == 'default'
     assert adapter_file.read_header(path) == header
+
+
+def test_buffers_are_stored_beside_what_trains(tmp_path, tensors):
+    """The running statistics of a BatchNorm head are elements of the file and not trainable parameters."""
+    tensors['head.bn.running_mean'], tensors['head.bn.num_batches_tracked'] = torch.zeros(3), torch.tensor(7)
+    adapter_file.save(tmp_path / 'a.safetensors', tensors, {**HEADER, 'counts': dict(total=14)})
+    loaded, header = adapter_file.load(tmp_path / 'a.safetensors')
+    assert header['counts']['total'] == 14 and header['counts']['stored'] == 18
+    assert loaded['head.bn.num_batches_tracked'] == 7
 
 
 def test_checkpoint_loader_form(tmp_path, tensors):
@@ -52,7 +61,7 @@ def test_tied_and_strided_tensors_can_be_saved(tmp_path):
     (dict(base=None), "'base' is a NoneType"),
     (dict(base=dict(fingerprint=5)), "'base.fingerprint' is neither"), (dict(base=dict(checkpoint='../../etc/x')), 'climbs out'),
     (dict(name='../evil'), 'not a plain name'), (dict(name=''), 'not a plain name'), (dict(head=['head.other']), "head key 'head.other'"),
-    (dict(counts=dict(total=99)), "'counts.total' is 99, the tensors hold 14"), (dict(counts=dict(total=True)), "'counts' holds"),
+    (dict(counts=dict(total=-1)), "'counts' holds"), (dict(counts=dict(total=True)), "'counts' holds"),
     (dict(surprise=1), "unknown key 'surprise'"), (dict(metrics={'x': float('nan')}), 'cannot be written as JSON'),
     (dict(metrics={'x': torch.ones(1)}), 'cannot be written as JSON')])
 def test_bad_headers_are_not_written(tmp_path, tensors, change, cause):
@@ -77,7 +86,7 @@ def forge(path, tensors, text):
     (lambda h: h.update(format=2), 'format 2, this mmpetl .* reads up to 1 .*update mmpetl'),
     (lambda h: h.pop('format'), 'no format number'),
     (lambda h: h.update(format=True), 'no format number'), (lambda h: h.pop('methods'), "'methods' is missing"),
-    (lambda h: h['counts'].update(total=13), 'the tensors hold 14'), (lambda h: h.update(name='a/b'), 'not a plain name')])
+    (lambda h: h['counts'].update(stored=13), 'the tensors hold 14'), (lambda h: h.update(name='a/b'), 'not a plain name')])
 def test_forged_headers_are_refused(tmp_path, tensors, edit, cause):
     path = tmp_path / 'a.safetensors'
     adapter_file.save(path, tensors, HEADER)
