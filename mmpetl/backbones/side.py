@@ -38,14 +38,15 @@ class SideBlock:
         """
         attn, spec = self.block.attn, self.spec
         weight, bias = attn.op_parameters('q')
-        q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads)
+        q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads) * spec.head_dim**-0.5
         if 'k' in read:
-            y = F.scaled_dot_product_attention(q, read['k'], read['v'])
+            # Written out: the fused kernel's backward pass would compute gradients of keys and values, which nobody needs.
+            y = torch.softmax(q @ read['k'].transpose(-2, -1), -1) @ read['v']
         else:
             # Heads and queries share one axis in the products with u, so that no product repeats u or a weight.
             u, per_head = read['u'], (spec.heads, spec.head_dim, spec.dim)
             w_v, b_v = attn.op_parameters('v')
-            q = torch.einsum('bhpd,hdc->bhpc', q * spec.head_dim**-0.5, attn.op_parameters('k')[0].view(per_head))
+            q = torch.einsum('bhpd,hdc->bhpc', q, attn.op_parameters('k')[0].view(per_head))
             weights = torch.softmax(q.flatten(1, 2) @ u.transpose(-2, -1), -1)
             y = torch.einsum('bhpc,hdc->bhpd', (weights @ u).unflatten(1, (spec.heads, -1)), w_v.view(per_head))
             if b_v is not None:
