@@ -76,7 +76,10 @@ class Graph:
 
 
 def _module(node_name: str) -> str:
-    return node_name.strip('/').replace('/', '.')
+    """``/blocks/blocks.0/attn/qkv`` -> ``blocks.0.attn.qkv``: exporters write the container and then its numbered member."""
+    parts = node_name.strip('/').split('/')
+    kept = [part for part, following in zip(parts, [*parts[1:], '']) if not following.startswith(f'{part}.')]
+    return '.'.join(kept)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
