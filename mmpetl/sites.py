@@ -323,10 +323,6 @@ class Tap:
         #: Where a block's frozen activations are stored for side methods, or None.
         self.recorder: Optional[Dict[str, Tensor]] = None
 
-    def touches(self, *ops: str) -> bool:
-        """Whether any method acts on one of these ops (q, k, v include ``on_qkv``)."""
-        return any(self._linear[op] or (op in 'qkv' and self._project) for op in ops)
-
     def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Apply ``on_qkv`` and ``on_linear`` of q, k, v in config order; all (B, N, C)."""
         for m, (on_q, on_k, on_v), on_qkv in self._project:
