@@ -1,0 +1,108 @@
+"""tools/_venv.sh: which Python is taken, when an environment is reused, what is said when it cannot be made."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV = ROOT / 'tools' / '_venv.sh'
+
+
+def shell(script, **environment):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith('MMPETL_')}
+    done = subprocess.run(['bash', '-euc', f'. {VENV}\n{script}'], env={**kept, **environment}, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def pip(tmp_path):
+    """An interpreter whose ``-m venv`` and ``-m pip`` are played: they write down what they are asked, and fail while ``fail`` exists."""
+    python = tmp_path / 'python'
+    python.write_text(f"""#!/bin/sh
+case "$1 $2" in
+    '-m venv') echo "$*" >>{tmp_path}/calls; rm -rf "$4"; mkdir -p "$4/bin"; touch "$4/pyvenv.cfg"; cp {python} "$4/bin/python" ;;
+    '-m pip') echo "$*" >>{tmp_path}/calls
+        [ ! -e {tmp_path}/fail ] || {{ cat {tmp_path}/fail; exit 1; }} ;;
+    '-c import torch'*) ;;
+    *) exec {sys.executable} "$@" ;;
+esac
+""")
+    python.chmod(0o755)
+    return python
+
+
+def calls(folder):
+    log = folder / 'calls'
+    return [line.split()[1] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_reused_until_something_changes(tmp_path, pip):
+    env = dict(MMPETL_PYTHON=str(pip))
+    venv = tmp_path / 'env'
+    code, out, err = shell(f'mmpetl_venv {venv} runtime dev; command -v python', **env)
+    assert code == 0, err
+    assert out.strip() == str(venv / 'bin' / 'python')
+    assert calls(tmp_path) == ['venv', 'pip', 'pip']
+    asked = (tmp_path / 'calls').read_text()
+    assert '-c ' + str(ROOT / 'requirements/constraints.txt') in asked
+    assert str(ROOT / 'requirements/dev.txt') in asked
+    assert 'up to date' in shell(f'mmpetl_venv {venv} runtime dev', **env)[2]
+    assert calls(tmp_path) == ['venv', 'pip', 'pip']
+    shell(f'mmpetl_venv {venv} runtime dev viz', **env)  # another list: brought up to date in place
+    assert calls(tmp_path) == ['venv', 'pip', 'pip', 'pip', 'pip']
+
+
+def test_interrupted_installation_starts_afresh(tmp_path, pip):
+    venv = tmp_path / 'env'
+    (tmp_path / 'fail').write_text('WARNING: Retrying after connection broken\nERROR: No matching distribution found for torch\n')
+    code, _, err = shell(f'mmpetl_venv {venv} runtime', MMPETL_PYTHON=str(pip))
+    assert code == 1
+    assert 'is the package index reachable?' in err
+    (tmp_path / 'fail').write_text('ERROR: OSError: [Errno 28] No space left on device\n')
+    assert 'the disk is full' in shell(f'mmpetl_venv {venv} runtime', MMPETL_PYTHON=str(pip))[2]
+    (tmp_path / 'fail').unlink()
+    assert shell(f'mmpetl_venv {venv} runtime', MMPETL_PYTHON=str(pip))[0] == 0
+    assert calls(tmp_path) == ['venv', 'pip', 'venv', 'pip', 'venv', 'pip', 'pip']
+
+
+def test_environments_of_others_are_not_touched(tmp_path, pip):
+    mine = tmp_path / 'mine'
+    (mine / 'bin').mkdir(parents=True)
+    (mine / 'bin' / 'python').symlink_to(sys.executable)
+    code, _, err = shell('mmpetl_venv elsewhere runtime', MMPETL_VENV=str(mine), MMPETL_PYTHON=str(pip))
+    assert code == 1
+    assert 'was not made by this script' in err
+    assert calls(tmp_path) == []
+    code, out, _ = shell('mmpetl_venv elsewhere runtime; command -v python', MMPETL_VENV=str(mine), MMPETL_NO_INSTALL='1')
+    assert (code, out.strip()) == (0, str(mine / 'bin' / 'python'))
+    code, _, err = shell('mmpetl_venv elsewhere runtime', MMPETL_VENV=str(tmp_path / 'none'), MMPETL_NO_INSTALL='1')
+    assert code == 1
+    assert 'there is no environment in' in err
+
+
+def test_no_supported_python(tmp_path):
+    old = tmp_path / 'python3.9'
+    old.write_text('#!/bin/sh\nexit 3\n')
+    old.chmod(0o755)
+    code, _, err = shell('mmpetl_venv env runtime', MMPETL_PYTHON=str(old))
+    assert code == 1
+    assert err.startswith('error: no Python 3.10, 3.11 or 3.12 among:')
+
+
+def test_python_without_venv(tmp_path):
+    bare = tmp_path / 'python3.11'
+    bare.write_text('#!/bin/sh\ncase "$2" in *ensurepip*) exit 1 ;; *) exit 0 ;; esac\n')
+    bare.chmod(0o755)
+    assert 'apt-get install python3-venv' in shell('mmpetl_venv env runtime', MMPETL_PYTHON=str(bare))[2]
+
+
+def test_pins_are_public_pairs():
+    """Each Python has torch and its torchvision, pinned so that a '+cpu' build from elsewhere does not count."""
+    lines = (ROOT / 'requirements' / 'constraints.txt').read_text().splitlines()
+    pins = {line for line in lines if line.startswith('torch')}
+    pairs = [('3.10', '2.11.0', '0.26.0'), ('3.11', '2.12.1', '0.27.1'), ('3.12', '2.13.0', '0.28.0')]
+    assert pins == {f'{name}==={version}; python_version == "{python}"' for python, torch, vision in pairs
+                    for name, version in (('torch', torch), ('torchvision', vision))}
