@@ -1,0 +1,54 @@
+"""The README's table of methods and backbones, generated from tests/cases.py.
+
+    python tools/support_table.py            print it
+    python tools/support_table.py --write    put it into README.md
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import List
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = '<!-- support table: python tools/support_table.py --write -->', '<!-- end of support table -->'
+
+
+def table() -> str:
+    """Markdown table of tests/cases.py, and one footnote per refused combination."""
+    sys.path.insert(0, str(ROOT / 'tests'))
+    from cases import BACKBONES, METHODS
+    lines = ['| method | ' + ' | '.join(b.title for b in BACKBONES) + ' | start | merges |', '|---' * (len(BACKBONES) + 3) + '|']
+    notes: List[str] = []
+    for case in METHODS:
+        cells = ['✓' if b.name in case.on else '–' for b in BACKBONES]
+        lines.append(f'| {case.name} | ' + ' | '.join(cells) + f' | {"exact" if case.identity else "changed"} | {"yes" if case.folds else "no"} |')
+        if case.note:
+            notes.append(f'{case.name}: {case.note}.')
+    return '\n'.join(lines) + '\n\nRefused, because a paper leaves it undefined: ' + ' '.join(notes)
+
+
+def updated(readme: str) -> str:
+    """The README with the table between its two marks.
+
+    Raises:
+        ValueError: If the marks are not there.
+    """
+    if BEGIN not in readme or END not in readme:
+        raise ValueError(f'README.md needs the lines {BEGIN!r} and {END!r}')
+    head, rest = readme.split(BEGIN, 1)
+    return f'{head}{BEGIN}\n{table()}\n{END}{rest.split(END, 1)[1]}'
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--write', action='store_true', help='put the table into README.md')
+    path = ROOT / 'README.md'
+    if parser.parse_args().write:
+        path.write_text(updated(path.read_text(encoding='utf-8')), encoding='utf-8')
+    else:
+        print(table())
+
+
+if __name__ == '__main__':
+    main()
