@@ -176,6 +176,8 @@ class E2VPTLoop(EpochBasedTrainLoop):
             getattr(self, f'_phase_{phase}')()
             self.state.done.append(phase)
             self.files.save(self.state)
+            if phase in ('prune', 'retrain'):
+                self.files.draw(self.state)
         self.runner.call_hook('after_train')
         return self.runner.model
 

@@ -126,9 +126,12 @@ class PruningFiles:
         return os.path.join(self.folder, name)
 
     def save(self, state: PruningState) -> None:
-        from .pruning_timeline import draw
         if is_main_process():
             write_json(self.path('state.json'), asdict(state))
+
+    def draw(self, state: PruningState) -> None:
+        from .pruning_timeline import draw
+        if is_main_process():
             draw(state, self.path('timeline.png'))
 
     def load(self) -> Optional[PruningState]:

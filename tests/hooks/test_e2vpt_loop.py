@@ -32,7 +32,7 @@ class ToyStripes(BaseDataset):
 
     def __init__(self, length=12, seed=0):
         self.length, self.seed = length, seed
-        super().__init__(metainfo=dict(classes=['a', 'b', 'c']), lazy_init=False)
+        super().__init__(metainfo=dict(classes=['a', 'b', 'c']), serialize_data=False)
 
     def load_data_list(self):
         generator = torch.Generator().manual_seed(self.seed)
@@ -48,7 +48,7 @@ class ToyStripes(BaseDataset):
         return dict(inputs=item['picture'], data_samples=DataSample().set_gt_label(item['label']))
 
 
-def config(work_dir, *, loop=None, petl=None, swin=False, resume=False, validate=True, **extra):
+def config(work_dir, *, loop=None, petl=None, swin=False, resume=False, validate=True, often=False, **extra):
     petl = petl or dict(type='E2VPT', num_tokens=5, num_kv_tokens=2, segments=4)
     if swin:
         backbone = dict(type='mmpetl.SwinTransformer', arch=dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2]), img_size=16, patch_size=2,
@@ -69,7 +69,7 @@ def config(work_dir, *, loop=None, petl=None, swin=False, resume=False, validate
         default_scope='mmpretrain', work_dir=str(work_dir), model=model, train_dataloader=loader(0, True), train_cfg=loop, resume=resume,
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=1e-3)),
         param_scheduler=[dict(type='CosineAnnealingLR', by_epoch=True, T_max=3)], randomness=dict(seed=0), log_level='WARNING',
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, save_best='auto', rule='greater')),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', **(dict(interval=1, save_best='auto', rule='greater') if often else {}))),
         experiment_name=f'pruning_{next(_names)}_{os.getpid()}', **(checking if validate else {}))
     return Config({**cfg, **extra})
 
@@ -113,7 +113,7 @@ def kill_at(monkeypatch, run_name, epoch):
 def whole(tmp_path_factory):
     """One complete run, shared by the tests that only look at it."""
     folder = tmp_path_factory.mktemp('whole')
-    return folder, run(folder)
+    return folder, run(folder, often=True)
 
 
 def test_one_run_does_everything(whole):
@@ -147,7 +147,8 @@ def test_the_pruned_checkpoint_loads_into_the_unpruned_config(whole):
     assert metrics['accuracy/top1'] == state_of(folder)['results']['retrain']['accuracy/top1']
     assert other.model.backbone.petl.taps[0].num_prompts == runner.model.backbone.petl.taps[0].num_prompts
     x = torch.randn(2, 3, 16, 16)
-    runner.model.eval(), other.model.eval()
+    runner.model.eval()
+    other.model.eval()
     assert torch.equal(runner.model(x), other.model(x))
 
 
@@ -239,9 +240,9 @@ def test_killed_and_resumed(tmp_path, monkeypatch, whole, run_name, epoch):
     with monkeypatch.context() as patch:
         kill_at(patch, run_name, epoch)
         with pytest.raises(Killed):
-            run(tmp_path)
+            run(tmp_path, often=True)
     before = state_of(tmp_path)
-    runner = run(tmp_path, resume=True)
+    runner = run(tmp_path, resume=True, often=True)
     folder, together = whole
     after, other = state_of(tmp_path), state_of(folder)
     assert after['runs'][:len(before['runs'])] == before['runs']
@@ -367,6 +368,7 @@ print('RANK', os.environ['RANK'], method.num_prompts(0), sum(p.double().sum().it
 """
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     """Data-parallel wrappers are renewed at every change of shapes; both processes choose and end the same."""
     base = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(20000 + os.getpid() % 20000), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
