@@ -21,8 +21,9 @@ COMMANDS: Dict[str, Tuple[str, str]] = {
     'submit': ('submit', 'write the ELEVATER submission'),
     'plan': ('plan', 'parameters, compute and memory of a config before training'),
     'convert': ('convert_weights', 'published weights to OpenMMLab key names'),
-    'inspect': ('inspect_file', 'what an adapter file holds'),
-    'merge': ('merge', 'fold an adapter into its base'),
+    'inspect': ('inspect_file', 'what a checkpoint or adapter file holds'),
+    'merge': ('merge_adapter', 'fold an adapter into its base'),
+    'export': ('export', 'a model for other runtimes and libraries'),
     'doctor': ('doctor', 'check the installation'),
 }
 

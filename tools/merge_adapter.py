@@ -1,0 +1,13 @@
+"""Fold an adapter into its base: python tools/merge_adapter.py CONFIG ADAPTER -o OUT [--base FILE] [--backbone-only] (see --help)."""
+
+import sys
+from pathlib import Path
+
+if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout works without being installed
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mmpetl.apis.clean_errors import run_cleanly
+from mmpetl.apis.merge_adapter import main
+
+if __name__ == '__main__':
+    sys.exit(run_cleanly(main, sys.argv[1:]))
