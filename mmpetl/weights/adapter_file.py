@@ -7,7 +7,7 @@ Tensors are stored under the model's own key names (``backbone.petl.0....``, ``h
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
@@ -64,11 +64,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
     # clones: the safetensors library refuses tensors that share memory, adapters may tie theirs
     data = to_bytes({key: tensor.clone() for key, tensor in plain.items()}, {METADATA_KEY: text})
 
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
     from .io import atomic_write
-    atomic_write(path, write)
+    atomic_write(path, lambda file: file.write(data))
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

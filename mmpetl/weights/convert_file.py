@@ -3,7 +3,6 @@
 import io
 import json
 import os
-from typing import Any
 
 import torch
 
@@ -81,8 +80,4 @@ def write_converted(path: str, state: State, report: Report, source: str, head: 
         buffer = io.BytesIO()
         torch.save({'state_dict': full, 'meta': meta}, buffer)
         data = buffer.getvalue()
-    atomic_write(path, lambda file: _write(file, data))
-
-
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
+    atomic_write(path, lambda file: file.write(data))

@@ -200,12 +200,12 @@ def _placed(tensors: Mapping[str, torch.Tensor], map_location: Any) -> 'OrderedD
     return OrderedDict(tensors)
 
 
-def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
     """Write a file so that at every moment the old content or the new one is there, never a part.
 
     Args:
         path (str | PathLike): Destination; missing folders are made. A link is followed, its target replaced.
-        write (Callable[[BinaryIO], None]): Writes the whole content into the open binary file that it is given.
+        write (Callable[[BinaryIO], Any]): Writes the whole content into the open binary file that it is given.
     """
     target = os.path.realpath(os.path.expanduser(os.fspath(path)))
     folder, name = os.path.split(target)
@@ -251,8 +251,4 @@ def _sync_folder(folder: str) -> None:
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write ``obj`` as indented JSON, atomically; a value JSON cannot hold is a TypeError or ValueError and writes nothing."""
     data = (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + '\n').encode()
-    atomic_write(path, lambda file: _write_all(file, data))
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    file.write(data)
+    atomic_write(path, lambda file: file.write(data))

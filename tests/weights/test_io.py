@@ -170,13 +170,13 @@ def test_tensors_beside_numbers(tmp_path, state):
 
 def test_atomic_write_replaces_makes_folders_and_keeps_permissions(tmp_path):
     path = tmp_path / 'a' / 'b' / 'f.bin'
-    atomic_write(path, lambda file: file.write(b'one') and None)
+    atomic_write(path, lambda file: file.write(b'one'))
     assert path.read_bytes() == b'one'
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
     path.chmod(0o640)
-    atomic_write(path, lambda file: file.write(b'two') and None)
+    atomic_write(path, lambda file: file.write(b'two'))
     assert path.read_bytes() == b'two' and path.stat().st_mode & 0o777 == 0o640
     assert [entry.name for entry in path.parent.iterdir()] == ['f.bin']
 
@@ -197,7 +197,7 @@ def test_failing_writer_leaves_the_old_file(tmp_path):
 def test_links_are_followed(tmp_path):
     (tmp_path / 'real').write_bytes(b'old')
     (tmp_path / 'link').symlink_to(tmp_path / 'real')
-    atomic_write(tmp_path / 'link', lambda file: file.write(b'new') and None)
+    atomic_write(tmp_path / 'link', lambda file: file.write(b'new'))
     assert (tmp_path / 'link').is_symlink() and (tmp_path / 'real').read_bytes() == b'new'
 
 
@@ -229,7 +229,7 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path, delay
 
     def rewrite():
         for version in itertools.count(1):
-            atomic_write(path, lambda file, byte=version % 251: [file.write(bytes([byte]) * (size // 8)) for _ in range(8)] and None)
+            atomic_write(path, lambda file, byte=version % 251: [file.write(bytes([byte]) * (size // 8)) for _ in range(8)])
 
     child = in_child(rewrite)
     while not path.exists():

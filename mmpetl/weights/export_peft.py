@@ -1,0 +1,152 @@
+"""LoRA adapters in the format of peft, for a base model of another library.
+
+Two files, ``adapter_model.safetensors`` and ``adapter_config.json``, which ``peft.PeftModel.from_pretrained`` opens. Where the
+other library fuses query, key and value into one linear layer, the updates of the parts become one update of the whole: factors
+are stacked, ranks add up.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .errors import WeightFileError
+from .io import atomic_write, write_json
+
+_HF4 = {'q': 'attention.attention.query', 'k': 'attention.attention.key', 'v': 'attention.attention.value',
+        'proj': 'attention.output.dense', 'fc1': 'intermediate.dense', 'fc2': 'output.dense'}
+_HF5 = {'q': 'attention.q_proj', 'k': 'attention.k_proj', 'v': 'attention.v_proj', 'proj': 'attention.o_proj', 'fc1': 'mlp.fc1',
+        'fc2': 'mlp.fc2'}
+_TIMM = {'q': 'attn.qkv', 'k': 'attn.qkv', 'v': 'attn.qkv', 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+_CLIP = {**{op: f'self_attn.{op}_proj' for op in 'qkv'}, 'proj': 'self_attn.out_proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+
+#: (architecture, library) -> (block, modules of the ops). 'hf' and 'hf4': module names of transformers 5 and 4, which differ.
+MODULES: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
+    ('vit', 'timm'): ('blocks.{}', _TIMM),
+    ('vit', 'mmpretrain'): ('layers.{}', {**_TIMM, 'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}),
+    ('vit', 'hf'): ('layers.{}', _HF5),
+    ('vit', 'hf4'): ('encoder.layer.{}', _HF4),
+    ('dinov2', 'hf'): ('encoder.layer.{}', _HF5),
+    ('dinov2', 'hf4'): ('encoder.layer.{}', {**_HF4, 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}),
+    ('clip', 'hf'): ('encoder.layers.{}', _CLIP),
+    ('clip', 'hf4'): ('encoder.layers.{}', _CLIP),
+    ('clip', 'mmpretrain'): ('layers.{}', {**_TIMM, 'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}),
+    ('videomae', 'hf'): ('encoder.layer.{}', _HF4),
+    ('videomae', 'hf4'): ('encoder.layer.{}', _HF4),
+}
+
+_FACTOR = re.compile(r'(?:.*\.)?petl\.(?P<name>[^.]+)\.blocks\.(?P<block>\d+)\.(?P<op>q|k|v|proj|fc1|fc2)\.(?P<factor>down|up)')
+
+
+def lora_to_peft(tensors: Mapping[str, torch.Tensor], methods: list[dict[str, Any]], arch: str, library: str, prefix: str = '',
+                 base: str | None = None, scales: Mapping[int, float] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Translate the LoRA of an adapter file.
+
+    Args:
+        tensors (Mapping): Tensors of the adapter; those outside ``petl.`` (head, tuned trunk parameters) are not LoRA and are
+            left to the caller.
+        methods (list): ``header['methods']``.
+        arch (str): 'vit', 'dinov2', 'clip' or 'videomae'.
+        library (str): Library of the base model, see :data:`MODULES`.
+        prefix (str): What stands before the block names in the base model, 'vit.' in a ViTForImageClassification,
+            'videomae.' in a VideoMAEForVideoClassification, 'vision_model.' in a CLIPVisionModelWithProjection.
+        base (str | None): Name of the base model, noted in the config.
+        scales (Mapping | None): Scale of each block's update; needed only where ``alpha`` differs between blocks.
+
+    Returns:
+        tuple: Tensors with peft's names and its config.
+
+    Raises:
+        ValueError: Another method than one LoRA, an unknown pair, or a base on which peft has no effect.
+    """
+    if arch == 'videomae' and library in ('mmaction2', 'original'):
+        raise ValueError(f'{arch} of {library} multiplies by qkv.weight itself and never calls the layer that peft replaces: the adapter '
+                         "would have no effect; export to 'hf' or merge it")
+    if (arch, library) not in MODULES:
+        raise ValueError(f'no peft export for {arch!r} of {library!r}; known: {", ".join(f"{a} of {b}" for a, b in MODULES)}')
+    method = _only_lora(methods)
+    block_name, modules = MODULES[arch, library]
+    grouped: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
+    blocks: dict[str, int] = {}
+    for key, tensor in tensors.items():
+        match = _FACTOR.fullmatch(key)
+        if match is None:
+            if '.petl.' in f'.{key}':
+                raise ValueError(f'{key}: not a factor of LoRA')
+            continue
+        module = f'{prefix}{block_name.format(match["block"])}.{modules[match["op"]]}'
+        blocks[module] = int(match['block'])
+        grouped.setdefault(module, {}).setdefault(match['op'], {})[match['factor']] = tensor
+    if not grouped:
+        raise ValueError('no factor of LoRA among the tensors')
+    state, ranks, alphas = {}, {}, {}
+    for module, ops in grouped.items():
+        down, up = _joined(ops, fused=module.endswith('attn.qkv'))
+        state[f'base_model.model.{module}.lora_A.weight'], state[f'base_model.model.{module}.lora_B.weight'] = down, up
+        rank = next(iter(ops.values()))['down'].shape[0]
+        ranks[module], alphas[module] = down.shape[0], _scale(method, blocks[module], rank, scales) * down.shape[0]
+    return state, _config(ranks, alphas, float(method.get('drop_rate', 0.)), base)
+
+
+def _only_lora(methods: list[dict[str, Any]]) -> dict[str, Any]:
+    others = [str(method.get('type')) for method in methods if str(method.get('type')).split('.')[-1] != 'LoRA']
+    if others or len(methods) != 1:
+        held = ', '.join(str(method.get('type')) for method in methods) or 'no method'
+        raise ValueError(f'peft opens one LoRA; this adapter holds {held}')
+    return methods[0]
+
+
+def _joined(ops: dict[str, dict[str, torch.Tensor]], fused: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors A (r, Cin) and B (Cout, r) of one module; for a fused layer A is stacked and B has one block per part."""
+    if not fused:
+        (factors,) = ops.values()
+        return factors['down'].contiguous(), factors['up'].contiguous()
+    present = [op for op in 'qkv' if op in ops]
+    down = torch.cat([ops[op]['down'] for op in present])
+    width = ops[present[0]]['up'].shape[0]
+    up = down.new_zeros(3 * width, down.shape[0])
+    column = 0
+    for op in present:
+        row, rank = 'qkv'.index(op) * width, ops[op]['up'].shape[1]
+        up[row:row + width, column:column + rank] = ops[op]['up']
+        column += rank
+    return down, up
+
+
+def _scale(method: Mapping[str, Any], block: int, rank: int, scales: Mapping[int, float] | None) -> float:
+    """Scale of a block's update: alpha / rank, 1 without alpha."""
+    if scales is not None:
+        return float(scales[block])
+    alpha = method.get('alpha')
+    if alpha is None:
+        return 1.
+    if not isinstance(alpha, (int, float)):
+        raise ValueError(f'alpha={alpha!r} differs between blocks: give the scale of each block')
+    return alpha / rank
+
+
+def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: float, base: str | None) -> dict[str, Any]:
+    rank, alpha = max(ranks.values()), max(alphas.values())
+    return dict(
+        peft_type='LORA', task_type=None, base_model_name_or_path=base, inference_mode=True, r=rank, lora_alpha=alpha,
+        lora_dropout=dropout, bias='none', fan_in_fan_out=False, init_lora_weights=True, modules_to_save=None, target_modules=sorted(ranks),
+        rank_pattern={module: value for module, value in ranks.items() if value != rank},
+        alpha_pattern={module: value for module, value in alphas.items() if value != alpha})
+
+
+def write_peft(folder: str | os.PathLike[str], state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
+    """Write the two files of a peft adapter, each atomically.
+
+    Raises:
+        WeightFileError: ``folder`` is a file.
+    """
+    from safetensors.torch import save
+    folder = os.path.expanduser(os.fspath(folder))
+    if os.path.isfile(folder):
+        raise WeightFileError(folder, 'a file; peft adapters are folders', 'name a folder')
+    data = save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}, {'format': 'pt'})
+    atomic_write(os.path.join(folder, 'adapter_model.safetensors'), lambda file: file.write(data))
+    write_json(os.path.join(folder, 'adapter_config.json'), json.loads(json.dumps(config)))

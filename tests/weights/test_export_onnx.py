@@ -1,0 +1,56 @@
+"""Stock modules -> ONNX: onnxruntime computes the same, for other batch sizes too."""
+
+import pytest
+import torch
+from torch import nn
+
+from mmpetl.weights import WeightFileError
+from mmpetl.weights.export_onnx import to_onnx
+
+runtime = pytest.importorskip('onnxruntime', reason='onnxruntime, which runs the graphs, is not installed')
+pytest.importorskip('onnxscript', reason="onnxscript, which torch's exporter needs, is not installed")
+pytestmark = pytest.mark.peers
+
+
+def vit():
+    from mmpretrain.models import VisionTransformer
+    return VisionTransformer(arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128), img_size=16, patch_size=4)
+
+
+def videomae():
+    from mmaction.models.backbones.vit_mae import VisionTransformer
+    return VisionTransformer(img_size=16, patch_size=4, embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True, num_frames=4)
+
+
+@pytest.mark.parametrize('build, shape', [(vit, (2, 3, 16, 16)), (videomae, (2, 3, 4, 16, 16))])
+def test_equal_outputs_and_free_batch(randomise, image, tmp_path, build, shape):
+    model = randomise(build())
+    difference = to_onnx(model, image(*shape), tmp_path / 'm.onnx')
+    assert difference < 1e-5
+    session = runtime.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
+    x = image(5, *shape[1:], seed=2)
+    got = torch.from_numpy(session.run(None, {'x': x.numpy()})[0])
+    want = model(x)
+    want = want[-1] if isinstance(want, tuple) else want
+    assert float((got - want).detach().abs().max()) < 1e-5
+    assert [entry.name for entry in tmp_path.iterdir()] == ['m.onnx']
+
+
+def test_refusals_write_nothing(tmp_path, image):
+    with pytest.raises(WeightFileError, match='training mode'):
+        to_onnx(nn.Linear(4, 4), torch.ones(2, 4), tmp_path / 'm.onnx')
+
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x if float(x.detach().sum()) > 0 else -x
+
+    class Random(nn.Module):
+        def forward(self, x):
+            return x + torch.rand_like(x)
+
+    for module, cause in ((Branching(), 'cannot be exported'), (Random(), 'differs from the model')):
+        module.train(False)
+        with pytest.raises(WeightFileError, match=cause) as error:
+            to_onnx(module, torch.ones(2, 4), tmp_path / 'm.onnx')
+        assert '\n' not in str(error.value)
+    assert not list(tmp_path.iterdir())
