@@ -4,12 +4,12 @@ import argparse
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Dict, List, Sequence, Union
+from typing import Dict, List, Union
 
 from ..datasets.tables.video import VIDEO_SETS
 from ..datasets.video_io import DECODERS
 from ..datasets.video_lists import Entry, read_video_list
-from ..datasets.video_prepare import VIDEO_SUFFIXES, check_counts
+from ..datasets.video_prepare import check_counts
 from ..datasets.video_probe import Probe, check_videos
 from ..sites import nearest
 from ..weights.io import write_json
@@ -47,20 +47,6 @@ class VideoReport:
         return [*found, f'{VIDEO_SETS[self.name].title}: {self.videos} videos tried{shortest}: {verdict}']
 
 
-def find_videos(root: Path, names: Sequence[str]) -> Path:
-    """Folder below ``root`` from which the paths of the lists start.
-
-    Raises:
-        FileNotFoundError: If there is no folder with videos.
-    """
-    encoded = sorted(path.name for path in root.glob('videos_*'))
-    for name in [*encoded, *names]:
-        place = root / name
-        if place.is_dir() and any(next(place.glob(f'{depth}*{suffix}'), None) for suffix in VIDEO_SUFFIXES for depth in ('', '*/')):
-            return place
-    raise FileNotFoundError(f'no videos below {root}: looked into {", ".join([*encoded, *names])}; name their folder (--videos)')
-
-
 def read_lists(root: Path, name: str) -> Dict[str, Dict[str, List[Entry]]]:
     """The lists that ``tools/prepare_<name>.py`` writes: split -> 'train' or 'test' -> lines.
 
@@ -79,7 +65,6 @@ def read_lists(root: Path, name: str) -> Dict[str, Dict[str, List[Entry]]]:
 
 def check_video_dataset(name: str,
                         root: Union[str, os.PathLike, None] = None,
-                        videos: Union[str, os.PathLike, None] = None,
                         level: str = 'decode',
                         decoder: str = 'auto',
                         timeout: float = 30.,
@@ -89,7 +74,6 @@ def check_video_dataset(name: str,
     Args:
         name: 'hmdb51', 'ucf101' or 'ssv2'.
         root: Folder of the lists; default ``data/<name>``.
-        videos: Folder from which the paths of the lists start; found below ``root`` where it is not given.
         level: 'exists', 'open' or 'decode', see :func:`mmpetl.datasets.video_probe.probe`.
         decoder: 'auto', 'decord', 'pyav' or 'opencv'.
         timeout: Seconds that one video may take.
@@ -97,19 +81,18 @@ def check_video_dataset(name: str,
 
     Raises:
         ValueError: If the data set is unknown or a line of a list is wrong.
-        FileNotFoundError: If lists or videos are not found.
+        FileNotFoundError: If a list is not found.
     """
     if name not in VIDEO_SETS:
         raise ValueError(f'unknown video data set {name!r}' + nearest(name, VIDEO_SETS))
     info = VIDEO_SETS[name]
     folder = Path(root or Path('data') / name).expanduser()
     lists = read_lists(folder, name)
-    start = Path(videos).expanduser() if videos else find_videos(folder, info.videos)
     rows = {split: {part: [(e.path, e.label) for e in entries] for part, entries in parts.items()} for split, parts in lists.items()}
     classes = sorted({label for parts in rows.values() for part in parts.values() for _, label in part})
     names = sorted({path for parts in rows.values() for part in parts.values() for path, _ in part})
     report = VideoReport(name, check_counts(info, rows, [str(c) for c in classes]), videos=len(names))
-    found = check_videos([str(start / n) for n in names], level, decoder, timeout, workers)
+    found = check_videos([str(folder / n) for n in names], level, decoder, timeout, workers)
     report.unreadable = [p for p in found if p.reason]
     report.frames = sum(p.frames for p in found)
     report.shortest = min((p.frames for p in found if p.frames and not p.reason), default=0)
@@ -119,14 +102,13 @@ def check_video_dataset(name: str,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``mmpetl data check`` needs for videos beside ``suite``, ``--root``, ``--no-decode``, ``--jobs`` and ``--json``."""
     group = parser.add_argument_group('videos')
-    group.add_argument('--videos', metavar='DIR', help='folder from which the paths of the lists start; default: found below the root')
     group.add_argument('--decoder', choices=['auto', *DECODERS], default='auto', help='default: the one that training would use')
     group.add_argument('--timeout', type=float, default=30., help='seconds that one video may take (default 30)')
 
 
 def run(args: argparse.Namespace) -> int:
     """Check and print; 0 if everything is as published, 1 otherwise."""
-    report = check_video_dataset(args.suite, args.root, args.videos, 'exists' if args.no_decode else 'decode', args.decoder, args.timeout,
+    report = check_video_dataset(args.suite, args.root, 'exists' if args.no_decode else 'decode', args.decoder, args.timeout,
                                  args.jobs)
     print('\n'.join(report.lines()))
     if args.json:

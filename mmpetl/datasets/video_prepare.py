@@ -193,6 +193,14 @@ def encode_all(names: Iterable[str], videos: Path, target: Path, short_side: int
         return {name: why for name, why in threads.map(one, names) if why}
 
 
+def starting_from(out: Path, videos: Path, lists: Lists) -> Lists:
+    """The lists with paths that start from ``out``; absolute ones where the videos lie elsewhere."""
+    inside = videos.resolve().is_relative_to(out.resolve())
+    start = videos.resolve().relative_to(out.resolve()) if inside else videos.resolve()
+    return {split: {part: [(str(start / name), label) for name, label in rows] for part, rows in parts.items()}
+            for split, parts in lists.items()}
+
+
 def write_lists(out: Path, lists: Lists, classes: Sequence[str], delimiter: str) -> List[Path]:
     """Write ``train.csv``, ``test.csv`` and ``val.csv`` of every split, and ``classes.txt``.
 
@@ -268,9 +276,10 @@ def prepare(name: str, args: argparse.Namespace) -> int:
         lists = {split: {part: [(str(Path(n).with_suffix('.mp4')), label) for n, label in rows] for part, rows in parts.items()}
                  for split, parts in lists.items()}
         videos, wrong = target, wrong + list(failed)
-    for path in write_lists(args.out or root, lists, classes, DELIMITERS[args.delimiter]):
+    out = args.out or root
+    for path in write_lists(out, starting_from(out, videos, lists), classes, DELIMITERS[args.delimiter]):
         print(f'wrote {path}')
-    print(f"{info.title}: {len(classes)} classes, {len(names)} videos; their paths start from data_prefix=dict(video='{videos}')")
+    print(f'{info.title}: {len(classes)} classes, {len(names)} videos in {videos}')
     return 1 if wrong else 0
 
 

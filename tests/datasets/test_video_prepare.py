@@ -71,20 +71,21 @@ def test_hmdb51(tmp_path, monkeypatch, capsys):
     make_hmdb51(tmp_path)
     small(monkeypatch, 'hmdb51', 2, {f'split{i}': (4, 2) for i in (1, 2, 3)})
     assert main('hmdb51', '', [str(tmp_path)]) == 0
-    assert rows(tmp_path / 'split1/train.csv') == [('brush_hair/brush_hair take_0.avi', 0), ('brush_hair/brush_hair take_1.avi', 0),
-                                                   ('wave/wave take_0.avi', 1), ('wave/wave take_1.avi', 1)]
-    assert rows(tmp_path / 'split3/test.csv') == rows(tmp_path / 'split3/val.csv') == [('brush_hair/brush_hair take_0.avi', 0),
-                                                                                       ('wave/wave take_0.avi', 1)]
+    hair, wave = 'hmdb51_org/brush_hair/brush_hair take_', 'hmdb51_org/wave/wave take_'
+    assert rows(tmp_path / 'split1/train.csv') == [(f'{hair}0.avi', 0), (f'{hair}1.avi', 0), (f'{wave}0.avi', 1), (f'{wave}1.avi', 1)]
+    assert rows(tmp_path / 'split3/test.csv') == rows(tmp_path / 'split3/val.csv') == [(f'{hair}0.avi', 0), (f'{wave}0.avi', 1)]
     assert (tmp_path / 'classes.txt').read_text().split() == ['brush_hair', 'wave']
-    assert f"data_prefix=dict(video='{tmp_path}/hmdb51_org')" in capsys.readouterr().out
+    assert f'2 classes, 6 videos in {tmp_path}/hmdb51_org' in capsys.readouterr().out
 
 
 def test_ucf101_with_commas(tmp_path, monkeypatch):
     make_ucf101(tmp_path)
     small(monkeypatch, 'ucf101', 2, {f'split{i}': (3, 2) for i in (1, 2, 3)})
     assert main('ucf101', '', [str(tmp_path), '--delimiter', 'comma', '--out', str(tmp_path / 'lists')]) == 0
-    assert (tmp_path / 'lists/split2/train.csv').read_text().splitlines()[1] == 'YoYo/v_YoYo_g01_c01.avi,1'
-    assert rows(tmp_path / 'lists/split2/test.csv') == [('ApplyEyeMakeup/v_ApplyEyeMakeup_g03_c01.avi', 0), ('YoYo/v_YoYo_g03_c01.avi', 1)]
+    # The videos do not lie below the lists, so their paths are absolute.
+    assert (tmp_path / 'lists/split2/train.csv').read_text().splitlines()[1] == f'{tmp_path}/UCF-101/YoYo/v_YoYo_g01_c01.avi,1'
+    assert rows(tmp_path / 'lists/split2/test.csv') == [(f'{tmp_path}/UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g03_c01.avi', 0),
+                                                        (f'{tmp_path}/UCF-101/YoYo/v_YoYo_g03_c01.avi', 1)]
 
 
 def test_ssv2_leak_between_lists_is_found(tmp_path, monkeypatch, capsys):
@@ -94,7 +95,7 @@ def test_ssv2_leak_between_lists_is_found(tmp_path, monkeypatch, capsys):
     assert '1 videos are in both lists, for example 11.mp4' in capsys.readouterr().out
     assert not (tmp_path / 'train.csv').exists()
     assert main('ssv2', '', [str(tmp_path), '--allow-partial']) == 1
-    assert rows(tmp_path / 'train.csv') == [('11.mp4', 0), ('12.mp4', 1)]
+    assert rows(tmp_path / 'train.csv') == [(f'20bn-something-something-v2/{i}.mp4', label) for i, label in ((11, 0), (12, 1))]
 
 
 def test_counts_and_missing_videos_are_reported(tmp_path, capsys):
@@ -145,7 +146,8 @@ def test_reencoding_is_atomic_and_can_go_on(tmp_path, monkeypatch, capsys):
     encoded = sorted(p.relative_to(tmp_path / 'videos_256') for p in (tmp_path / 'videos_256').rglob('*') if p.is_file())
     wanted = [f'brush_hair/brush_hair take_{i}.mp4' for i in (0, 1, 2)] + [f'wave/wave take_{i}.mp4' for i in (1, 2)]
     assert [str(p) for p in encoded] == wanted
-    assert rows(tmp_path / 'split1/test.csv') == [('brush_hair/brush_hair take_2.mp4', 0), ('wave/wave take_2.mp4', 1)]
+    assert rows(tmp_path / 'split1/test.csv') == [('videos_256/brush_hair/brush_hair take_2.mp4', 0),
+                                                  ('videos_256/wave/wave take_2.mp4', 1)]
     calls = []
     monkeypatch.setattr(video_prepare, 'encode', lambda source, *args: calls.append(source.name) or '')
     main('hmdb51', '', [str(tmp_path), '--short-side', '256'])

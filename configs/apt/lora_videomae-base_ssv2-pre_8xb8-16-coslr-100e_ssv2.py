@@ -1,0 +1,20 @@
+"""LoRA on VideoMAE ViT-B, Something-Something V2 (APT, arXiv 2403.06978).
+
+    python tools/prepare_ssv2.py data/ssv2
+    bash tools/dist_train.sh configs/apt/lora_videomae-base_ssv2-pre_8xb8-16-coslr-100e_ssv2.py 8
+
+Trainable: 430,254 (294,912 + 135,342 in norm and head).
+Settings for this row are not published.
+Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-base.py', '../_base_/datasets/ssv2_16.py',
+    '../_base_/schedules/apt_adamw_100e.py'
+]
+model = dict(
+    backbone=dict(
+        petl=[dict(type='LoRA', rank=8, ops='qv')],
+        init_cfg=dict(checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/videomae_vit-base_ssv2_2400e.pth')),
+    cls_head=dict(num_classes=174, label_smooth_eps=0.1))
+optim_wrapper = dict(optimizer=dict(lr=2e-3))

@@ -1,0 +1,15 @@
+"""PATT on keys and values on Video Swin-B, HMDB51, split 1 (V-PETL, arXiv 2210.00788, main table).
+
+    python tools/prepare_hmdb51.py data/hmdb51
+    python tools/train.py configs/vpetl/patt-kv_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py
+
+Trainable: 4,699,699 (4,647,424 + 52,275 in the head).
+Recipe: the command of the published README.
+Expected top-1: published unknown, measured unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/hmdb51_8x2.py',
+    '../_base_/schedules/vpetl_sgd_70e.py'
+]
+model = dict(backbone=dict(petl=[dict(type='PATT', ops='kv', mid_dims=128, scale=0.8)]))

@@ -1,0 +1,16 @@
+"""PATT on queries and keys on Video Swin-B, HMDB51, split 1 (V-PETL, arXiv 2210.00788, main table).
+
+    python tools/prepare_hmdb51.py data/hmdb51
+    python tools/train.py configs/vpetl/patt-qk_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py
+
+Trainable: 4,699,699 (4,647,424 + 52,275 in the head).
+Recipe: the command of the published README.
+The published code leaves out softmax, positions and mask in this mode; here it is attention.
+Expected top-1: published unknown, measured unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/hmdb51_8x2.py',
+    '../_base_/schedules/vpetl_sgd_70e.py'
+]
+model = dict(backbone=dict(petl=[dict(type='PATT', ops='qk', mid_dims=128, scale=0.8)]))

@@ -1,0 +1,15 @@
+"""PATT on queries, keys and values on Video Swin-B, Something-Something V2 (V-PETL, arXiv 2210.00788, main table).
+
+    python tools/prepare_ssv2.py data/ssv2
+    python tools/train.py configs/vpetl/patt-qkv_video-swin-base_k400-in22k-pre_1xb16-8x4-coslr-90e_ssv2.py
+
+Trainable: 6,377,902 (6,199,552 + 178,350 in the head).
+Stride and epochs are guesses: no command for this data set is published.
+Expected top-1: published unknown, measured unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/ssv2_8x4.py',
+    '../_base_/schedules/vpetl_sgd_90e.py'
+]
+model = dict(backbone=dict(petl=[dict(type='PATT', ops='qkv', mid_dims=128, scale=0.8)]), cls_head=dict(num_classes=174))
