@@ -2,6 +2,8 @@
 
 import importlib.util
 import itertools
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-import mmpetl  # noqa: F401
+from mmpetl import compat
 from mmpetl.apis import feature_cache
 from mmpetl.apis.feature_cache import FeatureStore, choose_place
 from mmpetl.hooks.feature_cache import FeatureCacheHook
@@ -258,3 +260,42 @@ def test_place_is_the_first_whose_free_half_suffices(monkeypatch, tmp_path):
     assert places == ['device', 'host', 'host', 'disk', 'disk']
     with pytest.raises(ValueError, match='more than half of what is free'):
         choose_place(5001, torch.device('cpu'), tmp_path)
+
+
+# -- two processes ------------------------------------------------------------------------------------------------------------------
+
+TWO = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_rank
+from mmengine.runner import Runner
+from mmpetl import compat
+
+compat.init_cpu_distributed()
+states = []
+for path in sys.argv[2:]:
+    runner = Runner.from_cfg(Config.fromfile(path))
+    runner.train()
+    states.append({k: v.clone() for k, v in runner.model.module.state_dict().items()})
+assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
+print('EQUAL', get_rank(), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_one_table(toy, tmp_path):
+    script = tmp_path / 'two.py'
+    script.write_text(TWO)
+    paths = []
+    for cache in (None, dict(folder=str(tmp_path / 'features'))):
+        cfg = config(toy, tmp_path, 'SynQT', cache)
+        cfg.launcher, cfg.model_wrapper_cfg = 'pytorch', compat.CPU_WRAPPER
+        paths.append(tmp_path / f'{cache is not None}.json')
+        paths[-1].write_text(json.dumps(cfg.to_dict()))
+    launch = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', 29731)
+    done = toy_run.command(*launch, script, toy_run.ROOT, *paths, cwd=tmp_path, timeout=300)
+    assert done.stdout.count('EQUAL') == 2, done.stdout + done.stderr
+    folder, = (tmp_path / 'features').iterdir()
+    assert (folder / 'complete.json').exists()
