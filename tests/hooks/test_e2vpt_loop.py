@@ -1,6 +1,7 @@
 """The pruning loop on generated pictures through MMEngine's Runner: phases together and alone, rewinding, search, kill and resume."""
 
 import copy
+import inspect
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from mmpretrain.structures import DataSample
 from mmpetl.hooks.e2vpt_loop import PHASES, E2VPTLoop, scale_schedule
 from mmpetl.hooks.pruning_state import PruningFiles, PruningState
 from mmpetl.hooks.pruning_timeline import timeline
+from mmpetl.weights import adapter_file
 
 ROOT = Path(__file__).parents[2]
 _names = iter(range(10**6))
@@ -71,6 +73,8 @@ def config(work_dir, *, loop=None, petl=None, swin=False, resume=False, validate
         param_scheduler=[dict(type='CosineAnnealingLR', by_epoch=True, T_max=3)], randomness=dict(seed=0), log_level='WARNING',
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', **(dict(interval=1, save_best='auto', rule='greater') if often else {}))),
         experiment_name=f'pruning_{next(_names)}_{os.getpid()}', **(checking if validate else {}))
+    if often:
+        cfg['custom_hooks'] = [dict(type='mmpetl.AdapterHook'), dict(type='mmpetl.GradientAuditHook')]
     return Config({**cfg, **extra})
 
 
@@ -136,13 +140,16 @@ def test_checkpoints_of_the_two_trainings_are_kept_apart(whole):
     folder, runner = whole
     for place in (folder, folder / 'train'):
         assert {p.name for p in place.glob('epoch_*')} == {f'epoch_{i}.pth' for i in (1, 2, 3)}
-    assert len(list(folder.glob('best_*'))) == len(list((folder / 'train').glob('best_*'))) == 1
+    assert len(list(folder.glob('best_*.pth'))) == len(list((folder / 'train').glob('best_*.pth'))) == 1
     assert (folder / 'last_checkpoint').read_text() == str(folder / 'epoch_3.pth')
 
 
 def test_the_pruned_checkpoint_loads_into_the_unpruned_config(whole):
     folder, runner = whole
     other = Runner.from_cfg(config(folder / 'other', load_from=str(folder / 'epoch_3.pth'), default_hooks=dict()))
+    # Validation alone initialises nothing, and the checkpoint holds no trunk.
+    trunk = {k: v for k, v in runner.model.backbone.state_dict().items() if not k.startswith('petl.')}
+    other.model.backbone.load_state_dict(trunk)
     metrics = other.val()
     assert metrics['accuracy/top1'] == state_of(folder)['results']['retrain']['accuracy/top1']
     assert other.model.backbone.petl.taps[0].num_prompts == runner.model.backbone.petl.taps[0].num_prompts
@@ -150,6 +157,25 @@ def test_the_pruned_checkpoint_loads_into_the_unpruned_config(whole):
     runner.model.eval()
     other.model.eval()
     assert torch.equal(runner.model(x), other.model(x))
+
+
+def test_the_adapter_file_is_the_pruned_model(whole):
+    folder, runner = whole
+    tensors, header = adapter_file.load(folder / 'adapter.safetensors')
+    kept = len(state_of(folder)['kept']['tokens'])
+    assert tensors['backbone.petl.e2vpt.prompts.1'].shape == (kept, 16)
+    assert torch.equal(tensors['head.fc.weight'], runner.model.head.fc.weight)
+    assert header['metrics'] == state_of(folder)['results']['retrain']
+
+
+def test_the_pruning_recipe():
+    """The published recipe's config builds a loop of this class, with options that exist."""
+    (path, ) = (ROOT / 'configs' / 'e2vpt').glob('e2vpt-prune_*.py')
+    cfg = Config.fromfile(path)
+    options = dict(cfg.train_cfg)
+    assert options.pop('type') == 'mmpetl.E2VPTLoop' and set(options) <= set(inspect.signature(E2VPTLoop).parameters)
+    short = scale_schedule(cfg.param_scheduler, options['search_epochs'] / options['max_epochs'])
+    assert [(s['begin'], s['end']) for s in short] == [(0, 2), (2, 20)] and short[1]['T_max'] == 18
 
 
 def test_timeline(whole):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import BACKBONE, features, perturb
 from mmpretrain.models import SwinTransformer, VisionTransformer
 
 from mmpetl.backbones.attach import attach
@@ -97,6 +98,26 @@ def test_prefix_form_equals_full_form(out_type):
         results.append([y, *torch.autograd.grad(y.square().sum(), list(model.petl.parameters()))])
     for short, textbook in zip(*results):
         torch.testing.assert_close(short, textbook, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('petl', [dict(type='VPT', num_tokens=3), dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4)],
+                         ids=lambda petl: petl['type'])
+@pytest.mark.parametrize('name', ['vit', 'clip', 'swin', 'videomae'])
+def test_prefix_form_equals_full_form_on_every_backbone(name, petl):
+    backbone = BACKBONE[name]
+    torch.manual_seed(0)
+    model = backbone.build([petl])
+    perturb(model, 0.1)
+    model.eval()
+    results = []
+    for full in (False, True):
+        model.petl.full_prompts = full
+        model.petl.refresh()
+        assert model.petl.taps[0].prompts_read == full
+        y = features(model(backbone.inputs()))
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(model.petl.parameters()))])
+    for short, textbook in zip(*results):
+        torch.testing.assert_close(short, textbook, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize('pool', [True, False])
