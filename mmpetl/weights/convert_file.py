@@ -56,7 +56,7 @@ def write_converted(path: str, state: State, report: Report, source: str, head: 
         path (str): ``*.pth`` or ``*.safetensors``.
         state (dict): Tensors under the backbone's names.
         report (Report): Its match report; in its extras, a CLIP projection becomes ``neck.proj``, and register
-            tokens are written under their own name.
+            tokens become the prompts of a shallow VPT named ``registers``.
         source (str): File that it came from, noted by name in the output.
         head (str | None): Prefix under which the file's classifier is written, such as ``cls_head.fc_cls``; None leaves it out.
 
@@ -64,9 +64,10 @@ def write_converted(path: str, state: State, report: Report, source: str, head: 
         WeightFileError: The file has no classifier to write as head.
     """
     full = {f'backbone.{key}': tensor.contiguous() for key, tensor in state.items()}
-    for name, key in (('proj', 'neck.proj'), ('register_tokens', 'register_tokens')):
-        if name in report.extras:
-            full[key] = report.extras[name].contiguous()
+    if 'proj' in report.extras:
+        full['neck.proj'] = report.extras['proj'].contiguous()
+    if 'register_tokens' in report.extras:
+        full['backbone.petl.registers.prompts.0'] = report.extras['register_tokens'][0].contiguous()
     if head is not None:
         parts = {key: tensor for key, tensor in report.extras.items() if key.startswith('head.')}
         if not parts:

@@ -161,7 +161,8 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
 def take_registers(state: State, report: Report) -> None:
     """Move register tokens to the report's extras, if that was asked for by name.
 
-    mmpretrain's ViT has no register tokens, and leaving them out changes the features of a model trained with them.
+    mmpretrain's ViT has no register tokens, and leaving them out changes the features of a model trained with them. In the place of
+    shallow prompts they do exactly what they did: ``petl=[dict(type='VPT', name='registers', num_tokens=4, deep=False)]``.
 
     Raises:
         ValueError: The file has registers and the format name ``'dinov2-registers'`` was not given.
@@ -171,11 +172,11 @@ def take_registers(state: State, report: Report) -> None:
         return
     if not report.source.endswith('dinov2-registers'):
         raise ValueError(
-            f'register_tokens: the file has {registers.shape[1]} register tokens, for which the backbone has no place; name the '
-            "format 'dinov2-registers' and put report.extras['register_tokens'] into a frozen shallow prompt (VPT, deep=False), or "
-            'take the release without registers')
+            f'register_tokens: the file has {registers.shape[1]} register tokens, for which the plain backbone has no place; convert it '
+            "with --as dinov2-registers and give the backbone petl=[dict(type='VPT', name='registers', "
+            f'num_tokens={registers.shape[1]}, deep=False)], or take the release without registers')
     report.extras['register_tokens'] = registers
-    report.left_out['register_tokens'] = 'belong between class token and patches: put them into a frozen shallow prompt'
+    report.left_out['register_tokens'] = 'take the place of shallow prompts: VPT, deep=False'
 
 
 def fit_positions(table: torch.Tensor, shape: tuple[int, ...], with_cls: bool, grid: tuple[int, ...] | None) -> torch.Tensor:

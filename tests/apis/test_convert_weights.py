@@ -69,6 +69,31 @@ def test_to_the_backbone_of_a_config(source, tmp_path, capsys):
     stock.load_state_dict({key.removeprefix('backbone.'): value for key, value in state.items()}, strict=True)
 
 
+def test_registers_become_shallow_prompts(tmp_path):
+    """DINOv2 with registers through the tool and init_cfg: exactly the features of timm's model."""
+    pytest.importorskip('timm', reason='peer timm is not installed')
+    from mmengine.registry import init_default_scope
+    from timm.models.vision_transformer import VisionTransformer
+
+    from mmpetl.registry import MODELS
+    peer = randomise(VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0, init_values=1.,
+                                       reg_tokens=4, no_embed_class=True))
+    torch.save(peer.state_dict(), tmp_path / 'published.pth')
+    with pytest.raises(ValueError, match=r"4 register tokens.*name='registers', num_tokens=4, deep=False"):
+        main([str(tmp_path / 'published.pth'), str(tmp_path / 'out.pth')])
+    main([str(tmp_path / 'published.pth'), str(tmp_path / 'out.pth'), '--as', 'dinov2-registers'])
+    init_default_scope('mmpretrain')
+    backbone = MODELS.build(dict(
+        type='mmpetl.VisionTransformer', arch=ARCH, img_size=16, patch_size=4, layer_scale_init_value=1.,
+        petl=[dict(type='VPT', name='registers', num_tokens=4, deep=False), dict(type='LoRA', rank=2)],
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'out.pth'), prefix='backbone.')))
+    backbone.init_weights()
+    backbone.train(False), peer.train(False)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert float((backbone(x)[0] - peer.forward_features(x)[:, 0]).abs().max()) < 1e-5
+
+
 def test_npz_to_safetensors(tmp_path):
     np.savez(tmp_path / 'bad.npz', **{'embedding/kernel': np.zeros((4, 4, 3, 8), np.float32), 'odd': np.zeros(2, np.float32)})
     with pytest.raises(ValueError, match=r'1 keys unexplained \(odd\)'):
