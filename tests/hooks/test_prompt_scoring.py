@@ -175,6 +175,33 @@ def test_scores_are_derivatives_of_gates(swin, deep):
         assert scores.segments[i, 3].item() == pytest.approx(mean, rel=1e-4)
 
 
+def test_video_recognizer():
+    """One clip per video, as mmaction2 packs it; the derivative of one token's gate against central differences."""
+    from mmaction.models import Recognizer3D
+    from mmaction.structures import ActionDataSample
+    torch.manual_seed(0)
+    backbone = dict(type='mmpetl.VideoMAE', img_size=16, patch_size=8, embed_dims=32, depth=2, num_heads=4, num_frames=4,
+                    petl=[dict(type='E2VPT', num_tokens=4, num_kv_tokens=2)])
+    model = Recognizer3D(
+        backbone=backbone, cls_head=dict(type='mmaction.TimeSformerHead', num_classes=3, in_channels=32),
+        data_preprocessor=dict(type='mmaction.ActionDataPreprocessor', mean=[0.] * 3, std=[1.] * 3, format_shape='NCTHW'))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    data = [dict(inputs=list(torch.randn(3, 1, 3, 4, 16, 16)), data_samples=[ActionDataSample().set_gt_label(i) for i in range(3)])]
+    scores = PromptScorer().score(model, data)
+    assert scores.samples == 3 and (scores.tokens > 0).all()
+    petl, losses = model.backbone.petl, {}
+    model.eval()
+    for sign in (1, -1):
+        set_gates(petl, petl.e2vpt, torch.tensor([[0., sign * 1e-2, 0., 0.]]))
+        packed_data = model.data_preprocessor(data[0], False)
+        with torch.no_grad():
+            losses[sign] = [model(packed_data['inputs'][i:i + 1], packed_data['data_samples'][i:i + 1], mode='loss')['loss_cls'].item()
+                            for i in range(3)]
+    assert scores.tokens[1].item() == pytest.approx(np.mean(np.abs(np.subtract(losses[1], losses[-1]))) / 2e-2, rel=1e-2)
+
+
 def test_the_published_token_score_hardly_sees_its_tokens():
     """LayerNorm undoes a factor on the whole prompt; the gate inside attention does not suffer from it."""
     model = classifier()
