@@ -3,8 +3,9 @@
 A new method is one row in ``METHODS``, a new backbone one row in ``BACKBONES``.
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple
 
 import torch
 
@@ -138,8 +139,8 @@ METHODS: List[Case] = [
          note='Swins: queries across windows are undefined in the paper'),
     Case('LST', [dict(type='LST', reduction=4)], on=('vit', 'clip', 'videomae'), identity=False, real=[dict(type='LST', reduction=8)],
          counts=dict(vit=2_376_492), note='Swins: one ladder width is undefined over changing widths'),
-    Case('VQT', [dict(type='VQT', num_tokens=2, drop_rate=0.)], on=VITS, identity=False, real=[dict(type='VQT', num_tokens=1)],
-         counts=dict(vit=9_216), note='Swins: queries across windows are undefined in the paper'),
+    Case('VQT', [dict(type='VQT', num_tokens=2, drop_rate=0.)], on=('vit', 'clip'), identity=False, real=[dict(type='VQT', num_tokens=1)],
+         counts=dict(vit=9_216), note='its feature starts with the class token, which only ViT and CLIP have'),
     Case('LoRA + AdaptFormer', [dict(type='LoRA', rank=2), dict(type='AdaptFormer', mid_dims=4)]),
     Case('PATT + AdaptFormer', [dict(type='PATT', mid_dims=4, init='zero_up'), dict(type='AdaptFormer', mid_dims=4, input='normed')],
          real=[dict(type='PATT', mid_dims=128), dict(type='AdaptFormer', mid_dims=64)], counts=dict(video_swin=6_201_088)),
@@ -151,6 +152,18 @@ CASE = {c.name: c for c in METHODS}
 PAIRS: List[Tuple[Case, Backbone]] = [(case, BACKBONE[name]) for case in METHODS for name in case.on]
 REFUSED: List[Tuple[Case, Backbone]] = [(case, b) for case in METHODS for b in BACKBONES if b.name not in case.on]
 PAIR_IDS = [f'{case.name}-{b.name}' for case, b in PAIRS]
+
+
+@contextmanager
+def real_size() -> Iterator[None]:
+    """Build real-size models without memory: on the meta device, except for the drop-path rates, whose values upstream reads."""
+    linspace = torch.linspace
+    torch.linspace = lambda *args, **kwargs: linspace(*args, **{**kwargs, 'device': 'cpu'})
+    try:
+        with torch.device('meta'):
+            yield
+    finally:
+        torch.linspace = linspace
 
 
 def features(output: Any) -> torch.Tensor:

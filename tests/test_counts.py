@@ -1,8 +1,7 @@
 """Trainable parameters at published sizes, on the meta device, against published and derived numbers."""
 
 import pytest
-import torch
-from cases import BACKBONE, METHODS
+from cases import BACKBONE, METHODS, real_size
 
 import mmpetl
 from mmpetl.registry import MODELS
@@ -11,7 +10,7 @@ COUNTS = [(case, BACKBONE[name], number) for case in METHODS for name, number in
 
 
 def _build(backbone, **options):
-    with torch.device('meta'):
+    with real_size():
         return MODELS.build({'type': backbone.type, **backbone.real, **options})
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from cases import BACKBONES, PAIR_IDS, PAIRS, REFUSED, features, perturb
+from cases import BACKBONES, PAIR_IDS, PAIRS, REFUSED, features, perturb, real_size
 from mmengine.model import BaseModule
 
 import mmpetl
@@ -57,7 +57,7 @@ def test_empty_backbone_equals_upstream(backbone, dtype, tolerance):
 
 @backbones
 def test_real_size_has_upstream_keys(backbone):
-    with torch.device('meta'):
+    with real_size():
         plain = backbone.upstream(**backbone.real)
         ours = mmpetl.registry.MODELS.build({'type': backbone.type, **backbone.real})
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
