@@ -79,6 +79,18 @@ def _set_data(cfg: Config, suite: Suite, task: ConfigDict) -> None:
                 dataset['pipeline'] = squash(dataset['pipeline'])
 
 
+def prepare_suite(cfg: Config, suite: Suite) -> None:
+    """Give a config the data of a suite where it has those of another; nothing else depends on the suite.
+
+    Raises:
+        ValueError: If the config has no ``task``, or no base file of that suite lies beside it.
+    """
+    if not cfg.get('task'):
+        raise ValueError(f"the config has no 'task': begin it with _base_/datasets/{suite.name}.py, or another suite's base")
+    if not list(find_dicts([cfg.get(name) for name in LOADERS], suite.dataset)):
+        _switch_suite(cfg, suite)
+
+
 def _switch_suite(cfg: Config, suite: Suite) -> None:
     """Take data and normalisation of another suite from its base file beside the config; batch sizes and workers stay.
 
@@ -183,8 +195,7 @@ def apply_task(cfg: Config, cfg_options: Optional[Mapping[str, Any]] = None) -> 
     suite = get_suite(task.suite)
     spec = get_task(suite, task.name)
     cfg.task = task
-    if not list(find_dicts([cfg.get(name) for name in LOADERS], suite.dataset)):
-        _switch_suite(cfg, suite)
+    prepare_suite(cfg, suite)
     _set_data(cfg, suite, cfg.task)
     _set_model(cfg, spec)
     for name in ('val_evaluator', 'test_evaluator'):

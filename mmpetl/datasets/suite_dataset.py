@@ -40,10 +40,10 @@ class SuiteDataset(BaseDataset):
         if split not in self.splits():
             raise ValueError(f'{self.SUITE.title} {task!r} has no list {split!r}' + nearest(split, self.splits()))
         folder = os.path.join(os.path.expanduser(data_root or self.SUITE.root), self.task.directory)
-        metainfo = dict(kwargs.pop('metainfo', None) or {}, suite=self.SUITE.name, task=task, num_classes=self.task.num_classes,
-                        metric=self.task.metric)
         super().__init__(ann_file='', data_root=folder, data_prefix=self.task.images, pipeline=pipeline, test_mode=test_mode,
-                         metainfo=metainfo, classes=classes or self._class_names(folder), **kwargs)
+                         classes=classes or self._class_names(folder), **kwargs)
+        # Not given to the base class, which takes strings for names of files.
+        self._metainfo.update(suite=self.SUITE.name, task=task, num_classes=self.task.num_classes, metric=self.task.metric)
 
     def splits(self) -> Tuple[str, ...]:
         """Lists that can be asked for."""
