@@ -46,6 +46,7 @@ HF_OUTER: Ignored = ((r'text_(model|projection)\..*', _TEXT), (r'logit_scale|log
 
 def from_openai(state: State, report: Report) -> State:
     """``visual.*`` of OpenAI's archives and of open_clip, prefix removed; half precision becomes single."""
+    report.notes.append('no tensor tells the activation: OpenAI trained with QuickGELU, most open_clip releases with GELU (act_cfg)')
     return _shaped(rename(state, OPENAI, OPENAI_IGNORED, report))
 
 
