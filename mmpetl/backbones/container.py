@@ -86,6 +86,8 @@ class PETL(ModuleDict):
         final = family.final_norm(backbone)
         if isinstance(final, family.final_class):
             final.tap = taps[-1]
+        # Looking the family up is no work for a forward pass: a compiler could not trace it.
+        self._side_view = (tuple(blocks), final)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -113,7 +115,7 @@ class PETL(ModuleDict):
     def record(self, run: Callable[[], Any]) -> List[Dict[str, Tensor]]:
         """Run the trunk without gradients and return what the side method reads of every block."""
         wanted = self.side_method().side_reads
-        taps = self.taps
+        taps = [block.tap for block in self._side_view[0]]
         for tap in taps:
             last = tap is taps[-1]
             tap.recorder = {name: None for name in wanted if name != 'out' or last}
@@ -132,5 +134,5 @@ class PETL(ModuleDict):
 
     def side_blocks(self) -> List[SideBlock]:
         """The frozen blocks as a side method may use them."""
-        final = self.family.final_norm(self.backbone)
-        return [SideBlock(block, final) for block in self.blocks]
+        blocks, final = self._side_view
+        return [SideBlock(block, final) for block in blocks]
