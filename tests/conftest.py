@@ -1,0 +1,22 @@
+"""What every test starts from: no default scope left behind by a run of another test, and no launcher's variables."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+from mmengine.registry import DefaultScope
+
+# a logger of MMEngine outlives the test that made it, and so the stdout that pytest gave to that test
+logging.raiseExceptions = False
+
+
+@pytest.fixture(autouse=True)
+def clean_scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MMEngine looks types up in the scope of the latest runner of the process; a test must not depend on which tests ran before it."""
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(DefaultScope._instance_dict)
+    DefaultScope._instance_dict.clear()
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
