@@ -19,6 +19,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 
 from .. import compat
+from .tasks import apply_task
 
 _runs = itertools.count()
 
@@ -125,6 +126,7 @@ def _finish(cfg: Config, args: argparse.Namespace) -> Config:
     """Apply ``--cfg-options`` last, as both libraries do, and drop what torch refuses: persistent workers that do not exist."""
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    apply_task(cfg, args.cfg_options)
     for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(field)
         if isinstance(loader, dict) and not loader.get('num_workers'):

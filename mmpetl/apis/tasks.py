@@ -200,7 +200,8 @@ def apply_task(cfg: Config, cfg_options: Optional[Mapping[str, Any]] = None) -> 
     _set_model(cfg, spec)
     for name in ('val_evaluator', 'test_evaluator'):
         if cfg.get(name) is not None:
-            kept = [m for m in (cfg[name] if isinstance(cfg[name], (list, tuple)) else [cfg[name]]) if _is_dump(m)]
+            metrics = cfg[name].get('metrics', [cfg[name]]) if isinstance(cfg[name], dict) else cfg[name]
+            kept = [m for m in (metrics if isinstance(metrics, (list, tuple)) else [metrics]) if _is_dump(m)]
             cfg[name] = [ConfigDict(METRICS[spec.metric]), *kept]
     _set_rows(cfg, spec)
     if cfg_options:
