@@ -114,12 +114,14 @@ class PETL(ModuleDict):
 
     def record(self, run: Callable[[], Any]) -> List[Dict[str, Tensor]]:
         """Run the trunk without gradients and return what the side method reads of every block."""
-        wanted = self.side_method().side_reads
+        method = self.side_method()
         taps = [block.tap for block in self._side_view[0]]
-        for tap in taps:
-            last = tap is taps[-1]
-            tap.recorder = {name: None for name in wanted if name != 'out' or last}
-            tap.recorder['skip'] = last and 'out' not in wanted
+        end = len(taps) - 1
+        read = [i for i in range(len(taps)) if method.active('side', i)]
+        for i, tap in enumerate(taps):
+            tap.recorder = {name: None for name in method.side_reads if (i == end if name == 'out' else i in read)}
+            # Nobody reads what the last block that is read makes of the tokens, nor the blocks behind it.
+            tap.recorder['skip'] = 'out' not in method.side_reads and i >= read[-1]
         try:
             with torch.no_grad():
                 run()

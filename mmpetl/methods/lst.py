@@ -69,7 +69,7 @@ class LST(Method):
                              f'than {reduction}')
         if not temperature > 0:
             raise ValueError(f'LST: temperature must be > 0, got {temperature!r}')
-        self.side_reads = ('x', 'out')
+        self.side_reads = ('x', 'out') if len(specs) - 1 in self.layers else ('x', )
         self.temperature, self.checkpoint = temperature, checkpoint
         self.tokens = 1 if first.extra_tokens else None
         self.stem = nn.Linear(dim, width)
@@ -79,6 +79,10 @@ class LST(Method):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.up = nn.Linear(width, dim)
         self.reset_parameters()
+
+    def active(self, point: str, index: int) -> bool:
+        # The output of block i is the input of block i + 1.
+        return point == 'side' and (index == 0 or index - 1 in self.layers)
 
     def reset_parameters(self) -> None:
         """Gates half open; linears of the rungs as in a vision transformer (truncated normal 0.02), the others torch's default."""
@@ -96,7 +100,7 @@ class LST(Method):
         return self.rungs[str(i)](down + gate * (y - down), self.tokens if i == self.layers[-1] else None)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
-        outputs = [read['x'] for read in reads[1:]] + [reads[-1]['out']]
+        outputs = [read.get('x') for read in reads[1:]] + [reads[-1].get('out')]
         y = self.stem(reads[0]['x'])
         for i, gate in zip(self.layers, torch.sigmoid(self.gates / self.temperature)):
             y = recompute(self.checkpoint, self._rung, i, y, outputs[i], gate)

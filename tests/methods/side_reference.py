@@ -59,12 +59,14 @@ def qsm(s: State, name: str, z: Tensor) -> Tensor:
     return z + s[f'{name}.ffn_scale'] * bottleneck(s, f'{name}.mlp', norm(s, f'{name}.norm2', z))
 
 
-def synqt(vit, s: State, image: Tensor) -> Tensor:
+def synqt(vit, s: State, image: Tensor, layers=(0, 1, 2)) -> Tensor:
     """Feature (B, C) of SynQT in evaluation mode; ``s``: the method's state."""
     q_means, h_means, hh_means = [], [], []
-    for i, (layer, x) in enumerate(zip(vit.layers, token_streams(vit, image))):
-        p = s['queries'][i].expand(len(x), -1, -1)
-        if i:
+    streams = token_streams(vit, image)
+    for number, i in enumerate(layers):
+        layer, x = vit.layers[i], streams[i]
+        p = s['queries'][number].expand(len(x), -1, -1)
+        if number:
             p = p + s['feat_scale'] * q_means[-1]
         p = qsm(s, f'blocks.{i}.qsm', bottleneck(s, f'blocks.{i}.adapter', p))
         h, hh = query_block(layer, p, x.detach())
@@ -78,24 +80,24 @@ def synqt(vit, s: State, image: Tensor) -> Tensor:
     return norm(head, 'n', (weights[..., None] * rows).mean(1))
 
 
-def vqt(vit, s: State, image: Tensor) -> Tensor:
+def vqt(vit, s: State, image: Tensor, layers=(0, 1, 2)) -> Tensor:
     """Feature (B, C * (1 + L * P)) of VQT in evaluation mode."""
     streams = token_streams(vit, image)
     groups = [vit.ln1(streams[-1][:, 0])]
-    for layer, x, q in zip(vit.layers, streams, s['queries']):
-        p = q.expand(len(x), -1, -1)
-        h, hh = query_block(layer, p, x.detach())
+    for i, q in zip(layers, s['queries']):
+        p = q.expand(len(image), -1, -1)
+        h, hh = query_block(vit.layers[i], p, streams[i].detach())
         groups.append((p + h + hh).flatten(1))
     return torch.cat([g / g.square().sum(1, keepdim=True).sqrt() for g in groups], 1)
 
 
-def lst(vit, s: State, image: Tensor, heads: int, temperature: float = 0.1) -> Tensor:
+def lst(vit, s: State, image: Tensor, layers=(0, 1, 2), heads: int = 3, temperature: float = 0.1) -> Tensor:
     """Feature (B, C) of LST."""
     streams = [x.detach() for x in token_streams(vit, image)]
     y = linear(s, 'stem', streams[0])
-    for i, x in enumerate(streams[1:]):
-        gate = 1 / (1 + torch.exp(-s['gates'][i] / temperature))
-        y = gate * y + (1 - gate) * linear(s, f'downs.{i}', x)
+    for number, i in enumerate(layers):
+        gate = 1 / (1 + torch.exp(-s['gates'][number] / temperature))
+        y = gate * y + (1 - gate) * linear(s, f'downs.{i}', streams[i + 1])
         name = f'rungs.{i}'
         qkv = linear(s, f'{name}.qkv', norm(s, f'{name}.norm1', y, 1e-6))
         q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in qkv.chunk(3, -1))

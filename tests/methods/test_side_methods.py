@@ -103,15 +103,14 @@ def test_published_combination():
 
 
 def textbook(model, name, image):
-    state = dict(model.petl[name.lower()].named_parameters())
-    if name == 'LST':
-        return side_reference.lst(plain(model), state, image, heads=3)
-    return getattr(side_reference, name.lower())(plain(model), state, image)
+    method = model.petl[name.lower()]
+    return getattr(side_reference, name.lower())(plain(model), dict(method.named_parameters()), image, method.layers)
 
 
 VARIANTS = [('SynQT', dict(context=c, checkpoint=p)) for c in ('kv', 'absorb') for p in (False, True)]
 VARIANTS += [('VQT', dict(context=c, checkpoint=p)) for c in ('kv', 'absorb') for p in (False, True)]
 VARIANTS += [('LST', dict(checkpoint=p)) for p in (False, True)]
+VARIANTS += [(name, dict(layers=layers)) for name in METHODS for layers in ('0-1', '1-2')] + [('LST', dict(layers='1'))]
 
 
 @pytest.mark.parametrize('name,options', VARIANTS, ids=str)
@@ -195,6 +194,29 @@ def test_last_block_is_not_updated_for_queries_alone():
         layer.attn.register_forward_hook(lambda *_: calls.append(1))
     model(images())
     assert len(calls) == len(model.layers) - 1
+
+
+def test_only_what_is_read_is_kept_and_computed():
+    """Blocks that are not read leave nothing behind, and blocks behind the last one that is read do not run."""
+    for name, layers, kept, runs in [('SynQT', '0-1', [1, 1, 0], 1), ('SynQT', '1-2', [0, 1, 1], 2), ('LST', '0', [1, 1, 0], 1),
+                                     ('LST', '1', [1, 0, 1], 2), ('LST', '2', [1, 0, 1], 3), ('VQT', '0', [1, 0, 1], 3)]:
+        model, calls = build(dict(METHODS[name], layers=layers)), []
+        for layer in model.layers:
+            layer.ffn.layers[0][0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        reads = model.petl.record(lambda model=model: super(type(model), model).forward(images()))
+        assert ([len(read) for read in reads], len(calls)) == (kept, runs), (name, layers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', METHODS)
+def test_compiles_to_one_graph_with_gradients(name):
+    model = build(dict(METHODS[name], checkpoint=True))
+    parameters = list(model.petl.parameters())
+    plain_feature = model(images())[0]
+    torch._dynamo.reset()
+    feature = torch.compile(model, backend='aot_eager', fullgraph=True)(images())[0]
+    for a, b in zip((feature, *gradients(feature, parameters)), (plain_feature, *gradients(plain_feature, parameters))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 # -- counts, widths, initial values -------------------------------------------------------------------------------------------------
