@@ -121,7 +121,8 @@ def _try(state: Mapping[str, Tensor], header: Any, config: str) -> str:
         arch, shapes, grid = config_target(config)
         return str(convert(state, shapes, arch, grid=grid)[1])
     from .build import build_model, read_config
-    with torch.device('meta'):
+    from .memory import on_meta
+    with on_meta():
         model = build_model(read_config(config), weights=False)
     own = model.state_dict()
     for key, tensor in state.items():

@@ -57,7 +57,7 @@ class Cached:
     @staticmethod
     def _amp(sources: Sequence[Tensor]) -> Any:
         kind = sources[0].device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else None
 
     def valid(self, sources: Sequence[Tensor]) -> bool:
         return self.amp == self._amp(sources) and len(sources) == len(self.state) and all(

@@ -1,0 +1,75 @@
+"""How much a forward pass keeps for the backward pass."""
+
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+class _FusedAttention(torch.autograd.Function):
+    """What a fused attention kernel keeps: queries, keys, values, bias, output and one number per query; nothing is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, bias, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[None, ...]:
+        raise NotImplementedError('only what is kept is measured')
+
+
+class _Fused(TorchFunctionMode):
+    """Replaces scaled-dot-product attention, which on the meta device would be the plain form that keeps every attention map."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Optional[Dict[str, Any]] = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            q, k, v = args[:3]
+            return _FusedAttention.apply(q, k, v, kwargs.get('attn_mask'))
+        return function(*args, **kwargs)
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    """Upstream reads its drop-path rates out of a ``torch.linspace``, which must therefore hold numbers."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Optional[Dict[str, Any]] = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.linspace:
+            kwargs.setdefault('device', 'cpu')
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Modules built in this context have shapes but no numbers; upstream's backbones can be built."""
+    with torch.device('meta'), _NumbersOnCPU():
+        yield
+
+
+def saved_bytes(module: nn.Module, x: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass, besides parameters, buffers and the input.
+
+    Each storage counts once, however many views of it are kept. Attention counts as a fused kernel keeps it.
+
+    Args:
+        module: Module on the meta device.
+        x: Its input, on the meta device.
+    """
+    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers(), x)}
+    kept: Dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = tensor  # held, so that no other storage gets its address
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Fused():
+        out = module(x)
+    del out
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
