@@ -265,6 +265,8 @@ class FeatureCacheHook(Hook):
                     store.put(rows, features)
         finally:
             model.train(training)
+        if store is None:
+            raise ValueError(f'{type(loader.dataset).__name__} has no samples, so there are no features to cache')
         return samples, store
 
     def _features(self, runner: Any, model: nn.Module, data: Dict[str, Any]) -> Any:
