@@ -118,6 +118,7 @@ def trial_config(plan: Mapping[str, Any], trial: Trial, folder: str) -> Any:
     from ..evaluation import METRIC_KEYS
     from .tasks import apply_task
     cfg = Config.fromfile(plan['config'])
+    cfg.merge_from_dict(dict(plan.get('cfg_options', {})))
     cfg.task.update(suite=plan['suite'], name=trial.task, phase=trial.phase, **trial.fold)
     if plan.get('root'):
         cfg.task.root = plan['root']

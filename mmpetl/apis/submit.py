@@ -1,0 +1,177 @@
+"""``mmpetl submit DIR``: the ELEVATER leaderboard's submission from a sweep's final runs.
+
+Format: ``all_predictions.zip`` with one ``all_predictions.json``, ``{"data": [one entry per data set]}``. An entry holds the probabilities
+of every test image in the order of the list, rounded to six decimals, for each seed of the few-shot subset, and the parameter counts.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import zipfile
+from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Sequence
+
+import numpy as np
+
+from ..datasets.tables import ELEVATER, get_task
+from ..weights.io import atomic_write
+from .sweep_plan import Plan, Unit, read_plan, units
+from .trial import OK
+
+SAME = ('model_name', 'num_params', 'num_visual_params', 'num_backbone_params', 'n_shot')
+
+
+def softmax_rows(scores: np.ndarray) -> np.ndarray:
+    """Scores (N, C) that are probabilities -> the same in float64 with rows of sum 1 and six decimals."""
+    scores = np.asarray(scores, np.float64)
+    return np.round(scores / scores.sum(1, keepdims=True), 6)
+
+
+def entry_of(work_dir: str, task_units: Sequence[Unit], model_name: str, sizes: Mapping[str, int]) -> Dict[str, Any]:
+    """The entry of one data set.
+
+    Args:
+        work_dir: Folder of the sweep.
+        task_units: The data set's units, one per few-shot seed.
+        model_name: Name on the leaderboard.
+        sizes: ``num_params``, ``num_visual_params`` and ``num_backbone_params``.
+
+    Raises:
+        ValueError: If a run or its scores are missing.
+    """
+    plan, name = task_units[0].plan, task_units[0].task
+    predictions, seeds, trainable = [], [], []
+    for unit in sorted(task_units, key=lambda u: u.fold.get('shot_seed', 0)):
+        finals = unit.finals()
+        result = unit.result(finals[0]) if finals else None
+        if result is None or result.status != OK:
+            raise ValueError(f'{name} {unit.fold or ""}: the final run is missing; finish the sweep first (mmpetl sweep)')
+        path = os.path.join(unit.folder(finals[0]), 'scores.npz')
+        if not os.path.isfile(path):
+            raise ValueError(f'{path} is missing: the run wrote no predictions; delete its result.json and run the sweep again')
+        with np.load(path, allow_pickle=False) as data:
+            scores = data['scores']
+        multi = get_task(ELEVATER, name).multi_label
+        predictions.append((np.round(scores.astype(np.float64), 6) if multi else softmax_rows(scores)).tolist())
+        seeds.append(int(unit.fold.get('shot_seed', 0)))
+        trainable.append(result.params or 0)
+    return dict(model_name=model_name, dataset_name=name, num_trainable_params=float(statistics.fmean(trainable)), **sizes,
+                n_shot=shots_of(plan), rnd_seeds=seeds, predictions=predictions)
+
+
+def shots_of(plan: Plan) -> int:
+    """Images per class of a sweep: -1 for all images, 0 for zero-shot.
+
+    Raises:
+        ValueError: If the plan's config cannot be read.
+    """
+    from mmengine.config import Config
+    cfg = Config.fromfile(plan['config'])
+    if not cfg.get('train_dataloader'):
+        return 0
+    return int(plan['cfg_options'].get('task.shots', cfg.task.get('shots', -1)))
+
+
+def validate(entries: Sequence[Mapping[str, Any]], complete: bool = True) -> None:
+    """Check a submission as the leaderboard does, before anything is written.
+
+    Args:
+        entries: Entries of all data sets.
+        complete: Whether all 20 data sets must be there.
+
+    Raises:
+        ValueError: Naming the data set and what is wrong with it.
+    """
+    names = [e['dataset_name'] for e in entries]
+    lacking = [n for n in ELEVATER.tasks if n not in names]
+    if complete and lacking:
+        raise ValueError(f'{len(lacking)} of {len(ELEVATER.tasks)} data sets are missing: {", ".join(lacking)} '
+                         '(--partial writes the others anyway)')
+    for key in SAME:
+        if len({json.dumps(e[key]) for e in entries}) > 1:
+            raise ValueError(f'the entries differ in {key!r}')
+    for entry in entries:
+        task = get_task(ELEVATER, entry['dataset_name'])
+        predictions = np.asarray(entry['predictions'], np.float64)
+        want = (len(entry['rnd_seeds']), task.splits['test'].count, task.num_classes)
+        if predictions.shape != want:
+            raise ValueError(f'{task.name}: predictions are {predictions.shape}, the leaderboard wants {want} '
+                             '(seeds, test images, classes)')
+        if not np.isfinite(predictions).all() or predictions.min() < 0 or predictions.max() > 1:
+            raise ValueError(f'{task.name}: predictions must be probabilities between 0 and 1')
+        if not task.multi_label and not np.allclose(predictions.sum(-1), 1, rtol=1e-3, atol=0):
+            raise ValueError(f'{task.name}: the probabilities of an image must sum to 1')
+        if len(set(entry['rnd_seeds'])) != len(entry['rnd_seeds']):
+            raise ValueError(f'{task.name}: a seed occurs twice')
+
+
+def _sizes(plan: Plan) -> Dict[str, int]:
+    """Parameter counts of the whole model, its image tower (with projection) and its backbone, without method and head."""
+    import torch
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    from mmpretrain.registry import MODELS
+    cfg = Config.fromfile(plan['config'])
+    init_default_scope('mmpretrain')
+    model_cfg = cfg.model.to_dict()
+    model_cfg.pop('head', None)
+    with torch.device('meta'):
+        model = MODELS.build(model_cfg)
+    trunk = sum(p.numel() for n, p in model.backbone.named_parameters() if not n.startswith('petl.'))
+    neck = sum(p.numel() for p in model.neck.parameters()) if model.with_neck else 0
+    heads = statistics.fmean(t.num_classes for t in ELEVATER.tasks.values()) * ((cfg.model.head.get('in_channels') or 0) + 1)
+    return dict(num_params=trunk + neck + round(heads), num_visual_params=trunk + neck, num_backbone_params=trunk + neck)
+
+
+def write_submission(entries: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Write the zip file."""
+    data = json.dumps(dict(data=list(entries))).encode()
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr('all_predictions.json', data)
+
+    atomic_write(path, write)
+
+
+def submission(work_dir: str, model_name: Optional[str] = None, sizes: Optional[Mapping[str, int]] = None,
+               complete: bool = True) -> List[Dict[str, Any]]:
+    """Entries of a sweep, validated.
+
+    Args:
+        work_dir: Folder of an ELEVATER sweep.
+        model_name: Name on the leaderboard; default the sweep's.
+        sizes: Parameter counts of the base; default counted from the config.
+        complete: Whether all 20 data sets must be there.
+
+    Raises:
+        ValueError: If it is another suite's sweep, something is missing, or the entries are not valid.
+    """
+    plan = read_plan(work_dir)
+    if plan['suite'] != 'elevater':
+        raise ValueError(f'{work_dir} is a sweep over {plan["suite"]}: only ELEVATER has a leaderboard')
+    by_task: Dict[str, List[Unit]] = {}
+    for unit in units(plan, work_dir):
+        by_task.setdefault(unit.task, []).append(unit)
+    counts = dict(sizes or _sizes(plan))
+    entries = [entry_of(work_dir, mine, model_name or plan['name'], counts) for mine in by_task.values()]
+    validate(entries, complete)
+    return entries
+
+
+def run(args: argparse.Namespace) -> None:
+    """``mmpetl submit``."""
+    out = args.out or os.path.join(args.dir, 'all_predictions.zip')
+    entries = submission(args.dir, args.name, complete=not args.partial)
+    write_submission(entries, out)
+    print(f'{out}: {len(entries)} data sets, seeds {", ".join(map(str, entries[0]["rnd_seeds"]))}, {os.path.getsize(out) / 2**20:.1f} MiB')
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``submit``."""
+    parser = subparsers.add_parser('submit', help='write the ELEVATER submission', description=__doc__)
+    parser.add_argument('dir', metavar='DIR', help='folder of a finished ELEVATER sweep')
+    parser.add_argument('--out', help='the zip file; default DIR/all_predictions.zip')
+    parser.add_argument('--name', help="model name on the leaderboard; default the sweep's")
+    parser.add_argument('--partial', action='store_true', help='write it although data sets are missing')
+    parser.set_defaults(run=run)
