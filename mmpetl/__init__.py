@@ -12,7 +12,7 @@ from .version import __version__
 
 _install()
 
-_API = ('attach', 'summary', 'save_adapter', 'load_adapter', 'merge', 'disabled', 'infer')
+_API = ('attach', 'summary', 'save_adapter', 'load_adapter', 'merge', 'disabled', 'infer', 'AdapterBank')
 __all__ = ['__version__', *_API]
 
 

@@ -1,4 +1,4 @@
-"""What a Python user calls: attach, summary, save_adapter, load_adapter, merge, disabled, infer."""
+"""What a Python user calls: attach, summary, save_adapter, load_adapter, merge, disabled, infer, AdapterBank."""
 
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Sequence
@@ -8,8 +8,9 @@ from torch import nn
 from ..backbones.attach import attach as _attach
 from ..tuning import MergeReport, Summary, find_backbone, merge, summary
 from .adapter import load_adapter, save_adapter
+from .bank import AdapterBank
 
-__all__ = ['MergeReport', 'Summary', 'attach', 'disabled', 'infer', 'load_adapter', 'merge', 'save_adapter', 'summary']
+__all__ = ['AdapterBank', 'MergeReport', 'Summary', 'attach', 'disabled', 'infer', 'load_adapter', 'merge', 'save_adapter', 'summary']
 
 
 def attach(model: nn.Module,

@@ -1,0 +1,101 @@
+"""Adding up what several adapters change: linear, TIES, DARE.
+
+Yadav et al., "TIES-Merging", https://arxiv.org/abs/2306.01708, algorithm 1; Yu et al., "Language Models are Super Mario" (DARE),
+https://arxiv.org/abs/2311.03099, equation 1. Both work on each weight matrix by itself.
+"""
+
+from typing import Dict, List, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..tuning import _culprit, _folded
+
+COMBINATIONS = ('linear', 'ties', 'dare')
+
+
+@torch.no_grad()
+def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """What the active adapter changes: trunk parameter -> difference to the base.
+
+    Args:
+        backbone: Backbone with the adapter in place.
+        name: Name of the adapter, for messages.
+        tuned: Trunk parameters that it trains, with their values.
+        base: Their values in the base.
+
+    Raises:
+        ValueError: If a method is not a change of weights.
+    """
+    culprit = _culprit(dict(backbone.petl.items()))
+    if culprit:
+        raise ValueError(f'adapter {name!r}: {culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be combined')
+    parameters = {n: p for n, p in backbone.named_parameters() if not n.startswith('petl.')}
+    old = {n: p.detach().clone() for n, p in parameters.items()}
+    try:
+        for target, value in _folded(backbone) if len(backbone.petl) else ():
+            target.copy_(value)
+        changed = {n: p.detach() - base.get(n, old[n]) if n in tuned else p.detach() - old[n] for n, p in parameters.items()}
+        return {n: change for n, change in changed.items() if n in tuned or change.any()}
+    finally:
+        for n, p in parameters.items():
+            p.copy_(old[n])
+
+
+def trim(change: Tensor, density: float) -> Tensor:
+    """Keep the ``density`` largest elements by magnitude, zeros elsewhere."""
+    keep = int(density * change.numel())
+    if keep >= change.numel():
+        return change
+    mask = torch.zeros(change.numel(), dtype=torch.bool, device=change.device)
+    mask[change.abs().flatten().topk(keep).indices] = True
+    return change * mask.view_as(change)
+
+
+def ties(changes: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
+    """Trim, elect the sign of the larger total, average the weighted changes that agree with it (disjoint mean)."""
+    trimmed = torch.stack([trim(c, density) for c in changes])
+    sign = torch.where(trimmed.sum(0) >= 0, 1., -1.)
+    agree = trimmed.sign() == sign
+    factors = torch.tensor(weights, dtype=trimmed.dtype, device=trimmed.device).view(-1, *[1] * changes[0].dim())
+    return (trimmed * factors * agree).sum(0) / agree.sum(0).clamp(min=1)
+
+
+def dare(changes: Sequence[Tensor], weights: Sequence[float], density: float, generator: torch.Generator) -> Tensor:
+    """Keep each element with probability ``density``, rescale by its inverse, add up."""
+    total = torch.zeros_like(changes[0])
+    for change, weight in zip(changes, weights):
+        kept = torch.rand(change.shape, generator=generator).to(change.device) < density
+        total += weight * change * kept / density
+    return total
+
+
+def combine_deltas(changes: Sequence[Mapping[str, Tensor]], weights: Sequence[float], how: str, density: float = 0.5,
+                   seed: int = 0) -> Dict[str, Tensor]:
+    """Combine changes of the same trunk.
+
+    Args:
+        changes: Per adapter: parameter -> change; an absent one counts as zero.
+        weights: One factor per adapter.
+        how: 'linear' (sum of factor times change), 'ties' or 'dare'.
+        density: Part of each change that is kept, in (0, 1].
+        seed: Of the random choice of 'dare'.
+
+    Raises:
+        ValueError: If the density lies outside (0, 1].
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f'density={density} must be above 0 and at most 1')
+    generator = torch.Generator().manual_seed(seed)
+    names: List[str] = list(dict.fromkeys(n for change in changes for n in change))
+    combined = {}
+    for name in names:
+        shape = next(change[name] for change in changes if name in change)
+        parts = [change.get(name, torch.zeros_like(shape)) for change in changes]
+        if how == 'linear':
+            combined[name] = sum((w * p for w, p in zip(weights, parts)), torch.zeros_like(shape))
+        elif how == 'ties':
+            combined[name] = ties(parts, weights, density)
+        else:
+            combined[name] = dare(parts, weights, density, generator)
+    return combined

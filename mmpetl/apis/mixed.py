@@ -1,0 +1,235 @@
+"""Taps under which every sample of a batch has its own adapter.
+
+Points that work row by row (linear, qkv, norm, branch) run each adapter on its own rows. Extra keys and values, and prompts, stand side
+by side for all samples, padded to the longest, and a bias of minus infinity hides the padding from the softmax.
+"""
+
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..sites import Method, Tap, plan_prompts
+
+KeysValues = Optional[Tuple[Tensor, Tensor]]
+#: Families whose attention is global, where every sample may have its own extra keys.
+GLOBAL = ('vit', 'videomae')
+
+
+def rows_of(features: Any, rows: Tensor) -> Any:
+    """The same rows of every tensor in nested tuples or lists."""
+    if isinstance(features, Tensor):
+        return features[rows]
+    if isinstance(features, (tuple, list)):
+        return type(features)(rows_of(f, rows) for f in features)
+    return features
+
+
+class MixedTap(Tap):
+    """What one block sees: the taps of several adapters, each with its rows of the batch.
+
+    Args:
+        index: Block.
+        taps: One tap per adapter.
+        rows: Samples of each adapter.
+        batch: Samples B.
+    """
+
+    def __init__(self, index: int, taps: Sequence[Tap], rows: Sequence[Tensor], batch: int) -> None:
+        super().__init__((), index)
+        self.taps, self.rows, self.batch = tuple(taps), tuple(rows), batch
+        self.num_prompts = max(tap.num_prompts for tap in taps)
+        #: Width C of this block.
+        self.width = 0
+        #: The block before, where this one keeps the prompts that arrive from it.
+        self.carried_from: Optional[Tap] = None
+        self._extra: KeysValues = None
+
+    def _rows(self, x: Tensor, windowed: bool = True) -> List[Tensor]:
+        """Rows of each adapter in x (B * k, ...), where k windows of one sample follow one another; k = 1 unless ``windowed``.
+
+        Raises:
+            ValueError: If the batch has another size than the list of adapters.
+        """
+        windows, rest = divmod(len(x), self.batch)
+        if rest or not windows or (windows > 1 and not windowed):
+            raise ValueError(f'{self.batch} adapter_ids for a batch of another size')
+        if windows == 1:
+            return [r.to(x.device) for r in self.rows]
+        steps = torch.arange(windows, device=x.device)
+        return [(r.to(x.device)[:, None] * windows + steps).flatten() for r in self.rows]
+
+    def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        for tap, rows in zip(self.taps, self._rows(x)):
+            if tap._project:
+                parts = tap.qkv(x[rows], q[rows], k[rows], v[rows])
+                q, k, v = (whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip((q, k, v), parts))
+        return q, k, v
+
+    def linear(self, op: str, x: Tensor, y: Tensor) -> Tensor:
+        for tap, rows in zip(self.taps, self._rows(x)):
+            if tap._linear[op]:
+                y = y.index_copy(0, rows, tap.linear(op, x[rows], y[rows]).to(y.dtype))
+        return y
+
+    def norm(self, op: str, y: Tensor) -> Tensor:
+        for tap, rows in zip(self.taps, self._rows(y, windowed=False)):
+            if tap._norm[op]:
+                y = y.index_copy(0, rows, tap.norm(op, y[rows]).to(y.dtype))
+        return y
+
+    def branch(self, sub: str, residual: Tensor, x: Tensor, y: Tensor, inside: bool) -> Tensor:
+        for tap, rows in zip(self.taps, self._rows(y)):
+            if tap._branch[sub, inside]:
+                y = y.index_copy(0, rows, tap.branch(sub, residual[rows], x[rows], y[rows], inside).to(y.dtype))
+        return y
+
+    def kv(self) -> KeysValues:
+        """Extra keys and values (B, heads or 1, P, head_dim), padded with zeros to the longest."""
+        return self._extra
+
+    def prompts(self) -> Optional[Tensor]:
+        """Prompts (B, P, C), padded with zeros to the longest; sets the gate that hides all padding of this block.
+
+        Where no adapter has prompts but some have extra keys, an empty set of prompts stands for them: the gate begins at the first
+        extra key then.
+        """
+        found = [tap.prompts() for tap in self.taps]
+        self._extra, hidden_keys = self._keys_values()
+        given = [p for p in found if p is not None]
+        self.prompt_gate = hidden_keys
+        if not given:
+            if self.carried_from is not None:
+                self.prompt_gate = self.carried_from.prompt_gate
+            if hidden_keys is None or self._extra is None:
+                return None
+            return self._extra[0].new_zeros(self.batch, 0, self.width)
+        length, like = max(p.shape[1] for p in given), given[0]
+        prompts = like.new_zeros(self.batch, length, like.shape[2])
+        hidden = like.new_full((self.batch, length), float('-inf'))
+        for p, rows in zip(found, self.rows):
+            if p is not None:
+                rows = rows.to(p.device)
+                padded = F.pad(p, (0, 0, 0, length - p.shape[1])).expand(len(rows), -1, -1)
+                prompts = prompts.index_copy(0, rows, padded.to(prompts.dtype))
+                hidden[rows, :p.shape[1]] = 0.
+        padding = any(p is None or p.shape[1] < length for p in found)
+        if hidden_keys is not None:
+            self.prompt_gate = torch.cat([hidden, hidden_keys.to(hidden)], 1)
+        elif padding:
+            self.prompt_gate = hidden
+        return prompts
+
+    def _keys_values(self) -> Tuple[KeysValues, Optional[Tensor]]:
+        found = [tap.kv() for tap in self.taps]
+        given: List[KeysValues] = [None if kv is None else tuple(t if t.dim() == 4 else t[None] for t in kv) for kv in found]
+        present = [kv for kv in given if kv is not None]
+        if not present:
+            return None, None
+        heads, length = max(k.shape[1] for k, _ in present), max(k.shape[2] for k, _ in present)
+        like = present[0][0]
+        both = [like.new_zeros(self.batch, heads, length, like.shape[3]) for _ in 'kv']
+        hidden = like.new_full((self.batch, length), float('-inf'))
+        for kv, rows in zip(given, self.rows):
+            if kv is not None:
+                rows = rows.to(like.device)
+                for n, t in enumerate(kv):
+                    padded = F.pad(t, (0, 0, 0, length - t.shape[2])).expand(len(rows), heads, -1, -1)
+                    both[n] = both[n].index_copy(0, rows, padded.to(like.dtype))
+                hidden[rows, :kv[0].shape[2]] = 0.
+        padding = any(kv is None or kv[0].shape[2] < length for kv in given)
+        return (both[0], both[1]), hidden if padding else None
+
+
+def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str], family: str) -> None:
+    if tune:
+        raise ValueError(f'adapter {name!r} changes trunk parameters ({", ".join(tune[:3])}), which all samples of a batch share: '
+                         'run it in a batch of its own')
+    for key, method in methods.items():
+        points = method.points()
+        if 'side' in points:
+            raise ValueError(f'adapter {name!r}: {key} ({type(method).__name__}) replaces the output of the trunk and cannot be mixed')
+        if points & {'kv', 'prompts'} and family not in GLOBAL:
+            raise ValueError(f'adapter {name!r}: {key} ({type(method).__name__}) adds keys or prompts, which can be mixed in '
+                             'global attention only, not in windows')
+
+
+def _plan(backbone: nn.Module, methods: Mapping[str, Method]) -> List[Tap]:
+    petl = backbone.petl
+    chosen = [m.pool_prompts for m in methods.values() if m.pool_prompts is not None]
+    taps = [Tap(list(methods.values()), i) for i in range(len(petl.blocks))]
+    plan_prompts(taps, chosen[0] if chosen else petl.family.pools_prompts(backbone), petl.full_prompts)
+    return taps
+
+
+def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Method], Sequence[str]]], ids: Sequence[Any]) -> None:
+    """Put mixed taps into a backbone; ``backbone.petl.refresh()`` takes them out again.
+
+    Args:
+        backbone: Attached backbone.
+        adapters: Name -> (methods, tune patterns).
+        ids: One name per sample.
+
+    Raises:
+        ValueError: If an adapter cannot be mixed with the others.
+    """
+    if not ids:
+        raise ValueError('adapter_ids is empty: give one name per sample')
+    petl, plans = backbone.petl, {}
+    for name, (methods, tune) in adapters.items():
+        _refuse(name, methods, tune, petl.family_name)
+        plans[name] = _plan(backbone, methods)
+    rows = [torch.tensor([n for n, chosen in enumerate(ids) if chosen == name]) for name in adapters]
+    mixed = [MixedTap(i, [plans[name][i] for name in adapters], rows, len(ids)) for i in range(len(petl.blocks))]
+    _check_streams(plans)
+    _place(petl, mixed, plans)
+
+
+def _check_streams(plans: Mapping[Any, Sequence[Tap]]) -> None:
+    """Prompts in the stream must be there in the same blocks for all adapters that have prompts.
+
+    Raises:
+        ValueError: If they are not, if they are pooled, or if extra keys stand beside them.
+    """
+    prompting = {n: taps for n, taps in plans.items() if any(t.num_prompts for t in taps)}
+    streams = {n: tuple((t.num_prompts and t.prompts_read, t.prompts_in > 0) for t in taps) for n, taps in prompting.items()}
+    kinds = {n: tuple((bool(read), into) for read, into in s) for n, s in streams.items()}
+    if len(set(kinds.values())) > 1:
+        a, b = list(kinds)[:2]
+        raise ValueError(f'adapters {a!r} and {b!r} let their prompts into different blocks and cannot be mixed')
+    if any(read or into for s in kinds.values() for read, into in s):
+        if len(plans) > len(prompting) and any(taps[-1].prompts_pooled for taps in prompting.values()):
+            raise ValueError('pooled prompts cannot be mixed with samples that have none')
+        if len({tuple(t.num_prompts for t in taps) for taps in prompting.values()}) > 1 and any(
+                taps[-1].prompts_pooled for taps in prompting.values()):
+            raise ValueError('pooled prompts of different numbers cannot be mixed')
+        if any(t._kv for taps in plans.values() for t in taps):
+            raise ValueError('prompts that stay in the stream cannot be mixed with extra keys and values')
+
+
+def _place(petl: Any, mixed: Sequence[MixedTap], plans: Mapping[Any, Sequence[Tap]]) -> None:
+    """Set what depends on the neighbours, and hand the taps to the modules."""
+    carried = 0
+    for tap, following in zip(mixed, [*mixed[1:], None]):
+        own = [t for t in tap.taps if t.num_prompts]
+        tap.prompts_in = carried
+        tap.width = petl.blocks[tap.index].spec.dim
+        tap.prompts_read = bool(own) and any(t.prompts_read for t in own)
+        if own:
+            carried = tap.num_prompts if tap.prompts_read else 0
+        elif carried:
+            # What entered before stays in the stream, and so does what hides its padding.
+            tap.carried_from = mixed[tap.index - 1]
+        if following is None:
+            pooled = any(t.prompts_pooled for t in tap.taps)
+            tap.prompts_dropped, tap.prompts_pooled = (0, carried) if pooled else (carried, 0)
+    family, backbone = petl.family, petl.backbone
+    for block, tap in zip(petl.blocks, mixed):
+        for module in block.modules():
+            if hasattr(module, 'tap'):
+                module.tap = tap
+    family.embed(backbone).tap = mixed[0]
+    final = family.final_norm(backbone)
+    if isinstance(final, family.final_class):
+        final.tap = mixed[-1]
