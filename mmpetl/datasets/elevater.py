@@ -74,6 +74,13 @@ class Elevater(SuiteDataset):
             self._where[archive] = f'{path}@' if os.path.isfile(path) or not os.path.isdir(unpacked) else unpacked + os.sep
         return self._where[archive] + member
 
+    def _class_names(self, folder: str) -> Tuple[str, ...]:
+        """From the class file, or from the categories of a COCO index."""
+        index = os.path.join(folder, self.task.splits['test'].files[0])
+        if self.task.classes_file or not index.endswith('.json') or not os.path.isfile(index):
+            return super()._class_names(folder)
+        return tuple(read_coco(index)[1])
+
     def _read_index(self, path: str) -> Entries:
         if path.endswith('.txt'):
             return read_text(path, need_label=not self.task.multi_label)
