@@ -256,10 +256,10 @@ def _folded(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
 
     for i, block in enumerate(petl.blocks):
         for op in OPS:
-            fold(i, op, *block.op_parameters(op), f'{op} of block {i}')
+            fold(i, op, *block.op_parameters(op), f'{op} of block {i}')  # type: ignore[call-arg]
         for op, norm in (('norm1', block.norm1), ('norm2', block.norm2)):
             fold(i, op, norm.weight, norm.bias, f'{op} of block {i}')
-    fold(0, 'embed', *family.embed_parameters(backbone), 'the patch embedding')
+    fold(0, 'embed', *family.embed_parameters(backbone), 'the patch embedding')  # type: ignore[call-arg]
     final = family.final_norm(backbone)
     if isinstance(final, nn.LayerNorm):
         fold(last, 'final', final.weight, final.bias, 'the final norm')
@@ -312,7 +312,8 @@ def merge(model: nn.Module, verify: bool = True, probe: Optional[Tensor] = None,
     petl = backbone.petl
     culprit = _culprit(dict(petl.items()))
     if culprit:
-        raise ValueError(f'{culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be folded; the model is unchanged')
+        raise ValueError(f'{culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be folded; '
+                         'the model is unchanged')
     writes = _folded(backbone)
     report = MergeReport(folded=list(petl))
     old = [(target, target.detach().clone()) for target, _ in writes]

@@ -71,8 +71,8 @@ BACKBONES: List[Backbone] = [
     Backbone('videomae', 'mmpetl.VideoMAE', dict(img_size=32, patch_size=8, embed_dims=32, depth=3, num_heads=4, mlp_ratio=2, num_frames=4),
              (3, 4, 32, 32), 32, 'VideoMAE', _videomae, dict(num_frames=16)),
     Backbone('video_swin', 'mmpetl.SwinTransformer3D',
-             dict(arch=SWIN_ARCH, window_size=(2, 4, 4), out_indices=(1, ), drop_path_rate=0.), (3, 8, 36, 36), 32, 'Video Swin', _video_swin,
-             dict(arch='base')),
+             dict(arch=SWIN_ARCH, window_size=(2, 4, 4), out_indices=(1, ), drop_path_rate=0.), (3, 8, 36, 36), 32, 'Video Swin',
+             _video_swin, dict(arch='base')),
 ]
 BACKBONE = {b.name: b for b in BACKBONES}
 ALL = tuple(BACKBONE)

@@ -21,7 +21,8 @@ def table() -> str:
     notes: List[str] = []
     for case in METHODS:
         cells = ['✓' if b.name in case.on else '–' for b in BACKBONES]
-        lines.append(f'| {case.name} | ' + ' | '.join(cells) + f' | {"exact" if case.identity else "changed"} | {"yes" if case.folds else "no"} |')
+        start, folds = 'exact' if case.identity else 'changed', 'yes' if case.folds else 'no'
+        lines.append(f'| {case.name} | ' + ' | '.join(cells) + f' | {start} | {folds} |')
         if case.note:
             notes.append(f'{case.name}: {case.note}.')
     return '\n'.join(lines) + '\n\nRefused, because a paper leaves it undefined: ' + ' '.join(notes)

@@ -51,7 +51,7 @@ def build_method(cfg: Union[Method, Mapping[str, Any]], specs: Sequence[BlockSpe
         return cfg
     cfg = dict(cfg)
     kind = cfg.pop('type', None)
-    cls = kind if inspect.isclass(kind) else METHODS.get(str(kind))
+    cls: Any = kind if inspect.isclass(kind) else METHODS.get(str(kind))
     if cls is None:
         raise ValueError(f'unknown method {kind!r}' + nearest(str(kind).split('.')[-1], METHODS.module_dict))
     known = [p for p in inspect.signature(cls.__init__).parameters if p not in ('self', 'specs')]
@@ -95,7 +95,7 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
     Raises:
         ValueError: Names the method and the point.
     """
-    for name, method in methods.items():
+    for method in methods.values():
         lacking = sorted(method.points() - family.points)
         if lacking:
             raise ValueError(f'{type(method).__name__} needs the point {lacking[0]!r}, which {type(backbone).__name__} does not offer; '
@@ -183,9 +183,10 @@ def attach(backbone: nn.Module,
     check_methods(methods, family, backbone)
     _specialise(backbone, family)
     if any('side' in m.points() for m in methods.values()):
-        if type(backbone) is not family.side_class[0]:
-            raise ValueError(f'side methods need exactly {family.side_class[0].__name__}, got its subclass {type(backbone).__name__}')
-        backbone.__class__ = family.side_class[1]
+        upstream, sided = family.side_class  # type: ignore[misc]  # check_methods refuses families without it
+        if type(backbone) is not upstream:
+            raise ValueError(f'side methods need exactly {upstream.__name__}, got its subclass {type(backbone).__name__}')
+        backbone.__class__ = sided
     for block, spec in zip(family.blocks(backbone), specs):
         block.spec = spec
         block.with_cp = bool(getattr(block, 'with_cp', False) if with_cp is None else with_cp)

@@ -175,8 +175,8 @@ def attend_windows(q: Tensor,
     for group in window_groups(windows, shifted):
         index = (slice(None), *group)
         group_mask = mask[tuple(s.start for s in group)]
-        part_gate = gate[index].flatten(0, len(windows)) if grouped else gate
-        part = attend(
+        part_gate = gate[index].flatten(0, len(windows)) if grouped else gate  # type: ignore[index]
+        part = attend(  # type: ignore[call-arg]
             *(t[index].flatten(0, len(windows)) for t in (q, k, v)), heads, extra, padded(bias + group_mask, part_gate), drop_rate, scale)
         parts.append(part.view(-1, *(s.stop - s.start for s in group), *part.shape[1:]))
     lengths = [2 if s and n > 1 else 1 for n, s in zip(windows, shifted)]

@@ -41,6 +41,9 @@ class SitedBlock:
     tap: Tap
     spec: BlockSpec
     with_cp: bool
+    norm1: nn.Module
+    norm2: nn.Module
+    attn: nn.Module
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         """Normed input -> attention output before drop-path; ``prompts``: normed prompts acting as keys and values only."""
@@ -85,6 +88,7 @@ class SitedBlock:
     def _record(self, x: Tensor, *context: Any) -> Tensor:
         """Store the frozen activations that side methods read; the last block's own update is skipped unless it is read."""
         record = self.tap.recorder
+        assert record is not None
         if 'x' in record:
             record['x'] = x
         u = self.norm1(x)

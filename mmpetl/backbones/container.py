@@ -85,7 +85,7 @@ class PETL(ModuleDict):
         family.embed(backbone).tap = taps[0]
         final = family.final_norm(backbone)
         if isinstance(final, family.final_class):
-            final.tap = taps[-1]
+            final.tap = taps[-1]  # type: ignore[attr-defined]
         # Looking the family up is no work for a forward pass: a compiler could not trace it.
         self._side_view = (tuple(blocks), final)
 

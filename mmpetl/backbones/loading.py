@@ -1,11 +1,13 @@
 """What happens when weights enter an attached backbone, whoever loads them.
 
-A load_state_dict pre-hook sees every way in: ``init_cfg``, ``load_from``, ``--resume``, ``tools/test.py``, inferencers, ``load_state_dict``.
+A load_state_dict pre-hook sees every way in: ``init_cfg``, ``load_from``, ``--resume``, ``tools/test.py``, inferencers and plain
+``load_state_dict``.
 
 * Weights of the same names and shapes pass untouched.
 * Weights of another published format are converted, or refused by name.
 * An adapter without its base gets the base: the weights already in the trunk if they have the right fingerprint, else those that the
-  backbone's ``init_cfg`` names. Runners do not call ``init_weights`` before testing, so without this an adapter would sit on a random trunk.
+  backbone's ``init_cfg`` names. Runners do not call ``init_weights`` before testing, so without this an adapter would sit on a random
+  trunk.
 """
 
 from typing import Any, Dict, Optional

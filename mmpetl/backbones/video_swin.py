@@ -4,8 +4,15 @@ from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from mmaction.models.backbones.swin import (PatchEmbed3D, SwinTransformer3D, SwinTransformerBlock3D, WindowAttention3D, get_window_size,
-                                            window_partition, window_reverse)
+from mmaction.models.backbones.swin import (
+    PatchEmbed3D,
+    SwinTransformer3D,
+    SwinTransformerBlock3D,
+    WindowAttention3D,
+    get_window_size,
+    window_partition,
+    window_reverse,
+)
 from torch import Tensor, nn
 
 from ..sites import BlockSpec, Tap

@@ -2,7 +2,6 @@
 
 from typing import Any, Dict, List, Optional, Tuple
 
-
 from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer, VisionTransformer
 from mmpretrain.models.utils import MultiheadAttention

@@ -8,7 +8,7 @@ about the class, and whoever ignores the order of the frames is right at most ha
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ def write_mp4(path: Path, frames: np.ndarray) -> None:
         RuntimeError: If OpenCV cannot encode mp4 here.
     """
     import cv2
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), RATE, (frames.shape[2], frames.shape[1]))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'mp4v'), RATE, (frames.shape[2], frames.shape[1]))
     if not writer.isOpened():
         raise RuntimeError(f'{path}: this OpenCV has no MPEG-4 encoder; install opencv-python from PyPI')
     for frame in frames:
@@ -75,10 +75,11 @@ def _drawings(folder: Path, part: str, count: int) -> List[np.ndarray]:
     names = [line.rsplit(' ', 1)[0] for line in (folder / f'{part}.txt').read_text().splitlines()]
     if len(names) < count:
         raise ValueError(f'{folder / part}.txt has {len(names)} drawings, {count} are needed')
-    return [cv2.imread(str(folder / name), cv2.IMREAD_GRAYSCALE) for name in names[::len(names) // count][:count]]
+    chosen = names[::len(names) // count][:count]
+    return [cv2.imread(str(folder / name), cv2.IMREAD_GRAYSCALE) for name in chosen]  # type: ignore[misc]
 
 
-def write_clips(folder: Path, drawings: Dict[str, Sequence[np.ndarray]], seed: int = 0) -> Dict[str, int]:
+def write_clips(folder: Path, drawings: Mapping[str, Sequence[np.ndarray]], seed: int = 0) -> Dict[str, int]:
     """Write all clips and the lists ``train.csv`` and ``test.csv``.
 
     Args:

@@ -63,13 +63,15 @@ class GradientAuditHook(Hook):
         self._handles = []
         without = [n for n, seen in self._received.items() if not seen and not any(part in n for part in self.allow)]
         if without:
-            raise RuntimeError(f'{len(without)} trainable tensors received no gradient in the first iteration: {_some(without)}; the method is '
-                               'attached but does not run, or the tensor should not train (GradientAuditHook allow=[...] accepts it)')
+            raise RuntimeError(f'{len(without)} trainable tensors received no gradient in the first iteration: {_some(without)}; '
+                               'the method is attached but does not run, or the tensor should not train '
+                               '(GradientAuditHook allow=[...] accepts it)')
         frozen = dict(unwrap(runner.model).named_parameters())
         changed = [n for n, version in self._versions.items() if frozen[n]._version != version or frozen[n].grad is not None]
         if changed:
             raise RuntimeError(f'{len(changed)} frozen tensors were changed by the first iteration: {_some(changed)}')
-        runner.logger.info(f'Audit: {len(self._received)} trainable tensors received a gradient, {len(self._versions)} frozen ones stayed as they were')
+        runner.logger.info(f'Audit: {len(self._received)} trainable tensors received a gradient, '
+                           f'{len(self._versions)} frozen ones stayed as they were')
 
 
 def _some(names: Sequence[str]) -> str:

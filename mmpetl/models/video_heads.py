@@ -24,7 +24,7 @@ class ViewScores:
         if self.keep_views:
             for sample, views in zip(data_samples, cls_scores.unflatten(0, (len(data_samples), -1))):
                 sample.set_field(views.detach(), 'view_scores')
-        return super().predict_by_feat(cls_scores, data_samples)
+        return super().predict_by_feat(cls_scores, data_samples)  # type: ignore[misc]
 
 
 def temporal_weights(length: int, pool: str) -> Tensor:

@@ -125,7 +125,8 @@ def test_upstream_inferencer_and_get_model(run):
 
 def test_wrong_base_is_refused(run):
     other = _base(run['folder'] / 'other.pth', seed=1)
-    runner = build_runner(_cfg(run, load_from=str(run['work'] / 'adapter.safetensors'), **{'model.backbone.init_cfg.checkpoint': str(other)}))
+    changed = {'model.backbone.init_cfg.checkpoint': str(other)}
+    runner = build_runner(_cfg(run, load_from=str(run['work'] / 'adapter.safetensors'), **changed))
     with pytest.raises(ValueError, match=r"wrong base.*'base.pth'.*other.pth"):
         runner.test()
 
