@@ -71,7 +71,10 @@ class VideoListDataset(VideoDataset):
             raise ValueError(f'{owner}: num_repeats={num_repeats} is repeated augmentation, which testing has not')
         #: Videos skipped while loading, one count per loader worker, in memory that the workers share.
         self._skipped = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()
-        super().__init__(ann_file, list(pipeline), data_prefix=dict(data_prefix), num_classes=num_classes, delimiter=delimiter,
+        if kwargs.get('data_root'):
+            kwargs['data_root'] = os.path.expanduser(kwargs['data_root'])
+        prefix = {key: os.path.expanduser(folder) for key, folder in data_prefix.items()}
+        super().__init__(os.path.expanduser(ann_file), list(pipeline), data_prefix=prefix, num_classes=num_classes, delimiter=delimiter,
                          test_mode=test_mode, **kwargs)
 
     def load_data_list(self) -> List[Dict[str, Any]]:

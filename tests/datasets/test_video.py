@@ -289,6 +289,13 @@ def test_items(videos):
         build(videos, num_classes=3)
 
 
+def test_home_folder_is_expanded(videos, monkeypatch):
+    monkeypatch.setenv('HOME', str(videos.parent))
+    init_default_scope('mmaction')
+    data = DATASETS.build(dict(type='mmpetl.VideoListDataset', data_root=f'~/{videos.name}', ann_file='good.csv'))
+    assert data.get_data_info(0)['filename'] == str(videos / 'good 0.mp4')
+
+
 def test_all_views_of_a_video(videos):
     data = build(videos, pipeline=[*pipeline(3, True)[:3], dict(type='mmpetl.ShortSideResize', size=16),
                                    dict(type='mmpetl.ViewCrops', crop_size=16, num_crops=3), *pipeline()[5:]], test_mode=True)
