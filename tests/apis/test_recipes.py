@@ -124,6 +124,32 @@ def test_two_steps(path, name, data):
         assert any(n.startswith(('backbone.petl.', 'backbone.')) for n in moved)
 
 
+def test_own_data_set_as_documented(tmp_path):
+    """The example of docs/image_benchmarks.md, run as it stands there."""
+    text = (ROOT / 'docs/image_benchmarks.md').read_text()
+    code = text.split('```python\n')[1].split('```')[0]
+    assert len(code.splitlines()) <= 10
+    for part, count in (('train', 4), ('test', 2)):
+        for i in range(count):
+            suite_data.put(str(tmp_path / f'{part}/{i}.png'), suite_data.image_bytes(i, i))
+        suite_data.put_text(str(tmp_path / f'{part}.txt'), [f'{part}/{i}.png {i * 3}' for i in range(count)])
+    path = tmp_path / 'mine.py'
+    path.write_text(code.replace('../configs', str(ROOT / 'configs')).replace('data/mine', str(tmp_path)))
+    cfg = apply_task(Config.fromfile(str(path)))
+    cfg.task = dict(suite='vtab', name='kitti')  # for the helper below only: toy size
+    cfg.model.backbone.petl[0].num_tokens = 2
+    for dataset in (cfg.train_dataloader.dataset, cfg.test_dataloader.dataset):
+        dataset.pipeline[1].scale = (32, 32)
+    cfg = shrink(cfg, tmp_path)
+    init_default_scope('mmpretrain')
+    cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(cfg.model)
+    batch = next(iter(Runner.build_dataloader(dict(cfg.train_dataloader), seed=0)))
+    assert model.head.num_classes == 12 and len(batch['inputs']) == 2
+    data = model.data_preprocessor(batch, True)
+    assert torch.isfinite(model.loss(**data)['loss'])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('suite', ['vtab', 'fgvc', 'elevater'])
 @pytest.mark.parametrize('path', [p for p in CONFIGS if 'zeroshot' not in p])

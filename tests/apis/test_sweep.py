@@ -9,13 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmpetl.apis import claims, trial, workers
 from mmpetl.apis.cli import main
+from mmpetl.apis.submit import shots_of
 from mmpetl.apis.sweep import _parse_grid, _without, slurm_script
 from mmpetl.apis.sweep_plan import Unit, make_plan, read_plan, units
 from mmpetl.apis.trial import Result, Trial, read_result, trial_config, write_result
+from mmpetl.models import TextFeatures, save_text_features
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import suite_data  # noqa: E402
@@ -39,7 +42,7 @@ def sweep(config, data, folder, *more, suite='vtab', task='kitti'):
 def outcome(folder):
     """Status and score of every trial, by its folder."""
     found = {}
-    for path in sorted(Path(folder).rglob('result.json')):
+    for path in sorted(Path(folder).glob('[!r]*/**/result.json')):  # not in ray/, where Tune keeps its own
         result = json.loads(path.read_text())
         found[str(path.parent.relative_to(folder))] = (result['status'], result['score'])
     return found
@@ -273,6 +276,24 @@ def test_two_sweeps_on_one_folder_share_the_work(tmp_path, data):
     assert [p.returncode for p in both] == [0, 0]
     assert sum(t.count(' after ') for t in texts) == 4  # each trial ran once
     assert len(outcome(tmp_path / 's')) == 4
+
+
+def test_zero_shot_is_one_test_without_training(tmp_path, data):
+    weight = torch.nn.functional.normalize(torch.randn(10, 16), dim=1)
+    save_text_features(str(tmp_path / 'mnist.npz'), TextFeatures(weight, tuple('0123456789')))
+    text = Path(toy_sweep.write_config(tmp_path / 'toy.py', suite='elevater', sweep='grid={}, seeds=[0], shot_seeds=[0]')).read_text()
+    text = text.replace("head=dict(type='LinearClsHead', num_classes=4, in_channels=16)",
+                        f"head=dict(type='mmpetl.ZeroShotHead', text_features='{tmp_path}/{{task}}.npz')")
+    for name in ('train_cfg', 'optim_wrapper', 'train_dataloader'):
+        start = text.index(f'\n{name} = ')
+        text = text[:start] + f'\n{name} = None\n# ' + text[start + 1:].replace('\n                     ', ' ', 1)
+    (tmp_path / 'zero.py').write_text(text)
+    assert sweep(str(tmp_path / 'zero.py'), data, tmp_path / 's', suite='elevater', task='mnist') == 0
+    (status, score), = outcome(tmp_path / 's').values()
+    assert status == 'ok' and 0 <= score <= 100
+    result = read_result(str(next((tmp_path / 's').rglob('result.json')).parent))
+    assert result.epochs == [0] and result.head_params == 0
+    assert shots_of(read_plan(str(tmp_path / 's'))) == 0
 
 
 def test_unit_without_search_has_only_final_runs(tmp_path, data):
