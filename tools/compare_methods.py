@@ -171,7 +171,8 @@ def compare_kadaptation(train: Any, test: Any, epochs: int, seeds: int) -> List[
                 moved.append(sum(p.numel() for n, p in model.backbone.petl.named_parameters()
                                  if (p - before[n] * (1 - lr * 0.01)).abs().max() > 1e-4))
             rows.append(dict(variant=variant, lr=lr, accuracy=scores, parameters=mmpetl.summary(model).without_head, moved=moved))
-            print(f'{variant:<10} lr {lr:g}  {spread(scores):>14} %   of {rows[-1]["parameters"]:,} numbers {moved[-1]:,} in tensors that moved', flush=True)
+            print(f'{variant:<10} lr {lr:g}  {spread(scores):>14} %   of {rows[-1]["parameters"]:,} numbers {moved[-1]:,} '
+                  'in tensors that moved', flush=True)
     return rows
 
 
@@ -249,8 +250,9 @@ def main() -> None:
     path = args.out / 'results.json'
     results = json.loads(path.read_text()) if path.is_file() else {}
     for name in args.parts:
-        print(f'-- {name}: {len(train[0])} training images, {len(test[0])} test images, {args.epochs} epochs, {args.seeds} seeds', flush=True)
-        results[name] = dict(images=len(train[0]), epochs=args.epochs, seeds=args.seeds, rows=parts[name](train, test, args.epochs, args.seeds))
+        print(f'-- {name}: {len(train[0])} training and {len(test[0])} test images, {args.epochs} epochs, {args.seeds} seeds', flush=True)
+        rows = parts[name](train, test, args.epochs, args.seeds)
+        results[name] = dict(images=len(train[0]), epochs=args.epochs, seeds=args.seeds, rows=rows)
         write_json(path, results)
     if 'methods' in args.parts:
         plot(results['methods']['rows'], args.out / 'accuracy_over_memory.png')
