@@ -4,10 +4,14 @@
     python tools/compare_methods.py                      all three parts, about 20 minutes on two CPU cores
     python tools/compare_methods.py --parts kadaptation pruning
 
-DINOv2 ViT-S/14 at 56 px on Quick, Draw! (20 classes). Parts: ``methods`` (accuracy, parameters and kept bytes of every method), ``kadaptation``
-(our form against the published one, whose factors never train), ``pruning`` (E2VPT tokens removed by attention gates, by the published
-signed score, and at random, at equal ratios). Every method has one learning rate, chosen by kind and not tuned; training is short. The
-numbers compare methods under equal, small budgets; they are no best results.
+DINOv2 ViT-S/14 at 56 px on Quick, Draw! (20 classes). Parts:
+
+* ``methods``: accuracy, parameters and kept bytes of every method;
+* ``kadaptation``: our form against the published one, whose factors never train;
+* ``pruning``: E2VPT tokens removed by attention gates, by the published signed score, and at random, at equal ratios.
+
+Every method has one learning rate, chosen by kind and not tuned, and training is short: the numbers compare methods under equal, small
+budgets; they are no best results.
 """
 
 import argparse
@@ -137,6 +141,7 @@ def kept_bytes(model: Classifier, x: Tensor) -> int:
 
 
 def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
     return f'{statistics.mean(values):.1f}' + (f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else '')
 
 
