@@ -1,5 +1,6 @@
 """A model from a config and a file: what merge, plan and export share."""
 
+import copy
 import io
 import json
 import os
@@ -42,7 +43,7 @@ def build_model(cfg: Config, weights: bool = True) -> nn.Module:
 
     Args:
         cfg: A config.
-        weights: False leaves out every ``init_cfg``, so that no file is ever opened.
+        weights: False leaves out what opens files: ``init_cfg`` and text features (a head made of those has no parameters).
 
     Raises:
         ValueError: If the model has no attached backbone.
@@ -51,14 +52,23 @@ def build_model(cfg: Config, weights: bool = True) -> nn.Module:
 
     from .. import registry  # noqa: F401
     init_default_scope(cfg.get('default_scope') or 'mmpretrain')
-    settings = cfg.model.copy()
+    settings = copy.deepcopy(cfg.model)
     if settings.get('data_preprocessor') is None and cfg.get('data_preprocessor'):
         settings['data_preprocessor'] = cfg.data_preprocessor
-    if not weights and isinstance(settings.get('backbone'), dict):
-        settings['backbone'].pop('init_cfg', None)
+    if not weights:
+        _leave_out_files(settings)
     model: nn.Module = MODELS.build(settings)
     find_backbone(model)
     return model
+
+
+def _leave_out_files(settings: Any) -> None:
+    """Take out of a model config what reads files while the model is built."""
+    if isinstance(settings.get('backbone'), dict):
+        settings['backbone'].pop('init_cfg', None)
+    head = settings.get('head')
+    if isinstance(head, dict) and head.pop('text_features', None) is not None and str(head.get('type')).endswith('ZeroShotHead'):
+        settings['head'] = None
 
 
 def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:

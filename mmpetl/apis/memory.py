@@ -1,5 +1,6 @@
 """How much a forward pass keeps for the backward pass."""
 
+import gc
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, Optional, Tuple
 
@@ -52,9 +53,10 @@ def on_meta() -> Iterator[None]:
 
 
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
-    """Bytes that a forward pass keeps for the backward pass, besides parameters, buffers and the input.
+    """Bytes that a forward pass keeps for the backward pass, besides parameters, buffers, input and output.
 
-    Each storage counts once, however many views of it are kept. Attention counts as a fused kernel keeps it.
+    Each storage counts once, however many views of it are kept. Attention counts as a fused kernel keeps it. What a recomputed part of
+    the model holds on to in order to run again counts too, although autograd itself does not know of it.
 
     Args:
         module: Module on the meta device.
@@ -69,7 +71,14 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
             kept[storage._cdata] = tensor  # held, so that no other storage gets its address
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Fused():
-        out = module(x)
-    del out
+    gc.freeze()  # what lives now is not looked at below
+    try:
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Fused():
+            out = module(x)
+        gc.collect()
+        shown = {t.untyped_storage()._cdata for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)}
+        held = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and o.is_meta]
+    finally:
+        gc.unfreeze()
+    kept.update({key: t for t in held for key in [t.untyped_storage()._cdata] if key not in own and key not in shown})
     return sum(t.untyped_storage().nbytes() for t in kept.values())

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from apis.toy_model import write_adapter, write_config
-from cases import BACKBONE, BACKBONES, METHODS, perturb
+from cases import BACKBONE, BACKBONES, CASE, METHODS, perturb
 from torch import nn
 
 import mmpetl
@@ -85,6 +85,18 @@ def test_saved_bytes_equal_those_of_a_real_pass(name):
     assert abs(saved_bytes(planned, torch.empty(8, *backbone.shape, device='meta')) - real) <= 0.02 * real
 
 
+def test_what_recomputation_holds_counts():
+    """SynQT recomputes its query path from the normed tokens of every block, which autograd does not see."""
+    backbone, kept = BACKBONE['vit'], {}
+    for recompute in (True, False):
+        with on_meta():
+            model = backbone.build([dict(CASE['SynQT'].petl[0], checkpoint=recompute)])
+        model.train()
+        kept[recompute] = saved_bytes(model, torch.empty(8, *backbone.shape, device='meta'))
+    tokens = 4 * 8 * 17 * 32
+    assert 3 * tokens <= kept[True] < kept[False]
+
+
 def test_checkpointing_keeps_less():
     kept = []
     for with_cp in (False, True):
@@ -135,6 +147,17 @@ def test_optimizers(optimizer, states):
     from mmengine.config import ConfigDict
     assert optimizer_states(ConfigDict(optim_wrapper=dict(optimizer=optimizer))) == (states, [])
     assert 'Odd' in optimizer_states(ConfigDict(optim_wrapper=dict(optimizer=dict(type='Odd'))))[1][0]
+
+
+def test_no_text_features_are_read(tmp_path):
+    from mmpetl.apis.build import build_model
+    config = write_config(tmp_path, LORA)
+    cfg = read_config(str(config))
+    cfg.model.head = dict(type='mmpetl.ZeroShotHead', text_features='nowhere.npz')
+    assert plan(cfg).head == 0
+    assert cfg.model.head.text_features == 'nowhere.npz', 'the config itself stays as it is'
+    with pytest.raises(FileNotFoundError, match='nowhere.npz'):
+        build_model(cfg)
 
 
 def test_refusals(tmp_path, capsys):
