@@ -129,6 +129,7 @@ def trial_config(plan: Mapping[str, Any], trial: Trial, folder: str) -> Any:
     cfg.resume = True
     cfg.load_from = None
     _set_epochs(cfg, plan, trial)
+    _set_loaders(cfg)
     hooks = list(cfg.get('custom_hooks') or [])
     cfg.custom_hooks = [*hooks, dict(type='mmpetl.InvalidLossHook')]
     if plan['suite'] == 'elevater' and trial.phase == 'final':
@@ -136,6 +137,15 @@ def trial_config(plan: Mapping[str, Any], trial: Trial, folder: str) -> Any:
             cfg[name] = [*cfg[name], dict(type='mmpetl.DumpScores', out_file=os.path.join(folder, 'scores.npz'))]
     cfg.metric_key = METRIC_KEYS[get_task(plan['suite'], trial.task).metric]
     return cfg
+
+
+def _set_loaders(cfg: Any) -> None:
+    """Workers that stay over the epochs, and pinned memory, as the training tool sets them."""
+    import torch
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name].setdefault('pin_memory', torch.cuda.is_available())
+            cfg[name]['persistent_workers'] = bool(cfg[name].get('num_workers'))
 
 
 def _set_epochs(cfg: Any, plan: Mapping[str, Any], trial: Trial) -> None:
