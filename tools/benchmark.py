@@ -4,10 +4,10 @@
     python tools/benchmark.py --steps 5 --sizes tiny             and step times, interleaved, as ratios to full fine-tuning
     python tools/benchmark.py --methods LoRA SSF --backbones vit videomae --steps 3
 
-Columns: trainable parameters; MiB that one training step keeps for the backward pass per input (head and loss apart; attention as a fused kernel
-keeps it) and its ratio to full fine-tuning of the same backbone; GMAC of one forward pass, attention included; with ``--steps`` the
-median step time as a ratio to full fine-tuning and its spread; on a GPU the peak memory. ``light`` rows recompute every block in the
-backward pass (``with_cp=True``). Writes a table, results.json and a plot.
+Columns: trainable parameters; MiB that one training step keeps for the backward pass per input (without head and loss, attention as a
+fused kernel keeps it) and its ratio to full fine-tuning of the same backbone; GMAC of one forward pass, attention included; with ``--steps``
+the median step time as a ratio to full fine-tuning, and its spread. ``light`` rows recompute every block in the backward pass
+(``with_cp=True``). Writes a table, results.json and a plot.
 """
 
 import argparse
@@ -87,8 +87,6 @@ def timed(backbone: Any, rows: List[Dict[str, Any]], size: str, batch: int, step
     seconds: List[List[float]] = [[] for _ in models]
     for step in range(steps + 1):
         for model, found in zip(models, seconds):
-            if device == 'cuda':
-                torch.cuda.reset_peak_memory_stats()
             took = one_step(model, x)
             if step:
                 found.append(took)
@@ -108,7 +106,8 @@ def show(rows: List[Dict[str, Any]], title: str) -> None:
     for name in ('method', 'trainable', 'kept MiB/input', 'of full', 'GMAC') + (('step time of full', ) if timing else ()):
         table.add_column(name, justify='left' if name == 'method' else 'right')
     for row in rows:
-        cells = [row['name'], f'{row["parameters"]:,}', f'{row["kept"] / 2**20:.2f}', f'{row["kept"] / rows[0]["kept"]:.3f}', f'{row["gmac"]:.2f}']
+        of_full = row['kept'] / rows[0]['kept']
+        cells = [row['name'], f'{row["parameters"]:,}', f'{row["kept"] / 2**20:.2f}', f'{of_full:.3f}', f'{row["gmac"]:.2f}']
         if timing:
             low, high = row['time_spread']
             cells.append(f'{row["time_ratio"]:.2f} ({low:.2f}-{high:.2f})')
