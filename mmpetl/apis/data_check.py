@@ -90,7 +90,8 @@ def _read_lists(task: Task, suite: Suite, root: str, report: TaskReport) -> Dict
     for split, spec in task.splits.items():
         entry = report.splits[split] = SplitReport(expected=spec.count)
         try:
-            dataset = DATASETS.build(dict(type=suite.dataset, task=task.name, split=split, data_root=root))
+            own = suite.name if suite.name != suite.form else None
+            dataset = DATASETS.build(dict(type=suite.dataset, task=task.name, split=split, data_root=root, suite=own))
             entry.file = dataset.list_path(split, optional=True)
         except FileNotFoundError:
             if _needed(suite, split):
@@ -114,7 +115,7 @@ def _read_lists(task: Task, suite: Suite, root: str, report: TaskReport) -> Dict
 
 def _needed(suite: Suite, split: str) -> bool:
     """Whether the protocol uses this list; ELEVATER's validation lists are never used."""
-    return not (suite.name == 'elevater' and split == 'val')
+    return not (suite.form == 'elevater' and split == 'val')
 
 
 def check_task(task: Task, root: str, decode: bool = True, jobs: int = 4, tick: Optional[Callable[[int, int], None]] = None) -> TaskReport:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence
 
-from ..datasets.tables import SUITES, get_suite
+from ..datasets.tables import get_suite
 from ..evaluation.efficiency import pe_score, ppt_score
 from ..evaluation.means import Mean, mean_of, suite_means
 from .sweep_plan import PLAN_FILE, read_plan, units
@@ -165,12 +165,12 @@ def _number(value: Optional[float], form: str) -> str:
 
 def tasks_of(rows: Sequence[Row]) -> List[str]:
     """Tasks that any of the sweeps covers, in the order of the suite."""
-    return [t for t in SUITES[rows[0].suite].tasks if any(t in row.cells for row in rows)]
+    return [t for t in get_suite(rows[0].suite).tasks if any(t in row.cells for row in rows)]
 
 
 def mean_label(rows: Sequence[Row]) -> str:
     """What the mean over :func:`tasks_of` is called: a part of the suite must not be taken for its mean."""
-    suite, count = SUITES[rows[0].suite], len(tasks_of(rows))
+    suite, count = get_suite(rows[0].suite), len(tasks_of(rows))
     return f'mean of {count}' if count == len(suite.tasks) else f"mean of these {count} tasks (not {suite.title}'s)"
 
 

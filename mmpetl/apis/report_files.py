@@ -4,6 +4,7 @@ import csv
 import io
 import os
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO, List, Optional, Sequence, Tuple
 
 from ..datasets.tables import get_suite
@@ -125,7 +126,7 @@ def write_all(rows: Sequence[Row], folder: str) -> List[str]:
         mine = [row for row in rows if row.suite == suite]
         for suffix, write in (('md', partial(write_text, markdown(mine))), ('csv', partial(write_text, csv_text(mine))),
                               ('tex', partial(write_text, latex(mine))), ('png', partial(plot, mine))):
-            path = os.path.join(folder, f'{suite}.{suffix}')
+            path = os.path.join(folder, f'{Path(suite).stem}.{suffix}')
             atomic_write(path, write)
             paths.append(path)
     return paths

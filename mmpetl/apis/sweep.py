@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-from ..datasets.tables import SUITES
+from ..datasets.tables import SUITES, get_suite
 from ..weights.io import atomic_write
 from .sweep_plan import Plan, Unit, budget, failures, forget_failures, make_plan, units, write_text
 
@@ -73,14 +73,14 @@ def slurm_script(argv: List[str], work_dir: str, name: str, jobs: int, lines: Li
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl sweep``; status 1 if a final run is missing in the end."""
-    work_dir = args.work_dir or os.path.join('work_dirs', 'sweeps', f'{Path(args.config).stem}-{args.suite}')
+    work_dir = args.work_dir or os.path.join('work_dirs', 'sweeps', f'{Path(args.config).stem}-{Path(args.suite).stem}')
     changes = dict(grid=_parse_grid(args.grid), seeds=args.seeds, shot_seeds=args.shot_seeds, shots=args.shots, test_every=args.test_every,
                    search_epochs=args.search_epochs, keep_checkpoints=args.keep_checkpoints or None,
                    search='grid' if args.grid else None)
     plan = make_plan(args.config, work_dir, args.suite, args.tasks, args.root, args.cfg_options, **changes)
     search, final = budget(plan)
-    print(f'{plan["name"]}, {SUITES[plan["suite"]].title}: {len(plan["tasks"])} tasks, at most {search:,} search and {final:,} final runs, '
-          f'in {work_dir}')
+    print(f'{plan["name"]}, {get_suite(plan["suite"]).title}: {len(plan["tasks"])} tasks, at most {search:,} search and {final:,} '
+          f'final runs, in {work_dir}')
     if args.slurm:
         hidden = {'--slurm', '--slurm-jobs', '--slurm-line'}
         script = slurm_script(_without(args.argv, hidden), work_dir, plan['name'], args.slurm_jobs, args.slurm_line)
@@ -132,7 +132,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser('sweep', help='search and final seeds on every task of a suite', description=__doc__.split('\n\n')[0],
                                    epilog=__doc__.split('\n\n')[1])
     parser.add_argument('config', help='config file; its entry `sweep` holds the published grid and seeds')
-    parser.add_argument('--suite', required=True, help=', '.join(SUITES))
+    parser.add_argument('--suite', required=True, help=', '.join(SUITES) + ', or the .json file of a suite of your own')
     parser.add_argument('--tasks', nargs='+', help='only these tasks')
     parser.add_argument('--root', help="folder of the suite's data")
     parser.add_argument('--work-dir', help='folder of the sweep; default work_dirs/sweeps/<config>-<suite>')

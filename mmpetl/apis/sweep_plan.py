@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Tuple
 
-from ..datasets.tables import SUITES, get_suite, get_task
+from ..datasets.tables import get_suite, get_task
 from ..sites import nearest
 from ..weights.io import atomic_write, write_json
 from .search import DECAY, LR, Params, Scores, Search, as_dict, build_search, diverges
@@ -61,7 +61,7 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
     text = Config(cfg.to_dict()).pretty_text
     plan: Plan = dict(
         name=Path(config).stem, suite=spec.name, root=os.path.abspath(os.path.expanduser(root)) if root else None,
-        cfg_options=dict(cfg_options or {}), digest=hashlib.sha256(text.encode()).hexdigest(), **_filled(entries, spec.name))
+        cfg_options=dict(cfg_options or {}), digest=hashlib.sha256(text.encode()).hexdigest(), **_filled(entries, spec.form))
     build_search(plan)
     if 'shots' in entries:
         plan['cfg_options']['task.shots'] = entries['shots']
@@ -69,14 +69,14 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
     return read_plan(work_dir)
 
 
-def _filled(entries: Mapping[str, Any], suite: str) -> Dict[str, Any]:
+def _filled(entries: Mapping[str, Any], form: str) -> Dict[str, Any]:
     grid = {ALIASES.get(k, k): list(v) for k, v in dict(entries.get('grid') or {}).items()}
     search = entries.get('search', 'grid')
     select = entries.get('select', 'best' if search == 'coarse_to_fine' else 'last')
     if select not in ('last', 'best'):
         raise ValueError(f"sweep.select={select!r}: choose 'last' (score of the last epoch) or 'best' (of the best validated epoch)")
     return dict(search=search, grid=grid, lrs=entries.get('lrs'), select=select, seeds=list(entries.get('seeds', [0])),
-                shot_seeds=list(entries.get('shot_seeds', [0])) if suite == 'elevater' else None,
+                shot_seeds=list(entries.get('shot_seeds', [0])) if form == 'elevater' else None,
                 search_epochs=entries.get('search_epochs'), test_every=entries.get('test_every'),
                 keep_checkpoints=bool(entries.get('keep_checkpoints', False)))
 
@@ -89,11 +89,12 @@ def _store(plan: Plan, text: str, work_dir: str, tasks: Optional[List[str]]) -> 
         if differ:
             what = 'config' if 'digest' in differ else differ[0]
             raise ValueError(f'{work_dir} holds another sweep (its {what} differs): choose another --work-dir, or delete the folder')
-        plan['tasks'] = sorted({*old['tasks'], *(tasks or SUITES[plan['suite']].tasks)}, key=list(SUITES[plan['suite']].tasks).index)
+        every = list(get_suite(plan['suite']).tasks)
+        plan['tasks'] = sorted({*old['tasks'], *(tasks or every)}, key=every.index)
         if plan['tasks'] != old['tasks']:
             write_json(path, plan)
         return
-    plan['tasks'] = list(tasks or SUITES[plan['suite']].tasks)
+    plan['tasks'] = list(tasks or get_suite(plan['suite']).tasks)
     atomic_write(os.path.join(work_dir, 'config.py'), partial(write_text, text))
     write_json(path, plan)
 

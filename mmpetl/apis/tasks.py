@@ -4,7 +4,7 @@ A config names a suite once (``configs/_base_/datasets/<suite>.py``) and works a
 ``--cfg-options task.name=svhn``; :func:`apply_task` then rewrites everything that depends on it. The keys of ``cfg.task``:
 
 =========  ==========================================================================================
-suite      'vtab', 'fgvc' or 'elevater'
+suite      'vtab', 'fgvc', 'elevater', or the .json file of a suite of one's own
 name       key of the task, see :mod:`mmpetl.datasets.tables`
 root       folder of the suite's data
 phase      'search' (train on the part, evaluate on the validation part) or 'final' (train on all, evaluate on test)
@@ -52,7 +52,7 @@ def _read(cfg: Config) -> ConfigDict:
     Raises:
         ValueError: If a key is unknown or the suite is not said.
     """
-    task = ConfigDict(dict(zip(('suite', 'name'), cfg.task.split('/', 1)))) if isinstance(cfg.task, str) else ConfigDict(cfg.task)
+    task = ConfigDict(dict(zip(('suite', 'name'), cfg.task.rsplit('/', 1)))) if isinstance(cfg.task, str) else ConfigDict(cfg.task)
     for key in task:
         if key not in KEYS:
             raise ValueError(f'task.{key} is no option' + nearest(key, KEYS))
@@ -72,9 +72,11 @@ def _set_data(cfg: Config, suite: Suite, task: ConfigDict) -> None:
             raise ValueError(f'{name} holds no dataset of type {suite.dataset!r}, which task.suite={suite.name!r} needs')
         for dataset in datasets:
             dataset.update(task=task.name, split=split)
+            if suite.name != suite.form:
+                dataset['suite'] = suite.name
             if task.get('root'):
                 dataset['data_root'] = task.root
-            dataset.update({key: task[key] for key in ('shots', 'shot_seed') if suite.name == 'elevater' and key in task})
+            dataset.update({key: task[key] for key in ('shots', 'shot_seed') if suite.form == 'elevater' and key in task})
             if get_task(suite, task.name).resize == 'squash':
                 dataset['pipeline'] = squash(dataset['pipeline'])
 
@@ -86,7 +88,7 @@ def prepare_suite(cfg: Config, suite: Suite) -> None:
         ValueError: If the config has no ``task``, or no base file of that suite lies beside it.
     """
     if not cfg.get('task'):
-        raise ValueError(f"the config has no 'task': begin it with _base_/datasets/{suite.name}.py, or another suite's base")
+        raise ValueError(f"the config has no 'task': begin it with _base_/datasets/{suite.form}.py, or another suite's base")
     if not list(find_dicts([cfg.get(name) for name in LOADERS], suite.dataset)):
         _switch_suite(cfg, suite)
 
@@ -98,11 +100,11 @@ def _switch_suite(cfg: Config, suite: Suite) -> None:
         ValueError: If no base file of that suite lies beside the config.
     """
     folders = Path(cfg.filename).resolve().parents if cfg.filename else ()
-    found = [folder / f'_base_/datasets/{suite.name}.py' for folder in folders]
+    found = [folder / f'_base_/datasets/{suite.form}.py' for folder in folders]
     base = next((path for path in found if path.is_file()), None)
     if base is None:
         raise ValueError(f'the config has no data of the suite {suite.name!r}, and no folder above it holds '
-                         f'_base_/datasets/{suite.name}.py: begin the config with that base')
+                         f'_base_/datasets/{suite.form}.py: begin the config with that base')
     theirs = Config.fromfile(str(base))
     for name in LOADERS:
         if cfg.get(name) is not None:
@@ -111,8 +113,13 @@ def _switch_suite(cfg: Config, suite: Suite) -> None:
     for name in ('val_evaluator', 'test_evaluator', 'data_preprocessor'):
         cfg[name] = theirs[name]
     # The root written for the config's own suite is not this suite's.
-    kept = {key: value for key, value in cfg.task.items() if key != 'root' or value not in [s.root for s in SUITES.values()]}
+    kept = {key: value for key, value in cfg.task.items() if key != 'root' or not _is_default(value)}
     cfg.task = ConfigDict({**theirs.task, **kept})
+
+
+def _is_default(root: Optional[str]) -> bool:
+    """Whether a root is unset or the one that a base file writes for a published suite."""
+    return not root or root in [s.root for s in SUITES.values()]
 
 
 def squash(pipeline: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -196,6 +203,8 @@ def apply_task(cfg: Config, cfg_options: Optional[Mapping[str, Any]] = None) -> 
     spec = get_task(suite, task.name)
     cfg.task = task
     prepare_suite(cfg, suite)
+    if suite.name != suite.form and _is_default(cfg.task.get('root')):
+        cfg.task.root = suite.root
     _set_data(cfg, suite, cfg.task)
     _set_model(cfg, spec)
     for name in ('val_evaluator', 'test_evaluator'):

@@ -1,14 +1,14 @@
 """Base of the suites' datasets: a task of the table, one of its lists, and where its images lie."""
 
 import os
-from typing import Any, List, Mapping, Sequence, Tuple, Union
+from typing import Any, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from mmpretrain.datasets.base_dataset import BaseDataset
 
 from ..sites import nearest
 from .lists import Entries, check_labels, first_existing
-from .tables import Suite, Task, get_task
+from .tables import Suite, Task, get_suite, get_task
 
 
 class SuiteDataset(BaseDataset):
@@ -24,6 +24,7 @@ class SuiteDataset(BaseDataset):
         pipeline: Transforms.
         test_mode: See :class:`mmengine.dataset.BaseDataset`.
         classes: Names of the classes; taken from the task's own file, or their numbers where there is none.
+        suite: The ``.json`` file of a suite of one's own; default the published suite of this class.
         **kwargs: Other arguments of :class:`mmpretrain.datasets.BaseDataset`.
 
     Raises:
@@ -34,16 +35,20 @@ class SuiteDataset(BaseDataset):
     SUITE: Suite
 
     def __init__(self, task: str, split: str, data_root: str = '', pipeline: Sequence[Any] = (), test_mode: bool = False,
-                 classes: Union[Sequence[str], str, None] = None, **kwargs: Any) -> None:
-        self.task: Task = get_task(self.SUITE, task)
+                 classes: Union[Sequence[str], str, None] = None, suite: Optional[str] = None, **kwargs: Any) -> None:
+        self.suite: Suite = get_suite(suite) if suite else self.SUITE
+        if self.suite.form != self.SUITE.form:
+            raise ValueError(f'{type(self).__name__} reads suites of the form {self.SUITE.form!r}, {self.suite.title} has the form '
+                             f'{self.suite.form!r}')
+        self.task: Task = get_task(self.suite, task)
         self.split = split
         if split not in self.splits():
-            raise ValueError(f'{self.SUITE.title} {task!r} has no list {split!r}' + nearest(split, self.splits()))
-        folder = os.path.join(os.path.expanduser(data_root or self.SUITE.root), self.task.directory)
+            raise ValueError(f'{self.suite.title} {task!r} has no list {split!r}' + nearest(split, self.splits()))
+        folder = os.path.join(os.path.expanduser(data_root or self.suite.root), self.task.directory)
         super().__init__(ann_file='', data_root=folder, data_prefix=self.task.images, pipeline=pipeline, test_mode=test_mode,
                          classes=classes or self._class_names(folder), **kwargs)
         # Not given to the base class, which takes strings for names of files.
-        self._metainfo.update(suite=self.SUITE.name, task=task, num_classes=self.task.num_classes, metric=self.task.metric)
+        self._metainfo.update(suite=self.suite.name, task=task, num_classes=self.task.num_classes, metric=self.task.metric)
 
     def splits(self) -> Tuple[str, ...]:
         """Lists that can be asked for."""
@@ -62,8 +67,8 @@ class SuiteDataset(BaseDataset):
         files = self.task.splits[split].files
         path = first_existing(self.data_root, files)
         if not path and not optional:
-            raise FileNotFoundError(f'{os.path.join(self.data_root, files[0])} is missing (list {split!r} of {self.SUITE.title} '
-                                    f'{self.task.name!r}): {self.SUITE.hint}')
+            raise FileNotFoundError(f'{os.path.join(self.data_root, files[0])} is missing (list {split!r} of {self.suite.title} '
+                                    f'{self.task.name!r}): {self.suite.hint}')
         return path
 
     def locate(self, name: str) -> str:

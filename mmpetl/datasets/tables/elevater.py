@@ -52,6 +52,6 @@ def _tasks() -> Dict[str, Task]:
 
 
 ELEVATER = Suite(
-    name='elevater', title='ELEVATER', tasks=_tasks(), dataset='mmpetl.Elevater', norm=CLIP_NORM, root='data/elevater',
+    name='elevater', form='elevater', title='ELEVATER', tasks=_tasks(), dataset='mmpetl.Elevater', norm=CLIP_NORM, root='data/elevater',
     phases={'search': ('fewtrain', 'fewval'), 'final': ('few', 'test')},
     hint='unpack the ELEVATER downloads so that <root>/classification/mnist_20211008/train.txt exists; images may stay in their zip files')

@@ -13,7 +13,7 @@ def _task(name: str, classes: int, train: int, val: int, test: int, images: str)
 
 
 FGVC = Suite(
-    name='fgvc', title='FGVC', dataset='mmpetl.FGVC', norm=IMAGENET_NORM, root='data/fgvc',
+    name='fgvc', form='fgvc', title='FGVC', dataset='mmpetl.FGVC', norm=IMAGENET_NORM, root='data/fgvc',
     tasks={t.name: t for t in (
         _task('CUB', 200, 5394, 600, 5794, 'images'),
         _task('nabirds', 555, 21536, 2393, 24633, 'images'),

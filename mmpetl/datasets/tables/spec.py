@@ -73,6 +73,7 @@ class Suite:
         name: Key of the suite.
         title: Name in tables.
         tasks: Tasks by name, in the order in which papers print them.
+        form: Published suite whose files and protocol it has; its own name for the published ones.
         dataset: Registered dataset class.
         norm: Pixel mean and standard deviation (RGB, 0..255) of the published recipes.
         root: Default folder of the data.
@@ -83,6 +84,7 @@ class Suite:
     name: str
     title: str
     tasks: Dict[str, Task]
+    form: str
     dataset: str
     norm: Mapping[str, Tuple[float, ...]]
     root: str

@@ -50,7 +50,7 @@ def _tasks() -> Dict[str, Task]:
 
 
 VTAB = Suite(
-    name='vtab', title='VTAB-1k', tasks=_tasks(), dataset='mmpetl.VTAB1k', norm=IMAGENET_NORM, root='data/vtab-1k',
+    name='vtab', form='vtab', title='VTAB-1k', tasks=_tasks(), dataset='mmpetl.VTAB1k', norm=IMAGENET_NORM, root='data/vtab-1k',
     phases={'search': ('train800', 'val200'), 'final': ('train800val200', 'test')},
     groups=(NATURAL, SPECIALIZED, STRUCTURED),
     hint='unpack the plain image release of VTAB-1k so that <root>/cifar/train800.txt and <root>/cifar/images/ exist')
