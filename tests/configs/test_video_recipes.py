@@ -18,9 +18,11 @@ def first(pattern):
     return next(path for path in RECIPES if re.search(pattern, path.stem))
 
 
-@lru_cache(None)
+read = lru_cache(None)(Config.fromfile)
+
+
 def load(path):
-    cfg = Config.fromfile(path)
+    cfg = read(path)
     init_default_scope(cfg.default_scope)
     return cfg
 
