@@ -5,8 +5,8 @@
     python tools/benchmark.py --methods LoRA SSF --backbones vit videomae --steps 3
 
 Columns: trainable parameters; MiB that one training step keeps for the backward pass per input (without head and loss, attention as a
-fused kernel keeps it) and its ratio to full fine-tuning of the same backbone; GMAC of one forward pass, attention included; with ``--steps``
-the median step time as a ratio to full fine-tuning, and its spread. ``light`` rows recompute every block in the backward pass
+fused kernel keeps it) and its ratio to full fine-tuning of the same backbone; GMAC of one forward pass, attention included; with
+``--steps`` the median step time as a ratio to full fine-tuning, and its spread. ``light`` rows recompute every block in the backward pass
 (``with_cp=True``). Writes a table, results.json and a plot.
 """
 
