@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -62,14 +63,17 @@ def plot(runs: List[Dict[str, Any]], task: str, path: Path) -> None:
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter
     figure, axes = plt.subplots(figsize=(7, 4.5), dpi=150, layout='constrained')
-    for run in runs:
-        axes.errorbar(run['trainable'], 100 * run['accuracy'], 100 * run['standard_error'], fmt='o', markersize=8, capsize=4)
-        axes.annotate(run['method'], (run['trainable'], 100 * run['accuracy']), (9, 6), textcoords='offset points')
-    sizes = [run['trainable'] for run in runs]
-    axes.set(xscale='log', xlim=(min(sizes) / 2, max(sizes) * 6), xlabel='trainable parameters (head included)',
-             ylabel='test accuracy in %, ± 1 standard error', title=f'DINOv2 ViT-S/14 on {task}')
-    axes.grid(True, which='both', alpha=0.25)
+    for run, marker in zip(runs, cycle('osD^vP')):
+        axes.errorbar(run['trainable'], 100 * run['accuracy'], 100 * run['standard_error'], fmt=marker, markersize=8, capsize=4,
+                      label=f'{run["method"]}: {run["accuracy"]:.1%} with {run["trainable"]:,}')
+    axes.set(xscale='log', xlabel='trainable parameters (head included)', ylabel='test accuracy in %, ± 1 standard error',
+             title=f'DINOv2 ViT-S/14 on {task}')
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+    axes.legend(loc='best')
+    axes.grid(True, alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     atomic_write(path, lambda file: figure.savefig(file, format='png'))
     plt.close(figure)
