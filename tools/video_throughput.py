@@ -114,7 +114,8 @@ def main() -> int:
         videos = args.videos or [make_video(Path(folder))]
         loads = {name: (lambda data=data: [data[i] for i in range(len(data))]) for name, data in datasets(videos, Path(folder)).items()}
         found = {name: seconds / len(videos) for name, seconds in fastest(loads, args.rounds).items()}
-        found.update({name: seconds / args.batch for name, seconds in fastest(steps(args.size, args.batch, args.depth), args.rounds).items()})
+        trained = fastest(steps(args.size, args.batch, args.depth), args.rounds)
+        found.update({name: seconds / args.batch for name, seconds in trained.items()})
     stock: Dict[str, float] = {}
     for name, seconds in found.items():
         what, _, who = name.partition(': ')
