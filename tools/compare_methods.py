@@ -45,10 +45,10 @@ METHODS: List[Tuple[str, List[Dict[str, Any]], List[str], float]] = [
     ('Adapter', [dict(type='Adapter', mid_dims=32)], [], 3e-3),
     ('AdaptFormer', [dict(type='AdaptFormer', mid_dims=64)], [], 3e-3),
     ('PATT', [dict(type='PATT', mid_dims=32, init='zero_up')], [], 3e-3),
-    ('Prefix', [dict(type='Prefix', num_tokens=10, mid_dims=64)], [], 3e-3),
-    ('VPT', [dict(type='VPT', num_tokens=10)], [], 1e-2),
-    ('E2VPT', [dict(type='E2VPT', num_tokens=10, num_kv_tokens=5)], [], 1e-2),
-    ('APT', [dict(type='APT', num_tokens=20)], [], 1e-2),
+    ('Prefix', [dict(type='Prefix', num_tokens=10, mid_dims=64)], [], 1e-3),
+    ('VPT', [dict(type='VPT', num_tokens=10)], [], 3e-3),
+    ('E2VPT', [dict(type='E2VPT', num_tokens=10, num_kv_tokens=5)], [], 3e-3),
+    ('APT', [dict(type='APT', num_tokens=20)], [], 3e-3),
     ('KAdaptation', [dict(type='KAdaptation')], [], 3e-3),
     ('Compacter', [dict(type='Compacter', mid_dims=64)], [], 3e-3),
     ('SSF', [dict(type='SSF')], [], 3e-3),
@@ -187,7 +187,7 @@ def compare_pruning(train: Any, test: Any, epochs: int, seeds: int) -> List[Dict
     batches = [dict(inputs=x, data_samples=y) for x, y in zip(train[0].split(BATCH), train[1].split(BATCH))]
     for seed in range(seeds):
         model = Classifier([dict(type='E2VPT', num_tokens=total, num_kv_tokens=2)], [], seed)
-        fit(model, train, 1e-2, epochs, seed)
+        fit(model, train, 3e-3, epochs, seed)
         scores = {'attention gates': PromptScorer().score(model, batches),
                   'published score': PromptScorer(variant='released').score(model, batches)}
         generator = torch.Generator().manual_seed(seed)
