@@ -23,4 +23,4 @@ model = dict(
         petl=[],
         tune=['fc_norm.*'],
         init_cfg=dict(type='Pretrained', checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/videomae_vit-base_k400_1600e.pth')),
-    cls_head=dict(type='mmpetl.VideoMAEHead', num_classes=101, in_channels=768, average_clips='prob'))
+    cls_head=dict(type='mmpetl.VideoMAEHead', num_classes=101, in_channels=768, average_clips='prob', keep_views=True))
