@@ -20,4 +20,5 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/swin_base_patch244_window877_kinetics400_22k.pth')),
-    cls_head=dict(type='mmpetl.VideoSwinHead', num_classes=51, in_channels=1024, temporal_pool='pair', average_clips='score', keep_views=True))
+    cls_head=dict(
+        type='mmpetl.VideoSwinHead', num_classes=51, in_channels=1024, temporal_pool='pair', average_clips='score', keep_views=True))
