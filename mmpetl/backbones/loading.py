@@ -102,9 +102,11 @@ def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str
         if here == wanted['fingerprint']:
             return base
     name = backbone.init_cfg['checkpoint'] if base is not None else 'the weights in the backbone (no init_cfg names others)'
-    raise ValueError(f"wrong base: the adapter was trained on {wanted.get('id') or wanted.get('checkpoint')!r} "
-                     f"(fingerprint {wanted['fingerprint'][:12]}), but {name!r} has fingerprint {here[:12]}; "
-                     'set model.backbone.init_cfg to the base named first')
+    base_name = wanted.get('id') or wanted.get('checkpoint')
+    source = repr(base_name) if base_name else 'weights that its model did not name'
+    mend = f'set model.backbone.init_cfg to {base_name!r}' if base_name else 'load those weights into the backbone first'
+    raise ValueError(f"wrong base: the adapter was trained on {source} (fingerprint {wanted['fingerprint'][:12]}), "
+                     f'but {name!r} has fingerprint {here[:12]}; {mend}')
 
 
 def _check_adapter_keys(backbone: nn.Module, given: Dict[str, Tensor], header: Optional[Dict[str, Any]]) -> None:
