@@ -50,13 +50,13 @@ METHODS: List[Tuple[str, List[Dict[str, Any]], List[str], float]] = [
     ('E2VPT', [dict(type='E2VPT', num_tokens=10, num_kv_tokens=5)], [], 3e-3),
     ('APT', [dict(type='APT', num_tokens=20)], [], 3e-3),
     ('KAdaptation', [dict(type='KAdaptation')], [], 3e-3),
-    ('Compacter', [dict(type='Compacter', mid_dims=64)], [], 3e-3),
+    ('Compacter', [dict(type='Compacter', mid_dims=64)], [], 5e-4),
     ('SSF', [dict(type='SSF')], [], 3e-3),
-    ('Convpass', [dict(type='Convpass')], [], 3e-3),
+    ('Convpass', [dict(type='Convpass')], [], 5e-4),
     ('FacT-TT', [dict(type='FacT', kind='tt', rank=16)], [], 3e-3),
     ('FacT-TK', [dict(type='FacT', kind='tk', rank=16)], [], 3e-3),
     ('SynQT', [dict(type='SynQT', num_tokens=4)], [], 1e-3),
-    ('LST', [dict(type='LST', reduction=6)], [], 1e-3),
+    ('LST', [dict(type='LST', reduction=8)], [], 1e-3),
     ('VQT', [dict(type='VQT', num_tokens=4)], [], 3e-3),
 ]
 
