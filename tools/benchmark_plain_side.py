@@ -1,0 +1,85 @@
+"""The textbook forms of the side methods SynQT, VQT and LST: keys and values formed and kept, explicit softmax, nothing recomputed."""
+
+from typing import List, Tuple
+
+import torch
+import torch.nn.functional as F
+from benchmark_plain import PlainViT, layer_norm
+from torch import Tensor, nn
+
+
+class PlainSide(PlainViT):
+    """ViT, CLIP or VideoMAE whose feature is that of a side method; (B, 3, [T,] H, W) -> (B, C').
+
+    The small trainable modules (bottlenecks, query attention, gates) are plain torch modules and are called as they are.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        method = next(iter(self.model.petl.values()))
+        streams = self.streams(x)
+        return getattr(self, type(method).__name__.lower())(method, streams)
+
+    @torch.no_grad()
+    def streams(self, x: Tensor) -> List[Tensor]:
+        """Input of every block, then the output of the last; (B, N, C) each, frozen."""
+        found = [self.embed(x)]
+        for i in range(len(self.blocks)):
+            found.append(self.block(i, found[-1]))
+        return found
+
+    def final_norm(self) -> nn.Module:
+        """The backbone's last norm."""
+        return self.model.ln1 if not self.video else self.model.norm if self.model.fc_norm is None else self.model.fc_norm
+
+    def read(self, i: int, p: Tensor, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """Queries p (B, P, C) through frozen block i over tokens x (B, N, C) -> outputs of its two sublayers."""
+        block = self.blocks[i]
+        with torch.no_grad():
+            k, v = (self.heads(i, t).contiguous() for t in self.project(i, block.norm1(x))[1:])
+        q = self.heads(i, self.project(i, block.norm1(p))[0])
+        h = self.output(i, self.attend(q, k, v))
+        return h, self.feed_forward(i, block.norm2(p + h))
+
+    def synqt(self, m: nn.Module, streams: List[Tensor]) -> Tensor:
+        """SynQT, see mmpetl/methods/synqt.py for the formulas."""
+        q_means: List[Tensor] = []
+        h_means, hh_means = [], []
+        for i, query in zip(m.layers, m.queries):
+            p = query.expand(len(streams[i]), -1, -1)
+            if q_means:
+                p = p + m.feat_scale * q_means[-1]
+            p = m.drop(m.blocks[str(i)]['qsm'](m.blocks[str(i)]['adapter'](p)))
+            h, hh = self.read(i, p, streams[i])
+            for found, t in ((q_means, p + h + hh), (h_means, h), (hh_means, hh)):
+                found.append(t.mean(1, keepdim=True))
+        rows = torch.cat([q_means[-1], *q_means, *h_means, *hh_means], 1)
+        rows = rows + m.row_adapter(m.row_norm(rows))
+        if self.training and m.row_drop_rate:
+            keep = 1 - m.row_drop_rate
+            kept = rows.new_empty(len(rows), rows.shape[1] - 1, 1).bernoulli_(keep) / keep
+            rows = torch.cat([rows[:, :1], rows[:, 1:] * kept], 1)
+        gates = torch.tanh(m.combine.drop(F.gelu(m.combine.gate(rows[:, 0]))))
+        weights = torch.cat([torch.ones_like(gates[:, :1]), gates], 1)
+        norm, final = m.head_norm, self.final_norm()
+        weight, bias = final.weight + norm.weight_offset, final.bias + norm.bias_offset
+        return F.layer_norm((weights[..., None] * rows).mean(1), rows.shape[-1:], weight, bias, norm.eps)
+
+    def vqt(self, m: nn.Module, streams: List[Tensor]) -> Tensor:
+        """VQT: groups of length 1."""
+        groups = [layer_norm(self.final_norm(), streams[-1][:, 0])]
+        for i, query in zip(m.layers, m.queries):
+            p = m.drop(query.expand(len(streams[i]), -1, -1))
+            h, hh = self.read(i, p, streams[i])
+            groups.append((p + h + hh).flatten(1))
+        return torch.cat([F.normalize(g, dim=1) if m.normalize else g for g in groups], 1)
+
+    def lst(self, m: nn.Module, streams: List[Tensor]) -> Tensor:
+        """LST: a narrow transformer that mixes in the outputs of the blocks."""
+        y = m.stem(streams[0])
+        for i, alpha in zip(m.layers, m.gates):
+            gate, rung = torch.sigmoid(alpha / m.temperature), m.rungs[str(i)]
+            y = gate * y + (1 - gate) * m.downs[str(i)](streams[i + 1])
+            q, k, v = (t.unflatten(-1, (rung.heads, -1)).transpose(1, 2) for t in rung.qkv(rung.norm1(y)).chunk(3, -1))
+            y = y + rung.proj(self.attend(q, k, v))
+            y = y + rung.fc2(F.gelu(rung.fc1(rung.norm2(y))))
+        return m.up(m.norm(y))[:, 0] if m.tokens else m.up(m.norm(y.mean(1)))
