@@ -194,6 +194,12 @@ class Method(BaseModule):
     pool_prompts: Optional[bool] = None
     #: Whether other prompt methods may add their tokens to this method's.
     stack = False
+    #: Whether elementwise results (norms, activations, the method's own) are computed again in the backward pass by default, because the
+    #: method would otherwise keep more than full fine-tuning does.
+    recomputes = False
+    #: Whether ``on_branch``, ``on_norm``, and ``on_linear`` of proj, fc1 and fc2 treat every token alone. Then a last block whose output is
+    #: read at the class token only hands them that token only.
+    tokenwise = False
 
     def __init__(self, specs: Sequence[BlockSpec], layers: Layers = None) -> None:
         super().__init__()
@@ -306,6 +312,12 @@ class Tap:
                         for sub in SUBS for inside in (True, False)}
         self._kv = on['kv']
         self._prompts = on['prompts']
+        #: Whether elementwise results of this block are computed again in the backward pass by default.
+        self.recomputes = any(m.recomputes for m in methods if index in m.layers)
+        #: Whether every method here is content with the tokens that are read.
+        self.tokenwise = all(m.tokenwise for m in (*on['linear'], *on['norm'], *on['branch']))
+        #: How many leading tokens somebody reads after this block; None: all. Set for the last block.
+        self.tokens_read: Optional[int] = None
         #: Tokens that this block puts in front of the grid tokens.
         self.num_prompts = sum(m.num_prompts(index) for m in self._prompts)
         # The next four are set for all blocks together, because they depend on the neighbours (see ``plan_prompts``).
@@ -322,6 +334,14 @@ class Tap:
         self.prompt_gate: Optional[Tensor] = None
         #: Where a block's frozen activations are stored for side methods, or None.
         self.recorder: Optional[Dict[str, Tensor]] = None
+
+    @property
+    def separates(self) -> bool:
+        """Whether q, k and v need products of their own, because methods replace some of them or join further keys and values.
+
+        As views of one product, a single one that is still needed would keep the memory of all three.
+        """
+        return bool(self._project or self._kv or (self.num_prompts and not self.prompts_read))
 
     def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Apply ``on_qkv`` and ``on_linear`` of q, k, v in config order; all (B, N, C)."""

@@ -16,16 +16,17 @@ UPSTREAM = {'mmpretrain', 'mmaction', 'mmcv'}
 #: room -> rooms of mmpetl that it may import besides itself (None: any)
 MAY_IMPORT = {
     'sites': set(),
+    'recompute': set(),
     'registry': set(),
     'version': set(),
-    'methods': {'sites', 'registry'},
-    'backbones': {'sites', 'registry', 'weights', 'compat'},
+    'methods': {'sites', 'registry', 'recompute'},
+    'backbones': {'sites', 'registry', 'recompute', 'weights', 'compat'},
     'weights': {'version'},
 }
 #: room -> rooms of mmpetl that it must not import
 MUST_NOT_IMPORT = {room: {'backbones', 'methods'} for room in ('datasets', 'evaluation', 'models')}
 #: room -> packages from outside (besides the standard library) that it may import; rooms not named may import any
-OUTSIDE = {'sites': {'torch', 'mmengine'}, 'registry': {'mmengine'}}
+OUTSIDE = {'sites': {'torch', 'mmengine'}, 'recompute': {'torch'}, 'registry': {'mmengine'}}
 #: room -> packages from outside that it must not import
 NOT_OUTSIDE = {'methods': UPSTREAM}
 

@@ -17,7 +17,8 @@ def attach(model: nn.Module,
            petl: Sequence[Any] = (),
            tune: Sequence[str] = (),
            trunk: str = 'eval',
-           with_cp: Optional[bool] = None) -> nn.Module:
+           with_cp: Optional[bool] = None,
+           memory: str = 'standard') -> nn.Module:
     """Attach methods to a model, in place, and freeze its trunk.
 
     Args:
@@ -26,6 +27,7 @@ def attach(model: nn.Module,
         tune: Patterns of trunk parameters that also train.
         trunk: 'eval' or 'train', the mode of the frozen trunk while training.
         with_cp: Recompute each block in the backward pass.
+        memory: 'standard', 'light' or 'lightest': what is computed again instead of kept.
 
     Returns:
         The same object.
@@ -33,7 +35,7 @@ def attach(model: nn.Module,
     Raises:
         ValueError: One line that names what does not fit.
     """
-    _attach(getattr(model, 'backbone', model), petl, tune, trunk, with_cp)
+    _attach(getattr(model, 'backbone', model), petl, tune, trunk, with_cp, memory)
     return model
 
 

@@ -15,10 +15,10 @@ from .attach import attach, family_named
 def _builder(name: str, family: str, build: str = 'build') -> Callable[..., nn.Module]:
 
     def builder(petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval', with_cp: Optional[bool] = None,
-                **kwargs: Any) -> nn.Module:
+                memory: str = 'standard', **kwargs: Any) -> nn.Module:
         family_named(family)
         module = __import__(f'{__name__}.{family}', fromlist=[build])
-        return attach(getattr(module, build)(**kwargs), petl, tune, trunk, with_cp)
+        return attach(getattr(module, build)(**kwargs), petl, tune, trunk, with_cp, memory)
 
     builder.__name__ = builder.__qualname__ = name
     builder.__doc__ = f"""Build {name} and attach methods to it.
@@ -28,6 +28,7 @@ def _builder(name: str, family: str, build: str = 'build') -> Callable[..., nn.M
         tune: Patterns of trunk parameters that also train.
         trunk: 'eval' or 'train', the mode of the frozen trunk while training.
         with_cp: Recompute each block in the backward pass.
+        memory: 'standard', 'light' or 'lightest', see :func:`mmpetl.backbones.attach.attach`.
         **kwargs: Arguments of the upstream backbone.
     """
     return MODELS.register_module(name=name)(builder)

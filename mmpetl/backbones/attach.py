@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from torch import nn
 
+from ..recompute import LEVELS
 from ..registry import METHODS
 from ..sites import BlockSpec, Method, Tap, nearest
 from .container import PETL
@@ -156,7 +157,8 @@ def attach(backbone: nn.Module,
            petl: Sequence[Any] = (),
            tune: Sequence[str] = (),
            trunk: str = 'eval',
-           with_cp: Optional[bool] = None) -> nn.Module:
+           with_cp: Optional[bool] = None,
+           memory: str = 'standard') -> nn.Module:
     """Give a backbone its methods, in place.
 
     Args:
@@ -165,6 +167,9 @@ def attach(backbone: nn.Module,
         tune: Patterns of trunk parameters that also train, see :func:`freeze`.
         trunk: 'eval': dropout and drop-path of the trunk stay off while training; 'train': they follow the model.
         with_cp: Recompute each block in the backward pass (non-reentrant); None keeps the backbone's own setting.
+        memory: 'standard', or 'light': norms, activations, hidden states of adapters and the attention's residual are computed again in the
+            backward pass, which repeats no product of the trunk but the attention's output; 'lightest': also the first product of the
+            feed-forward network. Same gradients; ``with_cp`` goes further and repeats the whole block.
 
     Returns:
         The same object; its trunk is frozen, its methods live in ``backbone.petl``.
@@ -174,6 +179,8 @@ def attach(backbone: nn.Module,
     """
     if trunk not in ('eval', 'train'):
         raise ValueError(f"trunk must be 'eval' or 'train', got {trunk!r}")
+    if memory not in LEVELS:
+        raise ValueError(f'unknown memory setting {memory!r}' + nearest(memory, LEVELS))
     if isinstance(getattr(backbone, 'petl', None), PETL):
         raise ValueError(f'{type(backbone).__name__} already has methods attached; build a new backbone or use its named adapters')
     family_name, family = family_of(backbone)
@@ -190,6 +197,7 @@ def attach(backbone: nn.Module,
     for block, spec in zip(family.blocks(backbone), specs):
         block.spec = spec
         block.with_cp = bool(getattr(block, 'with_cp', False) if with_cp is None else with_cp)
+        block.recompute_level = LEVELS[memory]
         for module in block.modules():
             if type(module) in family.classes.values():
                 module.tap = Tap()

@@ -8,11 +8,41 @@ from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..sites import Tap
+from .embed import linear_slice
 
 KeysValues = Optional[Tuple[Tensor, Tensor]]
+
+
+class Projections:
+    """Mixin for attentions with one fused qkv product: projections in and out, with the points of the waist."""
+
+    tap: Tap
+    qkv: nn.Linear
+    proj: nn.Linear
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (C, C) and bias of q, k, v or proj, as views of the parameters."""
+        if op == 'proj':
+            return self.proj.weight, self.proj.bias
+        return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
+
+    def fused(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., 3 C)."""
+        return self.qkv(x)
+
+    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of x, all (B, N, C)."""
+        if self.tap.separates:
+            return self.tap.qkv(x, *(F.linear(x, *self.op_parameters(op)) for op in 'qkv'))
+        return self.tap.qkv(x, *self.fused(x).chunk(3, -1))
+
+    def output(self, y: Tensor) -> Tensor:
+        """Output projection, (B, N, C) -> (B, N, C)."""
+        return self.tap.linear('proj', y, recomputed(self.proj, y, level=SMALL_PRODUCT))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -99,7 +129,7 @@ def attend(q: Tensor,
     k, v = prepend(extra, k, v)
     if bias is not None:
         bias = bias.to(q.dtype)
-    return merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale))
+    return recomputed(merge_heads, F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale))
 
 
 def window_groups(windows: Sequence[int], shifted: Sequence[bool]) -> List[Tuple[slice, ...]]:
@@ -159,14 +189,10 @@ def attend_windows(q: Tensor,
     Returns:
         (B * windows, P + N, C).
     """
-    extra_keys = 0 if extra is None else extra[0].shape[-2]
-
-    def padded(b: Tensor, gate: Optional[Tensor]) -> Tensor:
-        b = F.pad(b, (extra_keys + prompts, 0, prompts, 0)) if extra_keys or prompts else b
-        return (b[None] if gate is None else b[None] + gate).to(q.dtype)
-
+    front = (prompts, prompts + (0 if extra is None else extra[0].shape[-2]))
     if mask is None:
-        return attend(q, k, v, heads, extra, padded(bias, gate), drop_rate, scale)
+        whole = recomputed(window_bias, bias, None, gate, front, q.dtype)
+        return attend(q, k, v, heads, extra, whole, drop_rate, scale)
     grouped = gate is not None and len(gate) > 1
     q, k, v = (t.view(-1, *windows, *t.shape[1:]) for t in (q, k, v))
     gate = gate.view(-1, *windows, *gate.shape[1:]) if grouped else gate
@@ -176,11 +202,30 @@ def attend_windows(q: Tensor,
         index = (slice(None), *group)
         group_mask = mask[tuple(s.start for s in group)]
         part_gate = gate[index].flatten(0, len(windows)) if grouped else gate  # type: ignore[index]
-        part = attend(  # type: ignore[call-arg]
-            *(t[index].flatten(0, len(windows)) for t in (q, k, v)), heads, extra, padded(bias + group_mask, part_gate), drop_rate, scale)
+        part_bias = recomputed(window_bias, bias, group_mask, part_gate, front, q.dtype)
+        part_qkv = (recomputed(lambda t, i: t[i].flatten(0, len(windows)), t, index) for t in (q, k, v))
+        part = attend(*part_qkv, heads, extra, part_bias, drop_rate, scale)  # type: ignore[call-arg]
         parts.append(part.view(-1, *(s.stop - s.start for s in group), *part.shape[1:]))
     lengths = [2 if s and n > 1 else 1 for n, s in zip(windows, shifted)]
-    return _join(parts, lengths).flatten(0, len(windows))
+    return recomputed(lambda *parts: _join(list(parts), lengths).flatten(0, len(windows)), *parts)
+
+
+def window_bias(bias: Tensor, mask: Optional[Tensor], gate: Optional[Tensor], front: Tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Bias of the windows that share one mask.
+
+    Args:
+        bias: Relative position bias (h, N, N).
+        mask: Shift mask (N, N), or None.
+        gate: See :func:`attend_windows`.
+        front: Leading queries and keys without bias, (P, K + P).
+        dtype: Of the result.
+
+    Returns:
+        (1 or B * windows, h, P + N, K + P + N).
+    """
+    bias = bias if mask is None else bias + mask
+    bias = F.pad(bias, (front[1], 0, front[0], 0)) if any(front) else bias
+    return (bias[None] if gate is None else bias[None] + gate).to(dtype)
 
 
 def relative_position_bias(table: Tensor, index: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..recompute import LARGE_PRODUCT, Recomputing, is_recomputed, recomputed
 from ..sites import BlockSpec, Tap
 
 
@@ -35,12 +36,21 @@ def enter_prompts(tap: Tap, x: Tensor, extra_tokens: int) -> Tuple[Tensor, Optio
     return torch.cat([x[:, :extra_tokens], prompts.expand(len(x), -1, -1), x[:, extra_tokens:]], 1), None
 
 
+def once_in_half(h: Tensor) -> Tensor:
+    """Under autocast, an input in the precision in which all products read it: cast once, not once per reader."""
+    kind = h.device.type
+    if h.dtype is torch.float32 and kind in ('cpu', 'cuda') and torch.is_autocast_enabled(kind):
+        return recomputed(torch.Tensor.to, h, torch.get_autocast_dtype(kind))
+    return h
+
+
 class SitedBlock:
     """Mixin for blocks; sets the order of norm, attention, feed-forward and points. Abstract: see the four members below."""
 
     tap: Tap
     spec: BlockSpec
     with_cp: bool
+    recompute_level: int
     norm1: nn.Module
     norm2: nn.Module
     attn: nn.Module
@@ -64,16 +74,23 @@ class SitedBlock:
         if self.with_cp and torch.is_grad_enabled():
             # Reentrant checkpointing gives no gradient at all when the block's input needs none, as in a frozen trunk.
             return checkpoint(self._run, x, *context, use_reentrant=False)
+        level = self.recompute_level or int(self.tap.recomputes)
+        if level and not torch.compiler.is_compiling():
+            with Recomputing(level):
+                return self._run(x, *context)
         return self._run(x, *context)
 
     def _run(self, x: Tensor, *context: Any) -> Tensor:
         tap = self.tap
         x, prompts = enter_prompts(tap, x, self.spec.extra_tokens)
-        h = tap.norm('norm1', self.norm1(x))
+        h = once_in_half(tap.norm('norm1', recomputed(self.norm1, x)))
         if prompts is not None:
             prompts = tap.norm('norm1', self.norm1(prompts))
-        x = self._residual('attn', x, h, self.attention(h, prompts, *context))
-        h = tap.norm('norm2', self.norm2(x))
+        y = self.attention(h, prompts, *context)
+        if tap.tokens_read is not None:
+            x, h = x[:, :tap.tokens_read], h[:, :tap.tokens_read]
+        x = self._residual('attn', x, h, y)
+        h = once_in_half(tap.norm('norm2', recomputed(self.norm2, x)))
         x = self._residual('ffn', x, h, self.feed_forward(h))
         if tap.prompts_dropped:
             first = self.spec.extra_tokens
@@ -83,7 +100,10 @@ class SitedBlock:
     def _residual(self, sub: str, x: Tensor, h: Tensor, y: Tensor) -> Tensor:
         y = self.tap.branch(sub, x, h, y, inside=True)
         y = self.drop_path_of(sub)(y)
-        return x + self.tap.branch(sub, x, h, y, inside=False)
+        y = self.tap.branch(sub, x, h, y, inside=False)
+        if x.requires_grad and is_recomputed(y):
+            return recomputed(torch.add, x, y)  # x is kept by its norm, and y by nobody
+        return x + y
 
     def _record(self, x: Tensor, *context: Any) -> Tensor:
         """Store the frozen activations that side methods read; the last block's own update is skipped unless it is read."""
@@ -107,5 +127,5 @@ class SitedBlock:
 
 def feed_forward(tap: Tap, fc1: nn.Linear, act: nn.Module, drop1: nn.Module, fc2: nn.Linear, drop2: nn.Module, h: Tensor) -> Tensor:
     """drop2(T(fc2(drop1(act(T(fc1(h))))))) with the tap T; (..., C) -> (..., C)."""
-    mid = drop1(act(tap.linear('fc1', h, fc1(h))))
+    mid = drop1(recomputed(act, tap.linear('fc1', h, recomputed(fc1, h, level=LARGE_PRODUCT))))
     return drop2(tap.linear('fc2', mid, fc2(mid)))

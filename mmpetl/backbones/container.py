@@ -76,6 +76,8 @@ class PETL(ModuleDict):
         chosen = [m.pool_prompts for m in methods if m.pool_prompts is not None]
         pooled = chosen[0] if chosen else family.pools_prompts(backbone)
         plan_prompts(taps, pooled, self.full_prompts)
+        if taps[-1].tokenwise and not self.side_active():
+            taps[-1].tokens_read = family.tokens_read(backbone)
         if any(tap.num_prompts and tap.prompts_read for tap in taps):
             family.check_prompts(backbone, pooled)
         for block, tap in zip(blocks, taps):

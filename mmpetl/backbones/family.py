@@ -29,6 +29,7 @@ class Family:
         final_class: Class that replaces the last LayerNorm.
         merges_prompts: Whether that class averages prompts with the grid tokens (else the backbone's own pooling sees them).
         pools_prompts: Backbone -> whether its published prompt form pools prompts.
+        tokens_read: Backbone -> how many leading tokens its output reads after the last block; None: all.
         side_class: Upstream backbone class and its subclass for methods with ``on_side``; None where that is undefined.
         check: Raises ValueError when the backbone was built in a way that cannot be specialised.
         check_prompts: Raises ValueError when prompts in the stream do not fit the backbone's outputs.
@@ -45,6 +46,7 @@ class Family:
     fold_embed_shift: Optional[Callable[[nn.Module, Tensor], Tuple[Tensor, Tensor]]] = None
     merges_prompts: bool = False
     pools_prompts: Callable[[nn.Module], bool] = lambda model: False
+    tokens_read: Callable[[nn.Module], Optional[int]] = _nothing
     side_class: Optional[Tuple[type, type]] = None
     check: Callable[[nn.Module], None] = _nothing
     check_prompts: Callable[[nn.Module, bool], None] = _nothing

@@ -10,26 +10,22 @@ from mmpretrain.models.utils import ShiftWindowMSA
 from mmpretrain.models.utils.attention import WindowMSA
 from torch import Tensor, nn
 
+from ..recompute import recomputed
 from ..sites import BlockSpec, Tap
-from .attention import attend_windows, gate_bias, join_extra, relative_position_bias
+from .attention import Projections, attend_windows, gate_bias, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
-from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
+from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 
 
-class SitedWindowMSA(WindowMSA):
+class SitedWindowMSA(Projections, WindowMSA):
     """Attention inside windows: (B * windows, P + N, C) -> same shape."""
-
-    tap: Tap
-
-    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        return self.tap.qkv(x, *self.qkv(x).chunk(3, -1))
 
     def forward(self, x: Tensor, mask: Optional[Tensor], windows: Sequence[int], shifted: bool, tokens: int,
                 prompts: Optional[Tensor]) -> Tensor:
         q, k, v = self.project(x)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
-        bias = relative_position_bias(self.relative_position_bias_table, self.relative_position_index)
+        bias = recomputed(relative_position_bias, self.relative_position_bias_table, self.relative_position_index)
         extra_keys = 0 if extra is None else extra[0].shape[-2]
         gate = gate_bias(self.tap, extra_keys + k.shape[1], 0 if prompts is not None else extra_keys)
         if gate is not None and len(gate) > 1:
@@ -37,12 +33,7 @@ class SitedWindowMSA(WindowMSA):
         y = attend_windows(
             q, k, v, self.num_heads, bias, mask, windows, (shifted, shifted), tokens, extra,
             self.attn_drop.p if self.training else 0., self.scale, gate)
-        return self.proj_drop(self.tap.linear('proj', y, self.proj(y)))
-
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        if op == 'proj':
-            return self.proj.weight, self.proj.bias
-        return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
+        return self.proj_drop(self.output(y))
 
 
 class SitedShiftWindowMSA(ShiftWindowMSA):
@@ -61,27 +52,37 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
     def forward(self, query: Tensor, hw_shape: Tuple[int, int], prompts: Optional[Tensor] = None) -> Tensor:
         height, width = hw_shape
         size, shift = self._window(height, width)
+        windows = (-(-height // size), -(-width // size))
+        padded = (windows[0] * size, windows[1] * size)
         tokens = query.shape[1] - height * width
-        inner, grid = query[:, :tokens], query[:, tokens:].unflatten(1, (height, width))
-        grid = F.pad(grid, (0, 0, 0, -width % size, 0, -height % size))
-        padded = grid.shape[1:3]
-        if shift:
-            grid = torch.roll(grid, (-shift, -shift), (1, 2))
-        windows = (padded[0] // size, padded[1] // size)
-        count = windows[0] * windows[1]
-        x = self.window_partition(grid, size).flatten(1, 2)
-        if tokens:
-            # Windows are batch-major, so each sample's prompts are repeated once per window of that sample.
-            x = torch.cat([inner.repeat_interleave(count, 0), x], 1)
+        x = recomputed(self._to_windows, query, hw_shape, padded, size, shift)
         mask = self.get_attn_mask(padded, window_size=size, shift_size=shift, device=query.device)
         x = self.w_msa(x, mask, windows, shift > 0, tokens, prompts)
-        inner, x = x[:, :tokens], x[:, tokens:]
-        grid = self.window_reverse(x.reshape(-1, size, size, x.shape[-1]), *padded, size)
+        return recomputed(self._from_windows, x, hw_shape, padded, size, shift)
+
+    def _to_windows(self, x: Tensor, grid: Tuple[int, int], padded: Tuple[int, int], size: int, shift: int) -> Tensor:
+        """(B, P + H*W, C) -> (B * windows, P + size*size, C)."""
+        tokens = x.shape[1] - grid[0] * grid[1]
+        inner, x = x[:, :tokens], x[:, tokens:].unflatten(1, grid)
+        x = F.pad(x, (0, 0, 0, padded[1] - grid[1], 0, padded[0] - grid[0]))
         if shift:
-            grid = torch.roll(grid, (shift, shift), (1, 2))
-        x = grid[:, :height, :width].flatten(1, 2)
+            x = torch.roll(x, (-shift, -shift), (1, 2))
+        x = self.window_partition(x, size).flatten(1, 2)
         if tokens:
-            x = torch.cat([inner.unflatten(0, (-1, count)).mean(1), x], 1)
+            # Windows are batch-major, so each sample's prompts are repeated once per window of that sample.
+            x = torch.cat([inner.repeat_interleave(padded[0] * padded[1] // size**2, 0), x], 1)
+        return x
+
+    def _from_windows(self, x: Tensor, grid: Tuple[int, int], padded: Tuple[int, int], size: int, shift: int) -> Tensor:
+        """(B * windows, P + size*size, C) -> (B, P + H*W, C)."""
+        tokens = x.shape[1] - size * size
+        inner, x = x[:, :tokens], x[:, tokens:]
+        x = self.window_reverse(x.reshape(-1, size, size, x.shape[-1]), *padded, size)
+        if shift:
+            x = torch.roll(x, (shift, shift), (1, 2))
+        x = x[:, :grid[0], :grid[1]].flatten(1, 2)
+        if tokens:
+            x = torch.cat([inner.unflatten(0, (-1, padded[0] * padded[1] // size**2)).mean(1), x], 1)
         return x
 
 

@@ -15,34 +15,27 @@ from mmaction.models.backbones.swin import (
 )
 from torch import Tensor, nn
 
+from ..recompute import recomputed
 from ..sites import BlockSpec, Tap
-from .attention import attend_windows, join_extra, relative_position_bias
+from .attention import Projections, attend_windows, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
-from .embed import SitedFinalNorm, linear_slice
+from .embed import SitedFinalNorm
 from .family import Family
 
+Size = Tuple[int, ...]
 
-class SitedWindowAttention3D(WindowAttention3D):
+
+class SitedWindowAttention3D(Projections, WindowAttention3D):
     """Attention inside windows: (B * windows, N, C) -> same shape."""
-
-    tap: Tap
-
-    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        return self.tap.qkv(x, *self.qkv(x).chunk(3, -1))
 
     def forward(self, x: Tensor, mask: Optional[Tensor] = None, windows: Sequence[int] = (), shifted: Sequence[bool] = ()) -> Tensor:
         n = x.shape[1]
         q, k, v = self.project(x)
-        bias = relative_position_bias(self.relative_position_bias_table, self.relative_position_index[:n, :n])
+        bias = recomputed(relative_position_bias, self.relative_position_bias_table, self.relative_position_index[:n, :n])
         y = attend_windows(
             q, k, v, self.num_heads, bias, mask, windows, shifted, 0, join_extra(self.tap, None, self.num_heads),
             self.attn_drop.p if self.training else 0., self.scale)
-        return self.proj_drop(self.tap.linear('proj', y, self.proj(y)))
-
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        if op == 'proj':
-            return self.proj.weight, self.proj.bias
-        return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
+        return self.proj_drop(self.output(y))
 
 
 class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
@@ -51,16 +44,26 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         batch, *grid, _ = h.shape
         size, shift = get_window_size(tuple(grid), self.window_size, self.shift_size)
-        # Padding comes after the norm, so padded tokens are exact zeros.
-        h = F.pad(h, (0, 0, 0, -grid[2] % size[2], 0, -grid[1] % size[1], 0, -grid[0] % size[0]))
-        padded = h.shape[1:4]
-        shifted = tuple(s > 0 for s in shift)
-        if any(shifted):
-            h = torch.roll(h, tuple(-s for s in shift), (1, 2, 3))
-        windows = tuple(p // w for p, w in zip(padded, size))
-        y = self.attn(window_partition(h, size), context[0] if any(shifted) else None, windows, shifted)
+        padded = tuple(-(-g // s) * s for g, s in zip(grid, size))
+        windows, shifted = tuple(p // s for p, s in zip(padded, size)), tuple(s > 0 for s in shift)
+        y = self.attn(
+            recomputed(self._to_windows, h, padded, size, shift), context[0] if any(shifted) else None, windows, shifted)
+        return recomputed(self._from_windows, y, batch, tuple(grid), padded, size, shift)
+
+    @staticmethod
+    def _to_windows(x: Tensor, padded: Size, size: Size, shift: Size) -> Tensor:
+        """(B, T, H, W, C) -> (B * windows, N, C). Padding comes after the norm, so padded tokens are exact zeros."""
+        t, h, w = (p - g for p, g in zip(padded, x.shape[1:4]))
+        x = F.pad(x, (0, 0, 0, w, 0, h, 0, t))
+        if any(shift):
+            x = torch.roll(x, tuple(-s for s in shift), (1, 2, 3))
+        return window_partition(x, size)
+
+    @staticmethod
+    def _from_windows(y: Tensor, batch: int, grid: Size, padded: Size, size: Size, shift: Size) -> Tensor:
+        """(B * windows, N, C) -> (B, T, H, W, C)."""
         y = window_reverse(y.view(-1, *size, y.shape[-1]), size, batch, *padded)
-        if any(shifted):
+        if any(shift):
             y = torch.roll(y, shift, (1, 2, 3))
         return y[:, :grid[0], :grid[1], :grid[2]]
 

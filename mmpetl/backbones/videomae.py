@@ -8,29 +8,27 @@ from mmaction.models.backbones.vit_mae import Attention, Block, VisionTransforme
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from torch import Tensor, nn
 
-from ..sites import POINTS, BlockSpec, Tap
-from .attention import attend, gate_bias, join_extra, record_keys_values, split_heads
+from ..sites import POINTS, BlockSpec
+from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
 from .family import Family
 
 
-class SitedAttention(Attention):
+class SitedAttention(Projections, Attention):
     """(B, N, C) -> (B, N, C). Biases of q and v only; scaled-dot-product attention instead of an explicit softmax."""
-
-    tap: Tap
 
     def _bias(self) -> Optional[Tensor]:
         if not hasattr(self, 'q_bias'):
             return None
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        return self.tap.qkv(x, *F.linear(x, self.qkv.weight, self._bias()).chunk(3, -1))
+    def fused(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.qkv.weight, self._bias())
 
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
-        _, k, v = F.linear(u, self.qkv.weight, self._bias()).chunk(3, -1)
+        _, k, v = self.fused(u).chunk(3, -1)
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
@@ -46,7 +44,7 @@ class SitedAttention(Attention):
         start = 0 if prompts is not None else keys - k.shape[1]
         drop_rate = self.attn_drop.p if self.training else 0.
         y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), drop_rate, self.scale)
-        return self.proj_drop(self.tap.linear('proj', y, self.proj(y)))
+        return self.proj_drop(self.output(y))
 
 
 class SitedVideoBlock(SitedBlock, Block):

@@ -7,21 +7,18 @@ from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLay
 from mmpretrain.models.utils import MultiheadAttention
 from torch import Tensor, nn
 
-from ..sites import POINTS, BlockSpec, Tap
-from .attention import attend, gate_bias, join_extra, record_keys_values, split_heads
+from ..recompute import recomputed
+from ..sites import POINTS, BlockSpec
+from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward
-from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
+from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 
 
-class SitedMultiheadAttention(MultiheadAttention):
+class SitedMultiheadAttention(Projections, MultiheadAttention):
     """(B, N, C) -> (B, N, C) before drop-path."""
 
-    tap: Tap
     extra_tokens: int
-
-    def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        return self.tap.qkv(x, *self.qkv(x).chunk(3, -1))
 
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
@@ -30,11 +27,6 @@ class SitedMultiheadAttention(MultiheadAttention):
         k, v = nn.functional.linear(u, self.qkv.weight[c:], bias).chunk(2, -1)
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        if op == 'proj':
-            return self.proj.weight, self.proj.bias
-        return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
-
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
         q, k, v = self.project(x)
         record_keys_values(self.tap, k, v, self.num_heads)
@@ -42,9 +34,9 @@ class SitedMultiheadAttention(MultiheadAttention):
         keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
         # Prompts come first among the extra keys; prompts in the stream stand behind the extra keys and the class token.
         start = 0 if prompts is not None else keys - k.shape[1] + self.extra_tokens
+        q = q[:, :self.tap.tokens_read]
         y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), self.attn_drop if self.training else 0.)
-        y = self.tap.linear('proj', y, self.proj(y))
-        return self.gamma1(self.proj_drop(y))
+        return recomputed(self.gamma1, self.proj_drop(self.output(y)))
 
 
 class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
@@ -103,6 +95,10 @@ def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
         raise ValueError(f"pool_prompts=True needs out_type='avg_featmap', the backbone has {model.out_type!r}")
 
 
+def _tokens_read(model: VisionTransformer) -> Optional[int]:
+    return 1 if model.out_type == 'cls_token' else None
+
+
 def _fold_embed_shift(model: VisionTransformer, shift: Tensor) -> Tuple[Tensor, Tensor]:
     """A shift after a bias-less patch embedding moves into the position table of the patch tokens: what to write, and its value."""
     patches = model.pos_embed[:, model.num_extra_tokens:]
@@ -122,6 +118,7 @@ FAMILY = Family(
     name='vit',
     points=frozenset(POINTS),
     classes={TransformerEncoderLayer: SitedEncoderLayer, MultiheadAttention: SitedMultiheadAttention, PatchEmbed: SitedPatchEmbed},
+    tokens_read=_tokens_read,
     side_class=(VisionTransformer, SideVisionTransformer),
     blocks=lambda model: list(model.layers),
     specs=_specs,

@@ -13,8 +13,10 @@ import math
 from typing import Sequence, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, nearest, per_layer, positive
 
@@ -60,7 +62,9 @@ class Bottleneck(nn.Module):
                 norm.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm_out(self.up(self.drop(self.act(self.down(self.norm_in(x))))) * self.scale)
+        hidden = recomputed(self.act, recomputed(self.down, recomputed(self.norm_in, x), level=SMALL_PRODUCT))
+        # Scaling the small weights instead of the wide output: one pass less, and a learned scale need not keep that output.
+        return self.norm_out(F.linear(self.drop(hidden), self.up.weight * self.scale, self.up.bias * self.scale))
 
 
 def build_bottlenecks(method: Method, subs: Sequence[str], mid_dims: PerLayer, scale: PerLayer, act: str, drop_rate: float,
@@ -104,6 +108,8 @@ class Adapter(Method):
     Raises:
         ValueError: If an option has an unknown value or ``mid_dims`` < 1.
     """
+
+    tokenwise = True
 
     def __init__(self,
                  specs: Sequence[BlockSpec],
@@ -157,6 +163,8 @@ class AdaptFormer(Method):
     Raises:
         ValueError: If an option has an unknown value or ``mid_dims`` < 1.
     """
+
+    tokenwise = True
 
     def __init__(self,
                  specs: Sequence[BlockSpec],

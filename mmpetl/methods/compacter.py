@@ -10,12 +10,14 @@ Kronecker product is never built: x is read as n rows of Cin/n, multiplied by al
 """
 
 import math
+from functools import partial
 from typing import Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
 
@@ -70,7 +72,8 @@ class PHMBottleneck(nn.Module):
         self.up = PHMLinear(mid_dims, dim, phm_dim, rank, rule)
 
     def forward(self, x: Tensor, rule: Optional[Tensor]) -> Tensor:
-        return self.up(F.gelu(self.down(self.norm(x), rule), approximate='tanh'), rule)
+        code = recomputed(self.down, recomputed(self.norm, x), rule, level=SMALL_PRODUCT)
+        return self.up(recomputed(partial(F.gelu, approximate='tanh'), code), rule)
 
 
 @METHODS.register_module()
@@ -93,6 +96,8 @@ class Compacter(Method):
     Raises:
         ValueError: If a size is < 1, ``phm_dim`` does not divide a width, or a sublayer or ``init`` is unknown.
     """
+
+    tokenwise = True
 
     def __init__(self,
                  specs: Sequence[BlockSpec],

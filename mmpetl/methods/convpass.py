@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
 
@@ -49,7 +50,7 @@ class ConvBypass(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = quick_gelu(self.down(x))
+        z = recomputed(quick_gelu, recomputed(self.down, x, level=SMALL_PRODUCT))
         front = z.shape[1] - self.grid[0] * self.grid[1]
         if front < 0:
             raise ValueError(f'Convpass: {z.shape[1]} tokens do not hold the grid {self.grid}; build the backbone for this input size')
@@ -57,7 +58,7 @@ class ConvBypass(nn.Module):
         if front:
             alone = F.linear(z[:, :front], self.conv.weight[:, :, 1, 1], self.conv.bias)
             mapped = torch.cat([alone, mapped], 1)
-        return self.up(self.drop(quick_gelu(mapped)))
+        return self.up(self.drop(recomputed(quick_gelu, mapped)))
 
 
 @METHODS.register_module()

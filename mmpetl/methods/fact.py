@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import OPS, BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
 
@@ -38,6 +39,9 @@ class FacT(Method):
     Raises:
         ValueError: If ``rank`` < 1, ``kind`` or an op is unknown, blocks differ in width, or C does not divide ffn_dim.
     """
+
+    recomputes = True
+    tokenwise = True
 
     def __init__(self,
                  specs: Sequence[BlockSpec],
@@ -120,10 +124,10 @@ class FacT(Method):
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         if op == 'fc2':
-            code = F.linear(x.unflatten(-1, (self.chunks, -1)), self.u).flatten(-2)
-        else:
-            code = F.linear(x, self.u)
-        code = self.drop(F.linear(code, self.matrix(i, op)))
+            x = x.unflatten(-1, (self.chunks, -1))
+        code = recomputed(F.linear, x, self.u, level=SMALL_PRODUCT)
+        code = code.flatten(-2) if op == 'fc2' else code
+        code = self.drop(recomputed(F.linear, code, self.matrix(i, op), level=SMALL_PRODUCT))
         if op == 'fc1':
             delta = F.linear(code.unflatten(-1, (self.chunks, -1)), self.v).flatten(-2)
         else:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
 
@@ -74,6 +75,7 @@ class KAdaptation(Method):
             raise ValueError(f"KAdaptation: variant must be 'paper' or 'released', got {variant!r}")
         self.released = variant == 'released'
         self.tied, self.post_scale_q = tie_factors or self.released, post_scale_q or self.released
+        self.tokenwise = not self.released
         self.ops, self.scale, self.share_rule, self.bias = check_ops(ops, 'KAdaptation: ops'), scale, share_rule, bias
         self.phm_dim = positive(phm_dim, 'phm_dim', 'KAdaptation')
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
@@ -147,7 +149,7 @@ class KAdaptation(Method):
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         left, right = self.factors(i, op)
         bias = self.biases[self.bias_name(i, op)] if self.bias else None
-        delta = F.linear(self.drop(x @ left), right.t(), bias)
+        delta = F.linear(self.drop(recomputed(torch.matmul, x, left, level=SMALL_PRODUCT)), right.t(), bias)
         if self.released:
             delta = self._mix_axes(i, delta)
         return torch.add(y, delta, alpha=self._post_scale(i, op))

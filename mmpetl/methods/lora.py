@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
 
@@ -41,6 +42,8 @@ class LoRA(Method):
     Raises:
         ValueError: If ``rank`` < 1, an op or ``init`` is unknown, or a block lies outside the backbone.
     """
+
+    tokenwise = True
 
     def __init__(self,
                  specs: Sequence[BlockSpec],
@@ -79,7 +82,8 @@ class LoRA(Method):
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         factors = self.blocks[str(i)][op]
-        return torch.add(y, F.linear(F.linear(self.drop(x), factors.down), factors.up), alpha=self.scales[i])
+        code = recomputed(F.linear, self.drop(x), factors.down, level=SMALL_PRODUCT)
+        return torch.add(y, F.linear(code, factors.up), alpha=self.scales[i])
 
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, (alpha / rank) U D, of shape (Cout, Cin)."""

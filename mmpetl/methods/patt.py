@@ -12,6 +12,7 @@ from typing import Sequence, Tuple, Union
 import torch
 from torch import Tensor, nn
 
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
 
@@ -64,5 +65,6 @@ class PATT(Method):
 
     def on_qkv(self, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         block = self.blocks[str(i)]
-        parts = dict(zip(self.ops, block['up'](torch.tanh(block['down'](x))).chunk(len(self.ops), -1)))
+        hidden = recomputed(torch.tanh, recomputed(block['down'], x, level=SMALL_PRODUCT))
+        parts = dict(zip(self.ops, block['up'](hidden).chunk(len(self.ops), -1)))
         return tuple(torch.add(t, parts[op], alpha=self.scales[i]) if op in parts else t for op, t in zip('qkv', (q, k, v)))

@@ -8,50 +8,32 @@ after the patch embedding, both norms, q, k, v, proj, fc1 (before the activation
 weights of the operation before.
 """
 
-from typing import Any, Optional, Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
+from ..recompute import recomputed
 from ..registry import METHODS
 from ..sites import NORMS, OPS, BlockSpec, Layers, Method, check_ops
 
 
-class InvertibleScaleShift(torch.autograd.Function):
-    """scale * y + shift that keeps its output instead of its input, and recovers the input as (out - shift) / scale.
-
-    The output of fc1, q, k and v is kept by the activation and the attention anyway, so that keeping it here costs nothing.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        out = (y * scale + shift).to(y.dtype)
-        ctx.save_for_backward(out, scale, shift)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], Tensor, Tensor]:
-        out, scale, shift = ctx.saved_tensors
-        divisor = torch.where(scale.abs() < 1e-3, torch.full_like(scale, 1e-3).copysign(scale), scale)
-        summed = tuple(range(grad.dim() - 1))
-        grad_y = (grad * scale).to(out.dtype) if ctx.needs_input_grad[0] else None
-        return grad_y, (grad * ((out - shift) / divisor)).sum(summed), grad.sum(summed, dtype=shift.dtype)
+def scale_shift(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale * y + shift, in the precision of y; formed in float32 where y is in half precision."""
+    return (y * scale + shift).to(y.dtype)
 
 
 class ScaleShift(nn.Module):
     """``scale`` and ``shift`` of C channels; (..., C) -> (..., C)."""
 
-    def __init__(self, dim: int, invert: bool) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.invert = invert
         self.scale = nn.Parameter(torch.empty(dim))
         self.shift = nn.Parameter(torch.empty(dim))
 
     def forward(self, y: Tensor) -> Tensor:
-        if self.invert:
-            return InvertibleScaleShift.apply(y, self.scale, self.shift)
-        # Under autocast y is in half precision: the result is formed in float32, while autograd keeps y as it is.
-        return (y * self.scale + self.shift).to(y.dtype)
+        # The gradient of the scale needs y. Activation and attention need the result, which is therefore made from y again.
+        return recomputed(scale_shift, y, self.scale, self.shift)
 
 
 @METHODS.register_module()
@@ -63,27 +45,26 @@ class SSF(Method):
         ops: Where to act: any of q, k, v, proj, fc1, fc2, embed (patch embedding, with block 0), norm1, norm2 and final (final norm,
             with the last block); all by default, as published.
         std: Standard deviation of the initial values around 1 and 0; 0 starts exactly at the frozen network.
-        invert: Recover the unscaled q, k, v and fc1 outputs in the backward pass instead of keeping them, which saves 7 of the 11 C per
-            token that SSF keeps at an MLP ratio of 4. The gradient of a scale within 0.001 of zero is then inexact.
         layers: Adapted blocks.
 
     Raises:
         ValueError: If an op is unknown, ``std`` is negative, or no chosen op belongs to the adapted blocks.
     """
 
+    recomputes = True
+    tokenwise = True
+
     def __init__(self,
                  specs: Sequence[BlockSpec],
                  ops: Union[str, Sequence[str]] = OPS + NORMS,
                  std: float = 0.02,
-                 invert: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         if std < 0:
             raise ValueError(f'SSF: std must be >= 0, got {std!r}')
         self.ops, self.std = check_ops(ops, 'SSF: ops', OPS + NORMS), std
         self.blocks = nn.ModuleDict({
-            str(i): nn.ModuleDict({op: ScaleShift(self.specs[i].op_dims(op)[1], invert and op in ('q', 'k', 'v', 'fc1'))
-                                   for op in self.linear_ops(i) + self.norm_ops(i)})
+            str(i): nn.ModuleDict({op: ScaleShift(self.specs[i].op_dims(op)[1]) for op in self.linear_ops(i) + self.norm_ops(i)})
             for i in self.layers
         })
         if not any(len(block) for block in self.blocks.values()):

@@ -21,7 +21,9 @@ LORA = [dict(type='LoRA', rank=2, ops='qv')]
 def test_macs_of_vit_base():
     """17.56 GMAC with attention; a counter that sees no attention says 16.85."""
     with on_meta():
-        vit = MODELS.build(dict(type='mmpetl.VisionTransformer', arch='base', petl=[dict(type='LoRA', rank=8, ops='qv')]))
+        petl = [dict(type='LoRA', rank=8, ops='qv')]
+        vit = MODELS.build(dict(type='mmpetl.VisionTransformer', arch='base', out_type='raw', petl=petl))
+        short = MODELS.build(dict(type='mmpetl.VisionTransformer', arch='base', petl=petl))
     n, c, depth = 197, 768, 12
     trunk = 196 * 768 * c + depth * (12 * n * c * c + 2 * n * n * c)
     assert round(trunk / 1e9, 2) == 17.56
@@ -29,6 +31,9 @@ def test_macs_of_vit_base():
     assert round((trunk - depth * 2 * n * n * c) / 1e9, 2) == 16.85
     with vit.petl.disabled():
         assert macs(vit, (3, 224, 224)) == trunk
+    # read at the class token alone, the last block makes one query, and the rest of it sees one token
+    unread = (n - 1) * (2 * n * c + 9 * c * c)
+    assert macs(short, (3, 224, 224)) == macs(vit, (3, 224, 224)) - unread
 
 
 @pytest.mark.parametrize('case', METHODS, ids=[c.name for c in METHODS])

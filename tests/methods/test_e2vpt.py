@@ -31,10 +31,10 @@ def swin_b_specs():
     return [BlockSpec(i, 0, d, d // 32, 4 * d, 0, (56, 56), (7, 7), (4, 4)) for i, d in enumerate(dims)]
 
 
-def tiny_vit(depth=3, petl=None, **kwargs):
+def tiny_vit(depth=3, petl=None, out_type='cls_token', **kwargs):
     arch = dict(embed_dims=32, num_layers=depth, num_heads=4, feedforward_channels=64)
     torch.manual_seed(0)
-    model = VisionTransformer(arch, img_size=16, patch_size=8, norm_cfg=dict(type='LN', eps=1e-6))
+    model = VisionTransformer(arch, img_size=16, patch_size=8, out_type=out_type, norm_cfg=dict(type='LN', eps=1e-6))
     model.init_weights()
     with torch.no_grad():
         for p in model.parameters():  # LayerNorms and biases away from one and zero
@@ -72,7 +72,7 @@ def load_reference(model, sd):
 def test_golden_key_value_prompts(shared, behind):
     """Output and gradient of sum(y^2). Whether prompts stand before or behind the tokens makes no difference in attention."""
     z = golden('e2vpt_attn')
-    model = tiny_vit(1, share_kv=shared)
+    model = tiny_vit(1, out_type='raw', share_kv=shared)  # a last block hands on all its tokens only to who reads them
     attention, prompts = model.layers[0].attn, model.petl.e2vpt.kv_prompts['0']
     sd = {f'qkv.{k}': torch.cat([z[f'attn.{op}.{k}'] for op in ('query', 'key', 'value')]) for k in ('weight', 'bias')}
     attention.load_state_dict({**sd, **{f'proj.{k}': z[f'attn.out.{k}'] for k in ('weight', 'bias')}})
@@ -87,7 +87,7 @@ def test_golden_key_value_prompts(shared, behind):
 
 def test_golden_block():
     z = golden('e2vpt_attn')
-    model = tiny_vit(1)
+    model = tiny_vit(1, out_type='raw')
     block = model.layers[0]
     sd = {f'attn.qkv.{k}': torch.cat([z[f'attn.{op}.{k}'] for op in ('query', 'key', 'value')]) for k in ('weight', 'bias')}
     for theirs, ours in (('attn.out', 'attn.proj'), ('block.attention_norm', 'ln1'), ('block.ffn_norm', 'ln2'),
