@@ -8,7 +8,7 @@ DINOv2 ViT-S/14 at 56 px on Quick, Draw! (20 classes). Parts:
 
 * ``methods``: accuracy, parameters and kept bytes of every method;
 * ``kadaptation``: our form against the published one, whose factors never train;
-* ``pruning``: E2VPT tokens removed by attention gates, by the published signed score, and at random, at equal ratios.
+* ``pruning``: E2VPT tokens removed by the measured loss of removal, by attention gates, by the published signed score, and at random.
 
 Every method has one learning rate, chosen by kind and not tuned, and training is short: the numbers compare methods under equal, small
 budgets; they are no best results.
@@ -182,13 +182,14 @@ def compare_kadaptation(train: Any, test: Any, epochs: int, seeds: int) -> List[
 
 
 def compare_pruning(train: Any, test: Any, epochs: int, seeds: int) -> List[Dict[str, Any]]:
-    """Part ``pruning``: remove tokens of one trained E2VPT by three orders, without training on."""
+    """Part ``pruning``: remove tokens of one trained E2VPT by four orders, without training on."""
     total, results = 20, {}
     batches = [dict(inputs=x, data_samples=y) for x, y in zip(train[0].split(BATCH), train[1].split(BATCH))]
     for seed in range(seeds):
         model = Classifier([dict(type='E2VPT', num_tokens=total, num_kv_tokens=2)], [], seed)
         fit(model, train, 3e-3, epochs, seed)
-        scores = {'attention gates': PromptScorer().score(model, batches),
+        scores = {'loss of removal': PromptScorer().score(model, batches),
+                  'attention gates': PromptScorer(target='attention').score(model, batches),
                   'published score': PromptScorer(variant='released').score(model, batches)}
         generator = torch.Generator().manual_seed(seed)
         chance = copy.deepcopy(scores['attention gates'])

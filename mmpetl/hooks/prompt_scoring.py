@@ -1,18 +1,22 @@
 """How much each prompt, and each segment of its channels, matters to the loss of a trained model.
 
-Michel et al., https://arxiv.org/abs/1905.10650, equation 2: the importance of a unit is the mean over samples of abs(dL/dg), the derivative
-of the sample's loss by a gate g = 1 on the unit. Where a prompt's gate sits decides what is measured:
+A token's score can be measured or estimated:
 
-* ``target='attention'``: log g is added to the prompt's key logits, so g = 0 is removal.
-* ``target='embedding'``: g multiplies the prompt, as E2VPT publishes it. The LayerNorm behind it undoes a common factor of all channels,
-  so this derivative is nearly zero whatever the prompt does.
+* ``target='removal'``: the mean loss without the token minus the mean loss with it. One forward pass a token, no backward pass.
+* ``target='attention'``: the derivative of the loss by a gate g = 1 on the token (Michel et al., https://arxiv.org/abs/1905.10650,
+  equation 2), whose logarithm is added to the prompt's key logits, so that g = 0 is removal. One pass for all tokens.
+* ``target='embedding'``: the same with a gate that multiplies the prompt, as E2VPT publishes it. The LayerNorm behind it undoes a common
+  factor of all channels, so this derivative is nearly zero whatever the prompt does.
 
-Segments are always gated in the embedding. Gates are one per sample, so scores depend neither on the batch size nor on the processes.
+A derivative sees a small step, removal is a big one: on trained models the two rank tokens differently (docs/methods/e2vpt.md). Segments,
+of which there are many, always have gates in the embedding. Gates are one per sample, so scores depend neither on the batch size nor on
+the processes.
 """
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import all_reduce
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 from ..sites import Method, nearest
 from ..tuning import find_backbone, unwrap
 
-TARGETS = ('attention', 'embedding')
+TARGETS = ('removal', 'attention', 'embedding')
 REDUCTIONS = ('mean_of_abs', 'abs_of_mean', 'signed_mean')
 VARIANTS = ('paper', 'released')
 
@@ -97,8 +101,8 @@ class PromptScorer:
     """Scores prompts on data. Weights, gradients, running statistics and the optimizer are never touched.
 
     Args:
-        target: Where a token's gate sits: 'attention' or 'embedding', see above.
-        reduce: 'mean_of_abs', 'abs_of_mean' or 'signed_mean' over samples.
+        target: What a token's score is: 'removal', 'attention' or 'embedding', see above.
+        reduce: 'mean_of_abs', 'abs_of_mean' or 'signed_mean' of derivatives over samples; removal is always the signed mean.
         weighting: 'sample' gives each sample one vote, 'batch' each batch, however small (as published).
         normalise: Divide token scores by their norm, and segment scores by the norm over their token's segments.
         variant: 'released' sets the published rule: ('embedding', 'signed_mean', 'batch').
@@ -108,7 +112,7 @@ class PromptScorer:
     """
 
     def __init__(self,
-                 target: str = 'attention',
+                 target: str = 'removal',
                  reduce: str = 'mean_of_abs',
                  weighting: str = 'sample',
                  normalise: bool = False,
@@ -164,17 +168,37 @@ class PromptScorer:
         count, like = len(data['inputs']), next(iter(method.prompts.values()))
         tokens = like.new_zeros(count, len(method.kept), requires_grad=True)
         segments = like.new_zeros(count, len(method.kept), method.segments, requires_grad=True)
-        in_attention = self.target == 'attention'
         with torch.enable_grad(), torch.autocast(like.device.type, enabled=False):
-            set_gates(petl, method, tokens if in_attention else None)
-            with method.gating(None if in_attention else tokens, segments):
-                loss, _ = model.parse_losses(model(**data, mode='loss'))
-                # The loss is the mean over the batch, and in evaluation mode no sample sees another.
-                gradients = torch.autograd.grad(loss * count, (tokens, segments))
-        each = torch.cat([g.double().flatten(1) for g in gradients], 1)
-        each = (each.abs() if self.reduce == 'mean_of_abs' else each).sum(0)
+            set_gates(petl, method, tokens if self.target == 'attention' else None)
+            with method.gating(tokens if self.target == 'embedding' else None, segments):
+                loss = self._loss(model, data, count)
+                gradients = torch.autograd.grad(loss, (tokens, segments), allow_unused=self.target == 'removal')
+        by_token, by_segment = (None if g is None else self._over_samples(g) for g in gradients)
+        if by_token is None:
+            by_token = self._removals(model, petl, method, data, count) - loss.detach().double()
+        each = torch.cat([by_token, by_segment.flatten()])
         weight = 1 if self.weighting == 'sample' else 1 / count
         return torch.cat([each * weight, each.new_tensor([count * weight, count])])
+
+    def _over_samples(self, gradient: Tensor) -> Tensor:
+        """Sum over the first axis, of absolute values where these are what is averaged."""
+        gradient = gradient.double()
+        return (gradient.abs() if self.reduce == 'mean_of_abs' else gradient).sum(0)
+
+    @staticmethod
+    def _loss(model: nn.Module, data: Any, count: int) -> Tensor:
+        # The loss is the mean over the batch, and in evaluation mode no sample sees another.
+        return model.parse_losses(model(**data, mode='loss'))[0] * count
+
+    @torch.no_grad()
+    def _removals(self, model: nn.Module, petl: Any, method: Any, data: Any, count: int) -> Tensor:
+        """Summed losses of a batch without each of the kept tokens, (P, )."""
+        losses = []
+        with torch.autocast(next(iter(method.prompts.values())).device.type, enabled=False):
+            for row in range(len(method.kept)):
+                with without_token(petl, method, row):
+                    losses.append(self._loss(model, data, count).double())
+        return torch.stack(losses)
 
     def _finish(self, mean: Tensor, kept: int) -> Tuple[Tensor, Tensor]:
         if not mean.isfinite().all():
@@ -202,3 +226,27 @@ def set_gates(petl: Any, method: Any, gates: Optional[Tensor]) -> None:
                 counts = [(m, m.num_prompts(tap.index)) for m in petl.values()]
                 carried = torch.cat([gates if m is method else gates.new_zeros(len(gates), n) for m, n in counts if n], 1)
         tap.prompt_gate = carried if tap.num_prompts or tap.prompts_in else None
+
+
+@contextmanager
+def without_token(petl: Any, method: Any, row: int) -> Iterator[None]:
+    """Take one of the kept tokens out of a method's prompts for the time of the context.
+
+    Args:
+        petl: The backbone's container of methods.
+        method: The method.
+        row: Which of its kept tokens, 0..P-1.
+    """
+    kept, before = method.kept, {i: method.prompts[i].data for i in method.pruned_layers}
+    rest = torch.arange(len(kept), device=kept.device) != row
+    try:
+        method.kept = kept[rest]
+        for i, prompts in before.items():
+            method.prompts[i].data = prompts[rest]
+        petl.refresh()
+        yield
+    finally:
+        method.kept = kept
+        for i, prompts in before.items():
+            method.prompts[i].data = prompts
+        petl.refresh()

@@ -151,7 +151,7 @@ def test_scores_are_derivatives_of_gates(swin, deep):
     model = classifier(swin=swin, deep=deep).double()
     model.data_preprocessor = Double()
     data = batches(3, 1)
-    scores = PromptScorer().score(model, data)
+    scores = PromptScorer(target='attention').score(model, data)
     backbone, _, method = find_prunable(model)
     step = 1e-4
 
@@ -175,6 +175,36 @@ def test_scores_are_derivatives_of_gates(swin, deep):
         assert scores.segments[i, 3].item() == pytest.approx(mean, rel=1e-4)
 
 
+@pytest.mark.parametrize('variant', ['paper', 'released'])
+@pytest.mark.parametrize('swin, deep', [(False, True), (False, False), (True, True), (True, False)])
+def test_scores_are_losses_of_removal(swin, deep, variant):
+    """Against a model that is really pruned; in the released variant, which keeps zeros, against a model without the masked token."""
+    model = classifier(swin=swin, deep=deep, variant=variant).double()
+    model.data_preprocessor = Double()
+    data = batches(6, 4)
+    scores = PromptScorer().score(model, data)
+
+    def loss(model):
+        model.eval()
+        with torch.no_grad():
+            return sum(model(**model.data_preprocessor(b, False), mode='loss')['loss'].item() * len(b['data_samples']) for b in data) / 6
+
+    for i in (0, 7):
+        smaller = copy.deepcopy(model)
+        method, keep = smaller.backbone.petl.e2vpt, torch.arange(10) != i
+        method.variant = 'paper'
+        method.prune(keep, torch.ones(10, method.segments))
+        smaller.backbone.petl.refresh()
+        assert scores.tokens[i].item() == pytest.approx(loss(smaller) - loss(model), abs=1e-10)
+    assert scores.tokens.std() > 1e-6
+    # The last token can be scored too.
+    if variant == 'paper':
+        model.backbone.petl.e2vpt.prune(torch.arange(10) == 3, torch.ones(10, method.segments))
+        model.backbone.petl.refresh()
+        last = PromptScorer().score(model, data).tokens
+        assert last.isfinite().tolist() == [i == 3 for i in range(10)]
+
+
 def test_video_recognizer():
     """One clip per video, as mmaction2 packs it; the derivative of one token's gate against central differences."""
     from mmaction.models import Recognizer3D
@@ -189,7 +219,7 @@ def test_video_recognizer():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
     data = [dict(inputs=list(torch.randn(3, 1, 3, 4, 16, 16)), data_samples=[ActionDataSample().set_gt_label(i) for i in range(3)])]
-    scores = PromptScorer().score(model, data)
+    scores = PromptScorer(target='attention').score(model, data)
     assert scores.samples == 3 and (scores.tokens > 0).all()
     petl, losses = model.backbone.petl, {}
     model.eval()
@@ -214,7 +244,8 @@ def test_the_published_token_score_hardly_sees_its_tokens():
 
 
 @pytest.mark.parametrize('swin', [False, True])
-@pytest.mark.parametrize('kwargs', [dict(), dict(target='embedding', reduce='signed_mean'), dict(reduce='abs_of_mean')])
+@pytest.mark.parametrize('kwargs', [
+    dict(), dict(target='attention'), dict(target='embedding', reduce='signed_mean'), dict(target='attention', reduce='abs_of_mean')])
 def test_scores_do_not_depend_on_the_batch_split(kwargs, swin):
     model = classifier(swin=swin).double()
     model.data_preprocessor = Double()
@@ -243,14 +274,14 @@ def test_scores_of_a_pruned_model():
     keep = torch.arange(10) % 2 == 0
     model.backbone.petl.e2vpt.prune(keep, torch.ones(10, 16))
     model.backbone.petl.refresh()
-    scores = PromptScorer().score(model, batches())
+    scores = PromptScorer(target='attention').score(model, batches())
     assert torch.equal(scores.tokens > 0, keep) and (scores.segments[1] == float('-inf')).all()
     assert not (scores.choose(6, 0)[0] & ~keep).any()
 
 
 def test_stacked_prompts_beside_are_not_gated():
     model = classifier(petl=[dict(type='VPT', num_tokens=4, stack=True), dict(type='E2VPT', num_tokens=6, stack=True)])
-    scores = PromptScorer().score(model, batches())
+    scores = PromptScorer(target='attention').score(model, batches())
     assert scores.tokens.shape == (6, ) and (scores.tokens > 0).all()
 
 
@@ -263,7 +294,7 @@ def test_important_prompts_score_high():
         prompts = model.backbone.petl.e2vpt.prompts['0']
         prompts.copy_(prompts[:1].expand_as(prompts))
         prompts[3] = torch.randn(32)
-    scores = PromptScorer().score(model, batches())
+    scores = PromptScorer(target='attention').score(model, batches())
     others = torch.cat([scores.tokens[:3], scores.tokens[4:]])
     torch.testing.assert_close(others, others[:1].expand_as(others), atol=1e-9, rtol=1e-4)
     assert scores.tokens.argmax() == 3
@@ -289,9 +320,9 @@ def test_choosing_more_than_exists(pair):
 
 def test_refusals():
     with pytest.raises(ValueError, match='prompt scoring: the dataloader gave no sample'):
-        PromptScorer().score(classifier(), [])
+        PromptScorer(target='attention').score(classifier(), [])
     with pytest.raises(ValueError, match='exactly one .*E2VPT.* which holds LoRA'):
-        PromptScorer().score(classifier(petl=[dict(type='LoRA')]), batches())
+        PromptScorer(target='attention').score(classifier(petl=[dict(type='LoRA')]), batches())
     for kwargs in (dict(target='atention'), dict(reduce='mean'), dict(weighting='epoch'), dict(variant='publish')):
         with pytest.raises(ValueError, match=f'prompt scoring: unknown {next(iter(kwargs))}'):
             PromptScorer(**kwargs)
@@ -299,7 +330,7 @@ def test_refusals():
     with torch.no_grad():
         model.head.fc.weight.fill_(float('nan'))
     with pytest.raises(ValueError, match='not finite'):
-        PromptScorer().score(model, batches())
+        PromptScorer(target='attention').score(model, batches())
 
 
 SCRIPT = """
@@ -312,7 +343,7 @@ from test_prompt_scoring import PromptScorer, batches, classifier
 dist.init_process_group('gloo')
 model = MMDistributedDataParallel(classifier())
 mine = batches(7, 1)[dist.get_rank()::2]
-scores = PromptScorer().score(model, mine)
+scores = PromptScorer(target='attention').score(model, mine)
 if dist.get_rank() == 1:
     print(json.dumps([scores.tokens.tolist(), scores.segments.tolist(), scores.samples]))
 """
@@ -328,7 +359,7 @@ def test_two_processes_score_as_one(tmp_path):
     answers = [process.communicate(timeout=100)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     tokens, segments, samples = json.loads(answers[1].strip().splitlines()[-1])
-    alone = PromptScorer().score(classifier(), batches(7, 7))
+    alone = PromptScorer(target='attention').score(classifier(), batches(7, 7))
     assert samples == alone.samples == 7
     torch.testing.assert_close(torch.tensor(tokens).double(), alone.tokens, atol=1e-8, rtol=1e-5)
     torch.testing.assert_close(torch.tensor(segments).double(), alone.segments, atol=1e-8, rtol=1e-5)
