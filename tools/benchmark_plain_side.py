@@ -11,13 +11,17 @@ from torch import Tensor, nn
 class PlainSide(PlainViT):
     """ViT, CLIP or VideoMAE whose feature is that of a side method; (B, 3, [T,] H, W) -> (B, C').
 
-    The small trainable modules (bottlenecks, query attention, gates) are plain torch modules and are called as they are.
+    Keys and values are those that the frozen network computed for itself; its last block runs in full. The small trainable modules
+    (bottlenecks, query attention, gates) are plain torch modules and are called as they are.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         method = next(iter(self.model.petl.values()))
-        streams = self.streams(x)
-        return getattr(self, type(method).__name__.lower())(method, streams)
+        self.frozen: List[Tuple[Tensor, Tensor]] = []
+        try:
+            return getattr(self, type(method).__name__.lower())(method, self.streams(x))
+        finally:
+            self.frozen = []
 
     @torch.no_grad()
     def streams(self, x: Tensor) -> List[Tensor]:
@@ -27,17 +31,21 @@ class PlainSide(PlainViT):
             found.append(self.block(i, found[-1]))
         return found
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            self.frozen.append((k.contiguous(), v.contiguous()))
+        return super().attend(q, k, v)
+
     def final_norm(self) -> nn.Module:
         """The backbone's last norm."""
         return self.model.ln1 if not self.video else self.model.norm if self.model.fc_norm is None else self.model.fc_norm
 
-    def read(self, i: int, p: Tensor, x: Tensor) -> Tuple[Tensor, Tensor]:
-        """Queries p (B, P, C) through frozen block i over tokens x (B, N, C) -> outputs of its two sublayers."""
+    def read(self, i: int, p: Tensor) -> Tuple[Tensor, Tensor]:
+        """Queries p (B, P, C) through frozen block i, with the keys and values of its tokens -> outputs of its two sublayers."""
         block = self.blocks[i]
-        with torch.no_grad():
-            k, v = (self.heads(i, t).contiguous() for t in self.project(i, block.norm1(x))[1:])
-        q = self.heads(i, self.project(i, block.norm1(p))[0])
-        h = self.output(i, self.attend(q, k, v))
+        weight, bias = block.attn.qkv.weight.chunk(3)[0], block.attn.q_bias if self.video else block.attn.qkv.bias.chunk(3)[0]
+        q = self.heads(i, F.linear(block.norm1(p), weight, bias))
+        h = self.output(i, self.attend(q, *self.frozen[i]))
         return h, self.feed_forward(i, block.norm2(p + h))
 
     def synqt(self, m: nn.Module, streams: List[Tensor]) -> Tensor:
@@ -49,7 +57,7 @@ class PlainSide(PlainViT):
             if q_means:
                 p = p + m.feat_scale * q_means[-1]
             p = m.drop(m.blocks[str(i)]['qsm'](m.blocks[str(i)]['adapter'](p)))
-            h, hh = self.read(i, p, streams[i])
+            h, hh = self.read(i, p)
             for found, t in ((q_means, p + h + hh), (h_means, h), (hh_means, hh)):
                 found.append(t.mean(1, keepdim=True))
         rows = torch.cat([q_means[-1], *q_means, *h_means, *hh_means], 1)
@@ -69,7 +77,7 @@ class PlainSide(PlainViT):
         groups = [layer_norm(self.final_norm(), streams[-1][:, 0])]
         for i, query in zip(m.layers, m.queries):
             p = m.drop(query.expand(len(streams[i]), -1, -1))
-            h, hh = self.read(i, p, streams[i])
+            h, hh = self.read(i, p)
             groups.append((p + h + hh).flatten(1))
         return torch.cat([F.normalize(g, dim=1) if m.normalize else g for g in groups], 1)
 
