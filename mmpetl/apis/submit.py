@@ -2,6 +2,7 @@
 
 Format: ``all_predictions.zip`` with one ``all_predictions.json``, ``{"data": [one entry per data set]}``. An entry holds the probabilities
 of every test image in the order of the list, rounded to six decimals, for each seed of the few-shot subset, and the parameter counts.
+A sweep over a suite of one's own in ELEVATER's form gives the same file, for a leaderboard of one's own.
 """
 
 import argparse
@@ -9,11 +10,11 @@ import json
 import os
 import statistics
 import zipfile
-from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Dict, Iterable, List, Mapping, Optional, Sequence
 
 import numpy as np
 
-from ..datasets.tables import ELEVATER, get_task
+from ..datasets.tables import ELEVATER, Suite, get_suite, get_task
 from ..weights.io import atomic_write
 from .sweep_plan import Plan, Unit, read_plan, units
 from .trial import OK
@@ -51,7 +52,7 @@ def entry_of(work_dir: str, task_units: Sequence[Unit], model_name: str, sizes: 
             raise ValueError(f'{path} is missing: the run wrote no predictions; delete its result.json and run the sweep again')
         with np.load(path, allow_pickle=False) as data:
             scores = data['scores']
-        multi = get_task(ELEVATER, name).multi_label
+        multi = get_task(plan['suite'], name).multi_label
         predictions.append((np.round(scores.astype(np.float64), 6) if multi else softmax_rows(scores)).tolist())
         seeds.append(int(unit.fold.get('shot_seed', 0)))
         trainable.append(result.params or 0)
@@ -72,28 +73,32 @@ def shots_of(plan: Plan) -> int:
     return int(plan['cfg_options'].get('task.shots', cfg.task.get('shots', -1)))
 
 
-def validate(entries: Sequence[Mapping[str, Any]], complete: bool = True) -> None:
+def validate(entries: Sequence[Mapping[str, Any]], complete: bool = True, suite: Suite = ELEVATER,
+             counts: Optional[Mapping[str, int]] = None) -> None:
     """Check a submission as the leaderboard does, before anything is written.
 
     Args:
         entries: Entries of all data sets.
-        complete: Whether all 20 data sets must be there.
+        complete: Whether all data sets of the suite must be there.
+        suite: ELEVATER, or a suite of one's own in its form.
+        counts: Test images of each data set; default those that the suite says.
 
     Raises:
         ValueError: Naming the data set and what is wrong with it.
     """
     names = [e['dataset_name'] for e in entries]
-    lacking = [n for n in ELEVATER.tasks if n not in names]
+    lacking = [n for n in suite.tasks if n not in names]
     if complete and lacking:
-        raise ValueError(f'{len(lacking)} of {len(ELEVATER.tasks)} data sets are missing: {", ".join(lacking)} '
+        raise ValueError(f'{len(lacking)} of {len(suite.tasks)} data sets are missing: {", ".join(lacking)} '
                          '(--partial writes the others anyway)')
     for key in SAME:
         if len({json.dumps(e[key]) for e in entries}) > 1:
             raise ValueError(f'the entries differ in {key!r}')
     for entry in entries:
-        task = get_task(ELEVATER, entry['dataset_name'])
+        task = get_task(suite, entry['dataset_name'])
         predictions = np.asarray(entry['predictions'], np.float64)
-        want = (len(entry['rnd_seeds']), task.splits['test'].count, task.num_classes)
+        images = counts[task.name] if counts else task.splits['test'].count
+        want = (len(entry['rnd_seeds']), images, task.num_classes)
         if predictions.shape != want:
             raise ValueError(f'{task.name}: predictions are {predictions.shape}, the leaderboard wants {want} '
                              '(seeds, test images, classes)')
@@ -119,7 +124,8 @@ def _sizes(plan: Plan) -> Dict[str, int]:
         model = MODELS.build(model_cfg)
     trunk = sum(p.numel() for n, p in model.backbone.named_parameters() if not n.startswith('petl.'))
     neck = sum(p.numel() for p in model.neck.parameters()) if model.with_neck else 0
-    heads = statistics.fmean(t.num_classes for t in ELEVATER.tasks.values()) * ((cfg.model.head.get('in_channels') or 0) + 1)
+    classes = statistics.fmean(t.num_classes for t in get_suite(plan['suite']).tasks.values())
+    heads = classes * ((cfg.model.head.get('in_channels') or 0) + 1)
     return dict(num_params=trunk + neck + round(heads), num_visual_params=trunk + neck, num_backbone_params=trunk + neck)
 
 
@@ -142,21 +148,28 @@ def submission(work_dir: str, model_name: Optional[str] = None, sizes: Optional[
         work_dir: Folder of an ELEVATER sweep.
         model_name: Name on the leaderboard; default the sweep's.
         sizes: Parameter counts of the base; default counted from the config.
-        complete: Whether all 20 data sets must be there.
+        complete: Whether all data sets of the suite must be there.
 
     Raises:
         ValueError: If it is another suite's sweep, something is missing, or the entries are not valid.
     """
     plan = read_plan(work_dir)
-    if plan['suite'] != 'elevater':
-        raise ValueError(f'{work_dir} is a sweep over {plan["suite"]}: only ELEVATER has a leaderboard')
+    suite = get_suite(plan['suite'])
+    if suite.form != 'elevater':
+        raise ValueError(f'{work_dir} is a sweep over {suite.title}: only ELEVATER, and suites in its form, have a submission')
     by_task: Dict[str, List[Unit]] = {}
     for unit in units(plan, work_dir):
         by_task.setdefault(unit.task, []).append(unit)
     counts = dict(sizes or _sizes(plan))
     entries = [entry_of(work_dir, mine, model_name or plan['name'], counts) for mine in by_task.values()]
-    validate(entries, complete)
+    validate(entries, complete, suite, _listed(plan, by_task) if suite.name != suite.form else None)
     return entries
+
+
+def _listed(plan: Plan, tasks: Iterable[str]) -> Dict[str, int]:
+    """Test images of each task by its list file; for suites of one's own, whose numbers no table says."""
+    from ..datasets import Elevater
+    return {name: len(Elevater(name, 'test', suite=plan['suite'], data_root=plan.get('root') or '')) for name in tasks}
 
 
 def run(args: argparse.Namespace) -> None:

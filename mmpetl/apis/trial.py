@@ -114,7 +114,7 @@ def trial_config(plan: Mapping[str, Any], trial: Trial, folder: str) -> Any:
     """
     from mmengine.config import Config
 
-    from ..datasets.tables import get_task
+    from ..datasets.tables import get_suite, get_task
     from ..evaluation import METRIC_KEYS
     from .tasks import apply_task
     cfg = Config.fromfile(plan['config'])
@@ -132,7 +132,7 @@ def trial_config(plan: Mapping[str, Any], trial: Trial, folder: str) -> Any:
     _set_loaders(cfg)
     hooks = list(cfg.get('custom_hooks') or [])
     cfg.custom_hooks = [*hooks, dict(type='mmpetl.InvalidLossHook')]
-    if plan['suite'] == 'elevater' and trial.phase == 'final':
+    if get_suite(plan['suite']).form == 'elevater' and trial.phase == 'final':
         for name in ('val_evaluator', 'test_evaluator'):
             cfg[name] = [*cfg[name], dict(type='mmpetl.DumpScores', out_file=os.path.join(folder, 'scores.npz'))]
     cfg.metric_key = METRIC_KEYS[get_task(plan['suite'], trial.task).metric]

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..sites import nearest
 from . import fetch
+from .small_tasks import small_suite
 from .sources import SOURCES, Source
 
 Say = Callable[[str], None]
@@ -81,6 +82,14 @@ def quickdraw20(target: Path, say: Say = print) -> None:
 
     The classes are the 1st, 18th, 35th, ... of the 345 names in sorted order; per class drawings 0..69 train and 70..99 test.
     """
+    drawings = quickdraw_classes(say)
+    classes = sorted(drawings)
+    source = SOURCES['quickdraw']
+    fetch.into_folder(target, lambda folder: write_classes(folder, [drawings[c] for c in classes], classes, (60, 10, 30), _about(source)))
+
+
+def quickdraw_classes(say: Say = print) -> Dict[str, np.ndarray]:
+    """The drawings (n, 28, 28) uint8 of the 20 classes that :func:`quickdraw20` names."""
     source = SOURCES['quickdraw']
     path = fetch.archive(source, say)
     suffix = '.ndjson.gz'
@@ -89,13 +98,12 @@ def quickdraw20(target: Path, say: Say = print) -> None:
     for name, read in fetch.members(source, path):
         if name in chosen:
             rows = [json.loads(line) for line in gzip.decompress(read()).decode().splitlines()]
-            drawings[name] = 255 - np.rint(255 * np.asarray(rows, np.float32)).astype(np.uint8).reshape(-1, 28, 28)
-    classes = [name[:-len(suffix)] for name in chosen]
-    fetch.into_folder(target, lambda folder: write_classes(folder, [drawings[c] for c in chosen], classes, (60, 10, 30), _about(source)))
+            drawings[name[:-len(suffix)]] = 255 - np.rint(255 * np.asarray(rows, np.float32)).astype(np.uint8).reshape(-1, 28, 28)
+    return drawings
 
 
-def digits10(target: Path, say: Say = print) -> None:
-    """The 8 x 8 digits that scikit-learn ships, dark on white: 1,200 training and 500 test images. Needs no network.
+def sklearn_digits() -> List[np.ndarray]:
+    """The digits that scikit-learn ships, dark on white: one (n, 8, 8) uint8 array per class, in their order there.
 
     Raises:
         FetchError: If scikit-learn is not installed.
@@ -106,10 +114,19 @@ def digits10(target: Path, say: Say = print) -> None:
         raise fetch.FetchError('the digits come with scikit-learn, which is not installed. Run: pip install scikit-learn') from None
     bunch = load_digits()
     images = 255 - np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    return [images[bunch.target == i] for i in range(10)]
+
+
+def digits10(target: Path, say: Say = print) -> None:
+    """The 8 x 8 digits that scikit-learn ships, dark on white: 1,200 training and 500 test images. Needs no network.
+
+    Raises:
+        FetchError: If scikit-learn is not installed.
+    """
+    stacks = sklearn_digits()
     about = dict(origin='Optical recognition of handwritten digits (Alpaydin, Kaynak), its test part', licence='CC BY 4.0 (UCI)',
                  package='scikit-learn')
-    fetch.into_folder(target, lambda folder: write_classes(
-        folder, [images[bunch.target == i] for i in range(10)], [str(i) for i in range(10)], (100, 20, 50), about))
+    fetch.into_folder(target, lambda folder: write_classes(folder, stacks, [str(i) for i in range(10)], (100, 20, 50), about))
 
 
 def _write(data: bytes, file: BinaryIO) -> None:
@@ -138,6 +155,7 @@ RECIPES: Dict[str, Tuple[str, Callable[[Path, Say], None]]] = {
     'dinov2-vits14': ('dinov2_vits14.safetensors', dinov2_vits14),
     'quickdraw20': ('quickdraw20', quickdraw20),
     'digits10': ('digits10', digits10),
+    'small-suite': ('small_suite', small_suite),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,29 @@ def test_config_takes_an_own_suite(mine):
     other.merge_from_dict(options)
     apply_task(other, options)
     assert other.test_dataloader.dataset.type == 'mmpetl.VTAB1k' and other.test_dataloader.dataset.suite == str(mine)
+
+
+def test_own_suite_in_elevaters_form_up_to_the_submission(tmp_path, capsys):
+    root = tmp_path / 'data/shapes'
+    for part, per_class in (('train', 5), ('test', 2)):
+        rows = [(f'{i}.png', i % 3) for i in range(3 * per_class)]
+        root.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(root / f'{part}.zip', 'w') as archive:
+            for i, (name, label) in enumerate(rows):
+                archive.writestr(name, suite_data.image_bytes(label, i + 100 * per_class))
+        suite_data.put_text(str(root / f'{part}.txt'), [f'{part}.zip@{name} {label}' for name, label in rows])
+    path = tmp_path / 'few.json'
+    path.write_text(json.dumps(dict(title='Few', form='elevater', root='data', tasks=dict(shapes=dict(num_classes=3)))))
+    config = toy_sweep.write_config(tmp_path / 'toy.py', suite='elevater', sweep='grid={}, shot_seeds=[0, 1]')
+    folder = str(tmp_path / 's')
+    assert main(['sweep', config, '--suite', str(path), '--shots', '2', '--work-dir', folder, '--in-process']) == 0
+    assert main(['report', folder]) == 0
+    capsys.readouterr()
+    assert main(['submit', folder, '--name', 'mine']) == 0
+    entry, = json.loads(zipfile.ZipFile(f'{folder}/all_predictions.zip').read('all_predictions.json'))['data']
+    assert entry['dataset_name'] == 'shapes' and entry['n_shot'] == 2 and entry['rnd_seeds'] == [0, 1]
+    assert [len(entry['predictions']), len(entry['predictions'][0]), len(entry['predictions'][0][0])] == [2, 6, 3]
+    # The list says how many images there are: predictions of fewer or more are refused.
+    suite_data.put_text(str(root / 'test.txt'), ['test.zip@0.png 0'])
+    assert main(['submit', folder]) == 1
+    assert 'the leaderboard wants (2, 1, 3)' in capsys.readouterr().err
