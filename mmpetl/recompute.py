@@ -15,9 +15,10 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tu
 import torch
 from torch import Tensor
 
-#: What may be computed again: elementwise results, also small products, also the first product of the feed-forward network.
-ELEMENTWISE, SMALL_PRODUCT, LARGE_PRODUCT = 1, 2, 3
-#: Memory settings of a backbone -> what is computed again. 'standard' leaves it to the methods, see ``Method.recomputes``.
+#: What may be computed again: tables looked up from smaller ones; also elementwise results; also small products; also the first product of
+#: the feed-forward network.
+LOOK_UP, ELEMENTWISE, SMALL_PRODUCT, LARGE_PRODUCT = 1, 2, 3, 4
+#: Memory settings of a backbone -> what is computed again. 'standard' leaves it to the methods, see ``Method.recomputes``, and the blocks.
 LEVELS = {'standard': 0, 'light': SMALL_PRODUCT, 'lightest': LARGE_PRODUCT}
 
 

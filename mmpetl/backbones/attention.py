@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..recompute import SMALL_PRODUCT, recomputed
+from ..recompute import LOOK_UP, SMALL_PRODUCT, recomputed
 from ..sites import Tap
 from .embed import linear_slice
 
@@ -191,7 +191,7 @@ def attend_windows(q: Tensor,
     """
     front = (prompts, prompts + (0 if extra is None else extra[0].shape[-2]))
     if mask is None:
-        whole = recomputed(window_bias, bias, None, gate, front, q.dtype)
+        whole = recomputed(window_bias, bias, None, gate, front, q.dtype, level=LOOK_UP)
         return attend(q, k, v, heads, extra, whole, drop_rate, scale)
     grouped = gate is not None and len(gate) > 1
     q, k, v = (t.view(-1, *windows, *t.shape[1:]) for t in (q, k, v))
@@ -202,7 +202,7 @@ def attend_windows(q: Tensor,
         index = (slice(None), *group)
         group_mask = mask[tuple(s.start for s in group)]
         part_gate = gate[index].flatten(0, len(windows)) if grouped else gate  # type: ignore[index]
-        part_bias = recomputed(window_bias, bias, group_mask, part_gate, front, q.dtype)
+        part_bias = recomputed(window_bias, bias, group_mask, part_gate, front, q.dtype, level=LOOK_UP)
         part_qkv = (recomputed(lambda t, i: t[i].flatten(0, len(windows)), t, index) for t in (q, k, v))
         part = attend(*part_qkv, heads, extra, part_bias, drop_rate, scale)  # type: ignore[call-arg]
         parts.append(part.view(-1, *(s.stop - s.start for s in group), *part.shape[1:]))

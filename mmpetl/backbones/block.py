@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..recompute import LARGE_PRODUCT, Recomputing, is_recomputed, recomputed
+from ..recompute import ELEMENTWISE, LARGE_PRODUCT, Recomputing, is_recomputed, recomputed
 from ..sites import BlockSpec, Tap
 
 
@@ -50,7 +50,9 @@ class SitedBlock:
     tap: Tap
     spec: BlockSpec
     with_cp: bool
+    #: What is computed again in the backward pass, see :mod:`mmpetl.recompute`: the setting, and what never pays to keep.
     recompute_level: int
+    least_level = 0
     norm1: nn.Module
     norm2: nn.Module
     attn: nn.Module
@@ -74,7 +76,7 @@ class SitedBlock:
         if self.with_cp and torch.is_grad_enabled():
             # Reentrant checkpointing gives no gradient at all when the block's input needs none, as in a frozen trunk.
             return checkpoint(self._run, x, *context, use_reentrant=False)
-        level = self.recompute_level or int(self.tap.recomputes)
+        level = max(self.recompute_level, self.least_level, ELEMENTWISE if self.tap.recomputes else 0)
         if level and not torch.compiler.is_compiling():
             with Recomputing(level):
                 return self._run(x, *context)

@@ -10,7 +10,8 @@ A load_state_dict pre-hook sees every way in: ``init_cfg``, ``load_from``, ``--r
   trunk.
 """
 
-from typing import Any, Dict, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional
 
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -121,7 +122,22 @@ def _check_adapter_keys(backbone: nn.Module, given: Dict[str, Tensor], header: O
                      'use the config with which the adapter was trained')
 
 
+@contextmanager
+def taken_as_it_is(model: nn.Module) -> Iterator[None]:
+    """Within the context, backbones in ``model`` take state dicts as they are: nothing is converted, filled in or checked."""
+    bases = [m.petl.base for m in model.modules() if hasattr(getattr(m, 'petl', None), 'taps')]
+    for base in bases:
+        base['as_it_is'] = True
+    try:
+        yield
+    finally:
+        for base in bases:
+            del base['as_it_is']
+
+
 def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local_metadata: Dict[str, Any], *_: Any) -> None:
+    if module.petl.base.get('as_it_is'):
+        return
     own = trunk_state(module)
     given = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
     methods_given = {k for k in given if k.startswith('petl.')}

@@ -10,7 +10,7 @@ from mmpretrain.models.utils import ShiftWindowMSA
 from mmpretrain.models.utils.attention import WindowMSA
 from torch import Tensor, nn
 
-from ..recompute import recomputed
+from ..recompute import LOOK_UP, recomputed
 from ..sites import BlockSpec, Tap
 from .attention import Projections, attend_windows, gate_bias, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
@@ -25,7 +25,7 @@ class SitedWindowMSA(Projections, WindowMSA):
                 prompts: Optional[Tensor]) -> Tensor:
         q, k, v = self.project(x)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
-        bias = recomputed(relative_position_bias, self.relative_position_bias_table, self.relative_position_index)
+        bias = recomputed(relative_position_bias, self.relative_position_bias_table, self.relative_position_index, level=LOOK_UP)
         extra_keys = 0 if extra is None else extra[0].shape[-2]
         gate = gate_bias(self.tap, extra_keys + k.shape[1], 0 if prompts is not None else extra_keys)
         if gate is not None and len(gate) > 1:
@@ -88,6 +88,9 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
 
 class SitedSwinBlock(SitedBlock, SwinBlock):
     """Block of mmpretrain's SwinTransformer: (B, P + H*W, C) -> same shape."""
+
+    # A bias of (heads, N, N) for every block and group of windows is looked up from a small table.
+    least_level = LOOK_UP
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         return self.attn(h, context[0], prompts)

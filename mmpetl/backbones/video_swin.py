@@ -15,7 +15,7 @@ from mmaction.models.backbones.swin import (
 )
 from torch import Tensor, nn
 
-from ..recompute import recomputed
+from ..recompute import LOOK_UP, recomputed
 from ..sites import BlockSpec, Tap
 from .attention import Projections, attend_windows, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
@@ -31,7 +31,8 @@ class SitedWindowAttention3D(Projections, WindowAttention3D):
     def forward(self, x: Tensor, mask: Optional[Tensor] = None, windows: Sequence[int] = (), shifted: Sequence[bool] = ()) -> Tensor:
         n = x.shape[1]
         q, k, v = self.project(x)
-        bias = recomputed(relative_position_bias, self.relative_position_bias_table, self.relative_position_index[:n, :n])
+        bias = recomputed(
+            relative_position_bias, self.relative_position_bias_table, self.relative_position_index[:n, :n], level=LOOK_UP)
         y = attend_windows(
             q, k, v, self.num_heads, bias, mask, windows, shifted, 0, join_extra(self.tap, None, self.num_heads),
             self.attn_drop.p if self.training else 0., self.scale)
@@ -40,6 +41,9 @@ class SitedWindowAttention3D(Projections, WindowAttention3D):
 
 class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
     """Block of SwinTransformer3D: (B, T, H, W, C) -> same shape."""
+
+    # A bias of (heads, N, N) for every block and group of windows is looked up from a small table.
+    least_level = LOOK_UP
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         batch, *grid, _ = h.shape
