@@ -4,7 +4,9 @@ decord has wheels for x86-64 only; PyAV and OpenCV take its place elsewhere. All
 """
 
 import importlib.util
-from typing import Any, Dict, List, Tuple
+import os
+from functools import partial
+from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 from mmcv.transforms import BaseTransform
@@ -84,6 +86,19 @@ class OpenCVFrames(BaseTransform):
         return results
 
 
+def _open_by_name(results: Dict[str, Any], num_threads: int) -> Dict[str, Any]:
+    """What mmaction2's ``DecordInit`` does, without reading the file into memory first: from there decord crashes on an AVI cut off."""
+    import decord
+    name = results['filename']
+    if not os.path.splitext(name)[1]:
+        name += '.mp4'
+    if not os.path.isfile(name):
+        raise FileNotFoundError(name)
+    reader = decord.VideoReader(name, num_threads=num_threads)
+    results.update(total_frames=len(reader), video_reader=reader, avg_fps=reader.get_avg_fps())
+    return results
+
+
 @TRANSFORMS.register_module()
 class VideoInit(BaseTransform):
     """Open a video by the decoder that the config names.
@@ -95,7 +110,9 @@ class VideoInit(BaseTransform):
 
     def __init__(self, decoder: str = 'auto', **kwargs: Any) -> None:
         self.decoder = choose_decoder(decoder)
-        self.init = _build(decoder_transforms(self.decoder, **kwargs)[0])
+        self.init: Callable[[Dict[str, Any]], Dict[str, Any]] = _build(decoder_transforms(self.decoder, **kwargs)[0])
+        if self.decoder == 'decord' and kwargs.get('io_backend', 'disk') in ('disk', 'local'):
+            self.init = partial(_open_by_name, num_threads=kwargs.get('num_threads', 1))
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         """``filename`` -> adds ``video_reader``, ``total_frames`` and ``decoder``.

@@ -23,6 +23,7 @@ START_TIMEOUT = 300.
 MEANINGS = (
     (r'cannot find video stream|tuple index out of range', 'it has no video stream'),
     (r"Error reading|processing input: '<none>'|__len__", 'it is no video, or cut off before its index'),
+    (r'Failed to measure duration', 'it has no duration: it is a picture, or its metadata are damaged'),
     (r'av_read_frame|avcodec_send_packet|avfilter_graph|Invalid NAL', 'it is damaged or cut off'),
 )
 
@@ -83,6 +84,16 @@ def _read(path: str, decoder: str, whole: bool) -> Tuple[int, int, Tuple[int, in
     return total or decoded, decoded, (int(size[0]), int(size[1]))
 
 
+def _cut_off(path: str) -> str:
+    """What is missing of an AVI file, which states its own length; '' if nothing is, or the file is no AVI. Decoders do not tell."""
+    with open(path, 'rb') as file:
+        head = file.read(12)
+    stated, found = int.from_bytes(head[4:8], 'little') + 8, os.path.getsize(path)
+    if head[:4] != b'RIFF' or stated >= 0xFFFFFFFF or stated <= found + 1024:
+        return ''
+    return f'it is cut off: {found:,} of {stated:,} bytes are there'
+
+
 def probe(path: str, level: str, decoder: str) -> Probe:
     """Try one video in this process.
 
@@ -104,7 +115,7 @@ def probe(path: str, level: str, decoder: str) -> Probe:
         return Probe(path, f'{decoder} cannot decode it: {reason(error)}', seconds=time.perf_counter() - start)
     wanted = total if level == 'decode' else 1
     lost = f'only {decoded} of {total} frames can be decoded' if decoded < wanted else '' if decoded else 'it has no frames'
-    return Probe(path, lost, total, size, time.perf_counter() - start)
+    return Probe(path, _cut_off(path) or lost, total, size, time.perf_counter() - start)
 
 
 class _Worker:

@@ -179,6 +179,31 @@ def test_bad_files_are_named_in_one_line(videos, decoder, name):
     assert '\n' not in str(caught.value)
 
 
+def test_an_avi_cut_off(tmp_path):
+    """decord crashes (the whole process) when it reads such a file from memory; by its name it gives the frames that are there."""
+    rng = np.random.default_rng(0)
+    writer = cv2.VideoWriter(str(tmp_path / 'whole.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 12, (64, 48))
+    for _ in range(40):
+        writer.write(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    data = (tmp_path / 'whole.avi').read_bytes()
+    (tmp_path / 'cut.avi').write_bytes(data[:len(data) // 2])
+    script = ('import sys, mmpetl\nfrom mmpetl.datasets.video_io import VideoDecode, VideoInit\n'
+              'opened = VideoInit().transform(dict(filename=sys.argv[1]))\n'
+              'opened["frame_inds"] = [0, opened["total_frames"] // 2]\nprint(len(VideoDecode().transform(opened)["imgs"]))')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, str(tmp_path / 'cut.avi')], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.split()[-1] == '2'
+    cut, whole = (probe(str(tmp_path / f'{name}.avi'), 'open', choose_decoder()) for name in ('cut', 'whole'))
+    assert cut.reason == f'it is cut off: {len(data) // 2:,} of {len(data):,} bytes are there' and not whole.reason
+
+
+def test_a_picture_is_no_video(tmp_path):
+    cv2.imwrite(str(tmp_path / 'picture.png'), np.zeros((48, 64, 3), np.uint8))
+    (tmp_path / 'picture.png').rename(tmp_path / 'picture.mp4')
+    pytest.importorskip('decord')
+    assert probe(str(tmp_path / 'picture.mp4'), 'open', 'decord').reason.startswith('decord cannot decode it: it has no duration')
+
+
 def test_opencv_stops_at_the_end_of_a_damaged_file():
     """Upstream's transform looks for the frame for ever."""
 
