@@ -8,7 +8,7 @@ import os
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from ..datasets.tables import get_suite
 from ..evaluation.efficiency import pe_score, ppt_score
@@ -29,6 +29,8 @@ class Cell:
         head_params: Those of the head.
         peak_bytes: Peak device memory.
         errors: What failed.
+        chosen: What the search chose, for example 'lr=0.003 weight_decay=0.01'; several few-shot subsets are set apart by '; '.
+        seconds: Time of all its runs so far, search included.
     """
     scores: List[float] = field(default_factory=list)
     best_scores: List[float] = field(default_factory=list)
@@ -37,6 +39,8 @@ class Cell:
     head_params: Optional[int] = None
     peak_bytes: Optional[int] = None
     errors: List[str] = field(default_factory=list)
+    chosen: str = ''
+    seconds: float = 0.
 
     @property
     def mean(self) -> Optional[float]:
@@ -58,11 +62,13 @@ class Row:
         suite: Its suite.
         cells: Cells by task, for the tasks of the sweep.
         tested_often: Whether runs were tested more than once, so that a best epoch can be chosen on test data.
+        computed_bytes: Memory of a training step as ``mmpetl plan`` computes it, for the first task; None where it was measured.
     """
     name: str
     suite: str
     cells: Dict[str, Cell]
     tested_often: bool = False
+    computed_bytes: Optional[int] = None
 
     def means(self, best: bool = False) -> Dict[str, Mean]:
         """Means over the suite's tasks, by label; ``best`` takes the epochs chosen on test data."""
@@ -113,6 +119,9 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
     for unit in units(plan, work_dir):
         cell = row.cells.setdefault(unit.task, Cell())
         cell.wanted += len(plan['seeds'])
+        cell.seconds += sum(result.seconds for result in map(unit.result, unit.all_trials()) if result is not None)
+        chosen = ' '.join(f'{key.split(".")[-1]}={value}' for key, value in unit.best() or ()) if unit.searching() else ''
+        cell.chosen = '; '.join(filter(None, [cell.chosen, chosen]))
         for trial in unit.finals():
             result = unit.result(trial)
             if result is None:
@@ -128,7 +137,27 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
             row.tested_often |= len(result.epochs) > 1
         if unit.searching() and unit.best() is None and not unit.waiting():
             cell.errors.append(f'{unit.task} {unit.fold or ""}: every search run failed')
+    if all(cell.peak_bytes is None for cell in row.cells.values()):
+        row.computed_bytes = computed_bytes(plan)
     return row
+
+
+def computed_bytes(plan: Mapping[str, Any]) -> Optional[int]:
+    """Bytes of weights, kept activations, gradients and optimizer in a training step of a sweep's first task; None if nothing trains.
+
+    Args:
+        plan: Contents of the sweep's ``sweep.json``, with the absolute path of its config under 'config'.
+    """
+    from mmengine.config import Config
+
+    from .plan import plan as costs
+    from .tasks import apply_task
+    cfg = Config.fromfile(plan['config'], format_python_code=False)
+    if not cfg.get('train_dataloader'):
+        return None
+    cfg.merge_from_dict(dict(plan['cfg_options']))
+    cfg.task.update(suite=plan['suite'], name=plan['tasks'][0])
+    return costs(apply_task(cfg, plan['cfg_options'])).memory_bytes
 
 
 def read_rows(folders: Sequence[str]) -> List[Row]:
@@ -168,6 +197,15 @@ def tasks_of(rows: Sequence[Row]) -> List[str]:
     return [t for t in get_suite(rows[0].suite).tasks if any(t in row.cells for row in rows)]
 
 
+def memory_of(rows: Sequence[Row]) -> Tuple[str, List[Optional[float]]]:
+    """Label and bytes of each row: the peak that was measured on GPUs, or the computed memory where nothing was measured."""
+    tasks = tasks_of(rows)
+    peaks = [row.average('peak_bytes', tasks) for row in rows]
+    if any(peak is not None for peak in peaks):
+        return 'peak memory, GiB (mean)', peaks
+    return 'training memory, GiB (computed)', [row.computed_bytes for row in rows]
+
+
 def mean_label(rows: Sequence[Row]) -> str:
     """What the mean over :func:`tasks_of` is called: a part of the suite must not be taken for its mean."""
     suite, count = get_suite(rows[0].suite), len(tasks_of(rows))
@@ -198,8 +236,8 @@ def table(rows: Sequence[Row], pm: str = '±') -> List[List[str]]:
                       *[mean_text(row.means(best=True)[label]) if row.tested_often else MISSING for row in rows]])
     lines.append(['trainable, head included (mean)', *[_number(row.average('params', tasks), ',.0f') for row in rows]])
     lines.append(['head (mean)', *[_number(row.average('head_params', tasks), ',.0f') for row in rows]])
-    peaks = [row.average('peak_bytes', tasks) for row in rows]
-    lines.append(['peak memory, GiB (mean)', *[_number(None if p is None else p / 2**30, '.2f') for p in peaks]])
+    label, memory = memory_of(rows)
+    lines.append([label, *[_number(None if m is None else m / 2**30, '.2f') for m in memory]])
     for label in rows[0].efficiency(tasks):
         lines.append([label, *[_number(row.efficiency(tasks)[label], '.2f') for row in rows]])
     return lines

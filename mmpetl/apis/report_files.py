@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, List, Optional, Sequence, Tuple
 
 from ..datasets.tables import get_suite
 from ..weights.io import atomic_write
-from .report import Row, mean_label, table, tasks_of
+from .report import Row, mean_label, memory_of, table, tasks_of
 from .sweep_plan import write_text
 
 NOTE = ('Scores in per cent, last epoch, mean and sample standard deviation over the seeds. [k/n]: k of n are there; means are taken over '
@@ -45,24 +45,27 @@ def _escape(text: str) -> str:
 def csv_text(rows: Sequence[Row]) -> str:
     """One line per method and task, then one per mean; missing numbers are empty."""
     suite = get_suite(rows[0].suite)
+    short = Path(suite.name).stem  # of a suite of one's own, the file's name without its folder
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['suite', 'method', 'task', 'group', 'score', 'spread', 'runs', 'runs_wanted', 'best_epoch_selected_on_test',
-                     'trainable', 'head', 'peak_bytes', 'errors'])
+                     'trainable', 'head', 'peak_bytes', 'errors', 'chosen', 'seconds'])
     for row in rows:
         for task in suite.tasks.values():
             cell = row.cells.get(task.name)
             if cell is None:
-                writer.writerow([suite.name, row.name, task.name, task.group, '', '', 0, 0, '', '', '', '', 'not in the sweep'])
+                writer.writerow([short, row.name, task.name, task.group, '', '', 0, 0, '', '', '', '', 'not in the sweep', '', ''])
                 continue
             best = sum(cell.best_scores) / len(cell.best_scores) if row.tested_often and cell.mean is not None else None
-            writer.writerow([suite.name, row.name, task.name, task.group, _plain(cell.mean), _plain(cell.spread), len(cell.scores),
+            writer.writerow([short, row.name, task.name, task.group, _plain(cell.mean), _plain(cell.spread), len(cell.scores),
                              cell.wanted, _plain(best), _plain(cell.params), _plain(cell.head_params), _plain(cell.peak_bytes),
-                             '; '.join(cell.errors)])
+                             '; '.join(cell.errors), cell.chosen, round(cell.seconds, 1)])
         for label, mean in row.means().items():
-            writer.writerow([suite.name, row.name, label, 'mean', _plain(mean.value), '', mean.have, mean.need, '', '', '', '', ''])
+            writer.writerow([short, row.name, label, 'mean', _plain(mean.value), '', mean.have, mean.need, *[''] * 7])
         for label, value in row.efficiency(tasks_of(rows)).items():
-            writer.writerow([suite.name, row.name, label, 'efficiency', _plain(value), *[''] * 8])
+            writer.writerow([short, row.name, label, 'efficiency', _plain(value), *[''] * 10])
+        if row.computed_bytes is not None:
+            writer.writerow([short, row.name, 'training memory, bytes (computed)', 'efficiency', row.computed_bytes, *[''] * 10])
     return file.getvalue()
 
 
@@ -89,24 +92,25 @@ def plot(rows: Sequence[Row], file: BinaryIO) -> None:
     from matplotlib.figure import Figure
     tasks = tasks_of(rows)
     scores = {row.name: row.average('mean', tasks) for row in rows}
-    panels = [('params', 'trainable parameters, head included', 1.)]
-    if any(row.average('peak_bytes', tasks) is not None for row in rows):
-        panels.append(('peak_bytes', 'peak memory, GiB', 2.**30))
+    panels = [('trainable parameters, head included', [row.average('params', tasks) for row in rows])]
+    label, memory = memory_of(rows)
+    if any(m is not None for m in memory):
+        panels.append((label, [None if m is None else m / 2**30 for m in memory]))
     figure = Figure(figsize=(5.5 * len(panels), 4.2), layout='constrained')
     FigureCanvasAgg(figure)
-    for axes, (name, label, unit) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    for axes, (label, costs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         points, names = [], []
-        for row in rows:
-            cost, score = row.average(name, tasks), scores[row.name]
+        for row, cost in zip(rows, costs):
+            score = scores[row.name]
             if cost is not None and score is not None:
-                points.append((cost / unit, score))
+                points.append((cost, score))
                 names.append(row.name)
         axes.scatter([x for x, _ in points], [y for _, y in points], s=28, zorder=3)
         for point, text in zip(points, names):
             axes.annotate(text, point, xytext=(4, 4), textcoords='offset points', fontsize=7)
         front = pareto(points)
         axes.step([points[i][0] for i in front], [points[i][1] for i in front], where='post', linewidth=1, color='0.5')
-        if points and min(x for x, _ in points) > 0 and name == 'params':
+        if points and min(x for x, _ in points) > 0 and axes.get_subplotspec().is_first_col():
             axes.set_xscale('log')
         axes.set_xlabel(label)
         axes.set_ylabel(f'{get_suite(rows[0].suite).title}, {mean_label(rows)}, %')

@@ -46,7 +46,8 @@ def test_sweep_and_report_over_an_own_suite(mine, tmp_path, capsys):
     text = capsys.readouterr().out
     for part in ('Drawings and digits', 'quickdraw (Drawings)', 'digits (Digits)', 'mean of 2', 'mean of 2 groups'):
         assert part in text
-    assert (tmp_path / 'out/mine.csv').is_file()
+    rows = (tmp_path / 'out/mine.csv').read_text().splitlines()
+    assert all(row.startswith('mine,toy,') for row in rows[1:]) and any('training memory' in row for row in rows)
 
 
 def test_suite_file_is_read_and_checked(mine, tmp_path):
