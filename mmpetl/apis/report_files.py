@@ -109,12 +109,14 @@ def plot(rows: Sequence[Row], file: BinaryIO) -> None:
         for point, text in zip(points, names):
             axes.annotate(text, point, xytext=(4, 4), textcoords='offset points', fontsize=7)
         front = pareto(points)
-        axes.step([points[i][0] for i in front], [points[i][1] for i in front], where='post', linewidth=1, color='0.5')
+        axes.step([points[i][0] for i in front], [points[i][1] for i in front], where='post', linewidth=1, color='0.5', label='best trade-offs')
         if points and min(x for x, _ in points) > 0 and axes.get_subplotspec().is_first_col():
             axes.set_xscale('log')
         axes.set_xlabel(label)
         axes.set_ylabel(f'{get_suite(rows[0].suite).title}, {mean_label(rows)}, %')
         axes.margins(0.15)
+        if len(front) > 1:
+            axes.legend(fontsize=7, loc='lower right')
         axes.tick_params(which='both', labelsize=7)
         axes.grid(alpha=0.3)
     absent = [name for name, score in scores.items() if score is None]

@@ -103,9 +103,10 @@ def pneumonia(say: Say = print) -> SmallTask:
     classes = ('NORMAL', 'PNEUMONIA')
     found: Dict[Tuple[str, str], List[Tuple[str, bytes]]] = {(part, c): [] for part in ('train', 'test') for c in classes}
     for name, read in fetch.members(source, fetch.archive(source, say)):
-        pieces = tuple(name.split('/'))
-        if pieces[:2] in found and name.endswith('.jpeg'):
-            found[pieces[:2]].append((pieces[-1], read()))
+        part, _, rest = name.partition('/')
+        kind, _, file = rest.partition('/')
+        if (part, kind) in found and file.endswith('.jpeg'):
+            found[part, kind].append((file, read()))
     files = {key: [(data, '.jpeg') for _, data in sorted(rows)] for key, rows in found.items()}
     train = [files['train', c][:500] for c in classes]
     seen = {data for rows in train for data, _ in rows}  # one of the package's test files is byte for byte in its training folder
