@@ -2,7 +2,7 @@
 
     python tools/benchmark.py                                    kept bytes and operations at base size; nothing is allocated
     python tools/benchmark.py --steps 3 --batch 2                and step times as ratios to full fine-tuning and the plain form
-    python tools/benchmark.py --methods LoRA SSF --backbones vit videomae --light --steps 3
+    python tools/benchmark.py --methods LoRA SSF --backbones vit videomae --memory standard light --steps 3
     python tools/benchmark.py --targets                          the table of cost targets, measured in this run
     python tools/benchmark.py --write-docs                       docs/benchmarks.md from all results that are there
 
@@ -10,11 +10,11 @@ Columns: trainable parameters; MiB that one training step keeps for the backward
 kernel where the form uses one), its ratio to full fine-tuning and to the plain form; GFLOP of one forward and backward pass per input, two
 per multiply-add, attention included; with ``--steps`` the median step time of the rounds as a ratio to full fine-tuning and to the plain
 form with the smallest and largest round; on a GPU the peak of memory that a step takes. The plain form (tools/benchmark_plain.py) is the
-published formula written out. ``light`` rows recompute in the backward pass. Writes a table, methods.json and a plot.
+published formula written out. ``--memory`` adds rows of the forms that compute again what they do not keep ('light', 'lightest', or whole
+'blocks'). Writes a table, methods.json and a plot.
 """
 
 import argparse
-import copy
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -23,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
 from benchmark_costs import (
+    MEMORY,
     ROOT,
     SHAPES,
     build,
@@ -45,17 +46,17 @@ from mmpetl.apis.memory import on_meta, saved_bytes
 from mmpetl.weights import write_json
 
 
-def static_costs(backbone: Any, row: Dict[str, Any], size: str, light: bool, batch: int) -> Dict[str, Any]:
+def static_costs(backbone: Any, row: Dict[str, Any], size: str, memory: str, batch: int) -> Dict[str, Any]:
     """Parameters, and bytes and operations per input of our form and of the plain one (None where there is none)."""
     shape = SHAPES[backbone.name] if size == 'base' else backbone.shape
     with on_meta():
-        model = build(backbone, row, size, light)
+        model = build(backbone, row, size, memory)
         x = torch.empty(batch, *shape)
         kept = saved_bytes(model, x) / batch
         forward, backward = flops(model, x[:1])
         found = dict(parameters=mmpetl.summary(model).without_head, kept=kept, forward=forward, backward=backward,
                      plain_kept=None, plain_forward=None, plain_backward=None)
-        textbook = plain(build(backbone, row, size) if light else model)
+        textbook = plain(model if memory == 'standard' else build(backbone, row, size))
         if textbook is not None:
             textbook.train()
             found['plain_kept'] = saved_bytes(textbook, x) / batch
@@ -69,9 +70,9 @@ def timed(backbone: Any, rows: List[Dict[str, Any]], args: argparse.Namespace) -
     x = torch.randn(args.batch, *shape, device=device())
     models: Dict[str, torch.nn.Module] = {}
     for row in rows:
-        models[row['name']] = build(backbone, row['row'], args.sizes, row['light']).to(device())
+        models[row['name']] = build(backbone, row['row'], args.sizes, row['memory']).to(device())
         share_trunk(list(models.values()))
-        textbook = None if row['light'] else plain(models[row['name']])
+        textbook = plain(models[row['name']]) if row['name'] == row['row']['name'] else None
         if textbook is not None:
             models[f'{row["name"]}: plain'] = textbook.train()
             share_trunk([models['full'], textbook.model])
@@ -79,7 +80,7 @@ def timed(backbone: Any, rows: List[Dict[str, Any]], args: argparse.Namespace) -
     took = interleave(runs, args.steps, backbone.name)
     for row in rows:
         name = row['name']
-        own, textbook = took[name], took.get(f'{name.removesuffix(" light")}: plain')
+        own, textbook = took[name], took.get(f'{row["row"]["name"]}: plain')
         row.update(time_of_full=ratio(own, took['full']), time_of_plain=ratio(own, textbook) if textbook else None)
         if device() == 'cuda':
             row.update(milliseconds=1000 * sorted(own)[len(own) // 2], peak=peak_bytes(runs[name]),
@@ -95,12 +96,13 @@ def methods_table(args: argparse.Namespace) -> Dict[str, Any]:
         for row in variants(args.methods):
             if backbone.name not in row.get('on', [backbone.name]):
                 continue
-            for light in (False, True) if args.light else (False, ):
-                costs = static_costs(backbone, row, args.sizes, light, args.batch)
-                rows.append(dict(name=row['name'] + (' light' if light else ''), row=copy.deepcopy(row), light=light, **costs))
+            for memory in args.memory:
+                costs = static_costs(backbone, row, args.sizes, memory, args.batch)
+                name = row['name'] if memory == 'standard' else f'{row["name"]} {memory}'
+                rows.append(dict(name=name, row=row, memory=memory, **costs))
         if args.steps:
             timed(backbone, rows, args)
-        results['backbones'][backbone.name] = [{k: v for k, v in row.items() if k not in ('row', 'light')} for row in rows]
+        results['backbones'][backbone.name] = [{k: v for k, v in row.items() if k != 'row'} for row in rows]
         show(results['backbones'][backbone.name], f'{backbone.title}, {args.sizes} size, batch {args.batch}, {args.amp or "fp32"}')
     return results
 
@@ -114,12 +116,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--sizes', choices=['tiny', 'base'], default='base')
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--steps', type=int, default=0, help='timed rounds; 0 times nothing')
-    parser.add_argument('--light', action='store_true', help='also the forms that recompute in the backward pass')
+    parser.add_argument('--memory', nargs='+', choices=list(MEMORY), default=[], help='memory settings beside the standard one')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='autocast of the timed steps; default none')
     parser.add_argument('--targets', action='store_true', help='print the table of cost targets instead')
     parser.add_argument('--write-docs', action='store_true', help='measure nothing; write docs/benchmarks.md from the results')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'benchmark')
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.memory = list(dict.fromkeys(['standard', *args.memory]))
+    return args
 
 
 def main() -> None:

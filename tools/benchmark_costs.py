@@ -1,6 +1,5 @@
 """What the benchmark commands share: rows of the table, floating-point operations, interleaved timing, the hardware's name."""
 
-import inspect
 import os
 import platform
 import statistics
@@ -22,7 +21,6 @@ for folder in (ROOT / 'tests', ROOT / 'tools', ROOT):
         sys.path.insert(0, str(folder))
 
 import mmpetl  # noqa: E402
-from mmpetl.backbones.attach import attach  # noqa: E402
 
 MIB = 2**20
 SHAPES = dict(vit=(3, 224, 224), clip=(3, 224, 224), swin=(3, 224, 224), videomae=(3, 16, 224, 224), video_swin=(3, 16, 224, 224))
@@ -31,9 +29,9 @@ SHAPES = dict(vit=(3, 224, 224), clip=(3, 224, 224), swin=(3, 224, 224), videoma
 # -- models -------------------------------------------------------------------------------------------------------------------------------
 
 
-def light_options() -> Dict[str, Any]:
-    """Arguments of a backbone that recompute as much as exactness allows."""
-    return dict(memory='light') if 'memory' in inspect.signature(attach).parameters else dict(with_cp=True)
+#: Memory setting -> arguments of a backbone; 'blocks' recomputes every block.
+MEMORY: Dict[str, Dict[str, Any]] = dict(
+    standard={}, light=dict(memory='light'), lightest=dict(memory='lightest'), blocks=dict(with_cp=True))
 
 
 def variants(names: Optional[Sequence[str]]) -> List[Dict[str, Any]]:
@@ -51,19 +49,19 @@ def variants(names: Optional[Sequence[str]]) -> List[Dict[str, Any]]:
     return [row for row in rows if not names or row['name'] in names or row['name'] == 'full']
 
 
-def build(backbone: Any, row: Dict[str, Any], size: str = 'base', light: bool = False, **options: Any) -> nn.Module:
+def build(backbone: Any, row: Dict[str, Any], size: str = 'base', memory: str = 'standard', **options: Any) -> nn.Module:
     """The backbone of one row, in train mode.
 
     Args:
         backbone: Row of BACKBONES in tests/cases.py.
         row: Row of :func:`variants`.
         size: 'base' or 'tiny'.
-        light: Recompute in the backward pass.
+        memory: Key of :data:`MEMORY`.
         options: More arguments of the backbone.
     """
     arguments = backbone.real if size == 'base' else backbone.kwargs
     petl = row.get('petl' if size == 'base' else 'tiny', row.get('petl', []))
-    chosen = dict(petl=petl, tune=row.get('tune', []), **(light_options() if light else {}), **options)
+    chosen = dict(petl=petl, tune=row.get('tune', []), **MEMORY[memory], **options)
     model = mmpetl.registry.MODELS.build({'type': backbone.type, **arguments, **chosen})
     model.train()
     return model

@@ -81,7 +81,7 @@ def our_lora(**options: Any) -> nn.Module:
 def lora_against_peft(batch: int, rounds: int) -> Dict[str, Any]:
     """Kept bytes and step times, ours over peft's."""
     makers: Dict[str, Callable[[], nn.Module]] = {
-        'ours': our_lora, 'ours, light': lambda: our_lora(light=True), 'peft': lambda: ClassToken(peft_model())}
+        'ours': our_lora, 'ours, light': lambda: our_lora(memory='light'), 'peft': lambda: ClassToken(peft_model())}
     kept, models = {}, {}
     for name, make in makers.items():
         with on_meta():

@@ -14,17 +14,18 @@ HEAD = """# Benchmarks
 Written by `python tools/benchmark.py --write-docs` from measured results; do not edit. The commands that measure:
 
 ```bash
-python tools/benchmark.py --light --steps 3 --batch 2    # every method
-python tools/benchmark.py --targets                      # cost targets
-python tools/benchmark_peers.py                          # peft, timm, mmpretrain, mmaction2
-python tools/data_throughput.py                          # decoding, cache, transforms
+python tools/benchmark.py --memory light lightest --steps 3 --batch 2    # every method
+python tools/benchmark.py --targets                                      # cost targets
+python tools/benchmark_peers.py                                          # peft, timm, mmpretrain, mmaction2
+python tools/data_throughput.py                                          # decoding, cache, transforms
 ```
 
 *Kept* are the bytes that one training step holds for the backward pass per input (each storage once; parameters, input, head and loss
 apart), counted on torch's meta device; attention counts as the fused kernel keeps it where a form uses one. *Plain* is the published
 formula of the same method written out (`tools/benchmark_plain.py`; tests show equal outputs and gradients): explicit softmax, prompts in
-every feed-forward network, Kronecker products formed, nothing recomputed. *light* recomputes in the backward pass. GFLOP count two per
-multiply-add, attention included, recomputation as backward. Times are medians of interleaved rounds in one process, as ratios, with the
+every feed-forward network, Kronecker products formed, nothing recomputed. *light* and *lightest* are the memory settings of a backbone
+that compute again in the backward pass what they do not keep. GFLOP count two per multiply-add, attention included, recomputation as
+backward. Times are medians of interleaved rounds in one process, as ratios, with the
 smallest and largest round in brackets; milliseconds are given for GPUs only.
 """
 

@@ -18,7 +18,7 @@ C, F, N, L, H = 768, 3072, 197, 12, 12
 
 
 def costs(row, **options):
-    return benchmark.static_costs(BACKBONE['vit'], row, 'base', options.get('light', False), options.get('batch', 1))
+    return benchmark.static_costs(BACKBONE['vit'], row, 'base', options.get('memory', 'standard'), options.get('batch', 1))
 
 
 @pytest.fixture(scope='module')
@@ -70,8 +70,10 @@ def test_nothing_is_kept_below_the_first_adapted_block():
 
 
 def test_recomputing_keeps_less_and_computes_more(full):
-    light = costs(dict(tune=['*']), light=True)
-    assert light['kept'] < full['kept'] and light['backward'] >= full['backward'] and light['plain_kept'] == full['plain_kept']
+    levels = [full, *(costs(dict(tune=['*']), memory=memory) for memory in ('light', 'lightest'))]
+    kept, computed = ([level[key] for level in levels] for key in ('kept', 'backward'))
+    assert kept[0] > kept[1] > kept[2] and computed[0] <= computed[1] < computed[2]
+    assert len({level['plain_kept'] for level in levels}) == 1
 
 
 def test_unknown_method():
@@ -80,7 +82,7 @@ def test_unknown_method():
 
 
 def test_run_and_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *'--sizes tiny --methods VPT SynQT --light --steps 1 --batch 1'.split(),
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', *'--sizes tiny --methods VPT SynQT --memory light --steps 1 --batch 1'.split(),
                                       '--backbones', 'vit', 'video_swin', '--out', str(tmp_path)])
     benchmark.main()
     assert 'step of plain' in capsys.readouterr().out
