@@ -61,7 +61,7 @@ class Result:
         epochs: Epochs that were evaluated.
         params: Trainable parameters, head included.
         head_params: Those of the head.
-        seconds: Wall time, over all pieces of an interrupted run that ended here.
+        seconds: Wall time; of a run that was killed and went on, that of its last piece.
         peak_bytes: Peak device memory that PyTorch allocated; None without a GPU.
         error: Why it failed or was skipped, one line.
     """
