@@ -1,7 +1,8 @@
 """Remedies for the pinned stack: what has to be put right before mmengine, mmpretrain and mmaction2 work together safely.
 
 Nothing of another package is patched. The remedies use mmengine's own extension points, plus placeholder modules for what
-keeps the mmaction2 1.2.0 wheel from being imported. Each has a test that fails as soon as upstream no longer needs it.
+keeps the mmaction2 1.2.0 wheel and newer DeepSpeeds from being imported. Each has a test that fails as soon as upstream no longer needs
+it.
 """
 
 import difflib
@@ -80,6 +81,19 @@ def install_mmaction_stub() -> List[str]:
     if mmaction and vindlu not in sys.modules and _vindlu_breaks(mmaction):
         _placeholder(vindlu, __all__=[])
     return [name for name in (drn, vindlu) if hasattr(sys.modules.get(name), '__mmpetl_stub__')]
+
+
+def install_deepspeed_stub() -> bool:
+    """Put placeholders where mmengine 0.10.7 imports the 1-bit optimizers, which DeepSpeed 0.19 no longer has.
+
+    Returns:
+        Whether the placeholder is in place; False where DeepSpeed is absent or needs none.
+    """
+    name, folder = 'deepspeed.runtime.fp16.onebit', _folder('deepspeed')
+    if folder and name not in sys.modules and not list((folder / 'runtime' / 'fp16').glob('onebit*')):
+        doc = {'__doc__': 'Placeholder: this DeepSpeed has no 1-bit optimizers.'}
+        _placeholder(name, **{cls: type(cls, (), doc) for cls in ('OnebitAdam', 'OnebitLamb', 'ZeroOneAdam')})
+    return hasattr(sys.modules.get(name), '__mmpetl_stub__')
 
 
 # -- loading checkpoints without running code in them ---------------------------------------------------------------------------------

@@ -1,12 +1,15 @@
-"""Optimizer constructor that holds what trains, and nothing else."""
+"""Optimizer constructor that holds what trains, and nothing else; mixed precision without a GPU."""
 
-from typing import List, Optional, Union
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Union
 
+import torch
 from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.runner.amp import autocast
 from torch import nn
 
-from .registry import OPTIM_WRAPPER_CONSTRUCTORS
+from .registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 
 class _Trainable(nn.Module):
@@ -53,3 +56,18 @@ class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             super().add_params(params, module, prefix=prefix, is_dcn_module=is_dcn_module)
         finally:
             logger.disabled = muted
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):
+    """Mixed precision on the CPU, where MMEngine's ``AmpOptimWrapper`` does not run.
+
+    Matrix products run in bfloat16, parameters and their gradients stay float32. bfloat16 has the range of float32, so the loss needs no
+    scaling.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[Any]:
+        """The context of a forward pass."""
+        with super().optim_context(model), autocast(device_type='cpu', dtype=torch.bfloat16):
+            yield

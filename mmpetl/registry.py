@@ -5,12 +5,14 @@ imported at the first look-up, so importing :mod:`mmpetl` stays cheap.
 """
 
 from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import VISUALIZERS as ROOT_VISUALIZERS
 from mmengine.registry import Registry
@@ -25,4 +27,6 @@ METRICS = Registry('metric', parent=ROOT_METRICS, scope='mmpetl', locations=['mm
 OPTIM_WRAPPERS = Registry('optimizer wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='mmpetl', locations=['mmpetl.optim'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor', parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS, scope='mmpetl', locations=['mmpetl.optim'])
+STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='mmpetl', locations=['mmpetl.parallel'])
+FUNCTIONS = Registry('function', parent=ROOT_FUNCTIONS, scope='mmpetl', locations=['mmpetl.parallel'])
 VISUALIZERS = Registry('visualizer', parent=ROOT_VISUALIZERS, scope='mmpetl', locations=['mmpetl.visualization'])

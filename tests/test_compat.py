@@ -60,6 +60,22 @@ def test_complete_installations_are_left_alone(tmp_path, monkeypatch):
     assert compat.install_mmaction_stub() == []
 
 
+def test_deepspeed_without_its_one_bit_optimizers(tmp_path, monkeypatch):
+    """mmengine imports three names of a package that DeepSpeed 0.19 dropped."""
+    upstream = folder_of('mmengine') / '_strategy/deepspeed.py'
+    assert 'from deepspeed.runtime.fp16.onebit import' in upstream.read_text(), 'mmengine was mended: drop the placeholder'
+    name = 'deepspeed.runtime.fp16.onebit'
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(compat, '_folder', lambda package: None)
+    assert not compat.install_deepspeed_stub()
+    (tmp_path / 'runtime/fp16/onebit').mkdir(parents=True)
+    monkeypatch.setattr(compat, '_folder', lambda package: tmp_path)
+    assert not compat.install_deepspeed_stub()
+    (tmp_path / 'runtime/fp16/onebit').rmdir()
+    assert compat.install_deepspeed_stub()
+    assert {'OnebitAdam', 'OnebitLamb', 'ZeroOneAdam'} <= set(vars(sys.modules.pop(name)))
+
+
 # -- loading checkpoints --------------------------------------------------------------------------------------------------------------
 
 

@@ -240,9 +240,19 @@ def test_one_line_errors(here, capsys, monkeypatch, command, expected):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='says what happens without a GPU')
-def test_amp_without_gpu(here, capsys):
-    assert run_cleanly(run.train, ['toy.py', '--amp']) == 1
-    assert '--amp needs a GPU' in capsys.readouterr().err
+def test_amp_without_gpu(here):
+    """bfloat16 on the CPU, whatever the config says of float16's loss scale."""
+    cfg = run.train_config(run.train_parser().parse_args(['toy.py', '--amp']))
+    assert cfg.optim_wrapper.type == 'mmpetl.CpuAmpOptimWrapper' and 'loss_scale' not in cfg.optim_wrapper
+    run.train(['toy.py', '--amp', '--work-dir', 'amp', '--no-validate'])
+    plain, mixed = ([r['loss'] for r in scalars(d) if 'loss' in r] for d in ('work_dirs/toy', 'amp'))
+    assert len(plain) == len(mixed) and plain != mixed and max(abs(a - b) for a, b in zip(plain, mixed)) < 0.02
+
+
+def test_amp_refuses_other_wrappers(here, capsys):
+    (here / 'other.py').write_text("_base_ = 'toy.py'\noptim_wrapper = dict(type='DeepSpeedOptimWrapper')\n")
+    assert run_cleanly(run.train, ['other.py', '--amp']) == 1
+    assert "--amp does not work with optim_wrapper.type='DeepSpeedOptimWrapper'" in capsys.readouterr().err
 
 
 def test_messages_of_workers_are_shortened():

@@ -135,21 +135,24 @@ def _finish(cfg: Config, args: argparse.Namespace) -> Config:
 
 
 def _set_amp(cfg: Config) -> None:
-    """Switch the optimizer wrapper to mixed precision.
+    """Switch the optimizer wrapper to mixed precision: float16 on a GPU unless the config names a type, bfloat16 on the CPU.
 
     Raises:
-        ValueError: If there is no accelerator or the config has an optimizer wrapper of another kind.
+        ValueError: If the config has an optimizer wrapper of another kind.
     """
     from mmengine.device import get_device
-    if get_device() == 'cpu':
-        raise ValueError('--amp needs a GPU: AmpOptimWrapper does not run on the CPU')
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     kind = kind if isinstance(kind, str) else kind.__name__
+    if kind != 'OptimWrapper' and not kind.endswith('AmpOptimWrapper'):
+        raise ValueError(f'--amp does not work with optim_wrapper.type={kind!r}: use OptimWrapper or AmpOptimWrapper')
+    if get_device() == 'cpu':
+        wrapper['type'] = 'mmpetl.CpuAmpOptimWrapper'
+        for key in ('loss_scale', 'dtype'):
+            wrapper.pop(key, None)
+        return
     if kind == 'OptimWrapper':
         wrapper['type'] = 'AmpOptimWrapper'
-    elif not kind.endswith('AmpOptimWrapper'):
-        raise ValueError(f'--amp does not work with optim_wrapper.type={kind!r}: use OptimWrapper or AmpOptimWrapper')
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
@@ -270,6 +273,9 @@ def test_config(args: argparse.Namespace) -> Config:
     _set_dataloaders(cfg, ('test_dataloader', ), args)
     if args.tta:
         _set_tta(cfg)
+    if cfg.launcher == 'none':  # one process needs no strategy for several
+        cfg.pop('strategy', None)
+        cfg.pop('runner_type', None)
     return _finish(cfg, args)
 
 

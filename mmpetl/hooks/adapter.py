@@ -34,16 +34,17 @@ class AdapterHook(Hook):
         self._best: Optional[str] = None
 
     def before_train(self, runner: Any) -> None:
-        runner.logger.info(f'What trains:\n{summary(runner.model)}')
+        runner.logger.info(f'What trains:\n{summary(_structure(runner))}')
         self._best = runner.message_hub.get_info('best_ckpt') if 'best_ckpt' in runner.message_hub.runtime_info else None
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         if self.full_checkpoints or not isinstance(checkpoint.get('state_dict'), dict):
             return
-        keep = set(adapter_keys(runner.model))
-        header = adapter_header(runner.model, metrics=self._metrics, **_facts(runner))
+        model = _structure(runner)
+        keep = set(adapter_keys(model))
+        header = adapter_header(model, metrics=self._metrics, **_facts(runner))
         state = OrderedDict((k, v) for k, v in checkpoint['state_dict'].items() if k in keep)
-        _, prefix = find_backbone(runner.model)
+        _, prefix = find_backbone(model)
         state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
         checkpoint['state_dict'] = state
         if isinstance(checkpoint.get('ema_state_dict'), dict):
@@ -52,7 +53,7 @@ class AdapterHook(Hook):
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Refuse a head that does not fit before anything is copied: MMEngine would only print a line."""
-        model = unwrap(runner.model)
+        model = unwrap(_structure(runner))
         own, given = model.state_dict(), checkpoint.get('state_dict', checkpoint)
         header = checkpoint.get('meta', {}) if 'methods' in checkpoint.get('meta', {}) else None
         if header is None:
@@ -83,11 +84,22 @@ class AdapterHook(Hook):
             runner.logger.info(f'Adapter: {path} ({os.path.getsize(path) / 1e6:.2f} MB)')
 
     def _write(self, runner: Any, stem: str) -> Optional[str]:
+        model = runner.strategy.gathered() if _sharded(runner) else runner.model  # the processes gather together
         if not is_main_process():
             return None
         path = os.path.join(runner.work_dir, f'{stem}.safetensors')
-        write_adapter(runner.model, path, metrics=self._metrics, **_facts(runner))
+        write_adapter(model, path, metrics=self._metrics, **_facts(runner))
         return path
+
+
+def _sharded(runner: Any) -> bool:
+    """Whether every process holds a part of each tensor (see :class:`mmpetl.parallel.FSDPStrategy`)."""
+    return hasattr(getattr(runner, 'strategy', None), 'gathered')
+
+
+def _structure(runner: Any) -> Any:
+    """A model with whole tensors, for names and shapes: under FSDP its trained tensors are not up to date."""
+    return runner.strategy.whole if _sharded(runner) else runner.model
 
 
 def _facts(runner: Any) -> Dict[str, Any]:

@@ -36,6 +36,10 @@ class GradientAuditHook(Hook):
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Optional[Union[dict, tuple, list]] = None) -> None:
         if self._done or self._handles or not isinstance(runner.model, nn.Module):
             return
+        if hasattr(getattr(runner, 'strategy', None), 'gathered'):
+            runner.logger.info('Audit: left out, since FSDP gives gradients to its own flat tensors')
+            self._done = True
+            return
         for name, parameter in unwrap(runner.model).named_parameters():
             if parameter.requires_grad:
                 self._received[name] = False

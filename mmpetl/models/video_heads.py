@@ -1,6 +1,6 @@
 """Classification heads of V-PETL on Video Swin and of APT on VideoMAE, which keep the scores of every test view when asked to."""
 
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from mmaction.models.heads import I3DHead, TimeSformerHead
@@ -12,15 +12,21 @@ TEMPORAL_POOLS = ('pair', 'mean')
 
 
 class ViewScores:
-    """Mixin of mmaction2's heads: ``keep_views=True`` stores the logits of all views beside their average.
+    """Mixin of mmaction2's heads: scores are float32, and ``keep_views=True`` stores the logits of all views beside their average.
 
-    A test run's ``--dump`` file then holds ``view_scores`` (views, classes) per video, in the order clip by clip and crop by crop.
+    mmaction2's heads make arrays of their scores, which bfloat16 (mixed precision) does not allow. With ``keep_views`` a test run's
+    ``--dump`` file holds ``view_scores`` (views, classes) per video, in the order clip by clip and crop by crop.
     """
 
     keep_views: bool = False
 
+    def loss_by_feat(self, cls_scores: Tensor, data_samples: List[Any]) -> Dict[str, Tensor]:
+        """cls_scores (videos, classes) -> losses and accuracies."""
+        return super().loss_by_feat(cls_scores.float(), data_samples)  # type: ignore[misc]
+
     def predict_by_feat(self, cls_scores: Tensor, data_samples: List[Any]) -> List[Any]:
         """cls_scores (videos * views, classes) -> the samples with ``pred_score`` (classes,), ``pred_label`` and ``view_scores``."""
+        cls_scores = cls_scores.float()
         if self.keep_views:
             for sample, views in zip(data_samples, cls_scores.unflatten(0, (len(data_samples), -1))):
                 sample.set_field(views.detach(), 'view_scores')

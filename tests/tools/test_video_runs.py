@@ -13,6 +13,8 @@ from mmengine.registry import MODELS, init_default_scope
 from safetensors.torch import load_file, save_file
 from toy_run import ROOT, command
 
+from mmpetl.apis import run
+
 CONFIG = """
 _base_ = [r'{root}/configs/_base_/default_runtime_video.py', r'{root}/configs/_base_/schedules/{schedule}.py']
 model = dict(
@@ -125,3 +127,55 @@ def test_train_and_test_with_one_process_and_two(folder, family):
         average = views.mean(0) if FAMILIES[family]['average'] == 'score' else views.softmax(-1).mean(0)
         torch.testing.assert_close(merged[name]['pred_score'], average, atol=1e-6, rtol=1e-5)
     assert json.loads((folder / f'{family}_1.json').read_text()) == json.loads((folder / f'{family}_2.json').read_text())
+
+
+def losses(work_dir):
+    """Losses of all training iterations of the latest run."""
+    lines = max(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    return [record['loss'] for record in map(json.loads, lines) if 'loss' in record]
+
+
+@pytest.mark.parametrize('family', list(FAMILIES))
+def test_amp_on_the_cpu(folder, family, monkeypatch):
+    """bfloat16 changes the losses a little, and not more."""
+    monkeypatch.chdir(folder)
+    write(folder, family)
+    options = ['--no-validate', '--cfg-options', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=3']
+    for name, flags in (('fp32', []), ('amp', ['--amp'])):
+        run.train([f'{family}.py', '--work-dir', f'{family}_{name}', *flags, *options])
+    plain, mixed = losses(folder / f'{family}_fp32'), losses(folder / f'{family}_amp')
+    assert len(plain) == 4 and plain != mixed
+    assert np.abs(np.subtract(plain, mixed)).max() < 0.02
+
+
+def strategy(folder, family, kind):
+    """A config for several processes by DDP, FSDP or DeepSpeed, with clipping, which has to see the gradients of all processes."""
+    write(folder, family, batch=2)
+    bases = [f'{family}.py'] + ([] if kind == 'ddp' else [str(ROOT / f'configs/_base_/strategies/{kind}.py')])
+    (folder / f'{family}_{kind}.py').write_text(f'_base_ = {bases}\noptim_wrapper = dict(clip_grad=dict(max_norm=0.05))\n')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['fsdp', 'deepspeed'])
+@pytest.mark.parametrize('family', list(FAMILIES))
+def test_strategies_equal_ddp(folder, family, kind):
+    """FSDP and DeepSpeed learn what DDP learns, in one go and resumed, and test it with the same result."""
+    if kind == 'deepspeed':
+        pytest.importorskip('deepspeed', reason='DeepSpeed is not installed')
+    for name, options in (('ddp', []), (kind, ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']), (kind, ['resume=True'])):
+        strategy(folder, family, name)
+        done = command('bash', ROOT / 'tools/dist_train.sh', f'{family}_{name}.py', 2, '--work-dir', f'{family}_{name}', '--cfg-options',
+                       'default_hooks.checkpoint.max_keep_ckpts=-1', *options, cwd=folder)
+        assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_allclose(losses(folder / f'{family}_{kind}'), losses(folder / f'{family}_ddp')[2:], atol=1e-5, rtol=0)
+    ours, theirs = (load_file(folder / f'{family}_{name}/adapter.safetensors') for name in (kind, 'ddp'))
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        torch.testing.assert_close(ours[key], theirs[key], atol=1e-6, rtol=1e-4, msg=lambda text, key=key: f'{key}: {text}')
+    done = command('bash', ROOT / 'tools/dist_test.sh', f'{family}_{kind}.py', f'{family}_ddp/adapter.safetensors', 2, '--work-dir',
+                   f'{family}_t', '--out', 'ours.json', '--out-item', 'metrics', cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = command(toy_run.sys.executable, ROOT / 'tools/test.py', f'{family}_{kind}.py', f'{family}_{kind}/adapter.safetensors',
+                   '--work-dir', f'{family}_t', '--out', 'theirs.json', '--out-item', 'metrics', cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((folder / 'ours.json').read_text()) == json.loads((folder / 'theirs.json').read_text())
