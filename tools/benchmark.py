@@ -1,7 +1,7 @@
 """What every method costs, side by side in one run, ours and in its textbook form.
 
     python tools/benchmark.py                                    kept bytes and operations at base size; nothing is allocated
-    python tools/benchmark.py --steps 3 --batch 2                and step times as ratios to full fine-tuning and the plain form
+    python tools/benchmark.py --steps 3 --timed-batch 2          and step times as ratios to full fine-tuning and the plain form
     python tools/benchmark.py --methods LoRA SSF --backbones vit videomae --memory standard light --steps 3
     python tools/benchmark.py --targets                          the table of cost targets, measured in this run
     python tools/benchmark.py --write-docs                       docs/benchmarks.md from all results that are there
@@ -67,7 +67,7 @@ def static_costs(backbone: Any, row: Dict[str, Any], size: str, memory: str, bat
 def timed(backbone: Any, rows: List[Dict[str, Any]], args: argparse.Namespace) -> None:
     """Add step times (ratios) to ``rows``, the first of which is full fine-tuning; the models take turns."""
     shape = SHAPES[backbone.name] if args.sizes == 'base' else backbone.shape
-    x = torch.randn(args.batch, *shape, device=device())
+    x = torch.randn(args.timed_batch, *shape, device=device())
     models: Dict[str, torch.nn.Module] = {}
     for row in rows:
         models[row['name']] = build(backbone, row['row'], args.sizes, row['memory']).to(device())
@@ -90,7 +90,8 @@ def timed(backbone: Any, rows: List[Dict[str, Any]], args: argparse.Namespace) -
 def methods_table(args: argparse.Namespace) -> Dict[str, Any]:
     """Measure everything that was asked for."""
     from cases import BACKBONES
-    results: Dict[str, Any] = dict(hardware=hardware(), size=args.sizes, batch=args.batch, amp=args.amp, rounds=args.steps, backbones={})
+    results: Dict[str, Any] = dict(
+        hardware=hardware(), size=args.sizes, batch=args.batch, timed_batch=args.timed_batch, amp=args.amp, rounds=args.steps, backbones={})
     for backbone in (b for b in BACKBONES if b.name in args.backbones):
         rows: List[Dict[str, Any]] = []
         for row in variants(args.methods):
@@ -100,8 +101,8 @@ def methods_table(args: argparse.Namespace) -> Dict[str, Any]:
                 costs = static_costs(backbone, row, args.sizes, memory, args.batch)
                 name = row['name'] if memory == 'standard' else f'{row["name"]} {memory}'
                 rows.append(dict(name=name, row=row, memory=memory, **costs))
-        if args.steps:
-            timed(backbone, rows, args)
+        if args.steps and backbone.name in args.timed:
+            timed(backbone, [row for row in rows if row['memory'] not in args.untimed], args)
         results['backbones'][backbone.name] = [{k: v for k, v in row.items() if k != 'row'} for row in rows]
         show(results['backbones'][backbone.name], f'{backbone.title}, {args.sizes} size, batch {args.batch}, {args.amp or "fp32"}')
     return results
@@ -114,15 +115,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--methods', nargs='+', help='names of the support table; default all')
     parser.add_argument('--backbones', nargs='+', choices=list(BACKBONE), default=['vit'])
     parser.add_argument('--sizes', choices=['tiny', 'base'], default='base')
-    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--batch', type=int, default=8, help='inputs of one step')
+    parser.add_argument('--timed-batch', type=int, help='inputs of one timed step; default --batch')
     parser.add_argument('--steps', type=int, default=0, help='timed rounds; 0 times nothing')
     parser.add_argument('--memory', nargs='+', choices=list(MEMORY), default=[], help='memory settings beside the standard one')
+    parser.add_argument('--timed', nargs='+', choices=list(BACKBONE), default=list(BACKBONE), help='backbones that are timed; default all')
+    parser.add_argument('--untimed', nargs='+', choices=list(MEMORY)[1:], default=[], help='memory settings that are counted but not timed')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='autocast of the timed steps; default none')
     parser.add_argument('--targets', action='store_true', help='print the table of cost targets instead')
     parser.add_argument('--write-docs', action='store_true', help='measure nothing; write docs/benchmarks.md from the results')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'benchmark')
     args = parser.parse_args()
     args.memory = list(dict.fromkeys(['standard', *args.memory]))
+    args.timed_batch = args.timed_batch or args.batch
     return args
 
 
@@ -135,7 +140,7 @@ def main() -> None:
     folder = results_folder(args.out)
     if args.targets:
         from benchmark_targets import run_targets
-        run_targets(folder, args.batch, args.steps or 3)
+        run_targets(folder, args.timed_batch, args.steps or 3)
         return
     results = methods_table(args)
     write_json(folder / 'methods.json', results)

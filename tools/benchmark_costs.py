@@ -20,7 +20,11 @@ for folder in (ROOT / 'tests', ROOT / 'tools', ROOT):
     if folder.is_dir() and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
+from mmengine.logging import MMLogger  # noqa: E402
+
 import mmpetl  # noqa: E402
+
+MMLogger.get_instance('mmpetl', log_level='ERROR')
 
 MIB = 2**20
 SHAPES = dict(vit=(3, 224, 224), clip=(3, 224, 224), swin=(3, 224, 224), videomae=(3, 16, 224, 224), video_swin=(3, 16, 224, 224))

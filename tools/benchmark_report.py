@@ -14,10 +14,11 @@ HEAD = """# Benchmarks
 Written by `python tools/benchmark.py --write-docs` from measured results; do not edit. The commands that measure:
 
 ```bash
-python tools/benchmark.py --memory light lightest --steps 3 --batch 2    # every method
-python tools/benchmark.py --targets                                      # cost targets
-python tools/benchmark_peers.py                                          # peft, timm, mmpretrain, mmaction2
-python tools/data_throughput.py                                          # decoding, cache, transforms
+python tools/benchmark.py --memory light lightest --backbones vit clip swin videomae video_swin \\
+    --steps 3 --timed vit --timed-batch 2 --untimed lightest    # every method
+python tools/benchmark.py --targets --timed-batch 2             # cost targets
+python tools/benchmark_peers.py                                 # peft, timm, mmpretrain, mmaction2
+python tools/data_throughput.py                                 # decoding, cache, transforms
 ```
 
 *Kept* are the bytes that one training step holds for the backward pass per input (each storage once; parameters, input, head and loss
@@ -25,8 +26,8 @@ apart), counted on torch's meta device; attention counts as the fused kernel kee
 formula of the same method written out (`tools/benchmark_plain.py`; tests show equal outputs and gradients): explicit softmax, prompts in
 every feed-forward network, Kronecker products formed, nothing recomputed. *light* and *lightest* are the memory settings of a backbone
 that compute again in the backward pass what they do not keep. GFLOP count two per multiply-add, attention included, recomputation as
-backward. Times are medians of interleaved rounds in one process, as ratios, with the
-smallest and largest round in brackets; milliseconds are given for GPUs only.
+backward. Times are medians of interleaved rounds in one process, as ratios, with the smallest and largest round in brackets;
+milliseconds are given for GPUs only.
 """
 
 
@@ -37,7 +38,10 @@ def number(value: Optional[float], form: str = '.2f', scale: float = 1.) -> str:
 
 def spread(found: Optional[Dict[str, float]]) -> str:
     """Median (smallest-largest)."""
-    return '–' if found is None else f'{found["median"]:.2f} ({found["low"]:.2f}-{found["high"]:.2f})'
+    if found is None:
+        return '–'
+    form = '.2f' if found['median'] >= 0.3 else '.3f'
+    return f'{found["median"]:{form}} ({found["low"]:{form}}-{found["high"]:{form}})'
 
 
 def method_columns(rows: Sequence[Dict[str, Any]]) -> Tuple[List[str], List[List[str]]]:
@@ -52,9 +56,9 @@ def method_columns(rows: Sequence[Dict[str, Any]]) -> Tuple[List[str], List[List
         cells = [row['name'], f'{row["parameters"]:,}', number(row['kept'], '.2f', 2**20), number(row['kept'] / rows[0]['kept'], '.3f'),
                  number(row['plain_kept'], '.2f', 2**20), number(of_plain, '.3f')]
         cells += [number(row[key], '.4g', 1e9) for key in ('forward', 'backward', 'plain_forward', 'plain_backward')]
-        cells += [spread(row['time_of_full']), spread(row['time_of_plain'])] if timing else []
+        cells += [spread(row.get('time_of_full')), spread(row.get('time_of_plain'))] if timing else []
         if gpu:
-            cells += [number(row['milliseconds'], '.1f'), *(number(row[key], '.0f', 2**20) for key in ('peak', 'plain_peak'))]
+            cells += [number(row.get('milliseconds'), '.1f'), *(number(row.get(key), '.0f', 2**20) for key in ('peak', 'plain_peak'))]
         table.append(cells)
     return header, table
 
@@ -118,14 +122,15 @@ def machine(found: Dict[str, Any]) -> str:
 def section(name: str, results: Dict[str, Any]) -> str:
     """Body of one section."""
     if name == 'methods.json':
-        settings = f'{results["size"]} size, batch {results["batch"]}, {results["amp"] or "fp32"}, {results["rounds"]} timed rounds'
+        settings = (f'{results["size"]} size, bytes at batch {results["batch"]}, {results["rounds"]} timed rounds at batch '
+                    f'{results["timed_batch"]} in {results["amp"] or "fp32"}')
         parts = [f'{machine(results["hardware"])}; {settings}.']
         for backbone, rows in results['backbones'].items():
-            parts += [f'### {backbone}', markdown(*method_columns(rows))]
+            parts += [f'#### {backbone}', markdown(*method_columns(rows))]
         return '\n\n'.join(parts)
     parts = [f'{machine(results["hardware"])}; {results["settings"]}.']
     for table in results['tables']:
-        parts += ([f'### {table["title"]}'] if table.get('title') else []) + [markdown(table['header'], table['rows'])]
+        parts += ([f'#### {table["title"]}'] if table.get('title') else []) + [markdown(table['header'], table['rows'])]
         parts += [table['note']] if table.get('note') else []
     return '\n\n'.join(parts)
 
@@ -144,8 +149,8 @@ def write_docs(out: Path, page: Path) -> Path:
     for folder in folders:
         found = [(name, title, json.loads((folder / name).read_text())) for name, title in SECTIONS if (folder / name).exists()]
         here = found[0][2]['hardware']
-        parts.append(f'# {here["gpu"] or here["cpu"]}\n')
-        parts += [f'## {title}\n\n{section(name, results)}\n' for name, title, results in found]
+        parts.append(f'## {here["gpu"] or here["cpu"]}\n')
+        parts += [f'### {title}\n\n{section(name, results)}\n' for name, title, results in found]
     text = '\n'.join(parts)
     atomic_write(page, lambda file: file.write(text.encode()))
     return page

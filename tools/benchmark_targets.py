@@ -1,7 +1,8 @@
-"""The table of cost targets, every figure measured in the run that prints it: python tools/benchmark.py --targets [--batch 8] [--steps 3].
+"""The table of cost targets, every figure measured in the run that prints it: python tools/benchmark.py --targets [--timed-batch 8]
+[--steps 3].
 
-Kept bytes are counted at a batch of 8 (video: 1) on the meta device, whatever ``--batch`` says; times are those of ``--batch``. Where a
-target speaks of full fine-tuning without naming its attention, it is ours, in a fused kernel, which is the harder comparison.
+Kept bytes are counted at a batch of 8 (video: 1) on the meta device; times are those of ``--timed-batch``. Where a target speaks of full
+fine-tuning without naming its attention, it is ours, in a fused kernel, which is the harder comparison.
 """
 
 import argparse
