@@ -3,7 +3,7 @@
     python tools/prepare_motion_clips.py
     python tools/train.py configs/video_demo/full.py
 
-Trainable: 21,744,006 (everything).
+Trainable: 21,753,222 (everything).
 Accuracy on the 240 test clips (2 clips x 3 crops): unknown.
 """
 
@@ -12,4 +12,4 @@ _base_ = [
     '../_base_/schedules/video_demo.py'
 ]
 model = dict(backbone=dict(tune=['*']))
-optim_wrapper = dict(optimizer=dict(lr=3e-5), paramwise_cfg=dict(custom_keys={'cls_head.': dict(lr_mult=30)}))
+optim_wrapper = dict(optimizer=dict(lr=1e-5), paramwise_cfg=dict(custom_keys={'cls_head.': dict(lr_mult=300)}))

@@ -11,4 +11,4 @@ _base_ = [
     '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py', '../_base_/datasets/motion6.py',
     '../_base_/schedules/video_demo.py'
 ]
-optim_wrapper = dict(optimizer=dict(lr=3e-2))
+optim_wrapper = dict(optimizer=dict(lr=1e-2))

@@ -12,3 +12,4 @@ _base_ = [
     '../_base_/schedules/video_demo.py'
 ]
 model = dict(backbone=dict(petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')]))
+optim_wrapper = dict(optimizer=dict(lr=4e-4), paramwise_cfg=dict(custom_keys={'cls_head.': dict(lr_mult=10)}))

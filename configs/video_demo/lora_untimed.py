@@ -16,3 +16,4 @@ model = dict(
     backbone=dict(
         petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')],
         init_cfg=dict(checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/videomae_dinov2s_untimed.safetensors')))
+optim_wrapper = dict(optimizer=dict(lr=4e-4), paramwise_cfg=dict(custom_keys={'cls_head.': dict(lr_mult=10)}))

@@ -16,4 +16,4 @@ model = dict(
         dict(type='PATT', ops='kv', mid_dims=64, scale=0.8, init='zero_up'),
         dict(type='AdaptFormer', mid_dims=64, scale=0.1, input='normed', inside_drop_path=True, drop_rate=0.)
     ]))
-optim_wrapper = dict(optimizer=dict(lr=3e-3))
+optim_wrapper = dict(optimizer=dict(lr=8e-5), paramwise_cfg=dict(custom_keys={'cls_head.': dict(lr_mult=50)}))

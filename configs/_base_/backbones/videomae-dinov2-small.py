@@ -19,6 +19,7 @@ model = dict(
         qkv_bias=True,
         num_frames=8,
         tubelet_size=2,
+        init_values=1e-5,  # DINOv2's layer scale, loaded with the weights
         norm_cfg=dict(type='LN', eps=1e-6),
         petl=[],
         tune=['fc_norm.*'],
