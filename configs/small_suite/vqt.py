@@ -18,6 +18,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=0.1 * max_epochs, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=0.1 * max_epochs, end=max_epochs, convert_to_iter_based=True),
 ]
-sweep = dict(grid={'optim_wrapper.optimizer.weight_decay': [1e-2]})
+sweep = dict(grid={'optim_wrapper.optimizer.lr': [1e-3, 3e-3], 'optim_wrapper.optimizer.weight_decay': [1e-2]})
 default_hooks = dict(logger=dict(interval=25))
 custom_hooks = [dict(type='mmpetl.AdapterHook'), dict(type='mmpetl.GradientAuditHook'), dict(type='mmpetl.FeatureCacheHook')]

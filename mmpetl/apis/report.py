@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 from ..datasets.tables import get_suite
 from ..evaluation.efficiency import pe_score, ppt_score
 from ..evaluation.means import Mean, mean_of, suite_means
+from .search import as_dict, describe_params
 from .sweep_plan import PLAN_FILE, read_plan, units
 from .trial import OK
 
@@ -120,7 +121,7 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
         cell = row.cells.setdefault(unit.task, Cell())
         cell.wanted += len(plan['seeds'])
         cell.seconds += sum(result.seconds for result in map(unit.result, unit.all_trials()) if result is not None)
-        chosen = ' '.join(f'{key.split(".")[-1]}={value}' for key, value in unit.best() or ()) if unit.searching() else ''
+        chosen = describe_params(as_dict(unit.best() or ())) if unit.searching() else ''
         cell.chosen = '; '.join(filter(None, [cell.chosen, chosen]))
         for trial in unit.finals():
             result = unit.result(trial)

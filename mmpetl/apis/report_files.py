@@ -109,7 +109,7 @@ def plot(rows: Sequence[Row], file: BinaryIO) -> None:
         for point, text in zip(points, names):
             axes.annotate(text, point, xytext=(4, 4), textcoords='offset points', fontsize=7)
         front = pareto(points)
-        axes.step([points[i][0] for i in front], [points[i][1] for i in front], where='post', linewidth=1, color='0.5', label='best trade-offs')
+        axes.step(*zip(*[points[i] for i in front]) if front else ((), ()), where='post', linewidth=1, color='0.5', label='best trade-offs')
         if points and min(x for x, _ in points) > 0 and axes.get_subplotspec().is_first_col():
             axes.set_xscale('log')
         axes.set_xlabel(label)

@@ -144,3 +144,9 @@ def diverges(params: Mapping[str, Any]) -> bool:
 def as_dict(params: Params) -> Dict[str, Any]:
     """Parameters as config options."""
     return dict(params)
+
+
+def describe_params(params: Mapping[str, Any], between: str = ' ') -> str:
+    """Parameters for people: 'lr=0.01 weight_decay=1.778e-06', last parts of the keys and four digits."""
+    shown = {key.split('.')[-1]: format(value, '.4g') if isinstance(value, float) else value for key, value in params.items()}
+    return between.join(f'{key}={value}' for key, value in shown.items())

@@ -11,6 +11,7 @@ from typing import Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from ..weights.io import write_json
 from .claims import Claim
+from .search import describe_params
 from .sweep_plan import Plan, Unit, units
 from .trial import FAILED, OK, Result, Trial, read_result, run_trial, write_result
 
@@ -108,7 +109,7 @@ def _gpus() -> int:
 
 def describe(trial: Trial, result: Result) -> str:
     """One line about a finished trial."""
-    what = ', '.join(f'{k.split(".")[-1]}={v}' for k, v in {**trial.fold, **trial.params}.items())
+    what = describe_params({**trial.fold, **trial.params}, ', ')
     head = f'{trial.task} {trial.phase} seed {trial.seed}' + (f' ({what})' if what else '')
     if result.status != OK:
         return f'{head}: {result.status.upper()}: {result.error}'

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmpetl.apis.search import DECAY, LR, CoarseToFine, Grid, build_search, diverges
+from mmpetl.apis.search import DECAY, LR, CoarseToFine, Grid, build_search, describe_params, diverges
 
 GOLDEN = Path(__file__).parents[2] / '../shared/golden/kadapt_search.npz'
 
@@ -85,3 +85,8 @@ def test_search_from_config():
     with pytest.raises(ValueError, match="choose 'grid' or 'coarse_to_fine'"):
         build_search(dict(search='bayes'))
     assert diverges({LR: 0.1, DECAY: 20.}) and not diverges({LR: 0.1, DECAY: 19.}) and not diverges({LR: 0.1})
+
+
+def test_parameters_for_people():
+    params = {LR: 0.01, DECAY: 10**-5.75, 'model.backbone.petl.0.alpha': 8}
+    assert describe_params(params) == 'lr=0.01 weight_decay=1.778e-06 alpha=8'
