@@ -6,7 +6,8 @@
 A step is the forward pass, the loss, the backward pass and the update, and with cached features the fetching of the rows; pictures are
 not read in either case. Both steps have the same settings (for SynQT and VQT ``context='kv'`` and ``checkpoint=False``, the fastest ones
 with a cache), start from the same numbers and draw the same random numbers; the tool checks that their losses are equal. They take turns,
-so that a busy machine slows both. Weights are random, which changes no cost.
+and on a CPU the time that this process has computed counts, so that a busy machine changes little. Weights are random, which changes no
+cost.
 """
 
 import argparse
@@ -99,8 +100,10 @@ def measure(petl: List[Dict[str, Any]], args: argparse.Namespace, device: torch.
 
 
 def _clock(device: torch.device) -> float:
-    if device.type == 'cuda':
-        torch.cuda.synchronize()
+    """Seconds; on a CPU those that this process has computed, so that other programs do not count."""
+    if device.type != 'cuda':
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 
