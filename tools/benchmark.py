@@ -11,10 +11,11 @@ kernel where the form uses one), its ratio to full fine-tuning and to the plain 
 per multiply-add, attention included; with ``--steps`` the median step time of the rounds as a ratio to full fine-tuning and to the plain
 form with the smallest and largest round; on a GPU the peak of memory that a step takes. The plain form (tools/benchmark_plain.py) is the
 published formula written out. ``--memory`` adds rows of the forms that compute again what they do not keep ('light', 'lightest', or whole
-'blocks'). Writes a table, methods.json and a plot.
+'blocks'). Writes a table, methods.json (backbones that are not measured again stay in it) and a plot.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List
@@ -87,11 +88,15 @@ def timed(backbone: Any, rows: List[Dict[str, Any]], args: argparse.Namespace) -
                        plain_peak=peak_bytes(runs[f'{name}: plain']) if f'{name}: plain' in runs else None)
 
 
-def methods_table(args: argparse.Namespace) -> Dict[str, Any]:
-    """Measure everything that was asked for."""
+def methods_table(args: argparse.Namespace, before: Dict[str, Any]) -> Dict[str, Any]:
+    """Measure everything that was asked for.
+
+    Args:
+        args: Command line.
+        before: Results of earlier runs on this machine; backbones that are not measured now stay as they are.
+    """
     from cases import BACKBONES
-    results: Dict[str, Any] = dict(
-        hardware=hardware(), size=args.sizes, batch=args.batch, timed_batch=args.timed_batch, amp=args.amp, rounds=args.steps, backbones={})
+    results: Dict[str, Any] = dict(hardware=hardware(), backbones=dict(before.get('backbones', {})))
     for backbone in (b for b in BACKBONES if b.name in args.backbones):
         rows: List[Dict[str, Any]] = []
         for row in variants(args.methods):
@@ -101,10 +106,13 @@ def methods_table(args: argparse.Namespace) -> Dict[str, Any]:
                 costs = static_costs(backbone, row, args.sizes, memory, args.batch)
                 name = row['name'] if memory == 'standard' else f'{row["name"]} {memory}'
                 rows.append(dict(name=name, row=row, memory=memory, **costs))
+        settings = f'{args.sizes} size, bytes at batch {args.batch}'
         if args.steps and backbone.name in args.timed:
             timed(backbone, [row for row in rows if row['memory'] not in args.untimed], args)
-        results['backbones'][backbone.name] = [{k: v for k, v in row.items() if k != 'row'} for row in rows]
-        show(results['backbones'][backbone.name], f'{backbone.title}, {args.sizes} size, batch {args.batch}, {args.amp or "fp32"}')
+            settings += f', {args.steps} timed rounds at batch {args.timed_batch} in {args.amp or "fp32"}'
+        rows = [{k: v for k, v in row.items() if k != 'row'} for row in rows]
+        results['backbones'][backbone.name] = dict(title=backbone.title, settings=settings, rows=rows)
+        show(rows, f'{backbone.title}: {settings}')
     return results
 
 
@@ -142,9 +150,10 @@ def main() -> None:
         from benchmark_targets import run_targets
         run_targets(folder, args.timed_batch, args.steps or 3)
         return
-    results = methods_table(args)
-    write_json(folder / 'methods.json', results)
-    plot(results['backbones'], folder / 'kept_over_parameters.png')
+    path = folder / 'methods.json'
+    results = methods_table(args, json.loads(path.read_text()) if path.exists() else {})
+    write_json(path, results)
+    plot({found['title']: found['rows'] for found in results['backbones'].values()}, folder / 'kept_over_parameters.png')
     print(f'Written: {folder}')
 
 

@@ -14,11 +14,11 @@ HEAD = """# Benchmarks
 Written by `python tools/benchmark.py --write-docs` from measured results; do not edit. The commands that measure:
 
 ```bash
-python tools/benchmark.py --memory light lightest --backbones vit clip swin videomae video_swin \\
-    --steps 3 --timed vit --timed-batch 2 --untimed lightest    # every method
-python tools/benchmark.py --targets --timed-batch 2             # cost targets
-python tools/benchmark_peers.py                                 # peft, timm, mmpretrain, mmaction2
-python tools/data_throughput.py                                 # decoding, cache, transforms
+python tools/benchmark.py --memory light lightest --backbones clip swin videomae video_swin --batch 2      # counted only
+python tools/benchmark.py --memory light lightest --steps 3 --timed-batch 2 --untimed lightest             # ViT, also timed
+python tools/benchmark.py --targets --timed-batch 2                                                        # cost targets
+python tools/benchmark_peers.py                                                                            # peft, timm, mmpretrain, mmaction2
+python tools/data_throughput.py                                                                            # decoding, cache, transforms
 ```
 
 *Kept* are the bytes that one training step holds for the backward pass per input (each storage once; parameters, input, head and loss
@@ -122,11 +122,9 @@ def machine(found: Dict[str, Any]) -> str:
 def section(name: str, results: Dict[str, Any]) -> str:
     """Body of one section."""
     if name == 'methods.json':
-        settings = (f'{results["size"]} size, bytes at batch {results["batch"]}, {results["rounds"]} timed rounds at batch '
-                    f'{results["timed_batch"]} in {results["amp"] or "fp32"}')
-        parts = [f'{machine(results["hardware"])}; {settings}.']
-        for backbone, rows in results['backbones'].items():
-            parts += [f'#### {backbone}', markdown(*method_columns(rows))]
+        parts = [f'{machine(results["hardware"])}.']
+        for found in results['backbones'].values():
+            parts += [f'#### {found["title"]}: {found["settings"]}', markdown(*method_columns(found['rows']))]
         return '\n\n'.join(parts)
     parts = [f'{machine(results["hardware"])}; {results["settings"]}.']
     for table in results['tables']:

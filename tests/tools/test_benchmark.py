@@ -92,12 +92,12 @@ def test_run_and_page(tmp_path, monkeypatch, capsys):
     assert 'step of plain' in capsys.readouterr().out
     (path, ) = tmp_path.glob('*/methods.json')
     found = json.loads(path.read_text())
-    assert [r['name'] for r in found['backbones']['vit']] == ['full', 'full light', 'VPT', 'VPT light', 'SynQT', 'SynQT light']
-    assert [r['name'] for r in found['backbones']['video_swin']] == ['full', 'full light']
-    for row in found['backbones']['vit']:
+    assert [r['name'] for r in found['backbones']['vit']['rows']] == ['full', 'full light', 'VPT', 'VPT light', 'SynQT', 'SynQT light']
+    assert [r['name'] for r in found['backbones']['video_swin']['rows']] == ['full', 'full light']
+    for row in found['backbones']['vit']['rows']:
         assert row['time_of_full']['low'] <= row['time_of_full']['median'] <= row['time_of_full']['high']
         assert row['time_of_plain']['median'] > 0
-    assert 'time_of_full' not in found['backbones']['video_swin'][0]
+    assert 'time_of_full' not in found['backbones']['video_swin']['rows'][0]
     assert found['hardware']['torch'] == torch.__version__ and path.with_name('kept_over_parameters.png').stat().st_size > 10_000
     page = benchmark_report.write_docs(tmp_path, tmp_path / 'page.md').read_text()
     assert f'torch {torch.__version__}' in page and page.count('| VPT light |') == 1 and 'ms' not in page.split('### Every method')[1]
