@@ -197,8 +197,8 @@ class Method(BaseModule):
     #: Whether elementwise results (norms, activations, the method's own) are computed again in the backward pass by default, because the
     #: method would otherwise keep more than full fine-tuning does.
     recomputes = False
-    #: Whether ``on_branch``, ``on_norm``, and ``on_linear`` of proj, fc1 and fc2 treat every token alone. Then a last block whose output is
-    #: read at the class token only hands them that token only.
+    #: Whether ``on_branch``, ``on_norm``, and ``on_linear`` of q, proj, fc1 and fc2 treat every token alone. Then a last block whose output
+    #: is read at the class token only hands them that token only.
     tokenwise = False
 
     def __init__(self, specs: Sequence[BlockSpec], layers: Layers = None) -> None:
@@ -337,17 +337,21 @@ class Tap:
 
     @property
     def separates(self) -> bool:
-        """Whether q, k and v need products of their own, because methods replace some of them or join further keys and values.
-
-        As views of one product, a single one that is still needed would keep the memory of all three.
+        """Whether q, k and v need products of their own, because methods replace some of them, join further keys and values, or few queries
+        are read. As views of one product, a single one that is still needed would keep the memory of all three.
         """
-        return bool(self._project or self._kv or (self.num_prompts and not self.prompts_read))
+        return bool(self._project or self._kv or (self.num_prompts and not self.prompts_read) or self.tokens_read)
+
+    @property
+    def queries(self) -> Optional[int]:
+        """How many leading tokens ask; None: all. ``on_qkv`` gets the queries of all."""
+        return None if any(on_qkv for *_, on_qkv in self._project) else self.tokens_read
 
     def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Apply ``on_qkv`` and ``on_linear`` of q, k, v in config order; all (B, N, C)."""
+        """Apply ``on_qkv`` and ``on_linear`` of q, k, v in config order; all (B, N, C), or q (B, ``queries``, C)."""
         for m, (on_q, on_k, on_v), on_qkv in self._project:
             if on_q:
-                q = m.on_linear(self.index, 'q', x, q)
+                q = m.on_linear(self.index, 'q', x[:, :q.shape[1]], q)
             if on_k:
                 k = m.on_linear(self.index, 'k', x, k)
             if on_v:

@@ -35,10 +35,12 @@ class Projections:
         return self.qkv(x)
 
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of x, all (B, N, C)."""
-        if self.tap.separates:
-            return self.tap.qkv(x, *(F.linear(x, *self.op_parameters(op)) for op in 'qkv'))
-        return self.tap.qkv(x, *self.fused(x).chunk(3, -1))
+        """Queries, keys and values of x, all (B, N, C); queries of the leading tokens only where no other is read."""
+        if not self.tap.separates:
+            return self.tap.qkv(x, *self.fused(x).chunk(3, -1))
+        asking = x[:, :self.tap.queries]
+        q, k, v = (F.linear(t, *self.op_parameters(op)) for t, op in zip((asking, x, x), 'qkv'))
+        return self.tap.qkv(x, q, k, v)
 
     def output(self, y: Tensor) -> Tensor:
         """Output projection, (B, N, C) -> (B, N, C)."""

@@ -129,3 +129,18 @@ def test_a_compiled_training_step_is_one_graph():
         y.float().square().mean().backward()
         found.append([p.grad for p in model.petl.parameters()])
     assert all((a - b).norm() <= 0.1 * a.norm() for a, b in zip(*found))
+
+
+def test_pruning_prompts_shrinks_the_step():
+    """In the stream (the textbook form) half of 50 prompts is a tenth of the tokens; as keys and values all 50 cost less than that."""
+    found = {}
+    for full in (True, False):
+        for prompts in (50, 25):
+            with on_meta():
+                model = MODELS.build(dict(type='mmpetl.VisionTransformer', arch='base', petl=[dict(type='E2VPT', num_tokens=prompts)]))
+                model.petl.full_prompts = full
+                model.petl.refresh()
+                model.train()
+                found[full, prompts] = saved_bytes(model, torch.empty(2, 3, 224, 224))
+    assert found[True, 25] <= 0.95 * found[True, 50]
+    assert found[False, 25] < found[False, 50] <= 0.95 * found[True, 25]
