@@ -64,7 +64,7 @@ def plot(runs: List[Dict[str, Any]], task: str, path: Path) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     from matplotlib.ticker import EngFormatter
-    figure, axes = plt.subplots(figsize=(7, 4.5), dpi=150, layout='constrained')
+    figure, axes = plt.subplots(figsize=(7, 5), dpi=150, layout='constrained')
     for run, marker in zip(runs, cycle('osD^vP')):
         axes.errorbar(run['trainable'], 100 * run['accuracy'], 100 * run['standard_error'], fmt=marker, markersize=8, capsize=4,
                       label=f'{run["method"]}: {run["accuracy"]:.1%} with {run["trainable"]:,}')
@@ -72,7 +72,7 @@ def plot(runs: List[Dict[str, Any]], task: str, path: Path) -> None:
              title=f'DINOv2 ViT-S/14 on {task}')
     axes.margins(x=0.15)
     axes.xaxis.set_major_formatter(EngFormatter(sep=''))
-    axes.legend(loc='best')
+    figure.legend(loc='outside lower center', ncols=2, fontsize='small')  # inside it would hide points
     axes.grid(True, alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
     atomic_write(path, lambda file: figure.savefig(file, format='png'))
