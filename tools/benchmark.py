@@ -48,20 +48,22 @@ from mmpetl.weights import write_json
 
 
 def static_costs(backbone: Any, row: Dict[str, Any], size: str, memory: str, batch: int) -> Dict[str, Any]:
-    """Parameters, and bytes and operations per input of our form and of the plain one (None where there is none)."""
+    """Parameters, and bytes and operations per input of our form and, in the standard setting, of the plain one (None: there is none)."""
     shape = SHAPES[backbone.name] if size == 'base' else backbone.shape
     with on_meta():
         model = build(backbone, row, size, memory)
         x = torch.empty(batch, *shape)
         kept = saved_bytes(model, x) / batch
         forward, backward = flops(model, x[:1])
-        found = dict(parameters=mmpetl.summary(model).without_head, kept=kept, forward=forward, backward=backward,
-                     plain_kept=None, plain_forward=None, plain_backward=None)
-        textbook = plain(model if memory == 'standard' else build(backbone, row, size))
-        if textbook is not None:
-            textbook.train()
-            found['plain_kept'] = saved_bytes(textbook, x) / batch
-            found['plain_forward'], found['plain_backward'] = flops(textbook, x[:1])
+        found = dict(parameters=mmpetl.summary(model).without_head, kept=kept, forward=forward, backward=backward)
+        if memory != 'standard':
+            return found
+        textbook = plain(model)
+        if textbook is None:
+            return dict(found, plain_kept=None, plain_forward=None, plain_backward=None)
+        textbook.train()
+        found['plain_kept'] = saved_bytes(textbook, x) / batch
+        found['plain_forward'], found['plain_backward'] = flops(textbook, x[:1])
     return found
 
 
@@ -102,8 +104,9 @@ def methods_table(args: argparse.Namespace, before: Dict[str, Any]) -> Dict[str,
         for row in variants(args.methods):
             if backbone.name not in row.get('on', [backbone.name]):
                 continue
-            for memory in args.memory:
-                costs = static_costs(backbone, row, args.sizes, memory, args.batch)
+            costs: Dict[str, Any] = {}
+            for memory in args.memory:  # the plain form belongs to all settings
+                costs = costs | static_costs(backbone, row, args.sizes, memory, args.batch)
                 name = row['name'] if memory == 'standard' else f'{row["name"]} {memory}'
                 rows.append(dict(name=name, row=row, memory=memory, **costs))
         settings = f'{args.sizes} size, bytes at batch {args.batch}'

@@ -14,11 +14,12 @@ HEAD = """# Benchmarks
 Written by `python tools/benchmark.py --write-docs` from measured results; do not edit. The commands that measure:
 
 ```bash
-python tools/benchmark.py --memory light lightest --backbones clip swin videomae video_swin --batch 2      # counted only
-python tools/benchmark.py --memory light lightest --steps 3 --timed-batch 2 --untimed lightest             # ViT, also timed
-python tools/benchmark.py --targets --timed-batch 2                                                        # cost targets
-python tools/benchmark_peers.py                                                                            # peft, timm, mmpretrain, mmaction2
-python tools/data_throughput.py                                                                            # decoding, cache, transforms
+# every method: counted only on most backbones, also timed on ViT
+python tools/benchmark.py --memory light lightest --batch 2 --backbones clip swin videomae video_swin
+python tools/benchmark.py --memory light lightest --steps 2 --timed-batch 2 --untimed lightest
+python tools/benchmark.py --targets --timed-batch 2
+python tools/benchmark_peers.py --skip-startup     # peft, timm, mmpretrain, mmaction2; the start of a process is among the targets
+python tools/data_throughput.py --rounds 3         # decoding, cache, transforms
 ```
 
 *Kept* are the bytes that one training step holds for the backward pass per input (each storage once; parameters, input, head and loss

@@ -77,7 +77,6 @@ def test_recomputing_keeps_less_and_computes_more(full):
     levels = [full, *(costs(dict(tune=['*']), memory=memory) for memory in ('light', 'lightest'))]
     kept, computed = ([level[key] for level in levels] for key in ('kept', 'backward'))
     assert kept[0] > kept[1] > kept[2] and computed[0] <= computed[1] < computed[2]
-    assert len({level['plain_kept'] for level in levels}) == 1
 
 
 def test_unknown_method():
@@ -86,17 +85,18 @@ def test_unknown_method():
 
 
 def test_run_and_page(tmp_path, monkeypatch, capsys):
-    options = '--sizes tiny --methods VPT SynQT --memory light --steps 1 --batch 1 --backbones vit video_swin --timed vit'
+    options = '--sizes tiny --methods VPT --memory light --steps 1 --batch 1 --backbones vit video_swin --timed vit'
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *options.split(), '--out', str(tmp_path)])
     benchmark.main()
     assert 'step of plain' in capsys.readouterr().out
     (path, ) = tmp_path.glob('*/methods.json')
     found = json.loads(path.read_text())
-    assert [r['name'] for r in found['backbones']['vit']['rows']] == ['full', 'full light', 'VPT', 'VPT light', 'SynQT', 'SynQT light']
+    assert [r['name'] for r in found['backbones']['vit']['rows']] == ['full', 'full light', 'VPT', 'VPT light']
     assert [r['name'] for r in found['backbones']['video_swin']['rows']] == ['full', 'full light']
     for row in found['backbones']['vit']['rows']:
         assert row['time_of_full']['low'] <= row['time_of_full']['median'] <= row['time_of_full']['high']
         assert row['time_of_plain']['median'] > 0
+    assert len({r['plain_kept'] for r in found['backbones']['vit']['rows']}) == 2  # full, VPT
     assert 'time_of_full' not in found['backbones']['video_swin']['rows'][0]
     assert found['hardware']['torch'] == torch.__version__ and path.with_name('kept_over_parameters.png').stat().st_size > 10_000
     page = benchmark_report.write_docs(tmp_path, tmp_path / 'page.md').read_text()
