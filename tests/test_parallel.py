@@ -63,3 +63,5 @@ def test_published_recipes_take_a_strategy(tmp_path, monkeypatch, capsys, kind):
     (tmp_path / 'weights.safetensors').write_bytes(b'\x02' + bytes(7) + b'{}')
     tested = run.test_config(run.test_parser().parse_args([str(path), str(tmp_path / 'weights.safetensors')]))
     assert 'strategy' not in tested and 'runner_type' not in tested
+    several = run.test_config(run.test_parser().parse_args([str(path), str(tmp_path / 'weights.safetensors'), '--launcher', 'pytorch']))
+    assert ('strategy' in several) == (kind == 'fsdp')

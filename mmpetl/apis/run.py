@@ -273,7 +273,8 @@ def test_config(args: argparse.Namespace) -> Config:
     _set_dataloaders(cfg, ('test_dataloader', ), args)
     if args.tta:
         _set_tta(cfg)
-    if cfg.launcher == 'none':  # one process needs no strategy for several
+    if cfg.launcher == 'none' or 'DeepSpeed' in str((cfg.get('strategy') or {}).get('type')):
+        # One process needs no strategy for several, and DeepSpeed shares out gradients and optimizer state, which testing has not.
         cfg.pop('strategy', None)
         cfg.pop('runner_type', None)
     return _finish(cfg, args)
