@@ -84,7 +84,8 @@ def tiny(tmp_path):
     from safetensors.torch import save_file
     init_default_scope('mmpretrain')
     arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
-    image = MODELS.build(dict(type='mmpetl.VisionTransformer', arch=arch, img_size=28, patch_size=14, norm_cfg=dict(type='LN', eps=1e-6)))
+    image = MODELS.build(dict(type='mmpetl.VisionTransformer', arch=arch, img_size=28, patch_size=14, norm_cfg=dict(type='LN', eps=1e-6),
+                              layer_scale_init_value=1e-5))
     for parameter in image.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     save_file({k: v for k, v in image.state_dict().items() if not k.startswith('petl')}, tmp_path / 'image.safetensors')
