@@ -2,8 +2,7 @@
 
 Data: python tools/prepare_motion_clips.py
 The drawings are the same in all classes, and the clips of a pair of classes are each other's reverse: motion alone decides, and whoever
-ignores the order of the frames is right at most half of the time. Tested on 2 clips of 3 crops of 180 of the clips for testing, 30 of each
-class; indices=None takes all.
+ignores the order of the frames is right at most half of the time. Tested on 2 clips of 3 crops.
 """
 
 data_root = '{{$MMPETL_CACHE:~/.cache/mmpetl}}/motion6'
@@ -49,7 +48,7 @@ test_dataloader = dict(
     batch_size=8,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(ann_file='test.csv', pipeline=test_pipeline, test_mode=True, indices=180, **data))
+    dataset=dict(ann_file='test.csv', pipeline=test_pipeline, test_mode=True, **data))
 val_evaluator = dict(type='AccMetric', metric_options=dict(top_k_accuracy=dict(topk=(1, ))))
 # Left and right, up and down, grow and shrink are groups: finding the group needs no order of frames.
 test_evaluator = [val_evaluator, dict(type='mmpetl.ViewAccuracy', groups=[0, 0, 1, 1, 2, 2])]
