@@ -40,7 +40,7 @@ def trunk_name(name):
 
 def tiny_vit(method):
     arch = dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=96)
-    backbone = VisionTransformer(arch=arch, img_size=24, patch_size=8, petl=[method]).double()
+    backbone = VisionTransformer(arch=arch, img_size=24, patch_size=8, out_type='raw', petl=[method]).double()
     backbone.eval()
     return backbone
 
@@ -51,7 +51,7 @@ def run_vit(backbone, golden):
     for layer in backbone.layers:
         layer.register_forward_hook(lambda module, inputs, output: blocks.append(output))
     head = [golden[f'param.head.{k}'].double().requires_grad_() for k in ('weight', 'bias')]
-    logits = F.linear(backbone(golden['in.img'].double())[0], *head)
+    logits = F.linear(backbone(golden['in.img'].double())[0][:, 0], *head)
     loss = F.cross_entropy(logits, torch.from_numpy(golden['in.label']))
     loss.backward()
     return {'block0': blocks[0], 'block1': blocks[1], 'logits': logits, 'loss': loss}, head
@@ -105,7 +105,7 @@ def test_ssf_vision_transformer():
 
 def clip_layer(method, dim, heads, ffn_dim):
     arch = dict(embed_dims=dim, num_layers=1, num_heads=heads, feedforward_channels=ffn_dim)
-    backbone = CLIPVisionTransformer(arch=arch, img_size=16, patch_size=8, petl=[method]).double()
+    backbone = CLIPVisionTransformer(arch=arch, img_size=16, patch_size=8, out_type='raw', petl=[method]).double()
     backbone.eval()
     return backbone.layers[0], backbone.petl
 
