@@ -356,7 +356,7 @@ def test_two_processes_score_as_one(tmp_path):
     running = [
         subprocess.Popen([sys.executable, '-c', SCRIPT, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True, cwd=tmp_path,
                          env=dict(base, RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(2)]
-    answers = [process.communicate(timeout=100)[0] for process in running]
+    answers = [process.communicate(timeout=400)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     tokens, segments, samples = json.loads(answers[1].strip().splitlines()[-1])
     alone = PromptScorer(target='attention').score(classifier(), batches(7, 7))
