@@ -32,6 +32,7 @@ if (ROOT / 'mmpetl').is_dir():
     sys.path.insert(0, str(ROOT))
 
 import mmpetl  # noqa: E402
+from mmpetl.apis.memory import saved_bytes  # noqa: E402
 from mmpetl.hooks.prompt_scoring import PromptScorer  # noqa: E402
 from mmpetl.weights import atomic_write, write_json  # noqa: E402
 
@@ -122,24 +123,6 @@ def accuracy(model: Classifier, data: Tuple[Tensor, Tensor]) -> float:
     return 100 * right / len(data[0])
 
 
-def kept_bytes(model: Classifier, x: Tensor) -> int:
-    """Bytes that autograd keeps for one step: unique storages, without parameters, buffers and the input."""
-    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers(), x]}
-    seen: Dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    model.train()
-    held: List[Any] = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        held.append(model(x, torch.zeros(len(x), dtype=torch.long), 'loss'))
-    return sum(seen.values())
-
-
 def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation."""
     return f'{statistics.mean(values):.1f}' + (f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else '')
@@ -156,7 +139,7 @@ def compare_methods(train: Any, test: Any, epochs: int, seeds: int) -> List[Dict
             scores.append(accuracy(model, test))
         counted = mmpetl.summary(model)
         rows.append(dict(name=name, accuracy=scores, parameters=counted.without_head, head=counted.head, lr=lr,
-                         kept_bytes=kept_bytes(model, train[0][:8]) // 8))
+                         kept_bytes=saved_bytes(copy.deepcopy(model).train().to('meta'), train[0][:8].to('meta')) // 8))
         print(f'{name:<14}{spread(scores):>14} %{counted.without_head:>14,}{rows[-1]["kept_bytes"] / 2**20:>10.2f} MiB/image'
               f'{time.time() - began:>8.0f} s', flush=True)
     return rows

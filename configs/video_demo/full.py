@@ -4,7 +4,7 @@
     python tools/train.py configs/video_demo/full.py
 
 Trainable: 21,753,222 (everything).
-Accuracy on the 240 test clips (2 clips x 3 crops): unknown.
+Accuracy on the 180 test clips (2 clips x 3 crops): unknown.
 """
 
 _base_ = [

@@ -1,4 +1,4 @@
-"""Motion6: drawings that move left, right, up, down, grow or shrink; 360 clips for training, 240 for testing, 24 frames of 128 x 96 px.
+"""Motion6: drawings that move left, right, up, down, grow or shrink; 360 clips for training, 180 for testing, 24 frames of 128 x 96 px.
 
 Data: python tools/prepare_motion_clips.py
 The drawings are the same in all classes, and the clips of a pair of classes are each other's reverse: motion alone decides, and whoever

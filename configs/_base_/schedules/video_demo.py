@@ -1,6 +1,6 @@
-"""AdamW, one epoch of linear warm-up, then a cosine to zero; made for a few minutes on two CPU cores."""
+"""AdamW, half an epoch of linear warm-up, then a cosine to zero; made for a few minutes on two CPU cores."""
 
-max_epochs = 3
+max_epochs = 2
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict()
 test_cfg = dict()
@@ -11,7 +11,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, end=1, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', begin=1, end=max_epochs, convert_to_iter_based=True),
+    dict(type='LinearLR', start_factor=0.1, end=0.5, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=0.5, end=max_epochs, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=12)
