@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
 def show_list() -> None:
     """Print every name with what it gives."""
     print(f'cache folder: {cache_dir()}\n\nready to use:')
-    for name, (relative, recipe) in RECIPES.items():
+    for name, (relative, recipe, _) in RECIPES.items():
         print(f'  {name:18} {relative:30} {(recipe.__doc__ or "").splitlines()[0]}')
     print('\nfiles of a package as they are:')
     for name, source in SOURCES.items():

@@ -3,7 +3,6 @@
 Every recipe is deterministic and atomic: its result is complete or absent, and a second call finds it there.
 """
 
-import gzip
 import json
 import tempfile
 from functools import partial
@@ -13,8 +12,8 @@ from typing import BinaryIO, Callable, Dict, List, Sequence, Tuple
 import numpy as np
 
 from ..sites import nearest
-from . import fetch
-from .small_tasks import small_suite
+from . import fetch, small_tasks
+from .arrays import quickdraw_classes, sklearn_digits
 from .sources import SOURCES, Source
 
 Say = Callable[[str], None]
@@ -66,9 +65,9 @@ def write_classes(folder: Path, images: Sequence[np.ndarray], classes: Sequence[
     (folder / 'about.json').write_text(json.dumps({'recipe': RECIPE, 'images': counts, **about}, indent=2) + '\n')
 
 
-def _is_current(folder: Path) -> bool:
+def _is_current(folder: Path, recipe: int) -> bool:
     try:
-        return json.loads((folder / 'about.json').read_text())['recipe'] == RECIPE
+        return json.loads((folder / 'about.json').read_text())['recipe'] == recipe
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -86,35 +85,6 @@ def quickdraw20(target: Path, say: Say = print) -> None:
     classes = sorted(drawings)
     source = SOURCES['quickdraw']
     fetch.into_folder(target, lambda folder: write_classes(folder, [drawings[c] for c in classes], classes, (60, 10, 30), _about(source)))
-
-
-def quickdraw_classes(say: Say = print) -> Dict[str, np.ndarray]:
-    """The drawings (n, 28, 28) uint8 of the 20 classes that :func:`quickdraw20` names."""
-    source = SOURCES['quickdraw']
-    path = fetch.archive(source, say)
-    suffix = '.ndjson.gz'
-    chosen = sorted(name for name, _ in fetch.members(source, path))[::17][:20]
-    drawings: Dict[str, np.ndarray] = {}
-    for name, read in fetch.members(source, path):
-        if name in chosen:
-            rows = [json.loads(line) for line in gzip.decompress(read()).decode().splitlines()]
-            drawings[name[:-len(suffix)]] = 255 - np.rint(255 * np.asarray(rows, np.float32)).astype(np.uint8).reshape(-1, 28, 28)
-    return drawings
-
-
-def sklearn_digits() -> List[np.ndarray]:
-    """The digits that scikit-learn ships, dark on white: one (n, 8, 8) uint8 array per class, in their order there.
-
-    Raises:
-        FetchError: If scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise fetch.FetchError('the digits come with scikit-learn, which is not installed. Run: pip install scikit-learn') from None
-    bunch = load_digits()
-    images = 255 - np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    return [images[bunch.target == i] for i in range(10)]
 
 
 def digits10(target: Path, say: Say = print) -> None:
@@ -150,12 +120,12 @@ def dinov2_vits14(target: Path, say: Say = print) -> None:
     atomic_write(target, partial(_write, data))
 
 
-#: What ``tools/fetch_data.py`` prepares: name -> (file or folder below the cache folder, recipe).
-RECIPES: Dict[str, Tuple[str, Callable[[Path, Say], None]]] = {
-    'dinov2-vits14': ('dinov2_vits14.safetensors', dinov2_vits14),
-    'quickdraw20': ('quickdraw20', quickdraw20),
-    'digits10': ('digits10', digits10),
-    'small-suite': ('small_suite', small_suite),
+#: What ``tools/fetch_data.py`` prepares: name -> (file or folder below the cache folder, recipe, its number).
+RECIPES: Dict[str, Tuple[str, Callable[[Path, Say], None], int]] = {
+    'dinov2-vits14': ('dinov2_vits14.safetensors', dinov2_vits14, RECIPE),
+    'quickdraw20': ('quickdraw20', quickdraw20, RECIPE),
+    'digits10': ('digits10', digits10, RECIPE),
+    'small-suite': ('small_suite', small_tasks.small_suite, small_tasks.RECIPE),
 }
 
 
@@ -177,9 +147,9 @@ def prepare(name: str, say: Say = print) -> Path:
         if name not in SOURCES:
             raise KeyError(f'nothing called {name!r} to fetch' + nearest(name, [*RECIPES, *SOURCES]))
         return fetch.extract(name, say)
-    relative, recipe = RECIPES[name]
+    relative, recipe, number = RECIPES[name]
     target = fetch.cache_dir() / relative
-    if target.is_file() or _is_current(target):
+    if target.is_file() or _is_current(target, number):
         say(f'{name}: {target} is there already')
     else:
         recipe(target, say)

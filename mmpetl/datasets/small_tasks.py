@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from . import fetch
+from .arrays import quickdraw_classes, sklearn_digits
 from .label_rules import dsprites_location
 from .sources import SOURCES
 
@@ -82,7 +83,6 @@ def by_class(name: str, classes: Sequence[str], pictures: Sequence[Sequence[Tupl
 
 def quickdraw(say: Say = print) -> SmallTask:
     """The 20 classes of the quickstart; per class drawings 0..49 for training and validation, 70..99 for testing."""
-    from .prepare import quickdraw_classes
     drawings = quickdraw_classes(say)
     names = sorted(drawings)
     files = [[(png(image), '.png') for image in drawings[name]] for name in names]
@@ -91,7 +91,6 @@ def quickdraw(say: Say = print) -> SmallTask:
 
 def digits(say: Say = print) -> SmallTask:
     """scikit-learn's digits; per class the first 100 for training and validation, the next 50 for testing."""
-    from .prepare import sklearn_digits
     stacks = sklearn_digits()
     files = [[(png(image), '.png') for image in stack] for stack in stacks]
     return by_class('digits', [str(i) for i in range(10)], [f[:100] for f in files], [f[100:] for f in files], 500)

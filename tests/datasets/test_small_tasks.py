@@ -68,7 +68,7 @@ def sources(tmp_path, monkeypatch):
         path.write_bytes(data.getvalue())
         digest = fetch.hashlib.sha256(members[SOURCES[name].members]).hexdigest() if name == 'dsprites' else ''
         monkeypatch.setitem(SOURCES, name, replace(SOURCES[name], sha256=fetch.sha256_of(path), member_sha256=digest))
-    monkeypatch.setattr(prepare, 'quickdraw_classes', lambda say: {
+    monkeypatch.setattr(small_tasks, 'quickdraw_classes', lambda say: {
         f'class {c:02d}': np.full((100, 28, 28), 10 * c, np.uint8) + np.arange(100, dtype=np.uint8)[:, None, None] % 8 for c in range(20)})
     return tmp_path
 
