@@ -4,11 +4,14 @@ A cell is a mean over seeds, complete or marked; means over tasks exist only whe
 """
 
 import argparse
+import logging
 import os
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+
+from mmengine.logging import print_log
 
 from ..datasets.tables import get_suite
 from ..evaluation.efficiency import pe_score, ppt_score
@@ -139,7 +142,12 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
         if unit.searching() and unit.best() is None and not unit.waiting():
             cell.errors.append(f'{unit.task} {unit.fold or ""}: every search run failed')
     if all(cell.peak_bytes is None for cell in row.cells.values()):
-        row.computed_bytes = computed_bytes(plan)
+        try:
+            row.computed_bytes = computed_bytes(plan)
+        except Exception as error:  # the scores are there all the same, whatever became of the config
+            lines = str(error).splitlines() or [type(error).__name__]
+            print_log(f'{row.name}: training memory is left out, because {plan["config"]} gives no model now: {lines[0]}', 'current',
+                      logging.WARNING)
     return row
 
 

@@ -110,9 +110,11 @@ class VideoInit(BaseTransform):
 
     def __init__(self, decoder: str = 'auto', **kwargs: Any) -> None:
         self.decoder = choose_decoder(decoder)
-        self.init: Callable[[Dict[str, Any]], Dict[str, Any]] = _build(decoder_transforms(self.decoder, **kwargs)[0])
+        self.init: Callable[[Dict[str, Any]], Dict[str, Any]]
         if self.decoder == 'decord' and kwargs.get('io_backend', 'disk') in ('disk', 'local'):
             self.init = partial(_open_by_name, num_threads=kwargs.get('num_threads', 1))
+        else:
+            self.init = _build(decoder_transforms(self.decoder, **kwargs)[0])
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         """``filename`` -> adds ``video_reader``, ``total_frames`` and ``decoder``.

@@ -61,6 +61,14 @@ def test_complete_table(tmp_path, capsys):
     assert Image.open(tmp_path / 'out/vtab.png').size[0] > 500
 
 
+def test_a_config_that_gives_no_model_any_more_costs_one_line(tmp_path, capsys):
+    folder = fake_sweep(tmp_path / 'a', 'vtab', ALL)
+    next(Path(folder).glob('*.py')).write_text('model = dict(type="NoSuchModel")\ntrain_dataloader = dict()\n')
+    assert read_row(folder).computed_bytes is None
+    (tmp_path / 'a/toy.py').unlink()
+    assert read_row(folder).computed_bytes is None and read_row(folder).cells['cifar'].scores == [50., 51.]
+
+
 def test_missing_runs_are_marked_and_never_averaged_over(tmp_path, capsys):
     folder = fake_sweep(tmp_path / 'a', 'vtab', ALL, missing=[('dmlab', 2)], failed=[('svhn', 1)])
     assert main(['report', folder]) == 1
