@@ -8,7 +8,8 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 from mmpetl.weights import atomic_write
 
 #: Files that the commands write, in the order of the page, with their headings.
-SECTIONS = (('targets.json', 'Targets'), ('methods.json', 'Every method'), ('peers.json', 'Peers'), ('data.json', 'Data path'))
+SECTIONS = (('targets.json', 'Targets'), ('methods.json', 'Every method'), ('peers.json', 'Peers'),
+            ('compile.json', 'torch.compile'), ('data.json', 'Data path'))
 HEAD = """# Benchmarks
 
 Written by `python tools/benchmark.py --write-docs` from measured results; do not edit. The commands that measure:
@@ -19,6 +20,7 @@ python tools/benchmark.py --memory light lightest --batch 2 --backbones clip swi
 python tools/benchmark.py --memory light lightest --steps 2 --timed-batch 2 --untimed lightest
 python tools/benchmark.py --targets --timed-batch 2
 python tools/benchmark_peers.py --skip-startup     # peft, timm, mmpretrain, mmaction2; the start of a process is among the targets
+python tools/benchmark_compile.py                  # what torch.compile saves
 python tools/data_throughput.py --rounds 3         # decoding, cache, transforms
 ```
 
