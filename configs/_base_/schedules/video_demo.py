@@ -1,6 +1,6 @@
 """AdamW, half an epoch of linear warm-up, then a cosine to zero; made for a few minutes on two CPU cores."""
 
-max_epochs = 2
+max_epochs = 3
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict()
 test_cfg = dict()
