@@ -87,7 +87,7 @@ def measure(petl: List[Dict[str, Any]], args: argparse.Namespace, device: torch.
             x, y = images[rows], labels[rows]
             began = _clock(device)
             if cached:
-                feed.features = store.fetch(rows.tolist())
+                feed.features = store.fetch(rows.tolist(), reuse=True)
             losses.append(step(model, optimizer, x, y, number))
             feed.features = None
             if number:  # the first step warms up

@@ -137,6 +137,7 @@ class FeatureStore:
         allowed = ('disk', ) if shared else PLACES
         self.place = place or choose_place(self.nbytes, self.device, self.folder, allowed)
         self.tables = [self._table(i, t, torch.Size(s)) for i, (t, s) in enumerate(zip(kept, self.shapes))]
+        self._held: Dict[int, Tensor] = {}
 
     def _table(self, number: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
         if self.place == 'disk':
@@ -154,19 +155,32 @@ class FeatureStore:
             index = torch.as_tensor(indices, device=table.device)
             table[index] = leaf[:len(indices) * shape[0]].unflatten(0, (-1, shape[0])).to(table)
 
-    def fetch(self, indices: Sequence[int]) -> Any:
-        """Features of samples on the device, in their original nesting and type."""
-        return pytree.tree_unflatten([self._rows(t, indices).flatten(0, 1).to(d) for t, d in zip(self.tables, self.types)], self.spec)
+    def fetch(self, indices: Sequence[int], reuse: bool = False) -> Any:
+        """Features of samples on the device, in their original nesting and type.
 
-    def _rows(self, table: Tensor, indices: Sequence[int]) -> Tensor:
+        Args:
+            indices: The samples.
+            reuse: The features may lie in memory that the next call with ``reuse`` overwrites. That is much quicker where every new
+                tensor costs fresh pages of memory, as on a CPU.
+        """
+        index = torch.as_tensor(indices)
+        leaves = [self._rows(i, index, reuse).flatten(0, 1).to(d) for i, d in enumerate(self.types)]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def _rows(self, number: int, index: Tensor, reuse: bool) -> Tensor:
+        table = self.tables[number]
         if self.place == 'host' and self.device.type == 'cuda':
             # Row by row, straight out of pinned memory: gathering on the host first would copy everything twice.
-            out = torch.empty(len(indices), *table.shape[1:], dtype=table.dtype, device=self.device)
-            for row, index in zip(out, indices):
-                row.copy_(table[index], non_blocking=True)
+            out = torch.empty(len(index), *table.shape[1:], dtype=table.dtype, device=self.device)
+            for row, source in zip(out, index.tolist()):
+                row.copy_(table[source], non_blocking=True)
             return out
-        return table.index_select(0, torch.as_tensor(indices, device=table.device)).to(self.device)
-
+        if reuse and self.device.type == 'cpu':
+            held = self._held.get(number)
+            if held is None or len(held) != len(index):
+                held = self._held[number] = torch.empty(len(index), *table.shape[1:], dtype=table.dtype)
+            return torch.index_select(table, 0, index, out=held)
+        return table.index_select(0, index.to(table.device)).to(self.device)
 
     def finish(self, marker: Path) -> None:
         """Write files of a store on disk through to the disk, then ``marker`` (JSON) that says so."""

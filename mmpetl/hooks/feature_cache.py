@@ -288,7 +288,7 @@ class FeatureCacheHook(Hook):
     def _before_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, mode: str = 'train') -> None:
         if self._feed is not None and mode in self.stores:
             rows = [sample.metainfo['cache_row'] for sample in data_batch['data_samples']]
-            self._feed.features = self.stores[mode].fetch(rows)
+            self._feed.features = self.stores[mode].fetch(rows, reuse=True)
 
     def _after_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = 'train') -> None:
         if self._feed is not None:

@@ -246,6 +246,10 @@ def test_store_returns_what_was_put(tmp_path, place):
     assert torch.equal(out[0]['mask'], torch.tensor([2, 3, 2, 3, 2, 3]))
     assert out[1][0].dtype == torch.float64 and torch.equal(out[1][0][:2], second[1][0][2:4])
     assert store.nbytes == 5 * (15 * 4 + 2 * 8 + 2 * 4 * 8)
+    again, other = store.fetch([4, 1, 1], reuse=True), store.fetch([0, 2, 3], reuse=True)  # in the same memory: the last call counts
+    assert again[0]['u'].data_ptr() == other[0]['u'].data_ptr() != out[0]['u'].data_ptr()
+    assert torch.equal(other[0]['u'], torch.stack([first[0]['u'][0], first[0]['u'][2], second[0]['u'][0]]))
+    assert torch.equal(store.fetch([4], reuse=True)[1][0], out[1][0][:2])  # another number of samples
     small = FeatureStore(first, 3, 5, torch.device('cpu'), place, torch.float16, tmp_path / 'half')
     small.put([0, 1, 2], first)
     assert small.fetch([1])[0]['u'].dtype == torch.float32 and small.nbytes == 5 * (15 * 2 + 2 * 8 + 2 * 4 * 2)
