@@ -30,7 +30,7 @@ def test_both_steps_train_alike_and_are_timed(name):
 
 def test_steps_that_do_not_train_alike_are_refused(monkeypatch):
     store = tool.FeatureStore
-    monkeypatch.setattr(store, 'fetch', lambda self, rows, real=store.fetch: [t + 1 for t in real(self, rows)])
+    monkeypatch.setattr(store, 'fetch', lambda self, rows, reuse, real=store.fetch: [t + 1 for t in real(self, rows)])
     with pytest.raises(RuntimeError, match='step 0: loss'):
         measured([])
 
