@@ -173,6 +173,19 @@ def positive(value: Any, name: str, owner: str) -> int:
     return value
 
 
+def add_product(y: Tensor, code: Tensor, weight: Tensor, scale: float = 1.) -> Tensor:
+    """``y + scale * code @ weight^T`` in one operation, which keeps no second tensor as large as ``y``.
+
+    Args:
+        y: (..., Cout).
+        code: (..., rank), with the same leading axes.
+        weight: (Cout, rank).
+        scale: Factor of the product.
+    """
+    shape = code.shape[:-1]
+    return torch.addmm(y.flatten(0, -2), code.flatten(0, -2), weight.t(), alpha=scale).unflatten(0, shape)
+
+
 class Method(BaseModule):
     """Base class of all methods: abstract; every method is final and owns all its parameters.
 

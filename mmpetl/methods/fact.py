@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import OPS, BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
+from ..sites import OPS, BlockSpec, Layers, Method, PerLayer, add_product, check_ops, per_layer, positive
 
 
 @METHODS.register_module()
@@ -129,10 +129,9 @@ class FacT(Method):
         code = code.flatten(-2) if op == 'fc2' else code
         code = self.drop(recomputed(F.linear, code, self.matrix(i, op), level=SMALL_PRODUCT))
         if op == 'fc1':
-            delta = F.linear(code.unflatten(-1, (self.chunks, -1)), self.v).flatten(-2)
-        else:
-            delta = F.linear(code, self.v)
-        return torch.add(y, delta, alpha=self.scales[i])
+            code, y = (t.unflatten(-1, (self.chunks, -1)) for t in (code, y))
+        y = add_product(y, code, self.v, self.scales[i])
+        return y.flatten(-2) if op == 'fc1' else y
 
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, scale * V M U per slice, of shape (Cout, Cin)."""

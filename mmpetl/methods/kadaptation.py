@@ -152,7 +152,10 @@ class KAdaptation(Method):
         delta = F.linear(self.drop(recomputed(torch.matmul, x, left, level=SMALL_PRODUCT)), right.t(), bias)
         if self.released:
             delta = self._mix_axes(i, delta)
-        return torch.add(y, delta, alpha=self._post_scale(i, op))
+        scale = self._post_scale(i, op)
+        if scale != 1 or delta.dtype != y.dtype:
+            return torch.add(y, delta, alpha=scale)
+        return delta.add_(y)  # nobody else has it, and a third tensor of that size costs more than the sum
 
     def _post_scale(self, i: int, op: str) -> float:
         return math.sqrt(self.specs[i].head_dim) if self.post_scale_q and op == 'q' else 1.

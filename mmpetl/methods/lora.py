@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, per_layer, positive
 
 
 class LowRank(nn.Module):
@@ -83,7 +83,7 @@ class LoRA(Method):
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         factors = self.blocks[str(i)][op]
         code = recomputed(F.linear, self.drop(x), factors.down, level=SMALL_PRODUCT)
-        return torch.add(y, F.linear(code, factors.up), alpha=self.scales[i])
+        return add_product(y, code, factors.up, self.scales[i])
 
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, (alpha / rank) U D, of shape (Cout, Cin)."""
