@@ -21,7 +21,7 @@ from mmpetl.weights import adapter_file, write_json
 
 LABELS = {'linear': 'linear probe', 'lora': 'LoRA', 'apt': 'APT', 'patt_adaptformer': 'PATT + AdaptFormer', 'full': 'full fine-tuning',
           'lora_untimed': 'LoRA, blind to order'}
-TASK = 'Motion6 (blind to the order of frames: at most 50 %)'
+TASK = 'Motion6 (blind to the order of frames: about 50 % at best)'
 
 
 def read_run(folder: Path) -> Dict[str, Any]:

@@ -4,7 +4,7 @@
     python tools/train.py configs/video_demo/lora_untimed.py
 
 Trainable: 224,262 (221,184 + 3,078 in norm and head).
-The control: the inflated model without the code of time cannot tell a clip from its reverse, so it is right at most half of the time.
+The control: the inflated model without the code of time cannot tell a clip from its reverse, so it is right about half of the time at best.
 Accuracy on the 180 test clips: 51.7 % over 2 clips x 3 crops, 51.1 % with a single view; measured, one seed.
 """
 

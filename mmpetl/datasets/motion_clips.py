@@ -2,7 +2,7 @@
 
 A drawing of Quick, Draw! moves left, right, up or down, grows or shrinks over coloured paper. Every drawing occurs in every class, and the
 clips of a pair (left and right, up and down, grow and shrink) are the same frames in opposite order. A single frame therefore says nothing
-about the class, and whoever ignores the order of the frames is right at most half of the time. Animated drawings, not filmed actions.
+about the class, and whoever ignores the order of the frames is right about half of the time at best. Animated drawings, not filmed actions.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 Data: python tools/prepare_motion_clips.py
 The drawings are the same in all classes, and the clips of a pair of classes are each other's reverse: motion alone decides, and whoever
-ignores the order of the frames is right at most half of the time. Tested on 2 clips of 3 crops.
+ignores the order of the frames is right about half of the time at best. Tested on 2 clips of 3 crops.
 """
 
 data_root = '{{$MMPETL_CACHE:~/.cache/mmpetl}}/motion6'
