@@ -18,7 +18,7 @@ Written by `python tools/benchmark.py --write-docs` from measured results; do no
 # every method: counted only on most backbones, also timed on ViT
 python tools/benchmark.py --memory light lightest --batch 2 --backbones clip swin videomae video_swin
 python tools/benchmark.py --memory light lightest --steps 2 --timed-batch 2 --untimed lightest
-python tools/benchmark.py --targets --timed-batch 2
+python tools/benchmark.py --targets --timed-batch 4
 python tools/benchmark_peers.py --skip-startup     # peft, timm, mmpretrain, mmaction2; the start of a process is among the targets
 python tools/benchmark_compile.py                  # what torch.compile saves
 python tools/data_throughput.py --rounds 3         # decoding, cache, transforms
