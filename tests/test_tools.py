@@ -191,6 +191,18 @@ def test_checkpointing_changes_nothing(here):
     assert 'taken as petl_checkpointing' in log
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ('c++', 'g++', 'clang++'))), reason='torch.compile needs a C++ compiler')
+def test_a_compiled_run_learns_the_same(here):
+    extra = "model['backbone'].update(type='mmpetl.VisionTransformer', petl=[dict(type='LoRA', rank=2)])\n"
+    for name in ('eager', 'compiled'):
+        Path(f'{name}.py').write_text(Path('toy.py').read_text() + extra + f"compile = {name == 'compiled'}\n")
+        run.train([f'{name}.py'])
+    found, expected = (weights(f'work_dirs/{name}/epoch_2.pth') for name in ('compiled', 'eager'))
+    assert any('petl.lora' in key for key in found)
+    assert_equal(found, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_other_runners(here):
     Path('flexible.py').write_text(Path('toy.py').read_text() + """
 runner_type = 'FlexibleRunner'
