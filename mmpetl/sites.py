@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, FrozenSet, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor
 
@@ -174,7 +175,7 @@ def positive(value: Any, name: str, owner: str) -> int:
 
 
 def add_product(y: Tensor, code: Tensor, weight: Tensor, scale: float = 1.) -> Tensor:
-    """``y + scale * code @ weight^T`` in one operation, which keeps no second tensor as large as ``y``.
+    """``y + scale * code @ weight^T``, in one operation where the types are equal.
 
     Args:
         y: (..., Cout).
@@ -182,8 +183,9 @@ def add_product(y: Tensor, code: Tensor, weight: Tensor, scale: float = 1.) -> T
         weight: (Cout, rank).
         scale: Factor of the product.
     """
-    shape = code.shape[:-1]
-    return torch.addmm(y.flatten(0, -2), code.flatten(0, -2), weight.t(), alpha=scale).unflatten(0, shape)
+    if y.dtype != code.dtype or y.dim() < 2 or y.shape[:-1] != code.shape[:-1]:
+        return torch.add(y, F.linear(code, weight), alpha=scale)  # the sum has the wider type
+    return torch.addmm(y.flatten(0, -2), code.flatten(0, -2), weight.t(), alpha=scale).unflatten(0, y.shape[:-1])
 
 
 class Method(BaseModule):

@@ -2,7 +2,7 @@
 # Motion decides the class: bash tools/video_demo.sh [METHOD ...]      methods: linear lora apt patt_adaptformer full (all), lora_untimed
 # Makes the environment .venv, renders the clips (mp4), inflates DINOv2 ViT-S/14 to a video model, trains every method from
 # configs/video_demo, tests each saved adapter on 2 clips x 3 crops of every video, prints a table and draws a plot. Some 13 minutes
-# on two CPU cores; lora_untimed is blind to the order of the frames. What is there is reused: delete
+# on two CPU cores, installation not counted; lora_untimed is blind to the order of the frames. What is there is reused: delete
 # work_dirs/video_demo to train again. Environment variables: MMPETL_CACHE (downloads, clips, weights), MMPETL_VIDEO_DEMO_DIR (runs), and
 # those of tools/_venv.sh.
 set -euo pipefail

@@ -137,7 +137,7 @@ class FeatureStore:
         allowed = ('disk', ) if shared else PLACES
         self.place = place or choose_place(self.nbytes, self.device, self.folder, allowed)
         self.tables = [self._table(i, t, torch.Size(s)) for i, (t, s) in enumerate(zip(kept, self.shapes))]
-        self._held: Dict[int, Tensor] = {}
+        self._reused: Dict[int, Tensor] = {}
 
     def _table(self, number: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
         if self.place == 'disk':
@@ -176,10 +176,10 @@ class FeatureStore:
                 row.copy_(table[source], non_blocking=True)
             return out
         if reuse and self.device.type == 'cpu':
-            held = self._held.get(number)
-            if held is None or len(held) != len(index):
-                held = self._held[number] = torch.empty(len(index), *table.shape[1:], dtype=table.dtype)
-            return torch.index_select(table, 0, index, out=held)
+            space = self._reused.get(number)
+            if space is None or len(space) < len(index):
+                space = self._reused[number] = torch.empty(len(index), *table.shape[1:], dtype=table.dtype)
+            return torch.index_select(table, 0, index, out=space[:len(index)])
         return table.index_select(0, index.to(table.device)).to(self.device)
 
     def finish(self, marker: Path) -> None:

@@ -145,9 +145,8 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
         try:
             row.computed_bytes = computed_bytes(plan)
         except Exception as error:  # the scores are there all the same, whatever became of the config
-            lines = str(error).splitlines() or [type(error).__name__]
-            print_log(f'{row.name}: training memory is left out, because {plan["config"]} gives no model now: {lines[0]}', 'current',
-                      logging.WARNING)
+            print_log(f'{row.name}: training memory is left out, because {plan["config"]} gives no model now: {type(error).__name__}: '
+                      f'{(str(error).splitlines() or [""])[0]}', 'current', logging.WARNING)
     return row
 
 

@@ -120,7 +120,7 @@ def dinov2_vits14(target: Path, say: Say = print) -> None:
     atomic_write(target, partial(_write, data))
 
 
-#: What ``tools/fetch_data.py`` prepares: name -> (file or folder below the cache folder, recipe, its number).
+#: What ``tools/fetch_data.py`` prepares: name -> (file or folder below the cache folder, recipe, version of the recipe).
 RECIPES: Dict[str, Tuple[str, Callable[[Path, Say], None], int]] = {
     'dinov2-vits14': ('dinov2_vits14.safetensors', dinov2_vits14, RECIPE),
     'quickdraw20': ('quickdraw20', quickdraw20, RECIPE),

@@ -151,7 +151,7 @@ class FeatureCacheHook(Hook):
 
     The features lie in the first of device memory, pinned host memory and disk in whose free half they fit. On disk they stay for later
     runs, under a key of the samples, their files, the transforms, the trunk's weights and structure, and the type. Several processes
-    share one table on disk.
+    share one table on disk. On a CPU the features of a step lie where those of the next step will lie: copy what is to outlive a step.
 
     Args:
         modes: Loops that use the cache: 'train', or 'train' and 'val' where validation images are seen many times.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, per_layer, positive
 
 
 class Factors(nn.Module):
@@ -149,13 +149,13 @@ class KAdaptation(Method):
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         left, right = self.factors(i, op)
         bias = self.biases[self.bias_name(i, op)] if self.bias else None
-        delta = F.linear(self.drop(recomputed(torch.matmul, x, left, level=SMALL_PRODUCT)), right.t(), bias)
+        code, scale = self.drop(recomputed(torch.matmul, x, left, level=SMALL_PRODUCT)), self._post_scale(i, op)
         if self.released:
-            delta = self._mix_axes(i, delta)
-        scale = self._post_scale(i, op)
-        if scale != 1 or delta.dtype != y.dtype:
-            return torch.add(y, delta, alpha=scale)
-        return delta.add_(y)  # nobody else has it, and a third tensor of that size costs more than the sum
+            return torch.add(y, self._mix_axes(i, F.linear(code, right.t(), bias)), alpha=scale)
+        if bias is None or scale != 1 or code.dtype != y.dtype:
+            return add_product(y if bias is None else torch.add(y, bias, alpha=scale), code, right.t(), scale)
+        # In place: a third tensor of that size costs more than the sum. Flat, because writing into a view makes the backward pass copy.
+        return F.linear(code.flatten(0, -2), right.t(), bias).add_(y.flatten(0, -2)).unflatten(0, y.shape[:-1])
 
     def _post_scale(self, i: int, op: str) -> float:
         return math.sqrt(self.specs[i].head_dim) if self.post_scale_q and op == 'q' else 1.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmpetl.apis import report
 from mmpetl.apis.cli import main
 from mmpetl.apis.report import Cell, cell_text, find_sweeps, read_row, read_rows, table
 from mmpetl.apis.report_files import csv_text, latex, markdown, pareto
@@ -61,12 +62,17 @@ def test_complete_table(tmp_path, capsys):
     assert Image.open(tmp_path / 'out/vtab.png').size[0] > 500
 
 
-def test_a_config_that_gives_no_model_any_more_costs_one_line(tmp_path, capsys):
-    folder = fake_sweep(tmp_path / 'a', 'vtab', ALL)
-    next(Path(folder).glob('*.py')).write_text('model = dict(type="NoSuchModel")\ntrain_dataloader = dict()\n')
-    assert read_row(folder).computed_bytes is None
-    (tmp_path / 'a/toy.py').unlink()
+def test_a_config_that_gives_no_model_any_more_costs_one_line(tmp_path, monkeypatch):
+    folder, said = fake_sweep(tmp_path / 'a', 'vtab', ALL), []
+    monkeypatch.setattr(report, 'print_log', lambda text, *_: said.append(text))
+    config = Path(folder, 'config.py')
+    for text in ("model = dict(type='NoSuchModel')", 'model = ('):
+        config.write_text(text + '\ntask = dict()\ntrain_dataloader = dict(batch_size=1)\n')
+        assert read_row(folder).computed_bytes is None
+    config.unlink()
     assert read_row(folder).computed_bytes is None and read_row(folder).cells['cifar'].scores == [50., 51.]
+    assert len(said) == 4 and all('training memory is left out' in text and str(config) in text for text in said)
+    assert 'FileNotFoundError' in said[-1] and all('\n' not in text for text in said)
 
 
 def test_missing_runs_are_marked_and_never_averaged_over(tmp_path, capsys):
