@@ -174,18 +174,27 @@ def positive(value: Any, name: str, owner: str) -> int:
     return value
 
 
-def add_product(y: Tensor, code: Tensor, weight: Tensor, scale: float = 1.) -> Tensor:
-    """``y + scale * code @ weight^T``, in one operation where the types are equal.
+def add_product(y: Tensor, code: Tensor, weight: Tensor, scale: float = 1., bias: Optional[Tensor] = None) -> Tensor:
+    """``y + scale * (code @ weight^T + bias)``, without a tensor for the product where the types are equal.
 
     Args:
         y: (..., Cout).
         code: (..., rank), with the same leading axes.
         weight: (Cout, rank).
-        scale: Factor of the product.
+        scale: Factor of the sum.
+        bias: (Cout, ), or None.
     """
     if y.dtype != code.dtype or y.dim() < 2 or y.shape[:-1] != code.shape[:-1]:
-        return torch.add(y, F.linear(code, weight), alpha=scale)  # the sum has the wider type
-    return torch.addmm(y.flatten(0, -2), code.flatten(0, -2), weight.t(), alpha=scale).unflatten(0, y.shape[:-1])
+        return torch.add(y, F.linear(code, weight, bias), alpha=scale)  # the sum has the wider type
+    rows, code = y.flatten(0, -2), code.flatten(0, -2)
+    if bias is None:
+        total = torch.addmm(rows, code, weight.t(), alpha=scale)
+    else:
+        if scale != 1:
+            weight, bias = scale * weight, scale * bias  # small, unlike the product
+        # In place, and flat: writing into a view would make the backward pass copy.
+        total = F.linear(code, weight, bias).add_(rows)
+    return total.unflatten(0, y.shape[:-1])
 
 
 class Method(BaseModule):

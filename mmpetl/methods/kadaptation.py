@@ -152,10 +152,7 @@ class KAdaptation(Method):
         code, scale = self.drop(recomputed(torch.matmul, x, left, level=SMALL_PRODUCT)), self._post_scale(i, op)
         if self.released:
             return torch.add(y, self._mix_axes(i, F.linear(code, right.t(), bias)), alpha=scale)
-        if bias is None or scale != 1 or code.dtype != y.dtype:
-            return add_product(y if bias is None else torch.add(y, bias, alpha=scale), code, right.t(), scale)
-        # In place: a third tensor of that size costs more than the sum. Flat, because writing into a view makes the backward pass copy.
-        return F.linear(code.flatten(0, -2), right.t(), bias).add_(y.flatten(0, -2)).unflatten(0, y.shape[:-1])
+        return add_product(y, code, right.t(), scale, bias)
 
     def _post_scale(self, i: int, op: str) -> float:
         return math.sqrt(self.specs[i].head_dim) if self.post_scale_q and op == 'q' else 1.
