@@ -75,7 +75,7 @@ setup(
     python_requires='>=3.10,<3.13',
     install_requires=requirements('runtime'),
     extras_require=EXTRAS,
-    entry_points={'console_scripts': ['mmpetl = mmpetl.apis.cli:main']},
+    entry_points={'console_scripts': ['mmpetl = mmpetl.commands.main:main']},
     cmdclass={'build_py': BuildWithMim},
     classifiers=[
         'Development Status :: 4 - Beta',

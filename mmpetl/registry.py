@@ -14,19 +14,17 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_OPTIM_WRAPPER_C
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
-from mmengine.registry import VISUALIZERS as ROOT_VISUALIZERS
 from mmengine.registry import Registry
 
 METHODS = Registry('method', scope='mmpetl', locations=['mmpetl.methods'])
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmpetl', locations=['mmpetl.backbones', 'mmpetl.models'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmpetl', locations=['mmpetl.hooks'])
-LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmpetl', locations=['mmpetl.hooks'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmpetl', locations=['mmpetl.hooks', 'mmpetl.features.hook'])
+LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmpetl', locations=['mmpetl.pruning.loop'])
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmpetl', locations=['mmpetl.datasets'])
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='mmpetl', locations=['mmpetl.datasets'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope='mmpetl', locations=['mmpetl.evaluation'])
-OPTIM_WRAPPERS = Registry('optimizer wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='mmpetl', locations=['mmpetl.optim'])
+OPTIM_WRAPPERS = Registry('optimizer wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='mmpetl', locations=['mmpetl.training.optim'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor', parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS, scope='mmpetl', locations=['mmpetl.optim'])
-STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='mmpetl', locations=['mmpetl.parallel'])
-FUNCTIONS = Registry('function', parent=ROOT_FUNCTIONS, scope='mmpetl', locations=['mmpetl.parallel'])
-VISUALIZERS = Registry('visualizer', parent=ROOT_VISUALIZERS, scope='mmpetl', locations=['mmpetl.visualization'])
+    'optimizer wrapper constructor', parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS, scope='mmpetl', locations=['mmpetl.training.optim'])
+STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='mmpetl', locations=['mmpetl.training.parallel'])
+FUNCTIONS = Registry('function', parent=ROOT_FUNCTIONS, scope='mmpetl', locations=['mmpetl.training.parallel'])

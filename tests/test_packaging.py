@@ -19,7 +19,7 @@ def test_wheel_contents(tmp_path):
     shipped = {p if p.startswith('mmpetl') else f'mmpetl/.mim/{p}' for p in tracked if (ROOT / p).exists()}
     assert shipped - built == set()
     assert not [p for p in built if '__pycache__' in p or not p.startswith('mmpetl/')]
-    assert 'mmpetl = mmpetl.apis.cli:main' in (tmp_path / 'mmpetl.egg-info' / 'entry_points.txt').read_text()
+    assert 'mmpetl = mmpetl.commands.main:main' in (tmp_path / 'mmpetl.egg-info' / 'entry_points.txt').read_text()
 
 
 def test_ci_runs_the_tests():

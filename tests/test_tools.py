@@ -12,8 +12,8 @@ import mmengine
 import pytest
 import torch
 
-from mmpetl.apis import run
-from mmpetl.apis.clean_errors import one_line, run_cleanly
+from mmpetl.clean_errors import one_line, run_cleanly
+from mmpetl.training import run
 
 TESTS = Path(__file__).resolve().parent
 TOOLS = TESTS.parent / 'tools'

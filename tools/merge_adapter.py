@@ -6,8 +6,8 @@ from pathlib import Path
 if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmpetl.apis.clean_errors import run_cleanly
-from mmpetl.apis.merge_adapter import main
+from mmpetl.clean_errors import run_cleanly
+from mmpetl.commands.merge import main
 
 if __name__ == '__main__':
     sys.exit(run_cleanly(main, sys.argv[1:]))

@@ -6,8 +6,8 @@ from pathlib import Path
 if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmpetl.apis.clean_errors import run_cleanly
-from mmpetl.apis.run import test
+from mmpetl.clean_errors import run_cleanly
+from mmpetl.training.run import test
 
 if __name__ == '__main__':
     sys.exit(run_cleanly(test, sys.argv[1:]))

@@ -17,7 +17,7 @@ from pathlib import Path
 if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mmpetl.apis.clean_errors import run_cleanly
+from mmpetl.clean_errors import run_cleanly
 
 DEFAULT = 'a photo of a {}.'
 

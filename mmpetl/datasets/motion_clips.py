@@ -13,6 +13,8 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 import numpy as np
 import torch
 
+from ..registry import MODELS
+from ..weights import convert
 from ..weights.io import atomic_write, load_file
 from . import fetch
 from .video_lists import write_text, write_video_list
@@ -157,8 +159,6 @@ def inflate(image_weights: os.PathLike, backbone: Dict[str, Any], timed: bool) -
     Returns:
         State dict of the video backbone.
     """
-    from ..registry import MODELS
-    from ..weights import convert
     model = MODELS.build({**backbone, 'petl': [], 'init_cfg': None})
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     loaded = load_file(image_weights)

@@ -12,6 +12,8 @@ from typing import BinaryIO, Callable, Dict, List, Sequence, Tuple
 import numpy as np
 
 from ..sites import nearest
+from ..weights.io import atomic_write
+from ..weights.onnx_reader import dinov2_from_onnx
 from . import fetch, small_tasks
 from .arrays import quickdraw_classes, sklearn_digits
 from .sources import SOURCES, Source
@@ -107,8 +109,6 @@ def dinov2_vits14(target: Path, say: Say = print) -> None:
     """DINOv2 ViT-S/14, fp32, under its publisher's names, as one ``.safetensors`` file."""
     from safetensors.torch import save
 
-    from ..weights.io import atomic_write
-    from ..weights.onnx_reader import dinov2_from_onnx
     source = SOURCES['dinov2-vits14']
     path = fetch.archive(source, say)
     target.parent.mkdir(parents=True, exist_ok=True)

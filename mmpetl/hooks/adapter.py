@@ -93,7 +93,7 @@ class AdapterHook(Hook):
 
 
 def _sharded(runner: Any) -> bool:
-    """Whether every process holds a part of each tensor (see :class:`mmpetl.parallel.FSDPStrategy`)."""
+    """Whether every process holds a part of each tensor (see :class:`mmpetl.training.parallel.FSDPStrategy`)."""
     return hasattr(getattr(runner, 'strategy', None), 'gathered')
 
 

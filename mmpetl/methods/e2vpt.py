@@ -6,7 +6,7 @@ Han et al., "E2VPT: An Effective and Efficient Approach for Visual Prompt Tuning
 
 K_i (heads, num_kv_tokens, head_dim) stands behind the projections and serves as keys and values alike. The mask m is the product of one
 number per token and one per token and segment of channels; it is shared by the blocks and decided by scoring, see
-:mod:`mmpetl.hooks.prompt_scoring`. Pruned tokens are taken out of the parameters, so the sequence becomes shorter.
+:mod:`mmpetl.pruning.scores`. Pruned tokens are taken out of the parameters, so the sequence becomes shorter.
 """
 
 import math

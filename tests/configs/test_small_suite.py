@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmpetl.apis.build import build_model
-from mmpetl.apis.memory import on_meta
-from mmpetl.apis.tasks import apply_task
+from mmpetl.costs.memory import on_meta
 from mmpetl.datasets.tables import get_suite
+from mmpetl.training.build import build_model
+from mmpetl.training.tasks import apply_task
 from mmpetl.tuning import summary
 
 ROOT = Path(__file__).parents[2]

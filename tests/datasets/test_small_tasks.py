@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmpetl.apis.cli import main
+from mmpetl.commands.main import main
 from mmpetl.datasets import Elevater, VTAB1k, fetch, prepare, small_tasks
 from mmpetl.datasets.sources import SOURCES
 

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from mmpetl.apis.cli import main as cli
-from mmpetl.apis.video_check import check_video_dataset
+from mmpetl.commands.main import main as cli
+from mmpetl.commands.video_check import check_video_dataset
 from mmpetl.datasets import video_prepare
 from mmpetl.datasets.tables.video import VIDEO_SETS, VideoSet
 from mmpetl.datasets.video_lists import read_video_list

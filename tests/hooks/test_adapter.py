@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from toy_run import write
 
 import mmpetl
-from mmpetl.apis.run import build_runner
+from mmpetl.training.run import build_runner
 from mmpetl.weights import adapter_file
 
 PETL = """

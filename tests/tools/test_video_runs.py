@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from safetensors.torch import load_file, save_file
 from toy_run import ROOT, command
 
-from mmpetl.apis import run
+from mmpetl.training import run
 
 CONFIG = """
 _base_ = [r'{root}/configs/_base_/default_runtime_video.py', r'{root}/configs/_base_/schedules/{schedule}.py']

@@ -1,0 +1,157 @@
+"""Tables, plot and docs page of the benchmark commands, made from their results alone."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from mmpetl.weights import atomic_write
+
+#: Files that the commands write, in the order of the page, with their headings.
+SECTIONS = (('targets.json', 'Targets'), ('methods.json', 'Every method'), ('peers.json', 'Peers'),
+            ('compile.json', 'torch.compile'), ('data.json', 'Data path'))
+HEAD = """# Benchmarks
+
+Written by `python benchmarks/benchmark.py --write-docs` from measured results; do not edit. The commands that measure:
+
+```bash
+# every method: counted only on most backbones, also timed on ViT
+python benchmarks/benchmark.py --memory light lightest --batch 2 --backbones clip swin videomae video_swin
+python benchmarks/benchmark.py --memory light lightest --steps 2 --timed-batch 2 --untimed lightest
+python benchmarks/benchmark.py --targets --timed-batch 4
+python benchmarks/benchmark_peers.py --skip-startup     # peft, timm, mmpretrain, mmaction2; the start of a process is among the targets
+python benchmarks/benchmark_compile.py                  # what torch.compile saves
+python benchmarks/data_throughput.py --rounds 3         # decoding, cache, transforms
+```
+
+*Kept* are the bytes that one training step holds for the backward pass per input (each storage once; parameters, input, head and loss
+apart), counted on torch's meta device; attention counts as the fused kernel keeps it where a form uses one. *Plain* is the published
+formula of the same method written out (`benchmarks/benchmark_plain.py`; tests show equal outputs and gradients): explicit softmax, prompts in
+every feed-forward network, Kronecker products formed, nothing recomputed. *light* and *lightest* are the memory settings of a backbone
+that compute again in the backward pass what they do not keep. GFLOP count two per multiply-add, attention included, recomputation as
+backward. Times are medians of interleaved rounds in one process, as ratios, with the smallest and largest round in brackets;
+milliseconds are given for GPUs only.
+"""
+
+
+def number(value: Optional[float], form: str = '.2f', scale: float = 1.) -> str:
+    """A figure, or a dash."""
+    return '–' if value is None else format(value / scale, form)
+
+
+def spread(found: Optional[Dict[str, float]]) -> str:
+    """Median (smallest-largest)."""
+    if found is None:
+        return '–'
+    form = '.2f' if found['median'] >= 0.3 else '.3f'
+    return f'{found["median"]:{form}} ({found["low"]:{form}}-{found["high"]:{form}})'
+
+
+def method_columns(rows: Sequence[Dict[str, Any]]) -> Tuple[List[str], List[List[str]]]:
+    """Header and cells of one backbone's table; the first row is full fine-tuning."""
+    timing, gpu = 'time_of_full' in rows[0], 'peak' in rows[0]
+    header = ['method', 'trainable', 'kept MiB', 'of full', 'plain MiB', 'of plain', 'GFLOP fwd', 'bwd', 'plain fwd', 'bwd']
+    header += ['step of full', 'step of plain'] if timing else []
+    header += ['step ms', 'peak MiB', 'plain peak MiB'] if gpu else []
+    table = []
+    for row in rows:
+        of_plain = row['kept'] / row['plain_kept'] if row['plain_kept'] else None
+        cells = [row['name'], f'{row["parameters"]:,}', number(row['kept'], '.2f', 2**20), number(row['kept'] / rows[0]['kept'], '.3f'),
+                 number(row['plain_kept'], '.2f', 2**20), number(of_plain, '.3f')]
+        cells += [number(row[key], '.4g', 1e9) for key in ('forward', 'backward', 'plain_forward', 'plain_backward')]
+        cells += [spread(row.get('time_of_full')), spread(row.get('time_of_plain'))] if timing else []
+        if gpu:
+            cells += [number(row.get('milliseconds'), '.1f'), *(number(row.get(key), '.0f', 2**20) for key in ('peak', 'plain_peak'))]
+        table.append(cells)
+    return header, table
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    table = Table(title=title)
+    for i, name in enumerate(header):
+        table.add_column(name, justify='right' if i else 'left')
+    for row in rows:
+        table.add_row(*(str(c).replace('[', r'\[') for c in row))
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
+
+
+def show(rows: List[Dict[str, Any]], title: str) -> None:
+    """Print one backbone's table."""
+    print_table(title, *method_columns(rows))
+
+
+def plot(results: Dict[str, List[Dict[str, Any]]], path: Path) -> None:
+    """Kept bytes over trainable parameters; a line leads from each plain form to ours."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(9, 6), dpi=150, layout='constrained')
+    for name, rows in results.items():
+        full = rows[0]['kept']
+        found = [r for r in rows if r['parameters'] and r['kept']]
+        dots = axes.scatter([r['parameters'] for r in found], [r['kept'] / full for r in found], label=name, alpha=0.8)
+        for r in found:
+            at = (r['parameters'], r['kept'] / full)
+            axes.annotate(r['name'], at, (4, 3), textcoords='offset points', fontsize=6)
+            if r['plain_kept']:
+                axes.plot([at[0]] * 2, [at[1], r['plain_kept'] / full], color=dots.get_facecolor()[0], linewidth=0.8, alpha=0.5)
+    axes.set(xscale='log', yscale='log', xlabel='trainable parameters',
+             ylabel='kept for the backward pass, of full fine-tuning (line: up to the plain form)')
+    axes.grid(True, alpha=0.25)
+    axes.legend()
+    atomic_write(path, lambda file: figure.savefig(file, format='png'))
+    plt.close(figure)
+
+
+# -- the page -----------------------------------------------------------------------------------------------------------------------------
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of a page."""
+    lines = ['| ' + ' | '.join(header) + ' |', '|---' + '|---:' * (len(header) - 1) + '|']
+    return '\n'.join(lines + ['| ' + ' | '.join(str(c).replace('|', '/') for c in row) + ' |' for row in rows])
+
+
+def machine(found: Dict[str, Any]) -> str:
+    """The hardware in words."""
+    device = f'{found["gpu"]}, ' if found['gpu'] else ''
+    threads = f'{found["threads"]} thread{"s" if found["threads"] != 1 else ""}'
+    return f'{device}{found["cpu"]}, {found["cores"]} of its cores, {threads}, torch {found["torch"]}'
+
+
+def section(name: str, results: Dict[str, Any]) -> str:
+    """Body of one section."""
+    if name == 'methods.json':
+        parts = [f'{machine(results["hardware"])}.']
+        for found in results['backbones'].values():
+            parts += [f'#### {found["title"]}: {found["settings"]}', markdown(*method_columns(found['rows']))]
+        return '\n\n'.join(parts)
+    parts = [f'{machine(results["hardware"])}; {results["settings"]}.']
+    for table in results['tables']:
+        parts += ([f'#### {table["title"]}'] if table.get('title') else []) + [markdown(table['header'], table['rows'])]
+        parts += [table['note']] if table.get('note') else []
+    return '\n\n'.join(parts)
+
+
+def write_docs(out: Path, page: Path) -> Path:
+    """Write the page from all results below ``out``, one folder per machine.
+
+    Raises:
+        SystemExit: If there are none.
+    """
+    folders = sorted(f.parent for f in out.glob('*/*.json') if f.name in dict(SECTIONS))
+    folders = list(dict.fromkeys(folders))
+    if not folders:
+        raise SystemExit(f'no results below {out}: run the commands of benchmarks/benchmark.py first')
+    parts = [HEAD]
+    for folder in folders:
+        found = [(name, title, json.loads((folder / name).read_text())) for name, title in SECTIONS if (folder / name).exists()]
+        here = found[0][2]['hardware']
+        parts.append(f'## {here["gpu"] or here["cpu"]}\n')
+        parts += [f'### {title}\n\n{section(name, results)}\n' for name, title, results in found]
+    text = '\n'.join(parts)
+    atomic_write(page, lambda file: file.write(text.encode()))
+    return page

@@ -1,0 +1,100 @@
+"""One clear line instead of a traceback, for everything that a user starts from a shell."""
+
+import gc
+import logging
+import os
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .sites import nearest
+
+DEBUG_VARIABLE = 'MMPETL_DEBUG'
+
+
+def debug_wanted(argv: Sequence[str]) -> bool:
+    """Whether ``--debug`` is among the arguments or the environment variable ``MMPETL_DEBUG`` is set and not 0."""
+    return '--debug' in argv or os.environ.get(DEBUG_VARIABLE, '0') not in ('', '0')
+
+
+def _near_types(name: str, scope: str, kind: str) -> str:
+    """Hint for a type that MMEngine's registry does not know: the nearest names that it does know."""
+    from mmengine import registry
+
+    roots = [r for r in vars(registry).values() if isinstance(r, registry.Registry) and r.name == kind]
+    known = {n for root in roots for r in (root, root.children.get(scope, root)) for n in r.module_dict}
+    if '.' in name:  # a type with its scope
+        scope, name = name.split('.', 1)
+        known = {n for root in roots if scope in root.children for n in root.children[scope].module_dict}
+    hint = nearest(name, sorted(known))
+    return hint if 'did you mean' in hint else ''
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line, without the traceback that data-loading workers put into theirs."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any('Original Traceback' in line for line in lines):
+        return lines[-1]
+    message = ' '.join(lines)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f'{error.strerror}: {error.filename}'
+    unknown = re.match(r'(\S+) is not in the (\w+)::([\w ]+) registry', message)
+    if unknown:
+        name, scope, kind = unknown.groups()
+        return f'{name} is not a {kind} known in the scope {scope}{_near_types(name, scope, kind)}'
+    plain = isinstance(error, (ValueError, OSError, KeyError)) and not isinstance(error, UnicodeError) and ' ' in message
+    return message if plain else f'{type(error).__name__}: {message}'.rstrip(': ')
+
+
+def _file_handlers() -> list[logging.FileHandler]:
+    """The open log files of mmengine's loggers."""
+    from mmengine.logging import MMLogger
+    loggers = list(getattr(MMLogger, '_instance_dict', {}).values())
+    return [handler for logger in loggers for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+
+
+def report(error: BaseException) -> None:
+    """Print one line to stderr; the traceback goes into the run's log file if there is one."""
+    handlers = _file_handlers()
+    record = logging.LogRecord('mmpetl', logging.ERROR, __file__, 0, ''.join(traceback.format_exception(error)), None, None)
+    for handler in handlers:
+        handler.emit(record)
+        handler.flush()
+    rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE', 1)) > 1 and 'RANK' in os.environ else ''
+    where = f'traceback in {handlers[-1].baseFilename}' if handlers else 'traceback with --debug'
+    print(f'error{rank}: {one_line(error)} [{where}]', file=sys.stderr, flush=True)
+
+
+def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
+    """Run a command and turn what it raises into one line and an exit status.
+
+    Args:
+        main: The command; takes the arguments.
+        argv: Its arguments without the program's name. ``--debug`` among them lets errors through.
+
+    Returns:
+        0, 1 after an error, 130 after Ctrl-C.
+    """
+    # said by libraries at every start, about things that no part of this package uses
+    warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+    warnings.filterwarnings('ignore', message='Setting (OMP|MKL)_NUM_THREADS environment variable')
+    warnings.filterwarnings('ignore', message='Importing from timm.models.layers is deprecated')
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug_wanted(argv):
+            raise
+        report(error)
+        return 1
+    torch = sys.modules.get('torch')
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a DDP model that outlives its group sometimes aborts the process at exit
+        torch.distributed.destroy_process_group()
+    return 0

@@ -1,0 +1,188 @@
+"""What any weight file holds: mmpetl inspect."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Dict, List, Tuple
+
+import torch
+from torch import Tensor
+
+from ..weights import convert, detect, fingerprint
+from ..weights.adapter_file import STATE_KEY
+from ..weights.convert import ARCHS, FORMATS
+from ..weights.convert_file import natural_arch, read_source
+from ..weights.io import file_kind, load_file
+
+#: Upstream backbone class -> the registered type that attaches to it.
+TYPES = {
+    'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpetl.VisionTransformer or mmpetl.CLIPVisionTransformer',
+    'mmpretrain.models.backbones.swin_transformer.SwinTransformer': 'mmpetl.SwinTransformer',
+    'mmaction.models.backbones.vit_mae.VisionTransformer': 'mmpetl.VideoMAE',
+    'mmaction.models.backbones.swin.SwinTransformer3D': 'mmpetl.SwinTransformer3D',
+}
+ARCH_TYPES = {'vit': 'mmpetl.VisionTransformer', 'clip': 'mmpetl.CLIPVisionTransformer', 'swin': 'mmpetl.SwinTransformer',
+              'videomae': 'mmpetl.VideoMAE', 'video_swin': 'mmpetl.SwinTransformer3D'}
+
+
+def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
+    """Describe a weight file; nothing in it is executed.
+
+    Args:
+        path: Checkpoint, adapter file, published weights (torch, TorchScript, safetensors, npz, onnx).
+        config: Config whose backbone the weights are tried on.
+
+    Returns:
+        ``path``, ``bytes``, ``kind`` (of the file), ``content`` ('adapter', 'adapter checkpoint', 'training checkpoint', 'weights'),
+        ``tensors``, ``numbers``, ``dtypes``, ``fingerprint``, ``parts`` (numbers per part), ``entries`` (what else it holds), ``header``
+        (of an adapter), ``format`` (published naming, or None), ``fits`` (list of backbones), and with ``config`` its ``report``.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no weight file, or does not fit the config.
+    """
+    path = os.path.expanduser(path)
+    found: Dict[str, Any] = dict(path=path, bytes=0, kind='onnx')
+    if path.endswith('.onnx') and os.path.isfile(path):
+        loaded: Dict[str, Any] = dict(state_dict=read_source(path))
+    else:
+        found['kind'] = file_kind(path)
+        loaded = load_file(path)
+    found['bytes'] = os.path.getsize(path)
+    state = {k: v for k, v in loaded['state_dict'].items() if isinstance(v, Tensor)}
+    header = _header(loaded)
+    found.update(
+        content=_content(found['kind'], loaded, header), tensors=len(state), numbers=sum(t.numel() for t in state.values()),
+        dtypes={k: n for k, n in Counter(str(t.dtype).removeprefix('torch.') for t in state.values()).most_common()},
+        fingerprint=fingerprint(state), parts=_parts(state), not_finite=_not_finite(state),
+        entries={k: _short(v) for k, v in loaded.items() if k != 'state_dict' and v is not header}, header=header)
+    trunk = {k: v for k, v in state.items() if '.petl.' not in f'.{k}'}
+    found['format'], found['fits'] = _fits(trunk, header)
+    if config:
+        found['report'] = _try(state, header, config)
+    return found
+
+
+def _header(loaded: Mapping[str, Any]) -> Any:
+    """Header of an adapter file, or of an adapter-only checkpoint of a training run."""
+    metadata = getattr(loaded['state_dict'], '_metadata', None) or {}
+    return next((m[STATE_KEY] for m in metadata.values() if isinstance(m, dict) and STATE_KEY in m), None)
+
+
+def _content(kind: str, loaded: Mapping[str, Any], header: Any) -> str:
+    if header is not None:
+        return 'adapter' if kind == 'safetensors' else 'adapter checkpoint'
+    return 'training checkpoint' if 'optimizer' in loaded or 'message_hub' in loaded else 'weights'
+
+
+def _parts(state: Mapping[str, Tensor]) -> Dict[str, int]:
+    """Numbers per part of the model: each method, the backbone, and every other first word of the names."""
+    parts: Counter = Counter()
+    for key, tensor in state.items():
+        words = key.replace('/', '.').split('.')
+        at = words.index('petl') if 'petl' in words[:-1] else None
+        parts['.'.join(words[:at + 2]) if at is not None else words[0]] += tensor.numel()
+    ranked = parts.most_common()
+    shown = dict(ranked[:12])
+    if len(ranked) > 12:
+        shown[f'{len(ranked) - 12} more'] = sum(n for _, n in ranked[12:])
+    return shown
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> List[str]:
+    return [k for k, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+
+
+def _fits(trunk: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
+    if header is not None:
+        base = header['base'].get('id') or header['base'].get('checkpoint') or 'its base'
+        return None, [f'{TYPES.get(header["backbone"], header["backbone"])} on {base}']
+    try:
+        name = detect(trunk)
+    except ValueError:
+        return None, []
+    own = natural_arch(dict(trunk))
+    others = [a for a, arch in ARCHS.items() if FORMATS[name].family in arch.families and a not in (own, 'clip', 'vit')]
+    return name, [ARCH_TYPES[own], *(f'{ARCH_TYPES[a]} (inflated to video)' for a in others)]
+
+
+def _try(state: Mapping[str, Tensor], header: Any, config: str) -> str:
+    """Match of weights with a config's backbone, or of an adapter with its methods.
+
+    Raises:
+        ValueError: Says what does not fit.
+    """
+    from .convert import config_target
+    if header is None:
+        arch, shapes, grid = config_target(config)
+        return str(convert(state, shapes, arch, grid=grid)[1])
+    from ..costs.memory import on_meta
+    from ..training.build import build_model, read_config
+    with on_meta():
+        model = build_model(read_config(config), weights=False)
+    own = model.state_dict()
+    for key, tensor in state.items():
+        if key not in own:
+            raise ValueError(f'{config}: the model has no {key}, which the adapter holds')
+        if own[key].shape != tensor.shape:
+            raise ValueError(f'{config}: {key} has shape {tuple(own[key].shape)} in the model, {tuple(tensor.shape)} in the adapter')
+    missing = [k for k in own if '.petl.' in k and k not in state]
+    if missing:
+        raise ValueError(f'{config}: the adapter has no {missing[0]}, which the model needs')
+    return f'{len(state)} tensors fit the model of {config}'
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return f'{len(value)} entries: {", ".join(map(str, list(value)[:8]))}' if value else 'empty'
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return str(value)[:100] if isinstance(value, str) else type(value).__name__
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """The facts as lines for a terminal."""
+    formats = ', '.join(f'{n} {k}' for k, n in found['dtypes'].items())
+    rows: List[Tuple[str, Any]] = [
+        ('file', f'{found["path"]} ({found["bytes"]:,} bytes, {found["kind"]})'), ('content', found['content']),
+        ('tensors', f'{found["tensors"]:,} ({formats}), {found["numbers"]:,} numbers'), ('fingerprint', found['fingerprint'])]
+    header = found['header']
+    if header is not None:
+        base = header['base']
+        rows += [('name', header['name']), ('format', f'{header["format"]}, written by mmpetl {header["mmpetl_version"]}')]
+        rows += [('method', json.dumps(m)) for m in header['methods']] or [('method', 'none')]
+        rows += [('tune', ', '.join(header['tune']) or 'nothing'), ('trunk', header['trunk']), ('backbone', header['backbone']),
+                 ('base', f'{base.get("id")}, fingerprint {base.get("fingerprint")}'),
+                 ('counts', ', '.join(f'{k} {n:,}' for k, n in header['counts'].items()))]
+        rows += [('classes', f'{len(header["classes"])}: {", ".join(header["classes"][:5])} ...')] if header.get('classes') else []
+        rows += [('metrics', ', '.join(f'{k} {v:g}' for k, v in header['metrics'].items()))] if header.get('metrics') else []
+        rows += [('versions', ', '.join(f'{k} {v}' for k, v in header['versions'].items()))] if header.get('versions') else []
+    else:
+        rows += [('format', found['format'] or 'none of the published ones')]
+    rows += [('fits', text) for text in found['fits']] or [('fits', 'no backbone of mmpetl, as far as the names tell')]
+    rows += [('part', f'{name:<40} {number:>14,}') for name, number in found['parts'].items()]
+    rows += [('entry', f'{name}: {value}') for name, value in found['entries'].items()]
+    rows += [('WARNING', f'{len(found["not_finite"])} tensors hold NaN or infinity: {", ".join(found["not_finite"][:3])}')
+             ] if found['not_finite'] else []
+    rows += [('report', found['report'])] if 'report' in found else []
+    return '\n'.join(f'{name:<12} {value}' for name, value in rows)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``mmpetl inspect``."""
+    parser = subparsers.add_parser('inspect', help='what a checkpoint or adapter file holds')
+    parser.add_argument('file', help='checkpoint, adapter file or published weights')
+    parser.add_argument('--config', default='', help='try the file on the backbone of this config')
+    parser.add_argument('--json', action='store_true', help='machine-readable output')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the description."""
+    with contextlib.redirect_stdout(sys.stderr):  # building a model may log
+        found = inspect_file(args.file, args.config)
+    print(json.dumps(found, indent=2) if args.json else describe(found))

@@ -1,0 +1,87 @@
+"""Fold an adapter into its base: tools/merge_adapter.py and mmpetl merge."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any, Dict, Tuple
+
+from mmengine.config import Config, DictAction
+from torch import nn
+
+from ..training.build import build_model, check_output, load_trained, read_config, write_state
+from ..tuning import MergeReport, adapter_header, find_backbone, merge
+from ..version import __version__
+
+
+def load_and_merge(cfg: Config, path: str, base: str = '', verify: bool = True,
+                   tolerance: float = 1e-3) -> Tuple[nn.Module, MergeReport, Dict[str, Any]]:
+    """Build the model of a config, load base and adapter, fold.
+
+    Args:
+        cfg: Config.
+        path: Adapter file or checkpoint.
+        base: Weight file of the base in place of the one that the config names.
+        verify: Compare the folded with the unfolded backbone on a probe batch.
+        tolerance: Largest accepted difference, relative to the largest output.
+
+    Returns:
+        The merged model in evaluation mode, what was folded, and the header that describes the adapter.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If base and adapter do not belong together, or a method cannot be folded.
+    """
+    if base:
+        cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=base)
+    model = build_model(cfg)
+    load_trained(model, path)
+    model.eval()
+    header = adapter_header(model)
+    return model, merge(model, verify=verify, tolerance=tolerance), header
+
+
+def _meta(header: Dict[str, Any], report: MergeReport, path: str) -> Dict[str, Any]:
+    return dict(
+        mmpetl_version=__version__, merged_from=os.path.basename(path), merged=report.folded, max_difference=report.max_difference,
+        methods=header['methods'], backbone=header['backbone'], base=header['base'])
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument('config', help='config with which the adapter was trained')
+    parser.add_argument('adapter', help='adapter file, or checkpoint of the training run')
+    parser.add_argument('-o', '--out', required=True, help='*.pth or *.safetensors')
+    parser.add_argument('--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
+    parser.add_argument('--backbone-only', action='store_true', help='write the backbone alone, without the prefix backbone.')
+    parser.add_argument('--no-verify', action='store_true', help='do not compare the merged with the unmerged backbone')
+    parser.add_argument('--tolerance', type=float, default=1e-3, help='largest accepted difference, relative to the largest output')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config')
+    return parser
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``mmpetl merge``."""
+    _add_arguments(subparsers.add_parser('merge', help='fold an adapter into its base')).set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Merge and write; the output loads with ``strict=True`` into the stock upstream model.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: What does not fit or cannot be folded, in one line; nothing is written.
+    """
+    check_output(args.out, (args.config, args.adapter, args.base or args.config))
+    cfg = read_config(args.config, args.cfg_options)
+    model, report, header = load_and_merge(cfg, args.adapter, args.base, not args.no_verify, args.tolerance)
+    state = find_backbone(model)[0].state_dict() if args.backbone_only else model.state_dict()
+    write_state(args.out, state, _meta(header, report, args.adapter))
+    numbers = sum(t.numel() for t in state.values())
+    print(report)
+    print(f'wrote {args.out}: {len(state)} tensors, {numbers:,} numbers; loads with strict=True into {header["backbone"]}')
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command line of ``tools/merge_adapter.py``."""
+    parser = argparse.ArgumentParser(prog='tools/merge_adapter.py', description=__doc__)
+    parser.add_argument('--debug', action='store_true', help='show tracebacks')
+    run(_add_arguments(parser).parse_args(argv))

@@ -1,0 +1,1 @@
+"""The feature cache: a store of frozen features and the hook that fills and reads it."""

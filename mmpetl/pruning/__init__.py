@@ -1,0 +1,1 @@
+"""E2VPT's pruning: score, mask, rewind."""

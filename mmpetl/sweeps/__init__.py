@@ -1,0 +1,1 @@
+"""Many runs as one thing: plan, trials, search, workers, rows, report, submission."""

@@ -1,0 +1,1 @@
+"""One run from a config to a checkpoint: flags, config, tasks, build, run, optimizers, several processes."""

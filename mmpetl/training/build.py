@@ -1,0 +1,144 @@
+"""A model from a config and a file: what merge, plan and export share."""
+
+import copy
+import io
+import json
+import os
+from typing import Any, Dict, Mapping, Optional
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from .. import registry  # noqa: F401
+from ..adapters.files import load_adapter
+from ..tuning import find_backbone
+from ..weights.adapter_file import METADATA_KEY
+from ..weights.errors import WeightFileError
+from ..weights.guards import read_safetensors_header
+from ..weights.io import atomic_write, file_kind, load_file
+from .run import load_config
+from .tasks import apply_task
+
+#: Suffixes that :func:`write_state` writes.
+SUFFIXES = ('.pth', '.safetensors')
+
+
+def read_config(path: str, options: Optional[Mapping[str, Any]] = None) -> Config:
+    """A config with ``--cfg-options`` and its task applied.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the config has no model, or its task does not fit.
+    """
+    cfg = load_config(path)
+    if options:
+        cfg.merge_from_dict(dict(options))
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'{path} has no model: give a config with which a model is trained')
+    return apply_task(cfg, options)
+
+
+def build_model(cfg: Config, weights: bool = True) -> nn.Module:
+    """The model of a config.
+
+    Args:
+        cfg: A config.
+        weights: False leaves out what opens files: ``init_cfg`` and text features (a head made of those has no parameters).
+
+    Raises:
+        ValueError: If the model has no attached backbone.
+    """
+    from mmengine.registry import MODELS, init_default_scope
+
+    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    settings = copy.deepcopy(cfg.model)
+    if settings.get('data_preprocessor') is None and cfg.get('data_preprocessor'):
+        settings['data_preprocessor'] = cfg.data_preprocessor
+    if not weights:
+        _leave_out_files(settings)
+    model: nn.Module = MODELS.build(settings)
+    find_backbone(model)
+    return model
+
+
+def _leave_out_files(settings: Any) -> None:
+    """Take out of a model config what reads files while the model is built."""
+    if isinstance(settings.get('backbone'), dict):
+        settings['backbone'].pop('init_cfg', None)
+    head = settings.get('head')
+    if isinstance(head, dict) and head.pop('text_features', None) is not None and str(head.get('type')).endswith('ZeroShotHead'):
+        settings['head'] = None
+
+
+def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
+    """Load an adapter file, or a checkpoint of a training run, into a model; its base comes from ``init_cfg`` where the file lacks it.
+
+    Returns:
+        The header of an adapter file, None for a checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If something is missing, or does not fit.
+    """
+    path = os.path.expanduser(path)
+    if is_adapter(path):
+        return load_adapter(model, path)
+    state = load_file(path)['state_dict']
+    own = model.state_dict()
+    odd = [k for k in state if k in own and own[k].shape != state[k].shape]
+    unknown = [k for k in state if k not in own]
+    if odd or unknown:
+        what = f'{odd[0]} has shape {tuple(state[odd[0]].shape)} and not {tuple(own[odd[0]].shape)}' if odd else f'{unknown[0]} is unknown'
+        raise WeightFileError(path, f'does not fit the model of the config: {what}', 'use the config with which it was trained')
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise WeightFileError(path, str(error), 'use the config with which it was trained') from None
+    return None
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a file is an adapter file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        WeightFileError: If it is no weight file.
+    """
+    return file_kind(path) == 'safetensors' and METADATA_KEY in read_safetensors_header(path, os.path.getsize(path))[1]
+
+
+def check_output(path: str, inputs: Any = (), suffixes: Any = SUFFIXES) -> None:
+    """Refuse a name of an output before anything is computed.
+
+    Raises:
+        WeightFileError: If the suffix is unknown or the output is one of the inputs.
+    """
+    if not path.endswith(tuple(suffixes)):
+        raise WeightFileError(path, 'unknown output format', f'name it {" or ".join("*" + suffix for suffix in suffixes)}')
+    for source in inputs:
+        if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+            raise WeightFileError(path, 'is an input itself', 'name another output')
+
+
+def write_state(path: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write a state dict as ``.pth`` (``{'state_dict', 'meta'}``) or ``.safetensors`` (``meta`` as JSON), atomically.
+
+    Raises:
+        WeightFileError: If the path has another suffix.
+    """
+    check_output(path)
+    plain = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    if path.endswith('.safetensors'):
+        from safetensors.torch import save
+        # clones: the safetensors library refuses tensors that share memory
+        data = save({key: tensor.clone() for key, tensor in plain.items()}, {'format': 'pt', 'meta': json.dumps(meta)})
+    else:
+        buffer = io.BytesIO()
+        torch.save({'state_dict': plain, 'meta': dict(meta)}, buffer)
+        data = buffer.getvalue()
+
+    def write(file: Any) -> None:
+        file.write(data)
+
+    atomic_write(path, write)

@@ -1,0 +1,73 @@
+"""Optimizer constructor that holds what trains, and nothing else; mixed precision without a GPU."""
+
+from contextlib import contextmanager
+from typing import Any, Iterator, List, Optional, Union
+
+import torch
+from mmengine.logging import MMLogger, print_log
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.runner.amp import autocast
+from torch import nn
+
+from ..registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+
+class _Trainable(nn.Module):
+    """View of a model that lists trainable parameters only."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = (model, )
+
+    def parameters(self, recurse: bool = True):  # type: ignore[no-untyped-def]
+        return (p for p in self._model[0].parameters(recurse) if p.requires_grad)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """MMEngine's constructor over trainable tensors only; ``paramwise_cfg`` (weight-decay and learning-rate multipliers) works as usual.
+
+    Without ``paramwise_cfg`` MMEngine hands frozen parameters to the optimizer, with it it prints one warning per frozen tensor.
+
+    Raises:
+        ValueError: If nothing trains.
+    """
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        if hasattr(model, 'module'):
+            model = model.module
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError('nothing trains: add a method to petl, a pattern to tune, or a head')
+        frozen = sum(1 for _ in model.parameters()) - len(trainable)
+        print_log(f'Optimizer: {len(trainable)} trainable tensors, {sum(p.numel() for p in trainable):,} numbers; '
+                  f'{frozen} frozen tensors are left out', 'current')
+        return super().__call__(model if self.paramwise_cfg else _Trainable(model))
+
+    def add_params(self,
+                   params: List[dict],
+                   module: nn.Module,
+                   prefix: str = '',
+                   is_dcn_module: Optional[Union[int, float]] = None) -> None:
+        # Upstream's own recursion, without its warning per frozen tensor and its line per option.
+        logger = MMLogger.get_current_instance()
+        muted, logger.disabled = logger.disabled, True
+        try:
+            super().add_params(params, module, prefix=prefix, is_dcn_module=is_dcn_module)
+        finally:
+            logger.disabled = muted
+
+
+@OPTIM_WRAPPERS.register_module()
+class CpuAmpOptimWrapper(OptimWrapper):
+    """Mixed precision on the CPU, where MMEngine's ``AmpOptimWrapper`` does not run.
+
+    Matrix products run in bfloat16, parameters and their gradients stay float32. bfloat16 has the range of float32, so the loss needs no
+    scaling.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[Any]:
+        """The context of a forward pass."""
+        with super().optim_context(model), autocast(device_type='cpu', dtype=torch.bfloat16):
+            yield

@@ -1,0 +1,146 @@
+"""mmpetl export: what is written is opened and run by the library that it is for."""
+
+import json
+
+import pytest
+import torch
+from cases import perturb
+from toy_model import ARCH, images, write_adapter, write_config
+
+from mmpetl.commands.main import main
+from mmpetl.weights import load_file
+
+LORA = [dict(type='LoRA', rank=2, ops='qv', alpha=4)]
+
+
+def exported(tmp_path, petl, out, *words):
+    """The model, after its adapter was exported to ``out``."""
+    config = write_config(tmp_path, petl)
+    model = write_adapter(config, tmp_path / 'a.safetensors')
+    assert main(['export', str(config), str(tmp_path / 'a.safetensors'), '-o', str(tmp_path / out), *words]) == 0
+    return model
+
+
+def close(got, model, tolerance=1e-5):
+    with torch.no_grad():
+        return bool((got - model(images())).abs().max() <= tolerance)
+
+
+def timm_model():
+    timm = pytest.importorskip('timm')
+    arch = ARCH['arch']
+    return timm.models.vision_transformer.VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=arch['embed_dims'], depth=arch['num_layers'], num_heads=arch['num_heads'],
+        mlp_ratio=arch['feedforward_channels'] / arch['embed_dims'], num_classes=3)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize('petl, said', [(LORA, 'folded lora'), ([dict(type='APT', num_tokens=2)], 'not folded')], ids=['LoRA', 'APT'])
+def test_onnx(tmp_path, capsys, petl, said):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    pytest.importorskip('onnxscript')
+    model = exported(tmp_path, petl, 'm.onnx')
+    assert said in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(tmp_path / 'm.onnx'), providers=['CPUExecutionProvider'])
+    for batch in (2, 5):
+        x = images(batch, seed=4)
+        got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+        with torch.no_grad():
+            assert got.shape == (batch, 3) and (got - model(x)).abs().max() <= 1e-4
+
+
+def test_safetensors(tmp_path):
+    from mmpretrain.models import VisionTransformer
+    exported(tmp_path, LORA, 'm.safetensors', '--backbone-only')
+    VisionTransformer(**ARCH).load_state_dict(load_file(tmp_path / 'm.safetensors')['state_dict'], strict=True)
+
+
+@pytest.mark.peers
+def test_timm(tmp_path):
+    model = exported(tmp_path, LORA, 'm.safetensors', '--to', 'timm')
+    peer = timm_model()
+    peer.load_state_dict(load_file(tmp_path / 'm.safetensors')['state_dict'], strict=True)
+    with torch.no_grad():
+        assert close(peer.eval()(images()), model)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize('options, affine', [(dict(feature_bn=True, scale=3.), True), (dict(normalize=True), False)])
+def test_heads_that_are_more_than_a_linear_layer(tmp_path, capsys, options, affine):
+    """What can be one linear layer becomes one; what cannot is left out and said, never written as something else."""
+    import mmpetl
+    from mmpetl.training.build import build_model, read_config
+    config = write_config(tmp_path, LORA)
+    text = config.read_text().replace("type='LinearClsHead'", f"type='mmpetl.FeatureHead', **{options!r}")
+    config.write_text(text)
+    model = build_model(read_config(str(config)))
+    model.backbone.init_weights()
+    perturb(model.backbone.petl), perturb(model.head)
+    model(images(8, seed=5))  # running statistics
+    model.eval()
+    mmpetl.save_adapter(model, str(tmp_path / 'a.safetensors'))
+    words = ['export', str(config), str(tmp_path / 'a.safetensors'), '-o', str(tmp_path / 'm.pth'), '--to', 'timm']
+    assert main(words) == 0
+    state = load_file(tmp_path / 'm.pth')['state_dict']
+    assert ('head was left out' in capsys.readouterr().out) == (not affine) == ('head.weight' not in state)
+    if affine:
+        peer = timm_model()
+        peer.load_state_dict(state, strict=True)
+        peer.eval()
+        with torch.no_grad():
+            assert close(peer(images()), model)
+
+
+@pytest.mark.peers
+def test_peft_on_timm(tmp_path):
+    peft = pytest.importorskip('peft')
+    model = exported(tmp_path, LORA, 'lora', '--to', 'peft')
+    base = write_config(tmp_path, [], 'plain.py')
+    with torch.no_grad():
+        for parameter in model.backbone.petl.parameters():
+            parameter.zero_()
+    import mmpetl
+    mmpetl.save_adapter(model, str(tmp_path / 'zero.safetensors'))
+    config = write_config(tmp_path, LORA)
+    assert main(['export', str(config), str(tmp_path / 'zero.safetensors'), '-o', str(tmp_path / 'base.safetensors'), '--to', 'timm']) == 0
+    assert base.exists()
+    peer = timm_model()
+    peer.load_state_dict(load_file(tmp_path / 'base.safetensors')['state_dict'], strict=True)
+    with torch.no_grad():
+        assert close(peer.eval()(images()), model)
+    opened = peft.PeftModel.from_pretrained(peer, str(tmp_path / 'lora')).eval()
+    mmpetl.load_adapter(model, str(tmp_path / 'a.safetensors'))
+    with torch.no_grad():
+        assert close(opened(images()), model)
+        with opened.disable_adapter():
+            assert not close(opened(images()), model, 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_transformers(tmp_path):
+    transformers = pytest.importorskip('transformers')
+    model = exported(tmp_path, LORA, 'hf', '--to', 'hf')
+    peer = transformers.ViTForImageClassification.from_pretrained(str(tmp_path / 'hf')).eval()
+    with torch.no_grad():
+        assert close(peer(images()).logits, model)
+
+
+def test_transformers_folder(tmp_path):
+    exported(tmp_path, LORA, 'hf', '--to', 'hf')
+    config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
+    assert (config['hidden_size'], config['num_attention_heads'], config['num_labels'], config['image_size']) == (32, 4, 3, 32)
+    state = load_file(tmp_path / 'hf' / 'model.safetensors')['state_dict']
+    assert state['classifier.weight'].shape == (3, 32) and not [k for k in state if 'petl' in k]
+
+
+@pytest.mark.parametrize('out, words, said', [
+    ('m.bin', (), 'cannot tell the format'), ('m.pth', ('--to', 'onnx'), '*.onnx'),
+    ('m.pth', ('--to', 'timm'), 'apt (APT) is not a change'),
+    ('m.pth', ('--to', 'openai'), "no export of 'vit' to 'openai'"), ('folder', ('--to', 'peft'), 'peft opens one LoRA')])
+def test_refusals(tmp_path, capsys, out, words, said):
+    config = write_config(tmp_path, [dict(type='APT', num_tokens=2)])
+    write_adapter(config, tmp_path / 'a.safetensors')
+    assert main(['export', str(config), str(tmp_path / 'a.safetensors'), '-o', str(tmp_path / out), *words]) == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / out).exists()
