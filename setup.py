@@ -31,7 +31,8 @@ def readme() -> str:
 
 
 def add_mim_extension(target: Path, link: bool) -> None:
-    """Put configs, tools and the model index into ``target``, where MIM looks for them; as links in an editable installation."""
+    """Put configs, tools and the model index into ``target``, where MIM looks for them; as links in an editable
+    installation."""
     target.mkdir(parents=True, exist_ok=True)
     for name in MIM:
         source, copy = ROOT / name, target / name
@@ -69,7 +70,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
-    keywords='parameter-efficient transfer learning, adapters, prompt tuning, LoRA, vision transformer, video, OpenMMLab',
+    keywords=
+    'parameter-efficient transfer learning, adapters, prompt tuning, LoRA, vision transformer, video, OpenMMLab',
     packages=find_packages(include=['mmpetl', 'mmpetl.*']),
     package_data={'mmpetl': ['**/*.yml', '**/*.yaml', '**/*.json', '**/*.txt', '**/*.csv']},
     python_requires='>=3.10,<3.13',

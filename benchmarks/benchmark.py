@@ -1,17 +1,20 @@
 """What every method costs, side by side in one run, ours and in its textbook form.
 
-    python benchmarks/benchmark.py                                    kept bytes and operations at base size; nothing is allocated
-    python benchmarks/benchmark.py --steps 3 --timed-batch 2          and step times as ratios to full fine-tuning and the plain form
-    python benchmarks/benchmark.py --methods LoRA SSF --backbones vit videomae --memory standard light --steps 3
-    python benchmarks/benchmark.py --targets                          the table of cost targets, measured in this run
-    python benchmarks/benchmark.py --write-docs                       docs/benchmarks.md from all results that are there
+    python benchmarks/benchmark.py                                    kept bytes and operations at base size; nothing is
+    allocated python benchmarks/benchmark.py --steps 3 --timed-batch 2          and step times as ratios to full
+    fine-tuning and the plain form python benchmarks/benchmark.py --methods LoRA SSF --backbones vit videomae --memory
+    standard light --steps 3 python benchmarks/benchmark.py --targets                          the table of cost
+    targets, measured in this run python benchmarks/benchmark.py --write-docs                       docs/benchmarks.md
+    from all results that are there
 
-Columns: trainable parameters; MiB that one training step keeps for the backward pass per input (without head and loss; attention in a fused
-kernel where the form uses one), its ratio to full fine-tuning and to the plain form; GFLOP of one forward and backward pass per input, two
-per multiply-add, attention included; with ``--steps`` the median step time of the rounds as a ratio to full fine-tuning and to the plain
-form with the smallest and largest round; on a GPU the peak of memory that a step takes. The plain form (benchmarks/benchmark_plain.py) is the
-published formula written out. ``--memory`` adds rows of the forms that compute again what they do not keep ('light', 'lightest', or whole
-'blocks'). Writes a table, methods.json (backbones that are not measured again stay in it) and a plot.
+Columns: trainable parameters; MiB that one training step keeps for the backward pass per input (without head and loss;
+    attention in a fused
+kernel where the form uses one), its ratio to full fine-tuning and to the plain form; GFLOP of one forward and backward
+pass per input, two per multiply-add, attention included; with ``--steps`` the median step time of the rounds as a ratio
+to full fine-tuning and to the plain form with the smallest and largest round; on a GPU the peak of memory that a step
+takes. The plain form (benchmarks/benchmark_plain.py) is the published formula written out. ``--memory`` adds rows of
+the forms that compute again what they do not keep ('light', 'lightest', or whole 'blocks'). Writes a table,
+methods.json (backbones that are not measured again stay in it) and a plot.
 """
 
 import argparse
@@ -48,7 +51,8 @@ from mmpetl.weights import write_json
 
 
 def static_costs(backbone: Any, row: Dict[str, Any], size: str, memory: str, batch: int) -> Dict[str, Any]:
-    """Parameters, and bytes and operations per input of our form and, in the standard setting, of the plain one (None: there is none)."""
+    """Parameters, and bytes and operations per input of our form and, in the standard setting, of the plain one (None:
+    there is none)."""
     shape = SHAPES[backbone.name] if size == 'base' else backbone.shape
     with on_meta():
         model = build(backbone, row, size, memory)
@@ -129,12 +133,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=8, help='inputs of one step')
     parser.add_argument('--timed-batch', type=int, help='inputs of one timed step; default --batch')
     parser.add_argument('--steps', type=int, default=0, help='timed rounds; 0 times nothing')
-    parser.add_argument('--memory', nargs='+', choices=list(MEMORY), default=[], help='memory settings beside the standard one')
-    parser.add_argument('--timed', nargs='+', choices=list(BACKBONE), default=list(BACKBONE), help='backbones that are timed; default all')
-    parser.add_argument('--untimed', nargs='+', choices=list(MEMORY)[1:], default=[], help='memory settings that are counted but not timed')
+    parser.add_argument(
+        '--memory', nargs='+', choices=list(MEMORY), default=[], help='memory settings beside the standard one')
+    parser.add_argument(
+        '--timed',
+        nargs='+',
+        choices=list(BACKBONE),
+        default=list(BACKBONE),
+        help='backbones that are timed; default all')
+    parser.add_argument(
+        '--untimed',
+        nargs='+',
+        choices=list(MEMORY)[1:],
+        default=[],
+        help='memory settings that are counted but not timed')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='autocast of the timed steps; default none')
     parser.add_argument('--targets', action='store_true', help='print the table of cost targets instead')
-    parser.add_argument('--write-docs', action='store_true', help='measure nothing; write docs/benchmarks.md from the results')
+    parser.add_argument(
+        '--write-docs', action='store_true', help='measure nothing; write docs/benchmarks.md from the results')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'benchmark')
     args = parser.parse_args()
     args.memory = list(dict.fromkeys(['standard', *args.memory]))
@@ -156,7 +172,8 @@ def main() -> None:
     path = folder / 'methods.json'
     results = methods_table(args, json.loads(path.read_text()) if path.exists() else {})
     write_json(path, results)
-    plot({found['title']: found['rows'] for found in results['backbones'].values()}, folder / 'kept_over_parameters.png')
+    plot({found['title']: found['rows']
+          for found in results['backbones'].values()}, folder / 'kept_over_parameters.png')
     print(f'Written: {folder}')
 
 

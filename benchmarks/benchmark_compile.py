@@ -1,8 +1,10 @@
-"""What torch.compile saves: python benchmarks/benchmark_compile.py [--methods LoRA VPT ...] [--backbones vit] [--batch 2] [--steps 3]
+"""What torch.compile saves: python benchmarks/benchmark_compile.py [--methods LoRA VPT ...] [--backbones vit] [--batch
+2] [--steps 3]
 
-The same model as it is and compiled (default backend), one after the other in every round: a training step (forward and backward pass) and
-inference. Ratios are compiled over eager, medians with the smallest and largest round in brackets, and the seconds that the first step
-takes longer, which a run pays once. The outputs of inference are compared before anything is timed. Writes compile.json.
+The same model as it is and compiled (default backend), one after the other in every round: a training step (forward and
+backward pass) and inference. Ratios are compiled over eager, medians with the smallest and largest round in brackets,
+and the seconds that the first step takes longer, which a run pays once. The outputs of inference are compared before
+anything is timed. Writes compile.json.
 """
 
 import argparse
@@ -16,7 +18,20 @@ from unittest.mock import patch
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
-from benchmark_costs import ROOT, SHAPES, build, device, hardware, interleave, last, ratio, results_folder, seconds, train_step, variants
+from benchmark_costs import (
+    ROOT,
+    SHAPES,
+    build,
+    device,
+    hardware,
+    interleave,
+    last,
+    ratio,
+    results_folder,
+    seconds,
+    train_step,
+    variants,
+)
 from benchmark_peers import infer
 from benchmark_report import print_table, spread
 
@@ -46,20 +61,27 @@ def measure(backbone: Any, row: Dict[str, Any], args: argparse.Namespace) -> Lis
             expected, found = last(model(x)), last(compiled(x))
         if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3):
             raise RuntimeError(f'{row["name"]}: compiled outputs differ by {(found - expected).abs().max()}')
-        passes = interleave({'eager': lambda: infer(model, x), 'compiled': lambda: infer(compiled, x)}, args.steps, row['name'])
+        passes = interleave({
+            'eager': lambda: infer(model, x),
+            'compiled': lambda: infer(compiled, x)
+        }, args.steps, row['name'])
         model.train()
         runs: Dict[str, Callable[[], None]] = {
             'eager': lambda: train_step(model, x, args.amp), 'compiled': lambda: train_step(compiled, x, args.amp)}
         took = interleave(runs, args.steps, row['name'])
-    return [row['name'], spread(ratio(took['compiled'], took['eager'])), spread(ratio(passes['compiled'], passes['eager'])),
-            f'{first[1] - first[0]:.0f}']
+    return [
+        row['name'],
+        spread(ratio(took['compiled'], took['eager'])),
+        spread(ratio(passes['compiled'], passes['eager'])), f'{first[1] - first[0]:.0f}'
+    ]
 
 
 def main() -> None:
     """Measure, print, write."""
     from cases import BACKBONE
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--methods', nargs='+', default=METHODS, help=f'names of the support table; default {" ".join(METHODS)}')
+    parser.add_argument(
+        '--methods', nargs='+', default=METHODS, help=f'names of the support table; default {" ".join(METHODS)}')
     parser.add_argument('--backbones', nargs='+', choices=list(BACKBONE), default=['vit'])
     parser.add_argument('--sizes', choices=['tiny', 'base'], default='base')
     parser.add_argument('--batch', type=int, default=2)

@@ -1,4 +1,5 @@
-"""What the benchmark commands share: rows of the table, floating-point operations, interleaved timing, the hardware's name."""
+"""What the benchmark commands share: rows of the table, floating-point operations, interleaved timing, the hardware's
+name."""
 
 import os
 import platform
@@ -27,10 +28,11 @@ import mmpetl  # noqa: E402
 MMLogger.get_instance('mmpetl', log_level='ERROR')
 
 MIB = 2**20
-SHAPES = dict(vit=(3, 224, 224), clip=(3, 224, 224), swin=(3, 224, 224), videomae=(3, 16, 224, 224), video_swin=(3, 16, 224, 224))
+SHAPES = dict(
+    vit=(3, 224, 224), clip=(3, 224, 224), swin=(3, 224, 224), videomae=(3, 16, 224, 224), video_swin=(3, 16, 224, 224))
 
 
-# -- models -------------------------------------------------------------------------------------------------------------------------------
+# -- models -----------------------------------------------------------------------------------------------------------
 
 
 #: Memory setting -> arguments of a backbone; 'blocks' recomputes every block.
@@ -45,7 +47,11 @@ def variants(names: Optional[Sequence[str]]) -> List[Dict[str, Any]]:
         SystemExit: If a name is unknown.
     """
     from cases import METHODS
-    rows: List[Dict[str, Any]] = [dict(name='full', tune=['*']), dict(name='linear probe'), dict(name='BitFit', tune=['*bias*'])]
+    rows: List[Dict[str, Any]] = [
+        dict(name='full', tune=['*']),
+        dict(name='linear probe'),
+        dict(name='BitFit', tune=['*bias*'])
+    ]
     rows += [dict(name=c.name, petl=c.real, tiny=c.petl, on=c.on) for c in METHODS if c.real]
     unknown = set(names or ()) - {row['name'] for row in rows}
     if unknown:
@@ -53,7 +59,11 @@ def variants(names: Optional[Sequence[str]]) -> List[Dict[str, Any]]:
     return [row for row in rows if not names or row['name'] in names or row['name'] == 'full']
 
 
-def build(backbone: Any, row: Dict[str, Any], size: str = 'base', memory: str = 'standard', **options: Any) -> nn.Module:
+def build(backbone: Any,
+          row: Dict[str, Any],
+          size: str = 'base',
+          memory: str = 'standard',
+          **options: Any) -> nn.Module:
     """The backbone of one row, in train mode.
 
     Args:
@@ -80,7 +90,7 @@ def share_trunk(models: Sequence[nn.Module]) -> None:
                 p.data = first[name].data
 
 
-# -- operations ---------------------------------------------------------------------------------------------------------------------------
+# -- operations -------------------------------------------------------------------------------------------------------
 
 
 class _Operations(TorchDispatchMode):
@@ -100,7 +110,8 @@ class _Operations(TorchDispatchMode):
 def flops(model: nn.Module, x: Tensor) -> Tuple[int, int]:
     """Operations of one forward and of one backward pass, attention included; on any device, the meta device too.
 
-    Attention runs as matrix products, because a fused kernel has no formula on every device. What is recomputed counts as backward.
+    Attention runs as matrix products, because a fused kernel has no formula on every device. What is recomputed counts
+    as backward.
     """
     with sdpa_kernel(SDPBackend.MATH), _Operations() as counted:
         loss = last(model(x)).sum()
@@ -120,7 +131,7 @@ def last(output: Any) -> Tensor:
     return output
 
 
-# -- time ---------------------------------------------------------------------------------------------------------------------------------
+# -- time -------------------------------------------------------------------------------------------------------------
 
 
 def device() -> str:
@@ -131,7 +142,10 @@ def device() -> str:
 def train_step(model: nn.Module, x: Any, amp: Optional[str] = None) -> None:
     """One forward and backward pass; gradients are dropped."""
     kind = device()
-    context = torch.autocast(kind, getattr(torch, {'bf16': 'bfloat16', 'fp16': 'float16'}[amp])) if amp else nullcontext()
+    context = torch.autocast(kind, getattr(torch, {
+        'bf16': 'bfloat16',
+        'fp16': 'float16'
+    }[amp])) if amp else nullcontext()
     with context:
         loss = last(model(x)).float().square().mean()
     if loss.requires_grad:
@@ -163,7 +177,8 @@ def peak_bytes(run: Callable[[], Any]) -> Optional[int]:
 
 
 def interleave(runs: Dict[str, Callable[[], Any]], rounds: int, title: str = '') -> Dict[str, List[float]]:
-    """Seconds of every call in ``rounds`` rounds, taken in turns after one round that does not count; a busy machine slows all alike."""
+    """Seconds of every call in ``rounds`` rounds, taken in turns after one round that does not count; a busy machine
+    slows all alike."""
     found: Dict[str, List[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
@@ -181,7 +196,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Dict[str, float]:
     return dict(median=statistics.median(ratios), low=min(ratios), high=max(ratios))
 
 
-# -- hardware -----------------------------------------------------------------------------------------------------------------------------
+# -- hardware ---------------------------------------------------------------------------------------------------------
 
 
 def hardware() -> Dict[str, Any]:
@@ -189,7 +204,8 @@ def hardware() -> Dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path('/proc/cpuinfo')
     if info.exists():
-        model = next((line.split(':', 1)[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')), model)
+        model = next((line.split(':', 1)[1].strip()
+                      for line in info.read_text().splitlines() if line.startswith('model name')), model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return dict(cpu=model, cores=cores, threads=torch.get_num_threads(), gpu=gpu, torch=torch.__version__)

@@ -1,12 +1,14 @@
-"""Against libraries that can be installed: python benchmarks/benchmark_peers.py [--batch 2] [--steps 3] [--skip-startup]
+"""Against libraries that can be installed: python benchmarks/benchmark_peers.py [--batch 2] [--steps 3]
+[--skip-startup]
 
-* LoRA on q and v, rank 8: peft on the transformers ViT-B/16 (fused attention) against ours, training steps and kept bytes.
-* Trunks: timm and upstream mmpretrain and mmaction2 against our backbones without methods, and with LoRA merged into the weights: inference
-  and full fine-tuning. Video backbones at small size, so that a round takes seconds.
+* LoRA on q and v, rank 8: peft on the transformers ViT-B/16 (fused attention) against ours, training steps and kept
+  bytes.
+* Trunks: timm and upstream mmpretrain and mmaction2 against our backbones without methods, and with LoRA merged into
+  the weights: inference and full fine-tuning. Video backbones at small size, so that a round takes seconds.
 * Start: import, build ViT-B and attach LoRA, against import and build alone, each in a fresh process.
 
-Models of one comparison take turns in every round; ratios are ours to theirs. Writes peers.json. A package that is not installed is named
-and left out.
+Models of one comparison take turns in every round; ratios are ours to theirs. Writes peers.json. A package that is not
+installed is named and left out.
 """
 
 import argparse
@@ -34,7 +36,8 @@ VIT = (3, 224, 224)
 VIDEOMAE = dict(img_size=112, patch_size=16, embed_dims=384, depth=12, num_heads=6, num_frames=16)
 VIDEO_SWIN = dict(arch='tiny', drop_path_rate=0.)
 TRUNKS: Dict[str, Any] = {
-    'mmpretrain ViT-B/16': ('vit', dict(arch='base'), VIT), 'mmpretrain Swin-T': ('swin', dict(arch='tiny', drop_path_rate=0.), VIT),
+    'mmpretrain ViT-B/16': ('vit', dict(arch='base'), VIT),
+    'mmpretrain Swin-T': ('swin', dict(arch='tiny', drop_path_rate=0.), VIT),
     'mmaction2 VideoMAE-S 112': ('videomae', VIDEOMAE, (3, 16, 112, 112)),
     'mmaction2 Video Swin-T 112': ('video_swin', VIDEO_SWIN, (3, 8, 112, 112)),
 }
@@ -46,7 +49,7 @@ def missing(*packages: str) -> Optional[str]:
     return f'left out, not installed: {", ".join(lacking)} (pip install {" ".join(lacking)})' if lacking else None
 
 
-# -- LoRA ---------------------------------------------------------------------------------------------------------------------------------
+# -- LoRA -------------------------------------------------------------------------------------------------------------
 
 
 def peft_model() -> nn.Module:
@@ -93,7 +96,7 @@ def lora_against_peft(batch: int, rounds: int) -> Dict[str, Any]:
     return dict(kept=kept, trained=trained, time={name: ratio(took[name], took['peft']) for name in models})
 
 
-# -- trunks -------------------------------------------------------------------------------------------------------------------------------
+# -- trunks -----------------------------------------------------------------------------------------------------------
 
 
 def infer(model: nn.Module, x: torch.Tensor) -> None:
@@ -130,7 +133,10 @@ def trunk_times(title: str, batch: int, rounds: int) -> Dict[str, Any]:
         import timm
         models['timm'] = timm.create_model('vit_base_patch16_224', num_classes=0).to(device()).eval()
     x = torch.randn(batch, *shape, device=device())
-    runs: Dict[str, Callable[[], None]] = {f'inference, {name}': (lambda m=m: infer(m, x)) for name, m in models.items()}
+    runs: Dict[str, Callable[[], None]] = {
+        f'inference, {name}': (lambda m=m: infer(m, x))
+        for name, m in models.items()
+    }
     runs.update({f'full, {name}': (lambda m=m: train_step(m, x)) for name, m in models.items() if name != 'merged'})
     took = interleave(runs, rounds, title)
     found = {}
@@ -142,7 +148,7 @@ def trunk_times(title: str, batch: int, rounds: int) -> Dict[str, Any]:
     return {f'{what}: {name}': value for (what, name), value in found.items()}
 
 
-# -- start --------------------------------------------------------------------------------------------------------------------------------
+# -- start ------------------------------------------------------------------------------------------------------------
 
 UPSTREAM = 'from mmpretrain.models import VisionTransformer; model = VisionTransformer("base")'
 OURS = f'import mmpetl; {UPSTREAM}; mmpetl.attach(model, [dict(type="LoRA", rank=8)])'
@@ -154,14 +160,20 @@ def startup(rounds: int) -> Dict[str, Any]:
     for number_ in range(rounds + 1):
         for code, found in took.items():
             began = time.perf_counter()
-            subprocess.run([sys.executable, '-c', code], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run([sys.executable, '-c', code],
+                           cwd=ROOT,
+                           check=True,
+                           stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
             if number_:  # the first round fills the file cache
                 found.append(time.perf_counter() - began)
     added = [a - b for a, b in zip(took[OURS], took[UPSTREAM])]
-    return dict(added=dict(median=statistics.median(added), low=min(added), high=max(added)), ratio=ratio(took[OURS], took[UPSTREAM]))
+    return dict(
+        added=dict(median=statistics.median(added), low=min(added), high=max(added)),
+        ratio=ratio(took[OURS], took[UPSTREAM]))
 
 
-# -- command ------------------------------------------------------------------------------------------------------------------------------
+# -- command ----------------------------------------------------------------------------------------------------------
 
 
 def tables(batch: int, rounds: int, with_startup: bool) -> List[Dict[str, Any]]:
@@ -173,9 +185,16 @@ def tables(batch: int, rounds: int, with_startup: bool) -> List[Dict[str, Any]]:
     else:
         lora = lora_against_peft(batch, rounds)
         theirs = lora['kept']['peft']
-        rows = [[name, f'{lora["trained"][name]:,}', number(kept, '.2f', MIB), f'{kept / theirs:.3f}', spread(lora['time'][name])]
-                for name, kept in lora['kept'].items()]
-        found.append(dict(title='LoRA q, v, rank 8, ViT-B/16', rows=rows, header=['', 'trainable', 'kept MiB', 'of peft', 'step of peft']))
+        rows = [[
+            name, f'{lora["trained"][name]:,}',
+            number(kept, '.2f', MIB), f'{kept / theirs:.3f}',
+            spread(lora['time'][name])
+        ] for name, kept in lora['kept'].items()]
+        found.append(
+            dict(
+                title='LoRA q, v, rank 8, ViT-B/16',
+                rows=rows,
+                header=['', 'trainable', 'kept MiB', 'of peft', 'step of peft']))
     if missing('timm'):
         print(f'timm trunk: {missing("timm")}')
     rows = []
@@ -183,8 +202,14 @@ def tables(batch: int, rounds: int, with_startup: bool) -> List[Dict[str, Any]]:
         times = trunk_times(title, batch, rounds)
         rows.append([title, *(spread(times.get(key)) for key in (
             'inference: empty', 'inference: merged', 'full: empty', 'inference: timm', 'full: timm'))])
-    found.append(dict(title='Trunks, ours over theirs', rows=rows, header=[
-        '', 'no methods, inference', 'merged LoRA, inference', 'full fine-tuning', 'inference over timm', 'full over timm']))
+    found.append(
+        dict(
+            title='Trunks, ours over theirs',
+            rows=rows,
+            header=[
+                '', 'no methods, inference', 'merged LoRA, inference', 'full fine-tuning', 'inference over timm',
+                'full over timm'
+            ]))
     if with_startup:
         start = startup(rounds)
         rows = [['import, build ViT-B, attach, over import and build', spread(start['ratio']), spread(start['added'])]]

@@ -1,9 +1,9 @@
 """The textbook form of every method, on plain upstream blocks: what the benchmark compares with.
 
-``plain(model)`` takes a backbone with methods and returns a module that computes the same feature from the same parameters, the way the
-published code does: attention is an explicit softmax, prompts travel through every feed-forward network, Kronecker products are formed,
-scales and shifts keep their inputs, nothing is skipped, shared or recomputed. Of our library it uses the parameters and the numbers in the
-configs, never its blocks, attention or method formulas.
+``plain(model)`` takes a backbone with methods and returns a module that computes the same feature from the same
+parameters, the way the published code does: attention is an explicit softmax, prompts travel through every feed-forward
+network, Kronecker products are formed, scales and shifts keep their inputs, nothing is skipped, shared or recomputed.
+Of our library it uses the parameters and the numbers in the configs, never its blocks, attention or method formulas.
 """
 
 import copy
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 KeysValues = Optional[Tuple[Tensor, Tensor]]
 
 
-# -- methods ------------------------------------------------------------------------------------------------------------------------------
+# -- methods ----------------------------------------------------------------------------------------------------------
 
 
 class PlainMethod:
@@ -189,7 +189,8 @@ class PlainSSF(PlainMethod):
 
 
 class PlainConvpass(PlainMethod):
-    """y + s c(x): down, 3 x 3 convolution of the map and of every other token alone, up; act(t) = t sigmoid(1.702 t)."""
+    """y + s c(x): down, 3 x 3 convolution of the map and of every other token alone, up; act(t) = t sigmoid(1.702
+    t)."""
 
     def branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
         if sub not in self.m.branch_subs(i):
@@ -233,13 +234,23 @@ class PlainFacT(PlainMethod):
 
 
 FORMS: Dict[str, type] = dict(
-    LoRA=PlainLoRA, Adapter=PlainBottleneck, AdaptFormer=PlainBottleneck, PATT=PlainPATT, Prefix=PlainPrefix, VPT=PlainVPT,
-    E2VPT=PlainE2VPT, APT=PlainAPT, KAdaptation=PlainKAdaptation, Compacter=PlainCompacter, SSF=PlainSSF, Convpass=PlainConvpass,
+    LoRA=PlainLoRA,
+    Adapter=PlainBottleneck,
+    AdaptFormer=PlainBottleneck,
+    PATT=PlainPATT,
+    Prefix=PlainPrefix,
+    VPT=PlainVPT,
+    E2VPT=PlainE2VPT,
+    APT=PlainAPT,
+    KAdaptation=PlainKAdaptation,
+    Compacter=PlainCompacter,
+    SSF=PlainSSF,
+    Convpass=PlainConvpass,
     FacT=PlainFacT)
 SIDES = ('SynQT', 'VQT', 'LST')
 
 
-# -- plain vision transformers ------------------------------------------------------------------------------------------------------------
+# -- plain vision transformers ----------------------------------------------------------------------------------------
 
 
 class PlainViT(nn.Module):
@@ -381,11 +392,12 @@ def branches(forms: Sequence[PlainMethod], i: int, sub: str, residual: Tensor, x
     return y
 
 
-# -- plain Swin transformers --------------------------------------------------------------------------------------------------------------
+# -- plain Swin transformers ------------------------------------------------------------------------------------------
 
 
 class PlainSwin(nn.Module):
-    """Upstream's own Swin or Video Swin (explicit window attention with bias and mask) with the formulas hooked onto its modules.
+    """Upstream's own Swin or Video Swin (explicit window attention with bias and mask) with the formulas hooked onto
+    its modules.
 
     Args:
         model: Backbone with methods that act on linears, norms and branches; it is copied.

@@ -1,4 +1,5 @@
-"""The textbook forms of the side methods SynQT, VQT and LST: keys and values formed and kept, explicit softmax, nothing recomputed."""
+"""The textbook forms of the side methods SynQT, VQT and LST: keys and values formed and kept, explicit softmax, nothing
+recomputed."""
 
 from typing import List, Tuple
 
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 class PlainSide(PlainViT):
     """ViT, CLIP or VideoMAE whose feature is that of a side method; (B, 3, [T,] H, W) -> (B, C').
 
-    Keys and values are those that the frozen network computed for itself; its last block runs in full. The small trainable modules
-    (bottlenecks, query attention, gates) are plain torch modules and are called as they are.
+    Keys and values are those that the frozen network computed for itself; its last block runs in full. The small
+    trainable modules (bottlenecks, query attention, gates) are plain torch modules and are called as they are.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,12 +39,16 @@ class PlainSide(PlainViT):
 
     def final_norm(self) -> nn.Module:
         """The backbone's last norm."""
-        return self.model.ln1 if not self.video else self.model.norm if self.model.fc_norm is None else self.model.fc_norm
+        if not self.video:
+            return self.model.ln1
+        return self.model.norm if self.model.fc_norm is None else self.model.fc_norm
 
     def read(self, i: int, p: Tensor) -> Tuple[Tensor, Tensor]:
-        """Queries p (B, P, C) through frozen block i, with the keys and values of its tokens -> outputs of its two sublayers."""
+        """Queries p (B, P, C) through frozen block i, with the keys and values of its tokens -> outputs of its two
+        sublayers."""
         block = self.blocks[i]
-        weight, bias = block.attn.qkv.weight.chunk(3)[0], block.attn.q_bias if self.video else block.attn.qkv.bias.chunk(3)[0]
+        weight, bias = block.attn.qkv.weight.chunk(
+            3)[0], block.attn.q_bias if self.video else block.attn.qkv.bias.chunk(3)[0]
         q = self.heads(i, F.linear(block.norm1(p), weight, bias))
         h = self.output(i, self.attend(q, *self.frozen[i]))
         return h, self.feed_forward(i, block.norm2(p + h))

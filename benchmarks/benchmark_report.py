@@ -50,18 +50,28 @@ def spread(found: Optional[Dict[str, float]]) -> str:
 def method_columns(rows: Sequence[Dict[str, Any]]) -> Tuple[List[str], List[List[str]]]:
     """Header and cells of one backbone's table; the first row is full fine-tuning."""
     timing, gpu = 'time_of_full' in rows[0], 'peak' in rows[0]
-    header = ['method', 'trainable', 'kept MiB', 'of full', 'plain MiB', 'of plain', 'GFLOP fwd', 'bwd', 'plain fwd', 'bwd']
+    header = [
+        'method', 'trainable', 'kept MiB', 'of full', 'plain MiB', 'of plain', 'GFLOP fwd', 'bwd', 'plain fwd', 'bwd'
+    ]
     header += ['step of full', 'step of plain'] if timing else []
     header += ['step ms', 'peak MiB', 'plain peak MiB'] if gpu else []
     table = []
     for row in rows:
         of_plain = row['kept'] / row['plain_kept'] if row['plain_kept'] else None
-        cells = [row['name'], f'{row["parameters"]:,}', number(row['kept'], '.2f', 2**20), number(row['kept'] / rows[0]['kept'], '.3f'),
-                 number(row['plain_kept'], '.2f', 2**20), number(of_plain, '.3f')]
+        cells = [
+            row['name'], f'{row["parameters"]:,}',
+            number(row['kept'], '.2f', 2**20),
+            number(row['kept'] / rows[0]['kept'], '.3f'),
+            number(row['plain_kept'], '.2f', 2**20),
+            number(of_plain, '.3f')
+        ]
         cells += [number(row[key], '.4g', 1e9) for key in ('forward', 'backward', 'plain_forward', 'plain_backward')]
         cells += [spread(row.get('time_of_full')), spread(row.get('time_of_plain'))] if timing else []
         if gpu:
-            cells += [number(row.get('milliseconds'), '.1f'), *(number(row.get(key), '.0f', 2**20) for key in ('peak', 'plain_peak'))]
+            cells += [
+                number(row.get('milliseconds'), '.1f'),
+                *(number(row.get(key), '.0f', 2**20) for key in ('peak', 'plain_peak'))
+            ]
         table.append(cells)
     return header, table
 
@@ -97,7 +107,11 @@ def plot(results: Dict[str, List[Dict[str, Any]]], path: Path) -> None:
             at = (r['parameters'], r['kept'] / full)
             axes.annotate(r['name'], at, (4, 3), textcoords='offset points', fontsize=6)
             if r['plain_kept']:
-                axes.plot([at[0]] * 2, [at[1], r['plain_kept'] / full], color=dots.get_facecolor()[0], linewidth=0.8, alpha=0.5)
+                axes.plot(
+                    [at[0]] * 2, [at[1], r['plain_kept'] / full],
+                    color=dots.get_facecolor()[0],
+                    linewidth=0.8,
+                    alpha=0.5)
     axes.set(xscale='log', yscale='log', xlabel='trainable parameters',
              ylabel='kept for the backward pass, of full fine-tuning (line: up to the plain form)')
     axes.grid(True, alpha=0.25)
@@ -106,7 +120,7 @@ def plot(results: Dict[str, List[Dict[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------------------------
+# -- the page ---------------------------------------------------------------------------------------------------------
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -148,7 +162,8 @@ def write_docs(out: Path, page: Path) -> Path:
         raise SystemExit(f'no results below {out}: run the commands of benchmarks/benchmark.py first')
     parts = [HEAD]
     for folder in folders:
-        found = [(name, title, json.loads((folder / name).read_text())) for name, title in SECTIONS if (folder / name).exists()]
+        found = [(name, title, json.loads((folder / name).read_text())) for name, title in SECTIONS
+                 if (folder / name).exists()]
         here = found[0][2]['hardware']
         parts.append(f'## {here["gpu"] or here["cpu"]}\n')
         parts += [f'### {title}\n\n{section(name, results)}\n' for name, title, results in found]

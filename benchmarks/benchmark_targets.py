@@ -1,8 +1,9 @@
-"""The table of cost targets, every figure measured in the run that prints it: python benchmarks/benchmark.py --targets [--timed-batch 8]
-[--steps 3].
+"""The table of cost targets, every figure measured in the run that prints it: python benchmarks/benchmark.py --targets
+[--timed-batch 8] [--steps 3].
 
-Kept bytes are counted at a batch of 8 (video: 1) on the meta device; times are those of ``--timed-batch``. Where a target speaks of full
-fine-tuning without naming its attention, it is ours, in a fused kernel, which is the harder comparison.
+Kept bytes are counted at a batch of 8 (video: 1) on the meta device; times are those of ``--timed-batch``. Where a
+target speaks of full fine-tuning without naming its attention, it is ours, in a fused kernel, which is the harder
+comparison.
 """
 
 import argparse
@@ -43,7 +44,13 @@ def kept(backbone: str, petl: Any, shape: Tuple[int, ...], batch: int = 8) -> Di
     return found
 
 
-def row(work: str, limit: float, value: Any, form: str = '.3f', unit: str = '', times: Any = None, note: str = '') -> Row:
+def row(work: str,
+        limit: float,
+        value: Any,
+        form: str = '.3f',
+        unit: str = '',
+        times: Any = None,
+        note: str = '') -> Row:
     """One row of the table.
 
     Args:
@@ -69,7 +76,7 @@ def over(bytes_: Dict[str, float], whole: float) -> Dict[str, float]:
     return {name: value / whole for name, value in bytes_.items()}
 
 
-# -- kept bytes ---------------------------------------------------------------------------------------------------------------------------
+# -- kept bytes -------------------------------------------------------------------------------------------------------
 
 
 def memory_rows() -> List[Row]:
@@ -81,9 +88,14 @@ def memory_rows() -> List[Row]:
                  kept('vit', dict(type='SynQT', num_tokens=16), IMAGE)['standard'] / explicit, '.4f', note=note)]
     vpt = over(kept('vit', dict(type='VPT', num_tokens=50), IMAGE), MIB)
     found.append(row('VPT-deep P=50, kept per image', 80, vpt, '.1f', ' MiB', note=f'plain {vpt["plain"]:.1f} MiB'))
-    methods = {'SSF': (1., dict(type='SSF')), 'FacT-TT 16': (1., dict(type='FacT', kind='tt', rank=16)),
-               'FacT-TK 32': (1., dict(type='FacT', kind='tk', rank=32)), 'AdaptFormer 64': (0.55, dict(type='AdaptFormer', mid_dims=64)),
-               'Adapter 64': (0.55, dict(type='Adapter', mid_dims=64, kind='pfeiffer')), 'Compacter 64': (0.55, dict(type='Compacter'))}
+    methods = {
+        'SSF': (1., dict(type='SSF')),
+        'FacT-TT 16': (1., dict(type='FacT', kind='tt', rank=16)),
+        'FacT-TK 32': (1., dict(type='FacT', kind='tk', rank=32)),
+        'AdaptFormer 64': (0.55, dict(type='AdaptFormer', mid_dims=64)),
+        'Adapter 64': (0.55, dict(type='Adapter', mid_dims=64, kind='pfeiffer')),
+        'Compacter 64': (0.55, dict(type='Compacter'))
+    }
     for name, (limit, petl) in methods.items():
         bytes_ = kept('vit', petl, IMAGE)
         note = f'of explicit full {bytes_["standard"] / explicit:.3f}, plain form {bytes_["plain"] / explicit:.3f}'
@@ -92,7 +104,8 @@ def memory_rows() -> List[Row]:
     apt = kept('videomae', dict(type='APT', num_tokens=400), CLIP, 1)
     found.append(row('APT T=400 on VideoMAE-B, N=1568, kept / full with explicit attention', 0.18, over(apt, video)))
     pair = kept('video_swin', [dict(type='PATT', mid_dims=128), dict(type='AdaptFormer', mid_dims=64)], LONG_CLIP, 1)
-    found.append(row('PATT + AdaptFormer on Video Swin-B, 32 frames, kept / published form', 0.6, over(pair, pair['plain'])))
+    found.append(
+        row('PATT + AdaptFormer on Video Swin-B, 32 frames, kept / published form', 0.6, over(pair, pair['plain'])))
     return found + below_the_first_block()
 
 
@@ -109,7 +122,7 @@ def below_the_first_block() -> List[Row]:
             row('LoRA in blocks 6-11 / in all, operations of the backward pass', 0.5, work[1] / work[0])]
 
 
-# -- time ---------------------------------------------------------------------------------------------------------------------------------
+# -- time -------------------------------------------------------------------------------------------------------------
 
 
 def cached_rows(steps: int) -> List[Row]:
@@ -130,7 +143,11 @@ def prompt_rows(batch: int, rounds: int) -> List[Row]:
     """Times of VPT and E2VPT, and what pruning saves."""
     e2vpt = dict(type='E2VPT', num_tokens=50, num_kv_tokens=5)
     x = torch.randn(batch, *IMAGE, device=device())
-    models = {'vpt': model_of('vit', dict(type='VPT', num_tokens=50)), 'e2vpt': model_of('vit', e2vpt), 'pruned': pruned(e2vpt)}
+    models = {
+        'vpt': model_of('vit', dict(type='VPT', num_tokens=50)),
+        'e2vpt': model_of('vit', e2vpt),
+        'pruned': pruned(e2vpt)
+    }
     share_trunk(list(models.values()))
     models.update({f'{name} plain': plain(model).train() for name, model in models.items()})
     for model in models.values():
@@ -145,12 +162,15 @@ def prompt_rows(batch: int, rounds: int) -> List[Row]:
             bytes_[name] = saved_bytes(meta, torch.empty(8, *IMAGE))
             bytes_[f'{name} plain'] = saved_bytes(plain(meta).train(), torch.empty(8, *IMAGE))
     extra = 'unpruned prompts are keys and values only, so little is left to save'
-    for form, ours, before in (('our form / our unpruned', 'pruned', 'e2vpt'), ('our form / plain unpruned', 'pruned', 'e2vpt plain'),
+    for form, ours, before in (('our form / our unpruned', 'pruned', 'e2vpt'), ('our form / plain unpruned', 'pruned',
+                                                                                'e2vpt plain'),
                                ('prompts in the stream / the same unpruned', 'pruned plain', 'e2vpt plain')):
         times = ratio(took[ours], took[before])
         note = extra if before == 'e2vpt' else ''
-        found.append(row(f'E2VPT P=50 without half its tokens, kept, {form}', 0.95, bytes_[ours] / bytes_[before], note=note))
-        found.append(row(f'E2VPT P=50 without half its tokens, step, {form}', 0.95, times['median'], times=times, note=note))
+        found.append(
+            row(f'E2VPT P=50 without half its tokens, kept, {form}', 0.95, bytes_[ours] / bytes_[before], note=note))
+        found.append(
+            row(f'E2VPT P=50 without half its tokens, step, {form}', 0.95, times['median'], times=times, note=note))
     return found
 
 
@@ -173,11 +193,13 @@ def pruned(petl: Dict[str, Any]) -> nn.Module:
 
 
 def kronecker_rows(rounds: int) -> List[Row]:
-    """KAdaptation's update of one op, batch 8: ours over the materialised product; fastest calls, since both last milliseconds."""
+    """KAdaptation's update of one op, batch 8: ours over the materialised product; fastest calls, since both last
+    milliseconds."""
     from mmpetl.backbones.attach import build_method
     from mmpetl.sites import BlockSpec
     found = []
-    method = build_method(dict(type='KAdaptation', bias=None), [BlockSpec(0, 0, 768, 12, 3072, 1, (14, 14))]).to(device())
+    method = build_method(dict(type='KAdaptation', bias=None), [BlockSpec(0, 0, 768, 12, 3072, 1,
+                                                                          (14, 14))]).to(device())
     textbook = PlainKAdaptation(method)
     with torch.no_grad():
         for p in method.parameters():
@@ -193,8 +215,11 @@ def kronecker_rows(rounds: int) -> List[Row]:
         work = f'KAdaptation, forward of the update, N={tokens}, / Kronecker products formed'
         dense, code = 768 * 768, 2 * 768 * method.phm_dim
         work_ratio = (method.phm_dim * dense + 8 * tokens * dense) / (code + 8 * tokens * code)
-        note = (f'{min(plain_) / min(ours):.0f} times faster (fastest of {len(ours)} and {len(plain_)} calls), with {work_ratio:.0f} times '
-                'fewer multiply-adds; the rest is memory that is not touched, which counts less the faster the products are')
+        note = (
+            f'{min(plain_) / min(ours):.0f} times faster (fastest of {len(ours)} and {len(plain_)} calls), with '
+            f'{work_ratio:.0f} times '
+            'fewer multiply-adds; the rest is memory that is not touched, which counts less the faster the products are'
+        )
         found.append(row(work, 1 / limit, min(ours) / min(plain_), '.4f', note=note))
     return found
 
@@ -209,7 +234,11 @@ def peer_rows(batch: int, rounds: int) -> List[Row]:
         names, times = dict(standard='ours', light='ours, light'), lora['time']
         medians = {memory: times[name]['median'] for memory, name in names.items()}
         found.append(row('LoRA q, v, rank 8, step / peft', 0.9, medians, times=times['ours']))
-        found.append(row('LoRA q, v, rank 8, kept / peft', 1., {m: lora['kept'][n] / lora['kept']['peft'] for m, n in names.items()}))
+        found.append(
+            row('LoRA q, v, rank 8, kept / peft', 1., {
+                m: lora['kept'][n] / lora['kept']['peft']
+                for m, n in names.items()
+            }))
     times = trunk_times('mmpretrain ViT-B/16', batch, rounds)
     for key, work in (('inference: empty', 'no methods, inference'), ('inference: merged', 'merged LoRA, inference'),
                       ('full: empty', 'no methods, full fine-tuning')):
@@ -220,21 +249,25 @@ def peer_rows(batch: int, rounds: int) -> List[Row]:
     return found
 
 
-# -- command ------------------------------------------------------------------------------------------------------------------------------
+# -- command ----------------------------------------------------------------------------------------------------------
 
 
 def run_targets(folder: Path, batch: int, rounds: int) -> None:
     """Measure, print, write targets.json."""
     parts: List[Callable[[], List[Row]]] = [
-        memory_rows, lambda: kronecker_rows(max(rounds, 7)), lambda: cached_rows(rounds), lambda: prompt_rows(batch, rounds),
-        lambda: peer_rows(batch, rounds)]
+        memory_rows, lambda: kronecker_rows(max(rounds, 7)), lambda: cached_rows(rounds),
+        lambda: prompt_rows(batch, rounds), lambda: peer_rows(batch, rounds)
+    ]
     rows = [r for part in parts for r in part()]
     header = ['work', 'target', *SETTINGS, 'met', 'note']
     cells = [[r[key] for key in header] for r in rows]
     print_table('Targets', header, cells)
     missed = sum(r['met'] == 'missed' for r in rows)
     print(f'{len(rows) - missed} of {len(rows)} met')
-    write_json(folder / 'targets.json', dict(
-        hardware=hardware(), settings=f'fp32, kept bytes at batch 8 (video 1), times at batch {batch} in {rounds} rounds',
-        tables=[dict(header=header, rows=cells)]))
+    write_json(
+        folder / 'targets.json',
+        dict(
+            hardware=hardware(),
+            settings=f'fp32, kept bytes at batch 8 (video 1), times at batch {batch} in {rounds} rounds',
+            tables=[dict(header=header, rows=cells)]))
     print(f'Written: {folder / "targets.json"}')

@@ -1,13 +1,14 @@
 """What a training step costs on cached features of the frozen trunk, against the same step with the trunk.
 
-    python benchmarks/cached_ratio.py                                          ViT-B/16 at 224 px, batch 32: about four minutes on one CPU core
-    python benchmarks/cached_ratio.py --arch small --img-size 112 --batch 8    smaller and quicker
+    python benchmarks/cached_ratio.py                                          ViT-B/16 at 224 px, batch 32: about four
+    minutes on one CPU core python benchmarks/cached_ratio.py --arch small --img-size 112 --batch 8    smaller and
+    quicker
 
-A step is the forward pass, the loss, the backward pass and the update, and with cached features the fetching of the rows; pictures are
-not read in either case. Both steps have the same settings (for SynQT and VQT ``context='kv'`` and ``checkpoint=False``, the fastest ones
-with a cache), start from the same numbers and draw the same random numbers; the tool checks that their losses are equal. They take turns,
-and on a CPU the time that this process has computed counts, so that a busy machine changes little. Weights are random, which changes no
-cost.
+A step is the forward pass, the loss, the backward pass and the update, and with cached features the fetching of the
+rows; pictures are not read in either case. Both steps have the same settings (for SynQT and VQT ``context='kv'`` and
+``checkpoint=False``, the fastest ones with a cache), start from the same numbers and draw the same random numbers; the
+tool checks that their losses are equal. They take turns, and on a CPU the time that this process has computed counts,
+so that a busy machine changes little. Weights are random, which changes no cost.
 """
 
 import argparse
@@ -70,10 +71,13 @@ def measure(petl: List[Dict[str, Any]], args: argparse.Namespace, device: torch.
     Raises:
         RuntimeError: If the two steps do not have the same losses.
     """
-    images = torch.randn(args.batch, 3, args.img_size, args.img_size, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(
+        args.batch, 3, args.img_size, args.img_size, generator=torch.Generator().manual_seed(0)).to(device)
     labels = torch.arange(args.batch, device=device) % 100
     models = [Classifier(petl, args.arch, args.img_size).to(device).train() for _ in range(2)]
-    optimizers = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-3, fused=True) for m in models]
+    optimizers = [
+        torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-3, fused=True) for m in models
+    ]
     feed = Feed(models[1].backbone)
     features = feed.capture(partial(models[1], images))
     store = FeatureStore(features, args.batch, args.batch, device)
@@ -95,8 +99,13 @@ def measure(petl: List[Dict[str, Any]], args: argparse.Namespace, device: torch.
         if abs(losses[0] - losses[1]) > 1e-4 * abs(losses[0]):
             raise RuntimeError(f'step {number}: loss {losses[0]} with the trunk and {losses[1]} with cached features')
     ratios = [a / b for a, b in zip(*taken)]
-    return dict(uncached=statistics.median(taken[0]), cached=statistics.median(taken[1]), ratio=statistics.median(ratios),
-                spread=(min(ratios), max(ratios)), bytes=store.nbytes / args.batch, place=store.place)
+    return dict(
+        uncached=statistics.median(taken[0]),
+        cached=statistics.median(taken[1]),
+        ratio=statistics.median(ratios),
+        spread=(min(ratios), max(ratios)),
+        bytes=store.nbytes / args.batch,
+        place=store.place)
 
 
 def _clock(device: torch.device) -> float:
@@ -120,14 +129,19 @@ def main() -> None:
     from mmengine.logging import MMLogger
     MMLogger.get_instance('mmpetl', log_level='ERROR')
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    print(f'ViT-{args.arch}/16 at {args.img_size} px, batch {args.batch}, {device.type}, {torch.get_num_threads()} threads')
+    print(
+        f'ViT-{args.arch}/16 at {args.img_size} px, batch {args.batch}, {device.type}, {torch.get_num_threads()} '
+        f'threads'
+    )
     print(f'{"method":<14}{"with trunk":>12}{"cached":>12}{"ratio":>8}{"(min-max)":>14}{"cache/picture":>16}')
     rows = {}
     for name in args.methods:
         rows[name] = row = measure(METHODS[name], args, device)
         spread = f'({row["spread"][0]:.1f}-{row["spread"][1]:.1f})'
-        print(f'{name:<14}{1e3 * row["uncached"]:>9.0f} ms{1e3 * row["cached"]:>9.1f} ms{row["ratio"]:>8.1f}{spread:>14}'
-              f'{row["bytes"] / 2**20:>12.3f} MiB', flush=True)
+        print(
+            f'{name:<14}{1e3 * row["uncached"]:>9.0f} ms{1e3 * row["cached"]:>9.1f} ms{row["ratio"]:>8.1f}{spread:>14}'
+            f'{row["bytes"] / 2**20:>12.3f} MiB',
+            flush=True)
     if args.out:
         write_json(args.out, rows)
 

@@ -8,10 +8,11 @@ DINOv2 ViT-S/14 at 56 px on Quick, Draw! (20 classes). Parts:
 
 * ``methods``: accuracy, parameters and kept bytes of every method;
 * ``kadaptation``: our form against the published one, whose factors never train;
-* ``pruning``: E2VPT tokens removed by the measured loss of removal, by attention gates, by the published signed score, and at random.
+* ``pruning``: E2VPT tokens removed by the measured loss of removal, by attention gates, by the published signed score,
+  and at random.
 
-Every method has one learning rate, chosen by kind and not tuned, and training is short: the numbers compare methods under equal, small
-budgets; they are no best results.
+Every method has one learning rate, chosen by kind and not tuned, and training is short: the numbers compare methods
+under equal, small budgets; they are no best results.
 """
 
 import argparse
@@ -140,8 +141,11 @@ def compare_methods(train: Any, test: Any, epochs: int, seeds: int) -> List[Dict
         counted = mmpetl.summary(model)
         rows.append(dict(name=name, accuracy=scores, parameters=counted.without_head, head=counted.head, lr=lr,
                          kept_bytes=saved_bytes(copy.deepcopy(model).train().to('meta'), train[0][:8].to('meta')) // 8))
-        print(f'{name:<14}{spread(scores):>14} %{counted.without_head:>14,}{rows[-1]["kept_bytes"] / 2**20:>10.2f} MiB/image'
-              f'{time.time() - began:>8.0f} s', flush=True)
+        print(
+            f'{name:<14}{spread(scores):>14} %{counted.without_head:>14,}{rows[-1]["kept_bytes"] / 2**20:>10.2f} '
+            f'MiB/image'
+            f'{time.time() - began:>8.0f} s',
+            flush=True)
     return rows
 
 
@@ -158,9 +162,15 @@ def compare_kadaptation(train: Any, test: Any, epochs: int, seeds: int) -> List[
                 scores.append(accuracy(model, test))
                 moved.append(sum(p.numel() for n, p in model.backbone.petl.named_parameters()
                                  if (p - before[n] * (1 - lr * 0.01)).abs().max() > 1e-4))
-            rows.append(dict(variant=variant, lr=lr, accuracy=scores, parameters=mmpetl.summary(model).without_head, moved=moved))
-            print(f'{variant:<10} lr {lr:g}  {spread(scores):>14} %   of {rows[-1]["parameters"]:,} numbers {moved[-1]:,} '
-                  'in tensors that moved', flush=True)
+            rows.append(
+                dict(
+                    variant=variant, lr=lr, accuracy=scores, parameters=mmpetl.summary(model).without_head,
+                    moved=moved))
+            print(
+                f'{variant:<10} lr {lr:g}  {spread(scores):>14} %   of {rows[-1]["parameters"]:,} numbers '
+                f'{moved[-1]:,} '
+                'in tensors that moved',
+                flush=True)
     return rows
 
 
@@ -190,16 +200,23 @@ def compare_pruning(train: Any, test: Any, epochs: int, seeds: int) -> List[Dict
         print(f'seed {seed} done', flush=True)
     rows = []
     for (name, pruned), values in results.items():
-        rows.append(dict(order=name, pruned=pruned, of=total, train_loss=[v[0] for v in values], accuracy=[v[1] for v in values]))
-        print(f'{name:<16} {pruned:>2} of {total} tokens removed: train loss {statistics.mean(rows[-1]["train_loss"]):.4f}, '
-              f'test accuracy {spread(rows[-1]["accuracy"])} %', flush=True)
+        rows.append(
+            dict(
+                order=name, pruned=pruned, of=total, train_loss=[v[0] for v in values],
+                accuracy=[v[1] for v in values]))
+        print(
+            f'{name:<16} {pruned:>2} of {total} tokens removed: train loss '
+            f'{statistics.mean(rows[-1]["train_loss"]):.4f}, '
+            f'test accuracy {spread(rows[-1]["accuracy"])} %',
+            flush=True)
     return rows
 
 
 @torch.no_grad()
 def _losses(model: Classifier, train: Any, test: Any) -> Tuple[float, float]:
     model.eval()
-    loss = sum(model(x, y, 'loss')['loss'].item() * len(x) for x, y in zip(train[0].split(100), train[1].split(100))) / len(train[0])
+    loss = sum(model(x, y, 'loss')['loss'].item() * len(x)
+               for x, y in zip(train[0].split(100), train[1].split(100))) / len(train[0])
     return loss, accuracy(model, test)
 
 
@@ -223,7 +240,11 @@ def plot(rows: List[Dict[str, Any]], path: Path) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--parts', nargs='+', choices=['methods', 'kadaptation', 'pruning'], default=['kadaptation', 'pruning', 'methods'])
+    parser.add_argument(
+        '--parts',
+        nargs='+',
+        choices=['methods', 'kadaptation', 'pruning'],
+        default=['kadaptation', 'pruning', 'methods'])
     parser.add_argument('--images', type=int, default=400, help='training images (20 classes, taken evenly)')
     parser.add_argument('--epochs', type=int, default=5)
     parser.add_argument('--seeds', type=int, default=3)
@@ -239,7 +260,10 @@ def main() -> None:
     path = args.out / 'results.json'
     results = json.loads(path.read_text()) if path.is_file() else {}
     for name in args.parts:
-        print(f'-- {name}: {len(train[0])} training and {len(test[0])} test images, {args.epochs} epochs, {args.seeds} seeds', flush=True)
+        print(
+            f'-- {name}: {len(train[0])} training and {len(test[0])} test images, {args.epochs} epochs, {args.seeds} '
+            f'seeds',
+            flush=True)
         rows = parts[name](train, test, args.epochs, args.seeds)
         results[name] = dict(images=len(train[0]), epochs=args.epochs, seeds=args.seeds, rows=rows)
         write_json(path, results)

@@ -1,10 +1,12 @@
-"""Decoding, cache and transforms against the stock pipelines, and whether a device would wait: python benchmarks/data_throughput.py [--rounds 5]
+"""Decoding, cache and transforms against the stock pipelines, and whether a device would wait: python
+benchmarks/data_throughput.py [--rounds 5]
 
-Images: the training pipelines of the VTAB-1k and FGVC recipes on made JPEG files of 500 x 375 pixels, against mmpretrain's CustomDataset
-and LoadImageFromFile with the same transforms behind; cached rows read what the first pass kept. Videos: as benchmarks/video_throughput.py.
-Variants take turns in every round. The last table compares one training step of a published recipe, measured here on the first device
-that torch has, with the time that one loader worker needs for as many samples: a device waits where the ratio is below one over the
-workers of the recipe. Writes data.json.
+Images: the training pipelines of the VTAB-1k and FGVC recipes on made JPEG files of 500 x 375 pixels, against
+    mmpretrain's CustomDataset
+and LoadImageFromFile with the same transforms behind; cached rows read what the first pass kept. Videos: as
+benchmarks/video_throughput.py. Variants take turns in every round. The last table compares one training step of a
+published recipe, measured here on the first device that torch has, with the time that one loader worker needs for as
+many samples: a device waits where the ratio is below one over the workers of the recipe. Writes data.json.
 """
 
 import argparse
@@ -31,7 +33,8 @@ RECIPES: Dict[str, Any] = {
     'VTAB-1k, VPT-deep 50, ViT-B': ('vtab', 'vit', [dict(type='VPT', num_tokens=50)], (3, 224, 224)),
     'VTAB-1k cached, linear probe, ViT-B': ('vtab cached', 'vit', [], (3, 224, 224)),
     'FGVC, E2VPT, ViT-B': ('fgvc', 'vit', [dict(type='E2VPT', num_tokens=10)], (3, 224, 224)),
-    'UCF101, APT 400, VideoMAE-B': ('training, 2 copies', 'videomae', [dict(type='APT', num_tokens=400)], (3, 16, 224, 224)),
+    'UCF101, APT 400, VideoMAE-B': ('training, 2 copies', 'videomae', [dict(type='APT',
+                                                                            num_tokens=400)], (3, 16, 224, 224)),
 }
 CONFIGS = {'vtab': 'vtab', 'vtab cached': 'vtab', 'fgvc': 'fgvc', 'training, 2 copies': 'ucf101_16x4'}
 
@@ -67,7 +70,8 @@ def image_datasets(folder: Path, count: int) -> Dict[str, Any]:
         found[f'{name}: mmpetl'] = DATASETS.build(dict(type='mmpetl.ListDataset', pipeline=ours, **common))
         if name == 'vtab':
             quick = [dict(ours[0], imdecode_backend='cv2'), *ours[1:]]
-            found['vtab, decoded by OpenCV: mmpetl'] = DATASETS.build(dict(type='mmpetl.ListDataset', pipeline=quick, **common))
+            found['vtab, decoded by OpenCV: mmpetl'] = DATASETS.build(
+                dict(type='mmpetl.ListDataset', pipeline=quick, **common))
             inner = dict(type='mmpetl.ListDataset', pipeline=ours, **common)
             found['vtab cached: mmpetl'] = DATASETS.build(dict(type='mmpetl.CachedDataset', dataset=inner, max_gib=1.))
     return found
@@ -128,19 +132,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--images', type=int, default=48)
-    parser.add_argument('--batch', type=int, default=2, help='images of a timed training step; clips are taken one by one')
+    parser.add_argument(
+        '--batch', type=int, default=2, help='images of a timed training step; clips are taken one by one')
     parser.add_argument('--skip-steps', action='store_true', help='only the pipelines')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'benchmark')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         rows, each = throughput(Path(folder), args.images, args.rounds)
-    tables = [dict(title='Pipelines', header=['samples per second of one worker', 'over stock'], rows=rows,
-                   note='Stock: mmpretrain for images (the cached row over the uncached stock pipeline), mmaction2 for videos. '
-                        'Stock decodes images by OpenCV; the recipes decode by Pillow, as the papers do, which takes longer.')]
+    tables = [
+        dict(
+            title='Pipelines',
+            header=['samples per second of one worker', 'over stock'],
+            rows=rows,
+            note='Stock: mmpretrain for images (the cached row over the uncached stock pipeline), mmaction2 for '
+                 'videos. '
+            'Stock decodes images by OpenCV; the recipes decode by Pillow, as the papers do, which takes longer.')
+    ]
     if not args.skip_steps:
         header = ['recipe', 'workers', 'step / one worker', 'step / all workers', 'device waits']
-        note = ('Time of a training step per sample on this device over the loading time of a sample; workers of the recipe, each on a '
-                'core of its own. Another device waits when it is faster than this one by more than the fourth column.')
+        note = (
+            'Time of a training step per sample on this device over the loading time of a sample; workers of the '
+            'recipe, each on a '
+            'core of its own. Another device waits when it is faster than this one by more than the fourth column.')
         tables.append(dict(title='Does the device wait?', header=header, rows=waiting(each, args.batch), note=note))
     for table in tables:
         print_table(table['title'], table['header'], table['rows'])

@@ -1,6 +1,8 @@
-"""How step time, memory and traffic grow: closed formulas, checked here, and a simulation: python benchmarks/scaling.py [--write]
+"""How step time, memory and traffic grow: closed formulas, checked here, and a simulation: python benchmarks/scaling.py
+[--write]
 
-Checks on torch's meta device and in two gloo processes; nothing is timed. ``--write`` writes docs/scaling.md with the figures of this run.
+Checks on torch's meta device and in two gloo processes; nothing is timed. ``--write`` writes docs/scaling.md with the
+figures of this run.
 """
 
 import argparse
@@ -27,18 +29,23 @@ from mmpetl.weights import atomic_write
 
 FULL: Dict[str, Any] = dict(tune=['*'])
 METHODS: Dict[str, Dict[str, Any]] = {
-    'full': FULL, 'LoRA q, v, rank 8': dict(petl=[dict(type='LoRA', rank=8)]), 'AdaptFormer 64': dict(petl=[dict(type='AdaptFormer')]),
-    'VPT-deep 50': dict(petl=[dict(type='VPT', num_tokens=50)]), 'SSF': dict(petl=[dict(type='SSF')]),
-    'KAdaptation': dict(petl=[dict(type='KAdaptation')]), 'SynQT P=16': dict(petl=[dict(type='SynQT', num_tokens=16)]),
+    'full': FULL,
+    'LoRA q, v, rank 8': dict(petl=[dict(type='LoRA', rank=8)]),
+    'AdaptFormer 64': dict(petl=[dict(type='AdaptFormer')]),
+    'VPT-deep 50': dict(petl=[dict(type='VPT', num_tokens=50)]),
+    'SSF': dict(petl=[dict(type='SSF')]),
+    'KAdaptation': dict(petl=[dict(type='KAdaptation')]),
+    'SynQT P=16': dict(petl=[dict(type='SynQT', num_tokens=16)]),
 }
 
 
-# -- formulas -----------------------------------------------------------------------------------------------------------------------------
+# -- formulas ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Size:
-    """A plain vision transformer and its input: width C, feed-forward width F, depth L, heads H, patch of t x p x p, image S, frames T."""
+    """A plain vision transformer and its input: width C, feed-forward width F, depth L, heads H, patch of t x p x p,
+    image S, frames T."""
     width: int = 768
     ffn: int = 3072
     depth: int = 12
@@ -90,8 +97,9 @@ def lora_operations(s: Size, rank: int = 8) -> Tuple[int, int]:
 def full_bytes(s: Size) -> int:
     """Bytes kept by full fine-tuning in its plain form (explicit softmax), one input in single precision.
 
-    Per block 8 C + 2 F numbers per token (inputs and outputs of both norms, q, k, v, attention output; GELU's input and output), N per
-    token and head of attention weights, four statistics per token; the final norm's input and statistics.
+    Per block 8 C + 2 F numbers per token (inputs and outputs of both norms, q, k, v, attention output; GELU's input and
+    output), N per token and head of attention weights, four statistics per token; the final norm's input and
+    statistics.
     """
     block = s.tokens * (8 * s.width + 2 * s.ffn) + s.heads * s.tokens**2 + 4 * s.tokens
     return 4 * (s.depth * block + s.tokens * (s.width + 2))
@@ -102,7 +110,7 @@ def ring_bytes(gradient_bytes: int, gpus: int) -> float:
     return 2 * (gpus - 1) / gpus * gradient_bytes
 
 
-# -- checks -------------------------------------------------------------------------------------------------------------------------------
+# -- checks -----------------------------------------------------------------------------------------------------------
 
 
 def image_model(row: Dict[str, Any], s: Size) -> Tuple[Any, torch.Tensor]:
@@ -110,7 +118,9 @@ def image_model(row: Dict[str, Any], s: Size) -> Tuple[Any, torch.Tensor]:
     from cases import BACKBONE
     if s.tubelet == 1:
         return build(BACKBONE['vit'], row, img_size=s.image), torch.empty(1, 3, s.image, s.image)
-    return build(BACKBONE['videomae'], row, img_size=s.image, num_frames=s.frames), torch.empty(1, 3, s.frames, s.image, s.image)
+    return build(
+        BACKBONE['videomae'], row, img_size=s.image,
+        num_frames=s.frames), torch.empty(1, 3, s.frames, s.image, s.image)
 
 
 SIZES = {**{f'ViT-B/16, {image} px': Size(image=image) for image in (112, 224, 384, 512)},
@@ -132,12 +142,15 @@ def check_operations(sizes: Dict[str, Size]) -> List[List[str]]:
             wanted = formula(s)
             assert textbook == wanted, f'{title}, {method}: formula {wanted}, counted {textbook}'
             assert sum(ours) <= sum(wanted), f'{title}, {method}: ours {ours}, formula {wanted}'
-            rows.append([title, method, str(s.tokens), *(f'{v / 1e9:.2f}' for v in wanted), f'{sum(ours) / sum(wanted):.3f}'])
+            rows.append(
+                [title, method,
+                 str(s.tokens), *(f'{v / 1e9:.2f}' for v in wanted), f'{sum(ours) / sum(wanted):.3f}'])
     return rows
 
 
 def check_bytes(sizes: Dict[str, Size]) -> List[List[str]]:
-    """Formula against the plain form of full fine-tuning, and how little remains of the quadratic term in a fused kernel.
+    """Formula against the plain form of full fine-tuning, and how little remains of the quadratic term in a fused
+    kernel.
 
     Raises:
         AssertionError: If they differ by more than the input of the patch embedding.
@@ -239,7 +252,7 @@ def check_mixed(adapters: int = 4) -> Tuple[int, int]:
     return found[0], found[1]
 
 
-# -- simulation ---------------------------------------------------------------------------------------------------------------------------
+# -- simulation -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -254,7 +267,8 @@ class Cluster:
 
 
 def step_seconds(forward: float, backward: float, gradient_bytes: int, gpus: int, c: Cluster) -> float:
-    """One data-parallel step: buckets become ready evenly over the backward pass and are reduced one after another beside it."""
+    """One data-parallel step: buckets become ready evenly over the backward pass and are reduced one after another
+    beside it."""
     compute = (forward + backward) / c.flops
     if gpus == 1:
         return compute
@@ -268,7 +282,8 @@ def step_seconds(forward: float, backward: float, gradient_bytes: int, gpus: int
 
 
 def simulation(batch: int, gpus: Sequence[int], c: Cluster) -> List[List[str]]:
-    """Throughput over that of one GPU, per method: base ViT, ``batch`` images per GPU, gradients in single precision."""
+    """Throughput over that of one GPU, per method: base ViT, ``batch`` images per GPU, gradients in single
+    precision."""
     rows = []
     for method, row in METHODS.items():
         with on_meta():
@@ -288,11 +303,14 @@ def bank_rows(counts: Sequence[int]) -> List[List[str]]:
         with on_meta():
             counted = mmpetl.summary(image_model(METHODS[method], Size())[0])
         base, own = 4 * counted.base, 4 * counted.without_head
-        rows.append([method, f'{own / MIB:.3f}', *(f'{(base + k * own) / MIB:.0f} / {k * (base + own) / MIB:.0f}' for k in counts)])
+        rows.append([
+            method, f'{own / MIB:.3f}',
+            *(f'{(base + k * own) / MIB:.0f} / {k * (base + own) / MIB:.0f}' for k in counts)
+        ])
     return rows
 
 
-# -- page ---------------------------------------------------------------------------------------------------------------------------------
+# -- page -------------------------------------------------------------------------------------------------------------
 
 PAGE = """# Scaling
 
@@ -361,12 +379,17 @@ def page(sizes: Dict[str, Size] = SIZES, batch: int = 64) -> str:
              f'* {c.inside / 1e9:.0f} GB/s per GPU inside a node, {c.between / 1e9:g} GB/s between nodes\n'
              f'* {1e6 * c.latency:.0f} microseconds per hop of a ring, buckets of {c.bucket // MIB} MiB')
     return PAGE.format(
-        operations=markdown(['size', 'method', 'N', 'GFLOP forward', 'GFLOP backward', 'ours / formula'], check_operations(sizes)),
-        bytes=markdown(['size', 'N', 'formula MiB', 'plain form MiB', 'share of N^2', 'ours, fused, MiB'], check_bytes(sizes)),
+        operations=markdown(['size', 'method', 'N', 'GFLOP forward', 'GFLOP backward', 'ours / formula'],
+                            check_operations(sizes)),
+        bytes=markdown(['size', 'N', 'formula MiB', 'plain form MiB', 'share of N^2', 'ours, fused, MiB'],
+                       check_bytes(sizes)),
         growth=markdown(['method', 'x 4 L N C bytes', 'constant MiB', '384 px', '512 px'], check_linear_growth()),
-        mixed=f'{check_mixed()[1]:,}', bank=markdown(['method', 'one adapter', *(f'K = {k}' for k in counts)], bank_rows(counts)),
-        traffic=markdown(['method', 'bytes in buckets', '4 x trainable'], [[k, f'{a:,}', f'{b:,}'] for k, (a, b) in traffic.items()]),
-        cluster=words, batch=batch,
+        mixed=f'{check_mixed()[1]:,}',
+        bank=markdown(['method', 'one adapter', *(f'K = {k}' for k in counts)], bank_rows(counts)),
+        traffic=markdown(['method', 'bytes in buckets', '4 x trainable'],
+                         [[k, f'{a:,}', f'{b:,}'] for k, (a, b) in traffic.items()]),
+        cluster=words,
+        batch=batch,
         simulation=markdown(['method', 'MiB', '1 GPU', *(f'{n} GPUs' for n in gpus[1:])], simulation(batch, gpus, c)))
 
 

@@ -1,9 +1,11 @@
-"""Decoding and training steps against stock mmaction2, in one run: python benchmarks/video_throughput.py [VIDEO ...] [--rounds 5]
+"""Decoding and training steps against stock mmaction2, in one run: python benchmarks/video_throughput.py [VIDEO ...]
+[--rounds 5]
 
-Without videos it makes one of 300 frames of 320 x 240 pixels. Decoding: the views of a test (5 clips of 16 frames x 3 crops) and two
-augmented copies for training, from opening the file to the packed tensor. Steps: forward and backward of VideoMAE (full fine-tuning by
-stock mmaction2, then by mmpetl, then APT, LoRA and a linear probe by mmpetl) on the same random clips. The variants take turns in every
-round, and the fastest round of each counts, so that other work on the machine disturbs all of them alike.
+Without videos it makes one of 300 frames of 320 x 240 pixels. Decoding: the views of a test (5 clips of 16 frames x 3
+crops) and two augmented copies for training, from opening the file to the packed tensor. Steps: forward and backward of
+VideoMAE (full fine-tuning by stock mmaction2, then by mmpetl, then APT, LoRA and a linear probe by mmpetl) on the same
+random clips. The variants take turns in every round, and the fastest round of each counts, so that other work on the
+machine disturbs all of them alike.
 """
 
 import argparse
@@ -46,27 +48,47 @@ def datasets(videos: List[Path], folder: Path) -> Dict[str, Any]:
     listed = folder / 'list.txt'
     listed.write_text(''.join(f'{video.resolve()} 0\n' for video in videos))
     dense = dict(type='SampleFrames', clip_len=16, frame_interval=4, num_clips=1, out_of_bound_opt='repeat_last')
-    views = dict(type='SampleFrames', clip_len=16, frame_interval=4, num_clips=5, test_mode=True, out_of_bound_opt='repeat_last')
+    views = dict(
+        type='SampleFrames', clip_len=16, frame_interval=4, num_clips=5, test_mode=True, out_of_bound_opt='repeat_last')
     init_default_scope('mmaction')
 
     def build(kind: str, pipeline: List[dict], **options: Any) -> Any:
-        return DATASETS.build(dict(type=kind, ann_file=str(listed), data_prefix=dict(video=''), pipeline=pipeline, **options))
+        return DATASETS.build(
+            dict(type=kind, ann_file=str(listed), data_prefix=dict(video=''), pipeline=pipeline, **options))
 
     return {
-        'test, 5 clips x 3 crops: mmaction2': build(
-            'VideoDataset', [STOCK[0], views, STOCK[1], dict(type='Resize', scale=(-1, 224)), dict(type='ThreeCrop', crop_size=224), *PACK],
+        'test, 5 clips x 3 crops: mmaction2':
+        build(
+            'VideoDataset', [
+                STOCK[0], views, STOCK[1],
+                dict(type='Resize', scale=(-1, 224)),
+                dict(type='ThreeCrop', crop_size=224), *PACK
+            ],
             test_mode=True),
-        'test, 5 clips x 3 crops: mmpetl': build(
-            'mmpetl.VideoListDataset', [OURS[0], views, OURS[1], dict(type='mmpetl.ShortSideResize'), dict(type='mmpetl.ViewCrops'), *PACK],
+        'test, 5 clips x 3 crops: mmpetl':
+        build(
+            'mmpetl.VideoListDataset',
+            [OURS[0], views, OURS[1],
+             dict(type='mmpetl.ShortSideResize'),
+             dict(type='mmpetl.ViewCrops'), *PACK],
             test_mode=True),
-        'training, 2 copies: mmaction2': build('RepeatAugDataset', [STOCK[0], dense, STOCK[1], *CROP], num_repeats=2, sample_once=True),
-        'training, 2 copies: mmpetl': build('mmpetl.VideoListDataset', [OURS[0], dense, OURS[1], *CROP], num_repeats=2),
+        'training, 2 copies: mmaction2':
+        build('RepeatAugDataset', [STOCK[0], dense, STOCK[1], *CROP], num_repeats=2, sample_once=True),
+        'training, 2 copies: mmpetl':
+        build('mmpetl.VideoListDataset', [OURS[0], dense, OURS[1], *CROP], num_repeats=2),
     }
 
 
 def steps(size: int, batch: int, depth: int) -> Dict[str, Callable[[], None]]:
     """What is trained: name -> one forward and backward pass."""
-    arch = dict(img_size=size, patch_size=16, embed_dims=384, depth=depth, num_heads=6, num_frames=16, norm_cfg=dict(type='LN', eps=1e-6))
+    arch = dict(
+        img_size=size,
+        patch_size=16,
+        embed_dims=384,
+        depth=depth,
+        num_heads=6,
+        num_frames=16,
+        norm_cfg=dict(type='LN', eps=1e-6))
     variants = {
         'step, full: mmaction2': dict(type='mmaction.VisionTransformer', **arch),
         'step, full: mmpetl': dict(type='mmpetl.VideoMAE', tune=['*'], **arch),
@@ -108,11 +130,15 @@ def main() -> int:
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--size', type=int, default=112, help='pixels of the clips of the training steps (default 112)')
     parser.add_argument('--batch', type=int, default=2, help='clips per training step (default 2)')
-    parser.add_argument('--depth', type=int, default=12, help='blocks of the model of the training steps (default 12, ViT-S)')
+    parser.add_argument(
+        '--depth', type=int, default=12, help='blocks of the model of the training steps (default 12, ViT-S)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         videos = args.videos or [make_video(Path(folder))]
-        loads = {name: (lambda data=data: [data[i] for i in range(len(data))]) for name, data in datasets(videos, Path(folder)).items()}
+        loads = {
+            name: (lambda data=data: [data[i] for i in range(len(data))])
+            for name, data in datasets(videos, Path(folder)).items()
+        }
         found = {name: seconds / len(videos) for name, seconds in fastest(loads, args.rounds).items()}
         trained = fastest(steps(args.size, args.batch, args.depth), args.rounds)
         found.update({name: seconds / args.batch for name, seconds in trained.items()})

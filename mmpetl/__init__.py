@@ -1,7 +1,7 @@
 """mmpetl: parameter-efficient transfer learning of big frozen vision transformers for the OpenMMLab stack.
 
-Importing the package prepares the environment (see :mod:`mmpetl.compat`) and creates the registries; everything else is imported when
-it is first used.
+Importing the package prepares the environment (see :mod:`mmpetl.compat`) and creates the registries; everything else is
+imported when it is first used.
 """
 
 from typing import Any

@@ -10,7 +10,10 @@ from .adapters.files import load_adapter, save_adapter
 from .backbones.attach import attach as _attach
 from .tuning import MergeReport, Summary, find_backbone, merge, summary
 
-__all__ = ['AdapterBank', 'MergeReport', 'Summary', 'attach', 'disabled', 'infer', 'load_adapter', 'merge', 'save_adapter', 'summary']
+__all__ = [
+    'AdapterBank', 'MergeReport', 'Summary', 'attach', 'disabled', 'infer', 'load_adapter', 'merge', 'save_adapter',
+    'summary'
+]
 
 
 def attach(model: nn.Module,
@@ -22,7 +25,8 @@ def attach(model: nn.Module,
     """Attach methods to a model, in place, and freeze its trunk.
 
     Args:
-        model: A supported backbone, or a classifier or recognizer that holds one as ``backbone``; what lies outside the backbone trains.
+        model: A supported backbone, or a classifier or recognizer that holds one as ``backbone``; what lies outside the
+            backbone trains.
         petl: Method configs, for example ``[dict(type='LoRA', rank=8)]``.
         tune: Patterns of trunk parameters that also train.
         trunk: 'eval' or 'train', the mode of the frozen trunk while training.

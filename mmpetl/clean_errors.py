@@ -46,7 +46,8 @@ def one_line(error: BaseException) -> str:
     if unknown:
         name, scope, kind = unknown.groups()
         return f'{name} is not a {kind} known in the scope {scope}{_near_types(name, scope, kind)}'
-    plain = isinstance(error, (ValueError, OSError, KeyError)) and not isinstance(error, UnicodeError) and ' ' in message
+    plain = isinstance(error,
+                       (ValueError, OSError, KeyError)) and not isinstance(error, UnicodeError) and ' ' in message
     return message if plain else f'{type(error).__name__}: {message}'.rstrip(': ')
 
 
@@ -60,11 +61,13 @@ def _file_handlers() -> list[logging.FileHandler]:
 def report(error: BaseException) -> None:
     """Print one line to stderr; the traceback goes into the run's log file if there is one."""
     handlers = _file_handlers()
-    record = logging.LogRecord('mmpetl', logging.ERROR, __file__, 0, ''.join(traceback.format_exception(error)), None, None)
+    record = logging.LogRecord('mmpetl', logging.ERROR, __file__, 0, ''.join(traceback.format_exception(error)), None,
+                               None)
     for handler in handlers:
         handler.emit(record)
         handler.flush()
-    rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE', 1)) > 1 and 'RANK' in os.environ else ''
+    rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE',
+                                                                    1)) > 1 and 'RANK' in os.environ else ''
     where = f'traceback in {handlers[-1].baseFilename}' if handlers else 'traceback with --debug'
     print(f'error{rank}: {one_line(error)} [{where}]', file=sys.stderr, flush=True)
 

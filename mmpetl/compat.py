@@ -1,8 +1,9 @@
-"""Remedies for the pinned stack: what has to be put right before mmengine, mmpretrain and mmaction2 work together safely.
+"""Remedies for the pinned stack: what has to be put right before mmengine, mmpretrain and mmaction2 work together
+safely.
 
-Nothing of another package is patched. The remedies use mmengine's own extension points, plus placeholder modules for what
-keeps the mmaction2 1.2.0 wheel and newer DeepSpeeds from being imported. Each has a test that fails as soon as upstream no longer needs
-it.
+Nothing of another package is patched. The remedies use mmengine's own extension points, plus placeholder modules for
+what keeps the mmaction2 1.2.0 wheel and newer DeepSpeeds from being imported. Each has a test that fails as soon as
+upstream no longer needs it.
 """
 
 import difflib
@@ -30,7 +31,7 @@ _installed = False
 _warned = False
 
 
-# -- what keeps mmaction2 from being imported ------------------------------------------------------------------------------------------
+# -- what keeps mmaction2 from being imported -------------------------------------------------------------------------
 
 
 def _placeholder(name: str, **attributes: Any) -> types.ModuleType:
@@ -67,8 +68,9 @@ def _vindlu_breaks(mmaction: Path) -> bool:
 def install_mmaction_stub() -> List[str]:
     """Put placeholders where ``import mmaction.models`` of mmaction2 1.2.0 would fail.
 
-    These are ``localizers.drn``, which the wheel lacks, and the video-language model VindLU where transformers >= 5 is installed.
-    It must run before the first ``import mmaction.models``: a failed import leaves half-registered modules behind.
+    These are ``localizers.drn``, which the wheel lacks, and the video-language model VindLU where transformers >= 5 is
+    installed. It must run before the first ``import mmaction.models``: a failed import leaves half-registered modules
+    behind.
 
     Returns:
         Names of the placeholder packages that are in place; empty where mmaction2 is absent or needs none.
@@ -96,7 +98,7 @@ def install_deepspeed_stub() -> bool:
     return hasattr(sys.modules.get(name), '__mmpetl_stub__')
 
 
-# -- loading checkpoints without running code in them ---------------------------------------------------------------------------------
+# -- loading checkpoints without running code in them -----------------------------------------------------------------
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
@@ -104,7 +106,8 @@ def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
 
     Args:
         filename: Path; ``~`` is expanded.
-        map_location: As for ``torch.load``; None means the CPU, from where ``load_state_dict`` copies to the right device.
+        map_location: As for ``torch.load``; None means the CPU, from where ``load_state_dict`` copies to the right
+            device.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -115,7 +118,8 @@ def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
 
 
 def load_from_http(filename: str, map_location: Any = None, model_dir: Optional[str] = None) -> Dict[str, Any]:
-    """Loader for ``http(s)://``: download to torch's cache (once per machine), then read it as :func:`load_from_local` does.
+    """Loader for ``http(s)://``: download to torch's cache (once per machine), then read it as :func:`load_from_local`
+    does.
 
     Upstream's loader calls ``torch.hub``, which by default executes what is pickled in the file. The cache is the same.
 
@@ -125,7 +129,8 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: Optional[
         model_dir: Cache folder; default ``<torch hub folder>/checkpoints``.
 
     Raises:
-        RuntimeError: If it cannot be fetched, or its hash differs from the one in its name (``name-<sha256 start>.pth``).
+        RuntimeError: If it cannot be fetched, or its hash differs from the one in its name (``name-<sha256
+            start>.pth``).
     """
     from mmengine.dist import barrier, is_main_process
     from torch.hub import HASH_REGEX, download_url_to_file, get_dir
@@ -140,7 +145,8 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: Optional[
         try:
             download_url_to_file(filename, cached, found.group(1) if found else None, progress=sys.stderr.isatty())
         except OSError as error:
-            raise RuntimeError(f'cannot download {filename}: {error}. Put the file at {cached} to work offline') from error
+            raise RuntimeError(
+                f'cannot download {filename}: {error}. Put the file at {cached} to work offline') from error
 
     if is_main_process():
         fetch()
@@ -150,7 +156,8 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: Optional[
 
 
 def load_from_zoo(filename: str, map_location: Any = None) -> Dict[str, Any]:
-    """Loader for ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` names: upstream's table of addresses, this module's reading.
+    """Loader for ``torchvision://``, ``open-mmlab://`` and ``mmcls://`` names: upstream's table of addresses, this
+    module's reading.
 
     Raises:
         KeyError: If the zoo has no such name; near names are offered.
@@ -158,11 +165,16 @@ def load_from_zoo(filename: str, map_location: Any = None) -> Dict[str, Any]:
     from mmengine.runner import checkpoint as upstream
     scheme, _, name = filename.partition('://')
     tables: Dict[str, Callable[[], Dict[str, str]]] = {
-        'torchvision': upstream.get_torchvision_models, 'modelzoo': upstream.get_torchvision_models,
-        'open-mmlab': upstream.get_external_models, 'openmmlab': upstream.get_external_models, 'mmcls': upstream.get_mmcls_models}
+        'torchvision': upstream.get_torchvision_models,
+        'modelzoo': upstream.get_torchvision_models,
+        'open-mmlab': upstream.get_external_models,
+        'openmmlab': upstream.get_external_models,
+        'mmcls': upstream.get_mmcls_models
+    }
     urls = tables[scheme]()
     if name not in urls:
-        raise KeyError(f'{filename}: no such model; near names: {", ".join(difflib.get_close_matches(name, urls)) or "none"}')
+        raise KeyError(
+            f'{filename}: no such model; near names: {", ".join(difflib.get_close_matches(name, urls)) or "none"}')
     url = urls[name]
     if not url.startswith(('http://', 'https://')):  # an entry of the user's own table
         return load_from_local(os.path.join(upstream._get_mmengine_home(), url), map_location)
@@ -176,8 +188,8 @@ def load_from_zoo(filename: str, map_location: Any = None) -> Dict[str, Any]:
 def install_safe_loader() -> None:
     """Make mmengine read checkpoints through this module: local files, ``http(s)`` and the zoo names that lead to them.
 
-    mmengine 0.10.7 cannot reopen its own checkpoints with torch >= 2.6, and executes pickles that come from the network. ``s3://``
-    and the other storage services keep their loaders, which refuse code already. Safe to call again.
+    mmengine 0.10.7 cannot reopen its own checkpoints with torch >= 2.6, and executes pickles that come from the
+    network. ``s3://`` and the other storage services keep their loaders, which refuse code already. Safe to call again.
     """
     from mmengine.runner.checkpoint import CheckpointLoader
     CheckpointLoader.register_scheme('', load_from_local, force=True)
@@ -186,11 +198,12 @@ def install_safe_loader() -> None:
         ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://'), load_from_zoo, force=True)
 
 
-# -- several processes without a GPU --------------------------------------------------------------------------------------------------
+# -- several processes without a GPU ----------------------------------------------------------------------------------
 
 
 def init_cpu_distributed(backend: str = 'gloo') -> bool:
-    """Create the process group for ``torchrun`` on a machine without an accelerator, where mmengine would call ``torch.cuda``.
+    """Create the process group for ``torchrun`` on a machine without an accelerator, where mmengine would call
+    ``torch.cuda``.
 
     Returns:
         Whether this process runs in a CPU process group. Then DDP needs ``device_ids=None`` (see :data:`CPU_WRAPPER`).
@@ -207,7 +220,7 @@ def init_cpu_distributed(backend: str = 'gloo') -> bool:
 CPU_WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 
 
-# -- gradient checkpointing that keeps the adapters' gradients ------------------------------------------------------------------------
+# -- gradient checkpointing that keeps the adapters' gradients --------------------------------------------------------
 
 
 _classes: Dict[Any, type] = {}
@@ -229,12 +242,14 @@ def _checkpointed(cls: Any) -> type:
 def nonreentrant_checkpointing(model: nn.Module, names: Union[str, Sequence[str]]) -> List[str]:
     """Recompute the activations of some submodules in the backward pass instead of keeping them.
 
-    mmengine's own switch (``activation_checkpointing``) uses the reentrant form, which gives adapters over a frozen trunk no gradient
-    at all, silently. This one specialises the instances' class, so that deep copies of the model checkpoint themselves.
+    mmengine's own switch (``activation_checkpointing``) uses the reentrant form, which gives adapters over a frozen
+    trunk no gradient at all, silently. This one specialises the instances' class, so that deep copies of the model
+    checkpoint themselves.
 
     Args:
         model: The model, bare or in a wrapper such as DDP.
-        names: Names of submodules, or glob patterns in which ``*`` stands for one part of a name: ``'backbone.layers.*'``.
+        names: Names of submodules, or glob patterns in which ``*`` stands for one part of a name:
+            ``'backbone.layers.*'``.
 
     Returns:
         Names of the checkpointed submodules.
@@ -249,7 +264,10 @@ def nonreentrant_checkpointing(model: nn.Module, names: Union[str, Sequence[str]
     chosen: List[str] = []
     for pattern in [names] if isinstance(names, str) else names:
         parts = pattern.split('.')
-        found = [n for n in modules if n and len(n.split('.')) == len(parts) and all(map(fnmatch.fnmatchcase, n.split('.'), parts))]
+        found = [
+            n for n in modules
+            if n and len(n.split('.')) == len(parts) and all(map(fnmatch.fnmatchcase, n.split('.'), parts))
+        ]
         if not found:
             near = difflib.get_close_matches(pattern, modules, n=3)
             hint = f'; near names: {", ".join(near)}' if near else ''
@@ -262,7 +280,7 @@ def nonreentrant_checkpointing(model: nn.Module, names: Union[str, Sequence[str]
     return chosen
 
 
-# -- the environment ------------------------------------------------------------------------------------------------------------------
+# -- the environment --------------------------------------------------------------------------------------------------
 
 
 def _version(distribution: str) -> Optional[str]:
@@ -278,10 +296,15 @@ def environment_warnings() -> List[str]:
     found = []
     engine, setuptools = _version('mmengine'), _version('setuptools')
     if engine == '0.10.7' and (setuptools is None or int(setuptools.split('.')[0]) >= 82):
-        found.append(f"mmengine 0.10.7 needs pkg_resources, which setuptools {setuptools} lacks: 'scope::' configs and hub fail. "
-                     f"Run: pip install 'setuptools>=77.0.3,<82'")
+        found.append(
+            f"mmengine 0.10.7 needs pkg_resources, which setuptools {setuptools} lacks: 'scope::' configs and hub "
+            f"fail. "
+            f"Run: pip install 'setuptools>=77.0.3,<82'")
     if _version('transformers') and _version('pycocotools'):
-        found.append('transformers and pycocotools together break the import of mmpretrain.models. Run: pip uninstall pycocotools')
+        found.append(
+            'transformers and pycocotools together break the import of mmpretrain.models. Run: pip uninstall '
+            'pycocotools'
+        )
     engines = [d for d in ('mmengine', 'mmengine-lite', 'onedl-mmengine') if _version(d)]
     if len(engines) > 1:
         found.append(f'{" and ".join(engines)} install the same package. '
@@ -323,15 +346,21 @@ def check_versions(python: Optional[Tuple[int, ...]] = None, torch_version: Opti
     """
     found = (python or sys.version_info[:2])[:2]
     if not PYTHON_RANGE[0] <= found < PYTHON_RANGE[1]:
-        raise RuntimeError(f'mmpetl needs Python 3.10, 3.11 or 3.12, this is {found[0]}.{found[1]}: make an environment with one of them')
+        raise RuntimeError(
+            f'mmpetl needs Python 3.10, 3.11 or 3.12, this is {found[0]}.{found[1]}: make an environment with one of '
+            f'them'
+        )
     text = torch_version or torch.__version__
     major, minor = (int(part) for part in text.split('+')[0].split('.')[:2])
     if not TORCH_RANGE[0] <= (major, minor) < TORCH_RANGE[1]:
-        warnings.warn(f'mmpetl is tested with torch >=2.11,<2.14, this is {text}: install one of them if something fails', stacklevel=2)
+        warnings.warn(
+            f'mmpetl is tested with torch >=2.11,<2.14, this is {text}: install one of them if something fails',
+            stacklevel=2)
 
 
 def install() -> None:
-    """Check the versions and put the remedies in place that every import needs; called by ``import mmpetl``, safe to call again."""
+    """Check the versions and put the remedies in place that every import needs; called by ``import mmpetl``, safe to
+    call again."""
     global _installed
     if _installed:
         return

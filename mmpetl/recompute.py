@@ -1,11 +1,13 @@
 """Results that are cheap to compute again are not kept for the backward pass.
 
-A function announces its result with :func:`recomputed`. Within :class:`Recomputing`, whatever autograd wants to save passes through a
-hook, and a tensor that shares the memory of an announced result is replaced by a recipe: the function, and the recipe's own arguments,
-saved by the same rule. The backward pass computes the result again, bit by bit the same, and shares it among all who saved it.
+A function announces its result with :func:`recomputed`. Within :class:`Recomputing`, whatever autograd wants to save
+passes through a hook, and a tensor that shares the memory of an announced result is replaced by a recipe: the function,
+and the recipe's own arguments, saved by the same rule. The backward pass computes the result again, bit by bit the
+same, and shares it among all who saved it.
 
-Unlike ``torch.utils.checkpoint``, which repeats a whole region, only what was announced is repeated, so that no matrix product of the
-trunk has to be. Under torch.compile nothing is done here, because its partitioner recomputes elementwise results by itself.
+Unlike ``torch.utils.checkpoint``, which repeats a whole region, only what was announced is repeated, so that no matrix
+product of the trunk has to be. Under torch.compile nothing is done here, because its partitioner recomputes elementwise
+results by itself.
 """
 
 import threading
@@ -15,10 +17,11 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tu
 import torch
 from torch import Tensor
 
-#: What may be computed again: tables looked up from smaller ones; also elementwise results; also small products; also the first product of
-#: the feed-forward network.
+#: What may be computed again: tables looked up from smaller ones; also elementwise results; also small products; also
+#: the first product of the feed-forward network.
 LOOK_UP, ELEMENTWISE, SMALL_PRODUCT, LARGE_PRODUCT = 1, 2, 3, 4
-#: Memory settings of a backbone -> what is computed again. 'standard' leaves it to the methods, see ``Method.recomputes``, and the blocks.
+#: Memory settings of a backbone -> what is computed again. 'standard' leaves it to the methods, see
+#: ``Method.recomputes``, and the blocks.
 LEVELS = {'standard': 0, 'light': SMALL_PRODUCT, 'lightest': LARGE_PRODUCT}
 
 
@@ -39,7 +42,8 @@ class _Kept(NamedTuple):
         if self.outer is not None:
             return self.outer(self.packed)
         if self.packed._version != self.version:
-            raise RuntimeError('a tensor needed for the backward pass has been modified by an in-place operation after it was saved')
+            raise RuntimeError(
+                'a tensor needed for the backward pass has been modified by an in-place operation after it was saved')
         return self.packed
 
 
@@ -107,8 +111,8 @@ def _memory(tensor: Tensor) -> int:
 class Recomputing:
     """Context of a forward pass in which announced results are not saved.
 
-    Outside hooks (checkpointing, offloading) get what is saved after all. Does nothing at level 0, without gradients, or where hooks are
-    not allowed.
+    Outside hooks (checkpointing, offloading) get what is saved after all. Does nothing at level 0, without gradients,
+    or where hooks are not allowed.
 
     Args:
         level: What may be computed again.
@@ -165,8 +169,10 @@ def recomputed(function: Callable[..., Tensor], *args: Any, level: int = ELEMENT
     """``function(*args)``, announced as a result that is computed again instead of kept.
 
     Args:
-        function: Deterministic: the same arguments give the same result, in the same memory layout, in the backward pass.
-        *args: Its arguments. Tensors that it takes from elsewhere (parameters of a module) must not change before the backward pass.
+        function: Deterministic: the same arguments give the same result, in the same memory layout, in the backward
+            pass.
+        *args: Its arguments. Tensors that it takes from elsewhere (parameters of a module) must not change before the
+          backward pass.
         level: How dear it is; below that level of the surrounding :class:`Recomputing` the result is kept as usual.
     """
     result = function(*args)

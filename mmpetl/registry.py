@@ -1,7 +1,7 @@
 """Registries of mmpetl: children of MMEngine's, under the scope ``mmpetl``.
 
-Configs keep ``default_scope = 'mmpretrain'`` or ``'mmaction'`` and write ``mmpetl.X`` for what this package adds. ``locations`` are
-imported at the first look-up, so importing :mod:`mmpetl` stays cheap.
+Configs keep ``default_scope = 'mmpretrain'`` or ``'mmaction'`` and write ``mmpetl.X`` for what this package adds.
+``locations`` are imported at the first look-up, so importing :mod:`mmpetl` stays cheap.
 """
 
 from mmengine.registry import DATASETS as ROOT_DATASETS
@@ -23,8 +23,12 @@ LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmpetl', locations=['mmpetl.p
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmpetl', locations=['mmpetl.datasets'])
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='mmpetl', locations=['mmpetl.datasets'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope='mmpetl', locations=['mmpetl.evaluation'])
-OPTIM_WRAPPERS = Registry('optimizer wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='mmpetl', locations=['mmpetl.training.optim'])
+OPTIM_WRAPPERS = Registry(
+    'optimizer wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='mmpetl', locations=['mmpetl.training.optim'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
-    'optimizer wrapper constructor', parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS, scope='mmpetl', locations=['mmpetl.training.optim'])
+    'optimizer wrapper constructor',
+    parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS,
+    scope='mmpetl',
+    locations=['mmpetl.training.optim'])
 STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='mmpetl', locations=['mmpetl.training.parallel'])
 FUNCTIONS = Registry('function', parent=ROOT_FUNCTIONS, scope='mmpetl', locations=['mmpetl.training.parallel'])

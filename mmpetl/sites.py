@@ -1,12 +1,15 @@
 """The waist: what a method may know about a backbone, and the named points at which it may act.
 
-A :class:`Method` is a hook on the forward pass of a frozen transformer. It is built from a list of :class:`BlockSpec` and overrides only
-the points it needs. A :class:`Tap` is what one block sees of all methods. Backbones call taps, methods never see a backbone.
+A :class:`Method` is a hook on the forward pass of a frozen transformer. It is built from a list of :class:`BlockSpec`
+and overrides only the points it needs. A :class:`Tap` is what one block sees of all methods. Backbones call taps,
+methods never see a backbone.
 
 Order of the points in one block (``T`` = tap; an empty tap is the identity at no cost)::
 
-    x -- T.prompts(i) -+- norm1 - T.norm - h - attention(h) - T.branch('attn') -(+)-+- norm2 - T.norm - h - ffn(h) - T.branch('ffn') -(+)-->
-                       +----------------------------------------------------------+ +---------------------------------------------------+
+    x -- T.prompts(i) -+- norm1 - T.norm - h - attention(h) - T.branch('attn') -(+)-+- norm2 - T.norm - h - ffn(h) -
+    T.branch('ffn') -(+)-->
+                       +----------------------------------------------------------+
+                       +---------------------------------------------------+
     attention(h): project - q, k, v - T.qkv - heads - T.kv - softmax(q k^T + bias) v - proj - T.linear - drop-path
     ffn(h):       fc1 - T.linear - act - fc2 - T.linear - drop-path
 """
@@ -98,14 +101,16 @@ def parse_layers(layers: Layers, num_layers: int, owner: str = 'layers') -> Tupl
         for part in layers.split(','):
             first, dash, last = part.strip().partition('-')
             if not first.isdigit() or (dash and not last.isdigit()):
-                raise ValueError(f"{owner}={layers!r} cannot be read: write block indices and inclusive ranges like '0-5,11'")
+                raise ValueError(
+                    f"{owner}={layers!r} cannot be read: write block indices and inclusive ranges like '0-5,11'")
             found += range(int(first), int(last if dash else first) + 1)
     else:
         found = [layers] if isinstance(layers, int) else [int(i) for i in layers]
     resolved = [i + num_layers if i < 0 else i for i in found]
     outside = [f for f, i in zip(found, resolved) if not 0 <= i < num_layers]
     if outside:
-        raise ValueError(f'{owner}={layers!r} names block {outside[0]}, but the backbone has blocks 0..{num_layers - 1}')
+        raise ValueError(
+            f'{owner}={layers!r} names block {outside[0]}, but the backbone has blocks 0..{num_layers - 1}')
     if not resolved:
         raise ValueError(f'{owner}={layers!r} selects no block')
     return tuple(sorted(set(resolved)))
@@ -115,8 +120,8 @@ def per_layer(value: PerLayer, layers: Sequence[int], num_layers: int, name: str
     """Spread a hyper-parameter over blocks.
 
     Args:
-        value: One value for all blocks; a list with one value per adapted block (or per block of the backbone); or a mapping from
-            ranges to values, for example ``{'0-5': 4, '6-11': 8}`` with the optional key ``'default'``.
+        value: One value for all blocks; a list with one value per adapted block (or per block of the backbone); or a
+            mapping from ranges to values, for example ``{'0-5': 4, '6-11': 8}`` with the optional key ``'default'``.
         layers: Adapted blocks.
         num_layers: Number of blocks L.
         name: Name of the option for error messages.
@@ -134,7 +139,8 @@ def per_layer(value: PerLayer, layers: Sequence[int], num_layers: int, name: str
                 spread.update({i: item for i in parse_layers(key, num_layers, name) if i in set(layers)})
         missing = [i for i in layers if i not in spread]
         if missing:
-            raise ValueError(f"{name}={dict(value)!r} gives no value for block {missing[0]}: add its range or the key 'default'")
+            raise ValueError(
+                f"{name}={dict(value)!r} gives no value for block {missing[0]}: add its range or the key 'default'")
         return spread
     if isinstance(value, (list, tuple)):
         if len(value) == len(layers):
@@ -201,7 +207,8 @@ class Method(BaseModule):
     """Base class of all methods: abstract; every method is final and owns all its parameters.
 
     A subclass builds its parameters in ``__init__`` from the specs, and sets them to their published initial values in
-    :meth:`reset_parameters`, which must be safe to call again (MMEngine's ``init_weights`` calls it after the trunk's initialisers).
+    :meth:`reset_parameters`, which must be safe to call again (MMEngine's ``init_weights`` calls it after the trunk's
+    initialisers).
 
     Args:
         specs: All blocks of the backbone, in order.
@@ -212,17 +219,18 @@ class Method(BaseModule):
     POINT_METHODS = {point: f'on_{point}' for point in POINTS}
     #: Whether ``on_branch`` acts before the block's drop-path (the branch is dropped with the sublayer) or after it.
     inside_drop_path = True
-    #: What ``on_side`` reads of every block: any of 'x' (block input), 'u' (norm1(x)), 'k', 'v', 'out' (last block's output).
+    #: What ``on_side`` reads of every block: any of 'x' (block input), 'u' (norm1(x)), 'k', 'v', 'out' (last block's
+    #: output).
     side_reads: Tuple[str, ...] = ()
     #: Whether the final pooling averages prompts with the grid tokens; None leaves it to the backbone's published form.
     pool_prompts: Optional[bool] = None
     #: Whether other prompt methods may add their tokens to this method's.
     stack = False
-    #: Whether elementwise results (norms, activations, the method's own) are computed again in the backward pass by default, because the
-    #: method would otherwise keep more than full fine-tuning does.
+    #: Whether elementwise results (norms, activations, the method's own) are computed again in the backward pass by
+    #: default, because the method would otherwise keep more than full fine-tuning does.
     recomputes = False
-    #: Whether ``on_branch``, ``on_norm``, and ``on_linear`` of q, proj, fc1 and fc2 treat every token alone. Then a last block whose output
-    #: is read at the class token only hands them that token only.
+    #: Whether ``on_branch``, ``on_norm``, and ``on_linear`` of q, proj, fc1 and fc2 treat every token alone. Then a
+    #: last block whose output is read at the class token only hands them that token only.
     tokenwise = False
 
     def __init__(self, specs: Sequence[BlockSpec], layers: Layers = None) -> None:
@@ -232,7 +240,7 @@ class Method(BaseModule):
         self.specs: Tuple[BlockSpec, ...] = tuple(specs)
         self.layers: Tuple[int, ...] = parse_layers(layers, len(self.specs), f'{type(self).__name__}: layers')
 
-    # -- what the method touches ------------------------------------------------------------------------------------------------
+    # -- what the method touches --------------------------------------------------------------------------------------
 
     @classmethod
     def points(cls) -> FrozenSet[str]:
@@ -264,7 +272,7 @@ class Method(BaseModule):
         """Number of tokens that ``on_prompts`` puts in before block ``index`` (0: none)."""
         return 0
 
-    # -- the points -------------------------------------------------------------------------------------------------------------
+    # -- the points ---------------------------------------------------------------------------------------------------
 
     def on_qkv(self, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """x: input of the projection; all (B, N, C) -> q, k, v."""
@@ -279,7 +287,8 @@ class Method(BaseModule):
         return y
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """residual: stream before the sublayer; x: its normed input; y: the sublayer's output; all (..., C) -> y (..., C)."""
+        """residual: stream before the sublayer; x: its normed input; y: the sublayer's output; all (..., C) -> y (...,
+        C)."""
         return y
 
     def on_kv(self, i: int) -> Optional[Tuple[Tensor, Tensor]]:
@@ -294,14 +303,16 @@ class Method(BaseModule):
         return None
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
-        """Per-block frozen activations (see ``side_reads``) and the frozen blocks -> feature (B, C) that replaces the backbone's output."""
+        """Per-block frozen activations (see ``side_reads``) and the frozen blocks -> feature (B, C) that replaces the
+        backbone's output."""
         raise NotImplementedError
 
-    def fold(self, i: int, op: str, weight: Tensor, bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+    def fold(self, i: int, op: str, weight: Tensor,
+             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         """The (weight, bias) that replaces this method on ``op`` of block ``i``; None if it cannot be folded."""
         return None
 
-    # -- initialisation ---------------------------------------------------------------------------------------------------------
+    # -- initialisation -----------------------------------------------------------------------------------------------
 
     def reset_parameters(self) -> None:
         """Set all parameters to their published initial values."""
@@ -316,7 +327,8 @@ class Method(BaseModule):
 class Tap:
     """What one block sees of all methods: per point only those that act there, in config order.
 
-    A plain object, not a module, so it adds no state-dict key; deepcopy and pickle keep it consistent with the copied methods.
+    A plain object, not a module, so it adds no state-dict key; deepcopy and pickle keep it consistent with the copied
+    methods.
 
     Args:
         methods: All methods of the backbone in config order.
@@ -332,8 +344,12 @@ class Tap:
             entry for entry in ((m, tuple(m in self._linear[op] for op in 'qkv'), m in on['qkv']) for m in methods)
             if any(entry[1]) or entry[2])
         self._norm = {op: tuple(m for m in on['norm'] if op in m.norm_ops(index)) for op in NORMS}
-        self._branch = {(sub, inside): tuple(m for m in on['branch'] if sub in m.branch_subs(index) and m.inside_drop_path is inside)
-                        for sub in SUBS for inside in (True, False)}
+        self._branch = {
+            (sub, inside): tuple(m for m in on['branch']
+                                 if sub in m.branch_subs(index) and m.inside_drop_path is inside)
+            for sub in SUBS
+            for inside in (True, False)
+        }
         self._kv = on['kv']
         self._prompts = on['prompts']
         #: Whether elementwise results of this block are computed again in the backward pass by default.
@@ -347,22 +363,24 @@ class Tap:
         # The next four are set for all blocks together, because they depend on the neighbours (see ``plan_prompts``).
         #: Prompt tokens that arrive in the stream from the block before.
         self.prompts_in = 0
-        #: Whether this block's prompts must travel in the stream because somebody reads their outputs; if not, they act as
-        #: extra keys and values only, which is exact and cheaper.
+        #: Whether this block's prompts must travel in the stream because somebody reads their outputs; if not, they act
+        #: as extra keys and values only, which is exact and cheaper.
         self.prompts_read = True
         #: Prompt tokens to take out of the stream after this block (last block only).
         self.prompts_dropped = 0
         #: Prompt tokens that the final pooling averages together with the grid tokens.
         self.prompts_pooled = 0
-        #: Log-gates (B or 1, num_prompts) added to the attention logits of this block's prompt keys, or None. Scoring uses it.
+        #: Log-gates (B or 1, num_prompts) added to the attention logits of this block's prompt keys, or None. Scoring
+        #: uses it.
         self.prompt_gate: Optional[Tensor] = None
         #: Where a block's frozen activations are stored for side methods, or None.
         self.recorder: Optional[Dict[str, Tensor]] = None
 
     @property
     def separates(self) -> bool:
-        """Whether q, k and v need products of their own, because methods replace some of them, join further keys and values, or few queries
-        are read. As views of one product, a single one that is still needed would keep the memory of all three.
+        """Whether q, k and v need products of their own, because methods replace some of them, join further keys and
+        values, or few queries are read. As views of one product, a single one that is still needed would keep the
+        memory of all three.
         """
         return bool(self._project or self._kv or (self.num_prompts and not self.prompts_read) or self.tokens_read)
 
@@ -425,8 +443,8 @@ class Tap:
 def plan_prompts(taps: Sequence[Tap], pooled: bool, full: bool = False) -> None:
     """Decide for all blocks together where prompt tokens travel in the stream.
 
-    A block's prompts whose outputs nobody reads (the next block brings its own, or the final pooling ignores them) act as extra keys
-    and values only.
+    A block's prompts whose outputs nobody reads (the next block brings its own, or the final pooling ignores them) act
+    as extra keys and values only.
 
     Args:
         taps: Taps of all blocks in order.

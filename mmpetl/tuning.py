@@ -1,6 +1,7 @@
 """What trains, what it weighs, and how it leaves: counts, adapter state, folding (merging) methods into the trunk.
 
-Works on any model with an attached backbone: the backbone itself, or a classifier or recognizer that holds it as ``backbone``.
+Works on any model with an attached backbone: the backbone itself, or a classifier or recognizer that holds it as
+``backbone``.
 """
 
 import os
@@ -30,7 +31,8 @@ def find_backbone(model: nn.Module) -> Tuple[nn.Module, str]:
     for module, prefix in ((model, ''), (getattr(model, 'backbone', None), 'backbone.')):
         if module is not None and hasattr(getattr(module, 'petl', None), 'taps'):
             return module, prefix
-    raise ValueError(f'{type(model).__name__} has no attached backbone: build it as mmpetl.<Backbone> or call mmpetl.attach first')
+    raise ValueError(
+        f'{type(model).__name__} has no attached backbone: build it as mmpetl.<Backbone> or call mmpetl.attach first')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -40,7 +42,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-# -- counts -------------------------------------------------------------------------------------------------------------------------------
+# -- counts -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,12 @@ def summary(model: nn.Module) -> Summary:
         base=sum(p.numel() for p in trunk))
 
 
-# -- adapter state ------------------------------------------------------------------------------------------------------------------------
+# -- adapter state ----------------------------------------------------------------------------------------------------
 
 
 def adapter_keys(model: nn.Module) -> List[str]:
-    """State-dict keys that an adapter file holds: methods, tuned trunk parameters, and everything outside the backbone."""
+    """State-dict keys that an adapter file holds: methods, tuned trunk parameters, and everything outside the
+    backbone."""
     model = unwrap(model)
     backbone, prefix = find_backbone(model)
     tuned = {prefix + n for n, p in backbone.named_parameters() if p.requires_grad}
@@ -124,7 +127,7 @@ def adapter_state(model: nn.Module) -> Dict[str, Tensor]:
     return {k: state[k] for k in adapter_keys(model)}
 
 
-# -- header ------------------------------------------------------------------------------------------------------------------------------
+# -- header -----------------------------------------------------------------------------------------------------------
 
 _PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'mmaction2')
 
@@ -182,15 +185,21 @@ def adapter_header(model: nn.Module,
         tune=list(petl.tune),
         trunk=petl.trunk,
         backbone=f'{upstream.__module__}.{upstream.__qualname__}',
-        base=dict(id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else None),
-                  checkpoint=str(checkpoint) if checkpoint else None,
-                  fingerprint=petl.base_fingerprint() if frozen else None),
+        base=dict(
+            id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else None),
+            checkpoint=str(checkpoint) if checkpoint else None,
+            fingerprint=petl.base_fingerprint() if frozen else None),
         head=head_keys(model),
         classes=list(classes) if classes else None,
         preprocessing=_plain(preprocessing) if preprocessing else None,
         metrics=dict(metrics or {}),
         versions=_versions(),
-        counts=dict(petl=sum(counted.methods.values()), tuned=counted.tuned, head=counted.head, total=counted.total, base=counted.base),
+        counts=dict(
+            petl=sum(counted.methods.values()),
+            tuned=counted.tuned,
+            head=counted.head,
+            total=counted.total,
+            base=counted.base),
         extra=_plain(extra or {}))
 
 
@@ -199,12 +208,13 @@ def write_adapter(model: nn.Module, path: str, **facts: Any) -> None:
     adapter_file.save(path, adapter_state(model), adapter_header(model, **facts))
 
 
-# -- folding ------------------------------------------------------------------------------------------------------------------------------
+# -- folding ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class MergeReport:
-    """What :func:`merge` did: names of the folded methods, and the largest difference on the probe (None if not verified)."""
+    """What :func:`merge` did: names of the folded methods, and the largest difference on the probe (None if not
+    verified)."""
     folded: List[str]
     max_difference: Optional[float] = None
 
@@ -222,7 +232,8 @@ def _culprit(methods: Dict[str, nn.Module]) -> Optional[Tuple[str, nn.Module]]:
     return None
 
 
-def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor, bias: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
+              bias: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
     for name, method in backbone.petl.items():
         acts = ((op in OPS and method.active('linear', i) and op in method.linear_ops(i))
                 or (op in NORMS and method.active('norm', i) and op in method.norm_ops(i)))
@@ -291,14 +302,18 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-def merge(model: nn.Module, verify: bool = True, probe: Optional[Tensor] = None, tolerance: float = 1e-3) -> MergeReport:
+def merge(model: nn.Module,
+          verify: bool = True,
+          probe: Optional[Tensor] = None,
+          tolerance: float = 1e-3) -> MergeReport:
     """Fold all methods into the trunk, in list order, in place; afterwards the backbone has no extra parameter.
 
     The merged state dict loads with ``strict=True`` into the plain upstream backbone.
 
     Args:
         model: Model with an attached backbone.
-        verify: Compare the folded with the unfolded backbone on ``probe``; the old weights are restored when they differ.
+        verify: Compare the folded with the unfolded backbone on ``probe``; the old weights are restored when they
+            differ.
         probe: Input of the backbone, (B, 3, H, W) or (B, 3, T, H, W); None makes a random one.
         tolerance: Largest accepted difference, relative to the largest output.
 
@@ -331,8 +346,10 @@ def merge(model: nn.Module, verify: bool = True, probe: Optional[Tensor] = None,
             if not report.max_difference <= tolerance * max(largest, 1.):
                 for target, value in old:
                     target.copy_(value)
-                raise ValueError(f'merging {", ".join(petl)} changes the output by {report.max_difference:.1e}, more than the tolerance '
-                                 f'{tolerance:.0e} of its size {largest:.1e}; the model is unchanged')
+                raise ValueError(
+                    f'merging {", ".join(petl)} changes the output by {report.max_difference:.1e}, more than the '
+                    f'tolerance '
+                    f'{tolerance:.0e} of its size {largest:.1e}; the model is unchanged')
     for name in list(petl):
         del petl[name]
     petl.configs = {}

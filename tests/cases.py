@@ -44,7 +44,10 @@ def _vit(**kwargs: Any) -> Any:
 def _clip(**kwargs: Any) -> Any:
     from mmpretrain.models import VisionTransformer
     return VisionTransformer(
-        pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5), layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')), **kwargs)
+        pre_norm=True,
+        norm_cfg=dict(type='LN', eps=1e-5),
+        layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')),
+        **kwargs)
 
 
 def _swin(**kwargs: Any) -> Any:
@@ -66,13 +69,15 @@ _VIT = dict(arch=VIT_ARCH, img_size=32, patch_size=8)
 BACKBONES: List[Backbone] = [
     Backbone('vit', 'mmpetl.VisionTransformer', _VIT, (3, 32, 32), 32, 'ViT', _vit, dict(arch='base')),
     Backbone('clip', 'mmpetl.CLIPVisionTransformer', _VIT, (3, 32, 32), 32, 'CLIP', _clip, dict(arch='base')),
-    Backbone('swin', 'mmpetl.SwinTransformer', dict(arch=SWIN_ARCH, img_size=32, window_size=4, out_indices=(1, ), drop_path_rate=0.),
-             (3, 32, 32), 32, 'Swin', _swin, dict(arch='base')),
-    Backbone('videomae', 'mmpetl.VideoMAE', dict(img_size=32, patch_size=8, embed_dims=32, depth=3, num_heads=4, mlp_ratio=2, num_frames=4),
+    Backbone('swin', 'mmpetl.SwinTransformer',
+             dict(arch=SWIN_ARCH, img_size=32, window_size=4, out_indices=(1, ), drop_path_rate=0.), (3, 32, 32), 32,
+             'Swin', _swin, dict(arch='base')),
+    Backbone('videomae', 'mmpetl.VideoMAE',
+             dict(img_size=32, patch_size=8, embed_dims=32, depth=3, num_heads=4, mlp_ratio=2, num_frames=4),
              (3, 4, 32, 32), 32, 'VideoMAE', _videomae, dict(num_frames=16)),
     Backbone('video_swin', 'mmpetl.SwinTransformer3D',
-             dict(arch=SWIN_ARCH, window_size=(2, 4, 4), out_indices=(1, ), drop_path_rate=0.), (3, 8, 36, 36), 32, 'Video Swin',
-             _video_swin, dict(arch='base')),
+             dict(arch=SWIN_ARCH, window_size=(2, 4, 4), out_indices=(1, ), drop_path_rate=0.), (3, 8, 36, 36), 32,
+             'Video Swin', _video_swin, dict(arch='base')),
 ]
 BACKBONE = {b.name: b for b in BACKBONES}
 ALL = tuple(BACKBONE)
@@ -107,46 +112,113 @@ class Case:
 
 
 METHODS: List[Case] = [
-    Case('LoRA', [dict(type='LoRA', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=4)], folds=True,
-         real=[dict(type='LoRA', rank=4, ops='qv')], counts=dict(vit=147_456, clip=147_456, videomae=147_456, video_swin=48_128 * 4)),
-    Case('Adapter', [dict(type='Adapter', mid_dims=4)], real=[dict(type='Adapter', mid_dims=64, kind='pfeiffer')],
-         counts=dict(vit=1_189_632, video_swin=1_553_664)),
-    Case('AdaptFormer', [dict(type='AdaptFormer', mid_dims=4)], real=[dict(type='AdaptFormer', mid_dims=64)],
-         counts=dict(vit=1_189_632, video_swin=1_553_664)),
-    Case('PATT', [dict(type='PATT', ops='kv', mid_dims=4)], identity=False, real=[dict(type='PATT', ops='kv', mid_dims=128)],
-         counts=dict(video_swin=4_647_424)),
-    Case('Prefix', [dict(type='Prefix', num_tokens=3, mid_dims=4)], identity=False,
-         real=[dict(type='Prefix', num_tokens=16, mid_dims=128)], counts=dict(video_swin=4_839_936)),
-    Case('VPT', [dict(type='VPT', num_tokens=3)], on=('vit', 'clip', 'swin', 'videomae'), identity=False,
-         real=[dict(type='VPT', num_tokens=50)], counts=dict(vit=460_800, swin=12_032 * 50),
-         note='Video Swin: prompts inside 3-D windows are undefined in the papers'),
-    Case('E2VPT', [dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4)], on=('vit', 'clip', 'swin', 'videomae'), identity=False,
-         real=[dict(type='E2VPT', num_tokens=10, num_kv_tokens=5)], counts=dict(vit=138_240, swin=180_480), note='Video Swin: as VPT'),
-    Case('APT', [dict(type='APT', num_tokens=3)], identity=False, real=[dict(type='APT', num_tokens=400)],
-         counts=dict(videomae=624_000, vit=624_000)),
-    Case('KAdaptation', [dict(type='KAdaptation', phm_dim=4)], folds=True, real=[dict(type='KAdaptation')],
-         counts=dict(clip=50_176, vit=50_176)),
-    Case('Compacter', [dict(type='Compacter', mid_dims=4, phm_dim=2)], real=[dict(type='Compacter')], counts=dict(clip=48_384)),
+    Case(
+        'LoRA', [dict(type='LoRA', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=4)],
+        folds=True,
+        real=[dict(type='LoRA', rank=4, ops='qv')],
+        counts=dict(vit=147_456, clip=147_456, videomae=147_456, video_swin=48_128 * 4)),
+    Case(
+        'Adapter', [dict(type='Adapter', mid_dims=4)],
+        real=[dict(type='Adapter', mid_dims=64, kind='pfeiffer')],
+        counts=dict(vit=1_189_632, video_swin=1_553_664)),
+    Case(
+        'AdaptFormer', [dict(type='AdaptFormer', mid_dims=4)],
+        real=[dict(type='AdaptFormer', mid_dims=64)],
+        counts=dict(vit=1_189_632, video_swin=1_553_664)),
+    Case(
+        'PATT', [dict(type='PATT', ops='kv', mid_dims=4)],
+        identity=False,
+        real=[dict(type='PATT', ops='kv', mid_dims=128)],
+        counts=dict(video_swin=4_647_424)),
+    Case(
+        'Prefix', [dict(type='Prefix', num_tokens=3, mid_dims=4)],
+        identity=False,
+        real=[dict(type='Prefix', num_tokens=16, mid_dims=128)],
+        counts=dict(video_swin=4_839_936)),
+    Case(
+        'VPT', [dict(type='VPT', num_tokens=3)],
+        on=('vit', 'clip', 'swin', 'videomae'),
+        identity=False,
+        real=[dict(type='VPT', num_tokens=50)],
+        counts=dict(vit=460_800, swin=12_032 * 50),
+        note='Video Swin: prompts inside 3-D windows are undefined in the papers'),
+    Case(
+        'E2VPT', [dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4)],
+        on=('vit', 'clip', 'swin', 'videomae'),
+        identity=False,
+        real=[dict(type='E2VPT', num_tokens=10, num_kv_tokens=5)],
+        counts=dict(vit=138_240, swin=180_480),
+        note='Video Swin: as VPT'),
+    Case(
+        'APT', [dict(type='APT', num_tokens=3)],
+        identity=False,
+        real=[dict(type='APT', num_tokens=400)],
+        counts=dict(videomae=624_000, vit=624_000)),
+    Case(
+        'KAdaptation', [dict(type='KAdaptation', phm_dim=4)],
+        folds=True,
+        real=[dict(type='KAdaptation')],
+        counts=dict(clip=50_176, vit=50_176)),
+    Case(
+        'Compacter', [dict(type='Compacter', mid_dims=4, phm_dim=2)],
+        real=[dict(type='Compacter')],
+        counts=dict(clip=48_384)),
     Case('SSF', [dict(type='SSF')], identity=False, folds=True, real=[dict(type='SSF')], counts=dict(vit=205_824)),
-    Case('Convpass', [dict(type='Convpass', mid_dims=2, drop_rate=0.)], on=IMAGES, real=[dict(type='Convpass')],
-         counts=dict(vit=327_552), note='videos: the paper defines a 2-D convolution over one image'),
-    Case('FacT-TT', [dict(type='FacT', kind='tt', rank=2, drop_rate=0.)], on=VITS, folds=True, real=[dict(type='FacT', kind='tt', rank=16)],
-         counts=dict(vit=61_440), note='Swins: the shared factors need one width'),
-    Case('FacT-TK', [dict(type='FacT', kind='tk', rank=2, drop_rate=0.)], on=VITS, folds=True, real=[dict(type='FacT', kind='tk', rank=32)],
-         counts=dict(vit=86_528), note='Swins: the shared factors need one width'),
-    Case('SynQT', [dict(type='SynQT', num_tokens=2, mid_dims=4, qsm_mid_dims=2, drop_rate=0., row_drop_rate=0.)], on=VITS, identity=False,
-         real=[dict(type='SynQT', num_tokens=16, drop_dead=False)], counts=dict(vit=2_761_106),
-         note='Swins: queries across windows are undefined in the paper'),
-    Case('LST', [dict(type='LST', reduction=4)], on=('vit', 'clip', 'videomae'), identity=False, real=[dict(type='LST', reduction=8)],
-         counts=dict(vit=2_376_492), note='Swins: one ladder width is undefined over changing widths'),
-    Case('VQT', [dict(type='VQT', num_tokens=2, drop_rate=0.)], on=('vit', 'clip'), identity=False, real=[dict(type='VQT', num_tokens=1)],
-         counts=dict(vit=9_216), note='its feature starts with the class token, which only ViT and CLIP have'),
-    Case('LoRA + AdaptFormer', [dict(type='LoRA', rank=2), dict(type='AdaptFormer', mid_dims=4)]),
-    Case('PATT + AdaptFormer', [dict(type='PATT', mid_dims=4, init='zero_up'), dict(type='AdaptFormer', mid_dims=4, input='normed')],
-         real=[dict(type='PATT', mid_dims=128), dict(type='AdaptFormer', mid_dims=64)], counts=dict(video_swin=6_201_088)),
+    Case(
+        'Convpass', [dict(type='Convpass', mid_dims=2, drop_rate=0.)],
+        on=IMAGES,
+        real=[dict(type='Convpass')],
+        counts=dict(vit=327_552),
+        note='videos: the paper defines a 2-D convolution over one image'),
+    Case(
+        'FacT-TT', [dict(type='FacT', kind='tt', rank=2, drop_rate=0.)],
+        on=VITS,
+        folds=True,
+        real=[dict(type='FacT', kind='tt', rank=16)],
+        counts=dict(vit=61_440),
+        note='Swins: the shared factors need one width'),
+    Case(
+        'FacT-TK', [dict(type='FacT', kind='tk', rank=2, drop_rate=0.)],
+        on=VITS,
+        folds=True,
+        real=[dict(type='FacT', kind='tk', rank=32)],
+        counts=dict(vit=86_528),
+        note='Swins: the shared factors need one width'),
+    Case(
+        'SynQT', [dict(type='SynQT', num_tokens=2, mid_dims=4, qsm_mid_dims=2, drop_rate=0., row_drop_rate=0.)],
+        on=VITS,
+        identity=False,
+        real=[dict(type='SynQT', num_tokens=16, drop_dead=False)],
+        counts=dict(vit=2_761_106),
+        note='Swins: queries across windows are undefined in the paper'),
+    Case(
+        'LST', [dict(type='LST', reduction=4)],
+        on=('vit', 'clip', 'videomae'),
+        identity=False,
+        real=[dict(type='LST', reduction=8)],
+        counts=dict(vit=2_376_492),
+        note='Swins: one ladder width is undefined over changing widths'),
+    Case(
+        'VQT', [dict(type='VQT', num_tokens=2, drop_rate=0.)],
+        on=('vit', 'clip'),
+        identity=False,
+        real=[dict(type='VQT', num_tokens=1)],
+        counts=dict(vit=9_216),
+        note='its feature starts with the class token, which only ViT and CLIP have'),
+    Case('LoRA + AdaptFormer',
+         [dict(type='LoRA', rank=2), dict(type='AdaptFormer', mid_dims=4)]),
+    Case(
+        'PATT + AdaptFormer',
+        [dict(type='PATT', mid_dims=4, init='zero_up'),
+         dict(type='AdaptFormer', mid_dims=4, input='normed')],
+        real=[dict(type='PATT', mid_dims=128), dict(type='AdaptFormer', mid_dims=64)],
+        counts=dict(video_swin=6_201_088)),
     Case('LoRA + SSF', [dict(type='LoRA', rank=2), dict(type='SSF', std=0.)], folds=True),
-    Case('VPT + LoRA', [dict(type='VPT', num_tokens=2), dict(type='LoRA', rank=2, ops='qkv')], on=('vit', 'clip', 'swin', 'videomae'),
-         identity=False),
+    Case(
+        'VPT + LoRA',
+        [dict(type='VPT', num_tokens=2), dict(type='LoRA', rank=2, ops='qkv')],
+        on=('vit', 'clip', 'swin', 'videomae'),
+        identity=False),
 ]
 CASE = {c.name: c for c in METHODS}
 PAIRS: List[Tuple[Case, Backbone]] = [(case, BACKBONE[name]) for case in METHODS for name in case.on]
@@ -156,7 +228,8 @@ PAIR_IDS = [f'{case.name}-{b.name}' for case, b in PAIRS]
 
 @contextmanager
 def real_size() -> Iterator[None]:
-    """Build real-size models without memory: on the meta device, except for the drop-path rates, whose values upstream reads."""
+    """Build real-size models without memory: on the meta device, except for the drop-path rates, whose values upstream
+    reads."""
     linspace = torch.linspace
     torch.linspace = lambda *args, **kwargs: linspace(*args, **{**kwargs, 'device': 'cpu'})
     try:

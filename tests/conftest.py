@@ -12,7 +12,8 @@ logging.raiseExceptions = False
 
 @pytest.fixture(autouse=True)
 def clean_scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """MMEngine looks types up in the scope of the latest runner of the process; a test must not depend on which tests ran before it."""
+    """MMEngine looks types up in the scope of the latest runner of the process; a test must not depend on which tests
+    ran before it."""
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'):
         monkeypatch.delenv(name, raising=False)
     before = dict(DefaultScope._instance_dict)

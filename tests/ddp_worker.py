@@ -1,4 +1,5 @@
-"""What each of two processes does in tests/test_ddp.py. A module of its own, because a started process imports it by name."""
+"""What each of two processes does in tests/test_ddp.py. A module of its own, because a started process imports it by
+name."""
 
 import os
 

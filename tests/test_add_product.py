@@ -23,7 +23,8 @@ def test_equals_the_formula(shape, scale, bias):
 
 
 def test_no_view_is_written_to_and_y_stays():
-    y, code, weight, bias = torch.randn(2, 5, 6), torch.randn(2, 5, 3), torch.randn(6, 3, requires_grad=True), torch.randn(6)
+    y, code, weight, bias = torch.randn(2, 5, 6), torch.randn(2, 5, 3), torch.randn(
+        6, 3, requires_grad=True), torch.randn(6)
     before = y.clone()
     out = add_product(y, code, weight, bias=bias)
     names, nodes = set(), [out.grad_fn]

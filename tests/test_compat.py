@@ -1,4 +1,5 @@
-"""Remedies of mmpetl.compat: each works, and each is still needed (those tests fail when upstream has mended the cause)."""
+"""Remedies of mmpetl.compat: each works, and each is still needed (those tests fail when upstream has mended the
+cause)."""
 
 import copy
 import http.server
@@ -23,13 +24,14 @@ def folder_of(package):
     return Path(importlib.util.find_spec(package).submodule_search_locations[0])
 
 
-# -- mmaction2 ------------------------------------------------------------------------------------------------------------------------
+# -- mmaction2 --------------------------------------------------------------------------------------------------------
 
 
 def test_mmaction_needs_the_placeholders():
     mmaction = folder_of('mmaction')
     assert compat._lacks_drn(mmaction), 'the wheel ships localizers/drn again: drop its placeholder'
-    assert 'apply_chunking_to_forward' in (mmaction / 'models/multimodal/vindlu/modeling_bert.py').read_text(), 'VindLU was mended: drop it'
+    assert 'apply_chunking_to_forward' in (
+        mmaction / 'models/multimodal/vindlu/modeling_bert.py').read_text(), 'VindLU was mended: drop it'
 
 
 def test_mmaction_imports():
@@ -55,7 +57,10 @@ def test_complete_installations_are_left_alone(tmp_path, monkeypatch):
     assert not compat._lacks_drn(tmp_path / 'mmaction')
     assert not compat._vindlu_breaks(tmp_path / 'mmaction')
     monkeypatch.setattr(compat, '_folder', lambda name: None)
-    for name in [n for n in sys.modules if n.startswith(('mmaction.models.localizers.drn', 'mmaction.models.multimodal.vindlu'))]:
+    for name in [
+            n for n in sys.modules
+            if n.startswith(('mmaction.models.localizers.drn', 'mmaction.models.multimodal.vindlu'))
+    ]:
         monkeypatch.delitem(sys.modules, name)
     assert compat.install_mmaction_stub() == []
 
@@ -63,7 +68,8 @@ def test_complete_installations_are_left_alone(tmp_path, monkeypatch):
 def test_deepspeed_without_its_one_bit_optimizers(tmp_path, monkeypatch):
     """mmengine imports three names of a package that DeepSpeed 0.19 dropped."""
     upstream = folder_of('mmengine') / '_strategy/deepspeed.py'
-    assert 'from deepspeed.runtime.fp16.onebit import' in upstream.read_text(), 'mmengine was mended: drop the placeholder'
+    assert 'from deepspeed.runtime.fp16.onebit import' in upstream.read_text(
+    ), 'mmengine was mended: drop the placeholder'
     name = 'deepspeed.runtime.fp16.onebit'
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr(compat, '_folder', lambda package: None)
@@ -76,7 +82,7 @@ def test_deepspeed_without_its_one_bit_optimizers(tmp_path, monkeypatch):
     assert {'OnebitAdam', 'OnebitLamb', 'ZeroOneAdam'} <= set(vars(sys.modules.pop(name)))
 
 
-# -- loading checkpoints --------------------------------------------------------------------------------------------------------------
+# -- loading checkpoints ----------------------------------------------------------------------------------------------
 
 
 class Payload:
@@ -178,7 +184,7 @@ def test_storage_services_keep_their_loaders():
     assert upstream.CheckpointLoader._get_checkpoint_loader('x.pth') is compat.load_from_local
 
 
-# -- several processes on the CPU -----------------------------------------------------------------------------------------------------
+# -- several processes on the CPU -------------------------------------------------------------------------------------
 
 CPU_PROGRAM = """
 import mmengine.dist, torch
@@ -210,7 +216,11 @@ torch.distributed.destroy_process_group()
 def test_cpu_processes():
     with_rank = dict(os.environ, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='0',
                      CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(Path(compat.__file__).parents[1]), OMP_NUM_THREADS='1')
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', CPU_PROGRAM], env=with_rank, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', CPU_PROGRAM],
+                          env=with_rank,
+                          capture_output=True,
+                          text=True,
+                          timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'init_dist fails' in done.stdout, 'mmengine starts CPU processes itself: drop init_cpu_distributed'
     assert 'device_ids fail' in done.stdout, 'DDP takes device_ids for CPU modules: drop CPU_WRAPPER'
@@ -222,7 +232,7 @@ def test_single_processes_are_left_alone(monkeypatch):
     assert not torch.distributed.is_initialized()
 
 
-# -- gradient checkpointing -----------------------------------------------------------------------------------------------------------
+# -- gradient checkpointing -------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -294,7 +304,8 @@ def test_checkpointing_saves_memory_and_is_idempotent():
 
 
 def test_copies_checkpoint_themselves():
-    """A copy (as of an exponential moving average) must use its own weights; mmengine's switch makes it use the original's."""
+    """A copy (as of an exponential moving average) must use its own weights; mmengine's switch makes it use the
+    original's."""
     net = Net()
     compat.nonreentrant_checkpointing(net, 'layers.*')
     twin = copy.deepcopy(net)
@@ -310,7 +321,7 @@ def test_unknown_submodule():
         compat.nonreentrant_checkpointing(Net(), 'layer.0')
 
 
-# -- environment ----------------------------------------------------------------------------------------------------------------------
+# -- environment ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('installed, expected', [
@@ -318,9 +329,18 @@ def test_unknown_submodule():
     (dict(mmengine='0.10.7', setuptools='84.0.0'), 'pkg_resources'),
     (dict(mmengine='0.11.0', setuptools='84.0.0'), None),
     (dict(setuptools='81.0.0', transformers='5.0', pycocotools='2.0'), 'pip uninstall pycocotools'),
-    (dict({'mmengine': '0.10.7', 'onedl-mmengine': '0.10.12'}, setuptools='81.0.0'), 'mmengine and onedl-mmengine'),
-    ({'opencv-python': '5.0.0.93', 'opencv-contrib-python': '4.9.0.1'}, 'opencv-python==5.0.0.93 opencv-contrib-python==5.0.0.93'),
-    ({'opencv-python': '5.0.0.93', 'opencv-contrib-python': '5.0.0.93'}, None),
+    (dict({
+        'mmengine': '0.10.7',
+        'onedl-mmengine': '0.10.12'
+    }, setuptools='81.0.0'), 'mmengine and onedl-mmengine'),
+    ({
+        'opencv-python': '5.0.0.93',
+        'opencv-contrib-python': '4.9.0.1'
+    }, 'opencv-python==5.0.0.93 opencv-contrib-python==5.0.0.93'),
+    ({
+        'opencv-python': '5.0.0.93',
+        'opencv-contrib-python': '5.0.0.93'
+    }, None),
 ])
 def test_environment_warnings(monkeypatch, installed, expected):
     monkeypatch.setattr(compat, '_version', installed.get)

@@ -36,7 +36,7 @@ def _loss(output):
     return (features(output) * weights).square().mean()
 
 
-# -- the backbones alone --------------------------------------------------------------------------------------------------------------
+# -- the backbones alone ----------------------------------------------------------------------------------------------
 
 
 @backbones
@@ -80,7 +80,7 @@ def test_trunk_gradient_equals_upstream(backbone):
             assert (parameter.grad - expected[name]).abs().max() <= 1e-10, name
 
 
-# -- every method on every backbone ---------------------------------------------------------------------------------------------------
+# -- every method on every backbone -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('case, backbone', REFUSED, ids=[f'{c.name}-{b.name}' for c, b in REFUSED])
@@ -128,7 +128,8 @@ def test_disabled_equals_stock(case, backbone):
     assert keys == set(plain.state_dict())
     with torch.no_grad():
         again = features(model(x))
-    assert again.shape != features(plain(x)).shape or (again - features(plain(x))).abs().max() > 1e-4, 'the method has no effect'
+    assert again.shape != features(
+        plain(x)).shape or (again - features(plain(x))).abs().max() > 1e-4, 'the method has no effect'
 
 
 @pairs
@@ -137,8 +138,12 @@ def test_only_methods_get_gradients_and_all_of_them_do(case, backbone):
     perturb(model.petl)
     model.train()
     _loss(model(backbone.inputs())).backward()
-    assert not [n for n, p in model.named_parameters() if not n.startswith('petl.') and (p.requires_grad or p.grad is not None)]
-    without = [n for n, p in model.petl.named_parameters() if p.grad is None and not any(w in n for w in case.without_gradient)]
+    assert not [
+        n for n, p in model.named_parameters() if not n.startswith('petl.') and (p.requires_grad or p.grad is not None)
+    ]
+    without = [
+        n for n, p in model.petl.named_parameters() if p.grad is None and not any(w in n for w in case.without_gradient)
+    ]
     assert not without
     assert all(torch.isfinite(p.grad).all() for p in model.petl.parameters() if p.grad is not None)
 
@@ -153,7 +158,10 @@ def test_every_trainable_tensor_moves_in_two_steps(case, backbone):
         optimizer.zero_grad()
         _loss(model(backbone.inputs(seed=step, dtype=torch.float64))).backward()
         optimizer.step()
-    still = [n for n, p in model.petl.named_parameters() if torch.equal(p, before[n]) and not any(w in n for w in case.without_gradient)]
+    still = [
+        n for n, p in model.petl.named_parameters()
+        if torch.equal(p, before[n]) and not any(w in n for w in case.without_gradient)
+    ]
     assert not still
 
 
@@ -178,7 +186,8 @@ def test_merge(case, backbone):
         before = {k: v.clone() for k, v in model.state_dict().items()}
         with pytest.raises(ValueError, match='cannot be folded'):
             mmpetl.merge(model)
-        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), 'a refused merge must change nothing'
+        assert all(torch.equal(v, before[k])
+                   for k, v in model.state_dict().items()), 'a refused merge must change nothing'
         return
     with torch.no_grad():
         expected = features(model(x))

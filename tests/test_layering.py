@@ -36,7 +36,8 @@ def room_of(path: Path) -> str:
 
 
 def imports(source: str, package: tuple[str, ...], module_level: bool = False) -> Iterator[tuple[int, str]]:
-    """(line, absolute dotted name) of everything that a file of ``package`` imports; ``from . import x`` counts as importing x."""
+    """(line, absolute dotted name) of everything that a file of ``package`` imports; ``from . import x`` counts as
+    importing x."""
     tree = ast.parse(source)
     bodies = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
     lazy = {id(node) for body in bodies for node in ast.walk(body)}
@@ -59,14 +60,18 @@ def problems(source: str, room: str, package: tuple[str, ...]) -> list[str]:
         if top == 'mmpetl':
             target = rest.split('.')[0]
             allowed = MAY_IMPORT.get(room)
-            if target != room and (allowed is not None and target not in allowed or target in MUST_NOT_IMPORT.get(room, ())):
+            if target != room and (allowed is not None and target not in allowed
+                                   or target in MUST_NOT_IMPORT.get(room, ())):
                 found.append(f'{line}: {room} must not import {name}')
         elif top not in sys.stdlib_module_names:
             if room in OUTSIDE and top not in OUTSIDE[room] or top in NOT_OUTSIDE.get(room, ()):
                 found.append(f'{line}: {room} must not import {name}')
     if room == 'weights':  # converting a file must not need the OpenMMLab stack
-        found += [f'{line}: weights must not import {name} at module level' for line, name in imports(source, package, module_level=True)
-                  if name.startswith('mm') and not name.startswith(('mmpetl.weights', 'mmpetl.version'))]
+        found += [
+            f'{line}: weights must not import {name} at module level'
+            for line, name in imports(source, package, module_level=True)
+            if name.startswith('mm') and not name.startswith(('mmpetl.weights', 'mmpetl.version'))
+        ]
     return found
 
 
@@ -75,7 +80,8 @@ def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0]
-            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+            documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(
+                first.value.value, str)
             docstring = first.end_lineno - first.lineno + 1 if documented else 0
             yield node.name, node.end_lineno - node.lineno + 1 - docstring
 
@@ -94,12 +100,21 @@ def test_sizes(path):
 
 
 @pytest.mark.parametrize('room, source', [
-    ('sites', 'import numpy'), ('sites', 'from mmpetl import registry'), ('sites', 'from .weights import io'),
-    ('methods', 'from ..backbones import attach'), ('methods', 'from .. import backbones'), ('methods', 'import mmpretrain.models'),
-    ('methods', 'def f():\n    from mmaction.models import X'), ('methods', 'from mmpetl.apis import attach'),
-    ('backbones', 'from mmpetl.methods.lora import LoRA'), ('backbones', 'from ..methods import LoRA'),
-    ('weights', 'import mmengine'), ('weights', 'from ..sites import BlockSpec'), ('datasets', 'from ..backbones.vit import x'),
-    ('models', 'import mmpetl.methods'), ('evaluation', 'from mmpetl.methods import LoRA'),
+    ('sites', 'import numpy'),
+    ('sites', 'from mmpetl import registry'),
+    ('sites', 'from .weights import io'),
+    ('methods', 'from ..backbones import attach'),
+    ('methods', 'from .. import backbones'),
+    ('methods', 'import mmpretrain.models'),
+    ('methods', 'def f():\n    from mmaction.models import X'),
+    ('methods', 'from mmpetl.apis import attach'),
+    ('backbones', 'from mmpetl.methods.lora import LoRA'),
+    ('backbones', 'from ..methods import LoRA'),
+    ('weights', 'import mmengine'),
+    ('weights', 'from ..sites import BlockSpec'),
+    ('datasets', 'from ..backbones.vit import x'),
+    ('models', 'import mmpetl.methods'),
+    ('evaluation', 'from mmpetl.methods import LoRA'),
 ])
 def test_the_rules_catch(room, source):
     assert len(problems(source, room, ('mmpetl', ) if room == 'sites' else ('mmpetl', room))) >= 1

@@ -9,13 +9,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_wheel_contents(tmp_path):
     """The build ships the packages, their tables, and configs and tools under .mim; no tests, no caches."""
-    build = [sys.executable, 'setup.py', '-q', 'egg_info', '--egg-base', tmp_path, 'build_py', '--build-lib', tmp_path / 'lib']
+    build = [
+        sys.executable, 'setup.py', '-q', 'egg_info', '--egg-base', tmp_path, 'build_py', '--build-lib',
+        tmp_path / 'lib'
+    ]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     built = {str(p.relative_to(tmp_path / 'lib')) for p in (tmp_path / 'lib').rglob('*') if p.is_file()}
-    assert {'mmpetl/sites.py', 'mmpetl/methods/lora.py', 'mmpetl/.mim/tools/train.py', 'mmpetl/.mim/tools/dist_train.sh',
-            'mmpetl/.mim/configs/_base_/default_runtime.py'} <= built
-    tracked = subprocess.run(['git', 'ls-files', 'mmpetl', 'configs', 'tools'], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert {
+        'mmpetl/sites.py', 'mmpetl/methods/lora.py', 'mmpetl/.mim/tools/train.py', 'mmpetl/.mim/tools/dist_train.sh',
+        'mmpetl/.mim/configs/_base_/default_runtime.py'
+    } <= built
+    tracked = subprocess.run(['git', 'ls-files', 'mmpetl', 'configs', 'tools'],
+                             cwd=ROOT,
+                             capture_output=True,
+                             text=True).stdout.split()
     shipped = {p if p.startswith('mmpetl') else f'mmpetl/.mim/{p}' for p in tracked if (ROOT / p).exists()}
     assert shipped - built == set()
     assert not [p for p in built if '__pycache__' in p or not p.startswith('mmpetl/')]

@@ -27,6 +27,6 @@ def test_every_method_has_a_card():
 
 def test_files_that_the_readme_names_exist():
     readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    for name in ('tools/quickstart.sh', 'tools/run_tests.sh', 'tools/train.py', 'tools/test.py', 'tools/dist_train.sh', 'CONTRIBUTING.md',
-                 'configs/quickstart/lora.py', 'requirements/constraints.txt'):
+    for name in ('tools/quickstart.sh', 'tools/run_tests.sh', 'tools/train.py', 'tools/test.py', 'tools/dist_train.sh',
+                 'CONTRIBUTING.md', 'configs/quickstart/lora.py', 'requirements/constraints.txt'):
         assert name in readme and (ROOT / name).exists(), name

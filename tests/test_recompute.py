@@ -1,4 +1,5 @@
-"""Recomputed results: bitwise the same values and gradients, fewer bytes, and peace with everything else that hooks into autograd."""
+"""Recomputed results: bitwise the same values and gradients, fewer bytes, and peace with everything else that hooks
+into autograd."""
 
 import pytest
 import torch
@@ -13,18 +14,24 @@ LEVEL = max(LEVELS.values())
 @pytest.fixture()
 def parts():
     torch.manual_seed(0)
-    return dict(norm=torch.nn.LayerNorm(8), x=torch.randn(2, 5, 8, requires_grad=True), gain=torch.randn(8, requires_grad=True),
-                up=torch.randn(24, 8, requires_grad=True), down=torch.randn(8, 24, requires_grad=True))
+    return dict(
+        norm=torch.nn.LayerNorm(8),
+        x=torch.randn(2, 5, 8, requires_grad=True),
+        gain=torch.randn(8, requires_grad=True),
+        up=torch.randn(24, 8, requires_grad=True),
+        down=torch.randn(8, 24, requires_grad=True))
 
 
 def forward(p, level):
-    """A norm, a gain, a product that is split into views, an activation and a product: chained recipes, views and double use."""
+    """A norm, a gain, a product that is split into views, an activation and a product: chained recipes, views and
+    double use."""
     with Recomputing(level):
         h = recomputed(p['norm'], p['x'])
         h = recomputed(torch.mul, h, p['gain'])
         a, b, c = F.linear(h, p['up']).chunk(3, -1)
         middle = recomputed(F.gelu, torch.cat([a * h, b, c], -1))
-        return F.linear(middle, p['down']) + recomputed(torch.tanh, recomputed(F.linear, h, p['up'][:8], level=SMALL_PRODUCT))
+        return F.linear(middle, p['down']) + recomputed(torch.tanh,
+                                                        recomputed(F.linear, h, p['up'][:8], level=SMALL_PRODUCT))
 
 
 def leaves(p):
@@ -67,7 +74,8 @@ def kept(run, own):
 
 def test_what_is_kept():
     torch.manual_seed(0)
-    norm, x, up, down = torch.nn.LayerNorm(8), torch.randn(50, 8), torch.randn(32, 8, requires_grad=True), torch.randn(8, 32)
+    norm, x, up, down = torch.nn.LayerNorm(8), torch.randn(50, 8), torch.randn(
+        32, 8, requires_grad=True), torch.randn(8, 32)
 
     def run(level):
         with Recomputing(level):
@@ -95,7 +103,8 @@ def test_a_view_of_the_argument_is_not_announced():
     x = torch.randn(3, 4, requires_grad=True)
     with Recomputing(ELEMENTWISE):
         y = x * 2
-        assert not is_recomputed(recomputed(torch.nn.Identity(), y)) and not is_recomputed(recomputed(torch.Tensor.t, y))
+        assert not is_recomputed(recomputed(torch.nn.Identity(), y)) and not is_recomputed(
+            recomputed(torch.Tensor.t, y))
 
 
 def test_results_changed_in_place_are_kept():

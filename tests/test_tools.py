@@ -36,7 +36,8 @@ def weights(path):
 def assert_equal(a, b, **tolerance):
     assert a.keys() == b.keys()
     for key in a:
-        torch.testing.assert_close(a[key], b[key], msg=lambda m, key=key: f'{key}: {m}', **(tolerance or dict(rtol=0, atol=0)))
+        torch.testing.assert_close(
+            a[key], b[key], msg=lambda m, key=key: f'{key}: {m}', **(tolerance or dict(rtol=0, atol=0)))
 
 
 @pytest.fixture(scope='module')
@@ -67,19 +68,42 @@ def test_default_work_dir(here):
 
 def test_two_processes_train_as_one(here):
     """Half the batch in each of two processes, gradients averaged: the weights of one process."""
-    done = toy.command('bash', TOOLS / 'dist_train.sh', 'toy.py', 2, '--work-dir', 'two', '--cfg-options', 'train_dataloader.batch_size=4',
-                       cwd=here)
+    done = toy.command(
+        'bash',
+        TOOLS / 'dist_train.sh',
+        'toy.py',
+        2,
+        '--work-dir',
+        'two',
+        '--cfg-options',
+        'train_dataloader.batch_size=4',
+        cwd=here)
     assert done.returncode == 0, done.stderr[-3000:]
     start, one, two = (weights(f'{d}.pth') for d in ('work_dirs/toy/epoch_1', 'work_dirs/toy/epoch_2', 'two/epoch_2'))
-    assert max((start[k] - one[k]).abs().max() for k in one) > 1e-3  # training moves far more than the difference allowed
+    # training moves far more than the difference allowed
+    assert max((start[k] - one[k]).abs().max() for k in one) > 1e-3
     assert_equal(one, two, rtol=1e-5, atol=1e-6)
 
 
 def test_two_processes_test_as_one(here):
-    done = toy.command('bash', TOOLS / 'dist_test.sh', 'toy.py', 'work_dirs/toy/epoch_2.pth', 2, '--work-dir', 'two-test',
-                       '--out', 'two/metrics.json', '--out-item', 'metrics', '--dump', 'two/pred.pkl', cwd=here)
+    done = toy.command(
+        'bash',
+        TOOLS / 'dist_test.sh',
+        'toy.py',
+        'work_dirs/toy/epoch_2.pth',
+        2,
+        '--work-dir',
+        'two-test',
+        '--out',
+        'two/metrics.json',
+        '--out-item',
+        'metrics',
+        '--dump',
+        'two/pred.pkl',
+        cwd=here)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(Path('two/metrics.json').read_text())['accuracy/top1'] == scalars('work_dirs/toy')[-1]['accuracy/top1']
+    assert json.loads(
+        Path('two/metrics.json').read_text())['accuracy/top1'] == scalars('work_dirs/toy')[-1]['accuracy/top1']
     assert len(pickle.loads(Path('two/pred.pkl').read_bytes())) == 24
     assert sorted(p.name for p in Path('two').iterdir() if '.part' in p.name) == []
 
@@ -134,7 +158,7 @@ def test_script_from_a_shell(here):
     assert 'Epoch(val)' not in done.stdout
 
 
-# -- configs and flags ----------------------------------------------------------------------------------------------------------------
+# -- configs and flags ------------------------------------------------------------------------------------------------
 
 
 def config_of(*arguments):
@@ -142,8 +166,8 @@ def config_of(*arguments):
 
 
 def test_flags_of_training(here):
-    cfg = config_of('--no-validate', '--auto-scale-lr', '--seed', '7', '--deterministic', '--no-pin-memory', '--launcher', 'none',
-                    '--local-rank', '0')
+    cfg = config_of('--no-validate', '--auto-scale-lr', '--seed', '7', '--deterministic', '--no-pin-memory',
+                    '--launcher', 'none', '--local-rank', '0')
     assert cfg.val_cfg is None
     assert cfg.val_evaluator is None
     assert cfg.auto_scale_lr.enable
@@ -163,7 +187,8 @@ def test_persistent_workers_only_with_workers(here):
 
 
 def test_video_configs_keep_their_collation(here):
-    Path('video.py').write_text(Path('toy.py').read_text().replace("default_scope = 'mmpretrain'", "default_scope = 'mmaction'"))
+    Path('video.py').write_text(
+        Path('toy.py').read_text().replace("default_scope = 'mmpretrain'", "default_scope = 'mmaction'"))
     cfg = run.train_config(run.train_parser().parse_args(['video.py']))
     assert 'collate_fn' not in cfg.train_dataloader
     assert config_of().train_dataloader.collate_fn == dict(type='default_collate')
@@ -186,7 +211,8 @@ def test_checkpointing_changes_nothing(here):
     for key in ('petl_checkpointing', 'activation_checkpointing'):
         Path(f'{key}.py').write_text(Path('toy.py').read_text() + f"{key} = ['backbone.layers.*']\n")
         run.train([f'{key}.py'])
-        assert_equal(weights('work_dirs/toy/epoch_2.pth'), weights(f'work_dirs/{key}/epoch_2.pth'), rtol=1e-6, atol=1e-7)
+        assert_equal(
+            weights('work_dirs/toy/epoch_2.pth'), weights(f'work_dirs/{key}/epoch_2.pth'), rtol=1e-6, atol=1e-7)
     log = next(Path('work_dirs/activation_checkpointing').glob('*/*.log')).read_text()
     assert 'taken as petl_checkpointing' in log
 
@@ -213,15 +239,17 @@ petl_checkpointing = 'backbone.layers.0'
     assert_equal(weights('work_dirs/toy/epoch_2.pth'), weights('work_dirs/flexible/epoch_2.pth'), rtol=1e-6, atol=1e-7)
 
 
-# -- bad input ------------------------------------------------------------------------------------------------------------------------
+# -- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('command, expected', [
     ('train toi.py', 'config toi.py does not exist; did you mean toy.py?'),
     ('train nowhere/toy.py', 'config nowhere/toy.py does not exist; there is no folder nowhere'),
     ('train toy.py --resume work_dirs/toy/epoch_3.pth', 'did you mean epoch_'),
-    ('train toy.py --work-dir w --cfg-options model.backbone.type=VisionTransfomer', "did you mean 'VisionTransformer'"),
-    ('train toy.py --work-dir w --cfg-options train_dataloader.dataset.data_root=/no/data', 'train_dataloader.dataset.data_root'),
+    ('train toy.py --work-dir w --cfg-options model.backbone.type=VisionTransfomer',
+     "did you mean 'VisionTransformer'"),
+    ('train toy.py --work-dir w --cfg-options train_dataloader.dataset.data_root=/no/data',
+     'train_dataloader.dataset.data_root'),
     ('train toy.py --work-dir w --launcher pytorch', 'bash tools/dist_train.sh CONFIG GPUS'),
     ('train toy.py --cfg-options a.0.b=1 model.head.9=2', 'error'),
     ('train scale.py --auto-scale-lr', 'has no auto_scale_lr=dict(base_batch_size=...)'),
@@ -268,18 +296,21 @@ def test_amp_refuses_other_wrappers(here, capsys):
 
 
 def test_messages_of_workers_are_shortened():
-    error = FileNotFoundError('Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n'
-                              '  File "x.py", line 1, in f\nFileNotFoundError: data/7.png is not there')
+    error = FileNotFoundError(
+        'Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n'
+        '  File "x.py", line 1, in f\nFileNotFoundError: data/7.png is not there')
     assert one_line(error) == 'FileNotFoundError: data/7.png is not there'
     assert one_line(KeyError('no key x')) == 'no key x'
     assert one_line(AssertionError()) == 'AssertionError'
 
 
-# -- shell scripts --------------------------------------------------------------------------------------------------------------------
+# -- shell scripts ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('words', ['dist_train.sh c.py', 'dist_train.sh c.py two', 'dist_train.sh c.py 0', 'dist_test.sh c.py w.pth',
-                                   'slurm_train.sh part job', 'slurm_test.sh part job c.py'])
+@pytest.mark.parametrize('words', [
+    'dist_train.sh c.py', 'dist_train.sh c.py two', 'dist_train.sh c.py 0', 'dist_test.sh c.py w.pth',
+    'slurm_train.sh part job', 'slurm_test.sh part job c.py'
+])
 def test_usage(tmp_path, words):
     script, *arguments = words.split()
     done = toy.command('bash', TOOLS / script, *arguments, cwd=tmp_path)
@@ -301,6 +332,8 @@ def test_slurm(tmp_path, monkeypatch):
         assert lines[:6] == ['-p', 'part', '--job-name=job', '--gres=gpu:2', '--ntasks=2', '--ntasks-per-node=2']
         return lines[lines.index('-u') + 2:]
 
-    assert call('slurm_train', 'part', 'job', 'c.py', 'dir', '--amp') == ['c.py', '--work-dir', 'dir', '--amp', '--launcher', 'slurm']
+    assert call('slurm_train', 'part', 'job', 'c.py', 'dir',
+                '--amp') == ['c.py', '--work-dir', 'dir', '--amp', '--launcher', 'slurm']
     assert call('slurm_train', 'part', 'job', 'c.py', '--seed', '1') == ['c.py', '--seed', '1', '--launcher', 'slurm']
-    assert call('slurm_test', 'part', 'job', 'c.py', 'w.pth', '--tta') == ['c.py', 'w.pth', '--tta', '--launcher', 'slurm']
+    assert call('slurm_test', 'part', 'job', 'c.py', 'w.pth',
+                '--tta') == ['c.py', 'w.pth', '--tta', '--launcher', 'slurm']

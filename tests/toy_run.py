@@ -1,4 +1,5 @@
-"""A toy training run: stock mmpretrain types, 24 pictures of two classes, seconds on one core. Loaded by path, tests are no package."""
+"""A toy training run: stock mmpretrain types, 24 pictures of two classes, seconds on one core. Loaded by path, tests
+are no package."""
 
 import os
 import subprocess
@@ -58,5 +59,10 @@ def command(*words: object, cwd: Path, timeout: int = 120) -> subprocess.Complet
     skipped = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'PYTHONPATH')
     environment = {k: v for k, v in os.environ.items() if k not in skipped}
     environment.update(OMP_NUM_THREADS='1', PYTHON=sys.executable, CUDA_VISIBLE_DEVICES='')
-    return subprocess.run([str(w) for w in words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout,
+    return subprocess.run([str(w) for w in words],
+                          cwd=cwd,
+                          env=environment,
+                          capture_output=True,
+                          text=True,
+                          timeout=timeout,
                           stdin=subprocess.DEVNULL)

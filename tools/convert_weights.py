@@ -1,4 +1,5 @@
-"""Convert published weights: python tools/convert_weights.py SRC DST [--as NAME] [--arch ARCH] [--config CONFIG] (see --help)."""
+"""Convert published weights: python tools/convert_weights.py SRC DST [--as NAME] [--arch ARCH] [--config CONFIG] (see
+--help)."""
 
 import sys
 from pathlib import Path

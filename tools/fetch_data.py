@@ -4,8 +4,8 @@
     python tools/fetch_data.py digits10                     # needs no network
     python tools/fetch_data.py --list                       # all names, with origin and licence
 
-The cache folder is ``~/.cache/mmpetl``, or where the environment variable ``MMPETL_CACHE`` points. Everything is pinned by version and
-SHA-256; what is there already is reused.
+The cache folder is ``~/.cache/mmpetl``, or where the environment variable ``MMPETL_CACHE`` points. Everything is pinned
+by version and SHA-256; what is there already is reused.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Fold an adapter into its base: python tools/merge_adapter.py CONFIG ADAPTER -o OUT [--base FILE] [--backbone-only] (see --help)."""
+"""Fold an adapter into its base: python tools/merge_adapter.py CONFIG ADAPTER -o OUT [--base FILE] [--backbone-only]
+(see --help)."""
 
 import sys
 from pathlib import Path

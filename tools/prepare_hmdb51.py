@@ -1,7 +1,8 @@
 """Lists of HMDB51 from its official archives: python tools/prepare_hmdb51.py [data/hmdb51] [--short-side 256]
 
-Expected below the folder: hmdb51_org/<class>/*.avi (unpack hmdb51_org.rar, then the .rar of every class, into a folder per class) and
-testTrainMulti_7030_splits/*.txt. Written: split{1,2,3}/{train,val,test}.csv and classes.txt; counts are checked against the published ones.
+Expected below the folder: hmdb51_org/<class>/*.avi (unpack hmdb51_org.rar, then the .rar of every class, into a folder
+per class) and testTrainMulti_7030_splits/*.txt. Written: split{1,2,3}/{train,val,test}.csv and classes.txt; counts are
+checked against the published ones.
 """
 
 import sys

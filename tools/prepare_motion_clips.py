@@ -1,8 +1,9 @@
 """Clips and weights of the video demo: python tools/prepare_motion_clips.py [--train 60] [--test 30]
 
-Fetches DINOv2 ViT-S/14 and the drawings of Quick, Draw! (see tools/fetch_data.py), renders six clips of each drawing as mp4 files (it moves
-left, right, up, down, grows, shrinks), and inflates the image model to a video model. All of it goes into the cache folder ~/.cache/mmpetl,
-or where the environment variable MMPETL_CACHE points; what is there already is reused.
+Fetches DINOv2 ViT-S/14 and the drawings of Quick, Draw! (see tools/fetch_data.py), renders six clips of each drawing as
+mp4 files (it moves left, right, up, down, grows, shrinks), and inflates the image model to a video model. All of it
+goes into the cache folder ~/.cache/mmpetl, or where the environment variable MMPETL_CACHE points; what is there already
+is reused.
 """
 
 import argparse
@@ -23,7 +24,8 @@ def main() -> int:
     """Run the tool; 0 if everything is there, 1 otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--train', type=int, default=60, help='drawings for training, each in six clips (default 60)')
-    parser.add_argument('--test', type=int, default=30, help='other drawings for testing, each in six clips (default 30)')
+    parser.add_argument(
+        '--test', type=int, default=30, help='other drawings for testing, each in six clips (default 30)')
     args = parser.parse_args()
     try:
         weights, drawings = prepare('dinov2-vits14'), prepare('quickdraw20')

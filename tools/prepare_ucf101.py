@@ -1,7 +1,7 @@
 """Lists of UCF101 from its official archives: python tools/prepare_ucf101.py [data/ucf101] [--short-side 256]
 
-Expected below the folder: UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. Written: split{1,2,3}/{train,val,test}.csv and classes.txt;
-counts are checked against the published ones.
+Expected below the folder: UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. Written: split{1,2,3}/{train,val,test}.csv
+and classes.txt; counts are checked against the published ones.
 """
 
 import sys

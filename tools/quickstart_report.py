@@ -1,8 +1,8 @@
 """Table and plot of the quickstart's runs: python tools/quickstart_report.py WORK_DIR METHOD ...
 
-Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` (the config as it ran), ``adapter.safetensors``,
-``test.json`` (metrics of tools/test.py) and ``seconds`` (duration of the training). Writes ``WORK_DIR/results.json`` and
-``WORK_DIR/accuracy_over_parameters.png``.
+Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` (the config as it ran),
+``adapter.safetensors``, ``test.json`` (metrics of tools/test.py) and ``seconds`` (duration of the training). Writes
+``WORK_DIR/results.json`` and ``WORK_DIR/accuracy_over_parameters.png``.
 """
 
 import argparse
@@ -18,7 +18,12 @@ if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout work
 
 from mmpetl.weights import adapter_file, atomic_write, write_json
 
-LABELS = {'linear': 'linear probe', 'lora': 'LoRA', 'adaptformer': 'AdaptFormer', 'lora_adaptformer': 'LoRA + AdaptFormer'}
+LABELS = {
+    'linear': 'linear probe',
+    'lora': 'LoRA',
+    'adaptformer': 'AdaptFormer',
+    'lora_adaptformer': 'LoRA + AdaptFormer'
+}
 
 
 def read_run(folder: Path) -> Dict[str, Any]:
@@ -38,16 +43,26 @@ def read_run(folder: Path) -> Dict[str, Any]:
     images = len(DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': []}))
     counts = adapter_file.read_header(files[1])['counts']
     accuracy = json.loads(files[2].read_text())['accuracy/top1'] / 100
-    return dict(method=LABELS.get(folder.name, folder.name), trainable=counts['total'], head=counts['head'], base=counts['base'],
-                percent_of_base=100 * counts['total'] / counts['base'], adapter_bytes=files[1].stat().st_size, test_images=images,
-                accuracy=accuracy, standard_error=math.sqrt(accuracy * (1 - accuracy) / images), train_seconds=int(files[3].read_text()))
+    return dict(
+        method=LABELS.get(folder.name, folder.name),
+        trainable=counts['total'],
+        head=counts['head'],
+        base=counts['base'],
+        percent_of_base=100 * counts['total'] / counts['base'],
+        adapter_bytes=files[1].stat().st_size,
+        test_images=images,
+        accuracy=accuracy,
+        standard_error=math.sqrt(accuracy * (1 - accuracy) / images),
+        train_seconds=int(files[3].read_text()))
 
 
 def show_table(runs: List[Dict[str, Any]], task: str) -> None:
     """Print the runs as a table."""
     from rich.console import Console
     from rich.table import Table
-    table = Table(title=f'DINOv2 ViT-S/14 ({runs[0]["base"]:,} frozen parameters) on {task}, {runs[0]["test_images"]} test images')
+    table = Table(
+        title=f'DINOv2 ViT-S/14 ({runs[0]["base"]:,} frozen parameters) on {task}, {runs[0]["test_images"]} test images'
+    )
     table.add_column('method')
     for name in ('trainable', 'of them head', '% of base', 'adapter file', 'accuracy', 'training'):
         table.add_column(name, justify='right')
@@ -66,10 +81,19 @@ def plot(runs: List[Dict[str, Any]], task: str, path: Path) -> None:
     from matplotlib.ticker import EngFormatter
     figure, axes = plt.subplots(figsize=(7, 5), dpi=150, layout='constrained')
     for run, marker in zip(runs, cycle('osD^vP')):
-        axes.errorbar(run['trainable'], 100 * run['accuracy'], 100 * run['standard_error'], fmt=marker, markersize=8, capsize=4,
-                      label=f'{run["method"]}: {run["accuracy"]:.1%} with {run["trainable"]:,}')
-    axes.set(xscale='log', xlabel='trainable parameters (head included)', ylabel='test accuracy in %, ± 1 standard error',
-             title=f'DINOv2 ViT-S/14 on {task}')
+        axes.errorbar(
+            run['trainable'],
+            100 * run['accuracy'],
+            100 * run['standard_error'],
+            fmt=marker,
+            markersize=8,
+            capsize=4,
+            label=f'{run["method"]}: {run["accuracy"]:.1%} with {run["trainable"]:,}')
+    axes.set(
+        xscale='log',
+        xlabel='trainable parameters (head included)',
+        ylabel='test accuracy in %, ± 1 standard error',
+        title=f'DINOv2 ViT-S/14 on {task}')
     axes.margins(x=0.15)
     axes.xaxis.set_major_formatter(EngFormatter(sep=''))
     figure.legend(loc='outside lower center', ncols=2, fontsize='small')  # inside it would hide points

@@ -17,7 +17,10 @@ def table() -> str:
     """Markdown table of tests/cases.py, and one footnote per refused combination."""
     sys.path.insert(0, str(ROOT / 'tests'))
     from cases import BACKBONES, METHODS
-    lines = ['| method | ' + ' | '.join(b.title for b in BACKBONES) + ' | start | merges |', '|---' * (len(BACKBONES) + 3) + '|']
+    lines = [
+        '| method | ' + ' | '.join(b.title for b in BACKBONES) + ' | start | merges |',
+        '|---' * (len(BACKBONES) + 3) + '|'
+    ]
     notes: List[str] = []
     for case in METHODS:
         cells = ['✓' if b.name in case.on else '–' for b in BACKBONES]

@@ -1,10 +1,12 @@
 """Compute the text features that language-initialised and zero-shot heads start from.
 
     python tools/text_features.py ~/.cache/mmpetl/ViT-B-32.pt --suite elevater --root data/elevater --out text_features
-    python tools/text_features.py ~/.cache/mmpetl/ViT-B-32.pt --classes names.txt --template 'a photo of a {}.' --out mine.npz
+    python tools/text_features.py ~/.cache/mmpetl/ViT-B-32.pt --classes names.txt --template 'a photo of a {}.' --out
+    mine.npz
 
-One .npz per data set, see mmpetl/models/text_features.py. Class names come from the data, or from --prompts, a JSON file
-{"<task>": {"classes": [...], "templates": [...]}}. Needs open_clip_torch (requirements/convert.txt) for its tokenizer.
+One .npz per data set, see mmpetl/models/text_features.py. Class names come from the data, or from --prompts, a JSON
+file {"<task>": {"classes": [...], "templates": [...]}}. Needs open_clip_torch (requirements/convert.txt) for its
+tokenizer.
 """
 
 import argparse
@@ -44,7 +46,8 @@ def prompts_of(args) -> dict:
     suite, found = get_suite(args.suite), {}
     for name in args.tasks or suite.tasks:
         if name not in given:
-            data = DATASETS.build(dict(type=suite.dataset, task=name, split='test', data_root=args.root or suite.root, lazy_init=True))
+            data = DATASETS.build(
+                dict(type=suite.dataset, task=name, split='test', data_root=args.root or suite.root, lazy_init=True))
             if all(c.isdigit() for c in data.CLASSES):
                 raise ValueError(f'{name} names its classes nowhere: give them with --prompts')
             given[name] = dict(classes=list(data.CLASSES))
@@ -64,7 +67,8 @@ def main(argv) -> None:
     parser.add_argument('--tasks', nargs='+', help='only these data sets')
     parser.add_argument('--prompts', help='JSON file with class names and templates')
     parser.add_argument('--template', action='append', help=f'template, may be repeated; default {DEFAULT!r}')
-    parser.add_argument('--act', choices=['quick_gelu', 'gelu'], default='quick_gelu', help="quick_gelu for OpenAI's models (default)")
+    parser.add_argument(
+        '--act', choices=['quick_gelu', 'gelu'], default='quick_gelu', help="quick_gelu for OpenAI's models (default)")
     parser.add_argument('--name', help='name of the model in the files; default the file name')
     args = parser.parse_args([a for a in argv if a != '--debug'])
 
@@ -78,7 +82,8 @@ def main(argv) -> None:
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     for task, (classes, templates) in prompts_of(args).items():
         target = os.path.join(args.out, f'{task}.npz') if task else args.out
-        save_text_features(target, encode_classes(tower, tokenize, classes, templates, args.name or Path(path).stem, digest))
+        save_text_features(target,
+                           encode_classes(tower, tokenize, classes, templates, args.name or Path(path).stem, digest))
         print(f'{target}: {len(classes)} classes, {len(templates)} templates')
 
 

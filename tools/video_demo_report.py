@@ -1,8 +1,8 @@
 """Table and plot of the video demo's runs: python tools/video_demo_report.py WORK_DIR METHOD ...
 
-Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` (the config as it ran), ``adapter.safetensors``,
-``test.json`` (metrics of tools/test.py) and ``seconds`` (duration of the training). Writes ``WORK_DIR/results.json`` and
-``WORK_DIR/accuracy_over_parameters.png``.
+Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` (the config as it ran),
+``adapter.safetensors``, ``test.json`` (metrics of tools/test.py) and ``seconds`` (duration of the training). Writes
+``WORK_DIR/results.json`` and ``WORK_DIR/accuracy_over_parameters.png``.
 """
 
 import argparse
@@ -19,8 +19,14 @@ from quickstart_report import plot
 
 from mmpetl.weights import adapter_file, write_json
 
-LABELS = {'linear': 'linear probe', 'lora': 'LoRA', 'apt': 'APT', 'patt_adaptformer': 'PATT + AdaptFormer', 'full': 'full fine-tuning',
-          'lora_untimed': 'LoRA, blind to order'}
+LABELS = {
+    'linear': 'linear probe',
+    'lora': 'LoRA',
+    'apt': 'APT',
+    'patt_adaptformer': 'PATT + AdaptFormer',
+    'full': 'full fine-tuning',
+    'lora_untimed': 'LoRA, blind to order'
+}
 TASK = 'Motion6 (blind to the order of frames: about 50 % at best)'
 
 
@@ -42,25 +48,37 @@ def read_run(folder: Path) -> Dict[str, Any]:
     counts = adapter_file.read_header(files[1])['counts']
     metrics = json.loads(files[2].read_text())
     accuracy = metrics['acc/top1']
-    return dict(method=LABELS.get(folder.name, folder.name), trainable=counts['total'], head=counts['head'], base=counts['base'],
-                percent_of_base=100 * counts['total'] / counts['base'], adapter_bytes=files[1].stat().st_size, test_videos=videos,
-                accuracy=accuracy, standard_error=math.sqrt(accuracy * (1 - accuracy) / videos), one_view=metrics['acc/view_top1'],
-                motion_axis=metrics['acc/group_top1'], train_seconds=int(files[3].read_text()))
+    return dict(
+        method=LABELS.get(folder.name, folder.name),
+        trainable=counts['total'],
+        head=counts['head'],
+        base=counts['base'],
+        percent_of_base=100 * counts['total'] / counts['base'],
+        adapter_bytes=files[1].stat().st_size,
+        test_videos=videos,
+        accuracy=accuracy,
+        standard_error=math.sqrt(accuracy * (1 - accuracy) / videos),
+        one_view=metrics['acc/view_top1'],
+        motion_axis=metrics['acc/group_top1'],
+        train_seconds=int(files[3].read_text()))
 
 
 def show_table(runs: List[Dict[str, Any]]) -> None:
     """Print the runs as a table."""
     from rich.console import Console
     from rich.table import Table
-    table = Table(title=f'Inflated DINOv2 ViT-S/14 ({runs[0]["base"]:,} parameters) on Motion6, {runs[0]["test_videos"]} test clips',
-                  caption='one view: mean accuracy of the 6 single views; axis: left or right, up or down, grow or shrink told apart')
+    table = Table(
+        title=
+        f'Inflated DINOv2 ViT-S/14 ({runs[0]["base"]:,} parameters) on Motion6, {runs[0]["test_videos"]} test clips',
+        caption=
+        'one view: mean accuracy of the 6 single views; axis: left or right, up or down, grow or shrink told apart')
     table.add_column('method')
     for name in ('trainable', '% of base', 'adapter file', 'accuracy, 6 views', 'one view', 'axis', 'training'):
         table.add_column(name, justify='right')
     for run in runs:
-        table.add_row(run['method'], f'{run["trainable"]:,}', f'{run["percent_of_base"]:.2f}', f'{run["adapter_bytes"] / 1e6:.2f} MB',
-                      f'{run["accuracy"]:.1%} ± {run["standard_error"]:.1%}', f'{run["one_view"]:.1%}', f'{run["motion_axis"]:.1%}',
-                      f'{run["train_seconds"]} s')
+        table.add_row(run['method'], f'{run["trainable"]:,}', f'{run["percent_of_base"]:.2f}',
+                      f'{run["adapter_bytes"] / 1e6:.2f} MB', f'{run["accuracy"]:.1%} ± {run["standard_error"]:.1%}',
+                      f'{run["one_view"]:.1%}', f'{run["motion_axis"]:.1%}', f'{run["train_seconds"]} s')
     Console(width=None if sys.stdout.isatty() else 130).print(table)
 
 

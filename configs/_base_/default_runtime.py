@@ -1,4 +1,5 @@
-"""What every image config shares. Importing mmpetl registers its types and puts its remedies for the pinned stack in place."""
+"""What every image config shares. Importing mmpetl registers its types and puts its remedies for the pinned stack in
+place."""
 
 custom_imports = dict(imports=['mmpetl'], allow_failed_imports=False)
 default_scope = 'mmpretrain'
@@ -11,7 +12,8 @@ default_hooks = dict(
     visualization=dict(type='VisualizationHook', enable=False))
 # adapter.safetensors in the work dir, small checkpoints, the table of what trains; then a check of the first iteration.
 custom_hooks = [dict(type='mmpetl.AdapterHook'), dict(type='mmpetl.GradientAuditHook')]
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl'))
+env_cfg = dict(
+    cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0), dist_cfg=dict(backend='nccl'))
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
 log_level = 'INFO'

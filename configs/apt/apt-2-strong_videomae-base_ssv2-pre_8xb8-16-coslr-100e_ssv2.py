@@ -4,8 +4,8 @@
     bash tools/dist_train.sh configs/apt/apt-2-strong_videomae-base_ssv2-pre_8xb8-16-coslr-100e_ssv2.py 8
 
 Trainable: 138,462 (3,120 + 135,342 in norm and head).
-The published factor max(s, 1) gets no gradient once s < 1, and most of them go there; exp(s) always learns. The start is the same.
-Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
+The published factor max(s, 1) gets no gradient once s < 1, and most of them go there; exp(s) always learns. The start
+is the same. Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
 _base_ = [

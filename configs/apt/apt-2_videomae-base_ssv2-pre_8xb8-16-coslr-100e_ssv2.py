@@ -4,7 +4,8 @@
     bash tools/dist_train.sh configs/apt/apt-2_videomae-base_ssv2-pre_8xb8-16-coslr-100e_ssv2.py 8
 
 Trainable: 138,462 (3,120 + 135,342 in norm and head).
-Recipe: the published script (8 GPUs; mixed precision by --amp). The script starts from weights of Something-Something V2, the
+Recipe: the published script (8 GPUs; mixed precision by --amp). The script starts from weights of Something-Something
+    V2, the
 published list of models says Kinetics-400.
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """

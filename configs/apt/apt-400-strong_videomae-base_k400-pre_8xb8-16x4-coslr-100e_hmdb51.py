@@ -4,8 +4,8 @@
     bash tools/dist_train.sh configs/apt/apt-400-strong_videomae-base_k400-pre_8xb8-16x4-coslr-100e_hmdb51.py 8
 
 Trainable: 664,755 (624,000 + 40,755 in norm and head).
-The published factor max(s, 1) gets no gradient once s < 1, and most of them go there; exp(s) always learns. The start is the same.
-Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
+The published factor max(s, 1) gets no gradient once s < 1, and most of them go there; exp(s) always learns. The start
+is the same. Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
 _base_ = [

@@ -27,7 +27,12 @@ train_pipeline = [
     *_base_.train_pipeline[:3],
     dict(type='mmpetl.ClipRandAugment', num_ops=4, magnitude=7, magnitude_std=0.5),
     *_base_.train_pipeline[4:-2],
-    dict(type='RandomErasing', erase_prob=0.25, mode='rand', fill_color=(123.675, 116.28, 103.53), fill_std=(58.395, 57.12, 57.375)),
+    dict(
+        type='RandomErasing',
+        erase_prob=0.25,
+        mode='rand',
+        fill_color=(123.675, 116.28, 103.53),
+        fill_std=(58.395, 57.12, 57.375)),
     *_base_.train_pipeline[-2:],
 ]
 train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))

@@ -15,13 +15,34 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(petl=[dict(type='E2VPT', num_tokens=10, num_kv_tokens=5, drop_rate=0.1)]),
-    head=dict(init_cfg=dict(
-        type='Kaiming', layer='Linear', mode='fan_out', nonlinearity='relu', distribution='normal', bias=-4.59511985013459)))
+    head=dict(
+        init_cfg=dict(
+            type='Kaiming',
+            layer='Linear',
+            mode='fan_out',
+            nonlinearity='relu',
+            distribution='normal',
+            bias=-4.59511985013459)))
 train_dataloader = dict(batch_size=80)
 per_task = dict(
     columns=['model.backbone.petl.0.num_tokens', 'model.backbone.petl.0.num_kv_tokens'],
     rows=dict(
-        cifar=[5, 5], caltech101=[32, 5], dtd=[10, 5], oxford_flowers102=[1, 1], oxford_iiit_pet=[10, 5], svhn=[10, 5], sun397=[10, 5],
-        patch_camelyon=[10, 10], eurosat=[10, 5], resisc45=[10, 5], diabetic_retinopathy=[10, 5],
-        clevr_count=[10, 5], clevr_dist=[10, 5], dmlab=[10, 5], kitti=[10, 5], dsprites_loc=[5, 5], dsprites_ori=[5, 5],
-        smallnorb_azi=[10, 5], smallnorb_ele=[10, 5]))
+        cifar=[5, 5],
+        caltech101=[32, 5],
+        dtd=[10, 5],
+        oxford_flowers102=[1, 1],
+        oxford_iiit_pet=[10, 5],
+        svhn=[10, 5],
+        sun397=[10, 5],
+        patch_camelyon=[10, 10],
+        eurosat=[10, 5],
+        resisc45=[10, 5],
+        diabetic_retinopathy=[10, 5],
+        clevr_count=[10, 5],
+        clevr_dist=[10, 5],
+        dmlab=[10, 5],
+        kitti=[10, 5],
+        dsprites_loc=[5, 5],
+        dsprites_ori=[5, 5],
+        smallnorb_azi=[10, 5],
+        smallnorb_ele=[10, 5]))

@@ -1,7 +1,7 @@
 """VPT-deep, ViT-B/16 supervised on ImageNet-21k, FGVC (arXiv 2203.12119).
 
-    python tools/train.py configs/e2vpt/vpt-deep_vit-base-p16_in21k-pre_1xb64-coslr-100e_fgvc.py --cfg-options task.name=CUB
-    mmpetl sweep configs/e2vpt/vpt-deep_vit-base-p16_in21k-pre_1xb64-coslr-100e_fgvc.py --suite fgvc
+    python tools/train.py configs/e2vpt/vpt-deep_vit-base-p16_in21k-pre_1xb64-coslr-100e_fgvc.py --cfg-options
+    task.name=CUB mmpetl sweep configs/e2vpt/vpt-deep_vit-base-p16_in21k-pre_1xb64-coslr-100e_fgvc.py --suite fgvc
 
 Trainable with P prompts: 9,216 P in the method, 769 per class in the head.
 Prompt lengths per data set are not published; 10 prompts here. Learning rate and weight decay are searched.
@@ -14,6 +14,12 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(petl=[dict(type='VPT', num_tokens=10, deep=True, drop_rate=0.1)]),
-    head=dict(init_cfg=dict(
-        type='Kaiming', layer='Linear', mode='fan_out', nonlinearity='relu', distribution='normal', bias=-4.59511985013459)))
+    head=dict(
+        init_cfg=dict(
+            type='Kaiming',
+            layer='Linear',
+            mode='fan_out',
+            nonlinearity='relu',
+            distribution='normal',
+            bias=-4.59511985013459)))
 train_dataloader = dict(batch_size=64)

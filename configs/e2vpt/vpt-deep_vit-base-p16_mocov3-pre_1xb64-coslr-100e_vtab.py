@@ -1,7 +1,7 @@
 """VPT-deep, ViT-B/16, MoCo v3, VTAB-1k (arXiv 2203.12119).
 
-    python tools/train.py configs/e2vpt/vpt-deep_vit-base-p16_mocov3-pre_1xb64-coslr-100e_vtab.py --cfg-options task.name=kitti
-    mmpetl sweep configs/e2vpt/vpt-deep_vit-base-p16_mocov3-pre_1xb64-coslr-100e_vtab.py --suite vtab
+    python tools/train.py configs/e2vpt/vpt-deep_vit-base-p16_mocov3-pre_1xb64-coslr-100e_vtab.py --cfg-options
+    task.name=kitti mmpetl sweep configs/e2vpt/vpt-deep_vit-base-p16_mocov3-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
 Trainable with P prompts: 9,216 P in the method, 769 per class in the head.
 Prompt lengths per task are not published; 10 prompts here. Learning rate and weight decay are searched.
@@ -15,6 +15,12 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(petl=[dict(type='VPT', num_tokens=10, deep=True, drop_rate=0.1)]),
-    head=dict(init_cfg=dict(
-        type='Kaiming', layer='Linear', mode='fan_out', nonlinearity='relu', distribution='normal', bias=-4.59511985013459)))
+    head=dict(
+        init_cfg=dict(
+            type='Kaiming',
+            layer='Linear',
+            mode='fan_out',
+            nonlinearity='relu',
+            distribution='normal',
+            bias=-4.59511985013459)))
 train_dataloader = dict(batch_size=64)

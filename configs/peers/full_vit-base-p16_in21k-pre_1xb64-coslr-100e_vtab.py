@@ -1,7 +1,7 @@
 """Full fine-tuning, ViT-B/16 supervised on ImageNet-21k, VTAB-1k.
 
-    python tools/train.py configs/peers/full_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options task.name=kitti
-    mmpetl sweep configs/peers/full_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
+    python tools/train.py configs/peers/full_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options
+    task.name=kitti mmpetl sweep configs/peers/full_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
 Trainable: all 85,798,656 of the backbone, 769 per class in the head.
 Expected, published, Natural / Specialized / Structured: 75.88 / 83.36 / 47.64; mean of 19 65.57. Measured: unknown.
@@ -14,4 +14,7 @@ _base_ = [
 model = dict(backbone=dict(tune=['*'], trunk='train', petl=[]))
 train_dataloader = dict(drop_last=True)
 optim_wrapper = dict(optimizer=dict(lr=1e-4))
-sweep = dict(grid={'optim_wrapper.optimizer.lr': [1e-3, 5e-4, 1e-4], 'optim_wrapper.optimizer.weight_decay': [1e-2, 1e-4]})
+sweep = dict(grid={
+    'optim_wrapper.optimizer.lr': [1e-3, 5e-4, 1e-4],
+    'optim_wrapper.optimizer.weight_decay': [1e-2, 1e-4]
+})

@@ -1,7 +1,7 @@
 """Linear probe, ViT-B/16 supervised on ImageNet-21k, VTAB-1k.
 
-    python tools/train.py configs/peers/linear_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options task.name=kitti
-    mmpetl sweep configs/peers/linear_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
+    python tools/train.py configs/peers/linear_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options
+    task.name=kitti mmpetl sweep configs/peers/linear_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
 Trainable: 769 per class in the head.
 Expected, published, Natural / Specialized / Structured: 68.93 / 77.16 / 26.84; mean of 19 52.94. Measured: unknown.
@@ -12,4 +12,7 @@ _base_ = [
     '../_base_/schedules/petl-vit_adamw_100e.py'
 ]
 model = dict(backbone=dict(petl=[]))
-sweep = dict(grid={'optim_wrapper.optimizer.lr': [1e-1, 1e-2, 1e-3], 'optim_wrapper.optimizer.weight_decay': [1e-2, 1e-4, 0.]})
+sweep = dict(grid={
+    'optim_wrapper.optimizer.lr': [1e-1, 1e-2, 1e-3],
+    'optim_wrapper.optimizer.weight_decay': [1e-2, 1e-4, 0.]
+})

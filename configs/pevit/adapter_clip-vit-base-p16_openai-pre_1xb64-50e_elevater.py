@@ -1,11 +1,12 @@
 """Adapter with its own LayerNorm, after the feed-forward sublayer, CLIP ViT-B/16, ELEVATER's 20 data sets.
 
-    python tools/train.py configs/pevit/adapter_clip-vit-base-p16_openai-pre_1xb64-50e_elevater.py --cfg-options task.name=dtd
-    mmpetl sweep configs/pevit/adapter_clip-vit-base-p16_openai-pre_1xb64-50e_elevater.py --suite elevater
+    python tools/train.py configs/pevit/adapter_clip-vit-base-p16_openai-pre_1xb64-50e_elevater.py --cfg-options
+    task.name=dtd mmpetl sweep configs/pevit/adapter_clip-vit-base-p16_openai-pre_1xb64-50e_elevater.py --suite elevater
 
 Trainable: 1,208,064 in the tower, 513 per class in the head; mean over the 20 data sets 1,237,587.
 Expected: unknown (no table for B/16 is published). Measured: unknown.
-A head that starts from text: --cfg-options model.head.text_features='<folder>/{task}.npz' (made by tools/text_features.py).
+A head that starts from text: --cfg-options model.head.text_features='<folder>/{task}.npz' (made by
+tools/text_features.py).
 """
 
 _base_ = [

@@ -1,11 +1,12 @@
 """LoRA on q and v, CLIP ViT-B/32, ELEVATER's 20 data sets.
 
-    python tools/train.py configs/pevit/lora_clip-vit-base-p32_openai-pre_1xb64-50e_elevater.py --cfg-options task.name=dtd
-    mmpetl sweep configs/pevit/lora_clip-vit-base-p32_openai-pre_1xb64-50e_elevater.py --suite elevater
+    python tools/train.py configs/pevit/lora_clip-vit-base-p32_openai-pre_1xb64-50e_elevater.py --cfg-options
+    task.name=dtd mmpetl sweep configs/pevit/lora_clip-vit-base-p32_openai-pre_1xb64-50e_elevater.py --suite elevater
 
 Trainable: 147,456 in the tower, 513 per class in the head; mean over the 20 data sets 176,979.
 Expected, published, 5 shots, mean of 20 over seeds 0, 1, 2: 61.48. Measured: unknown.
-A head that starts from text: --cfg-options model.head.text_features='<folder>/{task}.npz' (made by tools/text_features.py).
+A head that starts from text: --cfg-options model.head.text_features='<folder>/{task}.npz' (made by
+tools/text_features.py).
 """
 
 _base_ = [

@@ -1,4 +1,5 @@
-"""Zero-shot classification, CLIP ViT-B/16, ELEVATER's 20 data sets: softmax of 100 times the cosine with the text features.
+"""Zero-shot classification, CLIP ViT-B/16, ELEVATER's 20 data sets: softmax of 100 times the cosine with the text
+features.
 
     mmpetl sweep configs/pevit/zeroshot_clip-vit-base-p16_openai-pre_elevater.py --suite elevater \
         --cfg-options model.head.text_features='<folder>/{task}.npz'

@@ -19,4 +19,8 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', begin=0.1 * max_epochs, end=max_epochs, convert_to_iter_based=True),
 ]
 default_hooks = dict(logger=dict(interval=44), checkpoint=dict(interval=max_epochs))
-custom_hooks = [dict(type='mmpetl.AdapterHook'), dict(type='mmpetl.GradientAuditHook'), dict(type='mmpetl.FeatureCacheHook')]
+custom_hooks = [
+    dict(type='mmpetl.AdapterHook'),
+    dict(type='mmpetl.GradientAuditHook'),
+    dict(type='mmpetl.FeatureCacheHook')
+]

@@ -12,4 +12,8 @@ _base_ = [
 ]
 model = dict(backbone=dict(img_size=56), head=dict(num_classes=20))
 default_hooks = dict(logger=dict(interval=25))
-custom_hooks = [dict(type='mmpetl.AdapterHook'), dict(type='mmpetl.GradientAuditHook'), dict(type='mmpetl.FeatureCacheHook')]
+custom_hooks = [
+    dict(type='mmpetl.AdapterHook'),
+    dict(type='mmpetl.GradientAuditHook'),
+    dict(type='mmpetl.FeatureCacheHook')
+]

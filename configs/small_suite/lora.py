@@ -10,4 +10,5 @@ _base_ = [
     '../_base_/default_runtime.py', '../_base_/backbones/dinov2-small.py', '../_base_/datasets/small_suite.py',
     '../_base_/schedules/small_suite.py'
 ]
-model = dict(backbone=dict(img_size=56, petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')]), head=dict(num_classes=20))
+model = dict(
+    backbone=dict(img_size=56, petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')]), head=dict(num_classes=20))

@@ -4,13 +4,14 @@
     python tools/train.py configs/video_demo/lora_untimed.py
 
 Trainable: 224,262 (221,184 + 3,078 in norm and head).
-The control: the inflated model without the code of time cannot tell a clip from its reverse, so it is right about half of the time at best.
-Accuracy on the 180 test clips: 51.7 % over 2 clips x 3 crops, 51.1 % with a single view; measured, one seed.
+The control: the inflated model without the code of time cannot tell a clip from its reverse, so it is right about half
+of the time at best. Accuracy on the 180 test clips: 51.7 % over 2 clips x 3 crops, 51.1 % with a single view; measured,
+one seed.
 """
 
 _base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py', '../_base_/datasets/motion6.py',
-    '../_base_/schedules/video_demo.py'
+    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py',
+    '../_base_/datasets/motion6.py', '../_base_/schedules/video_demo.py'
 ]
 model = dict(
     backbone=dict(

@@ -8,8 +8,8 @@ Accuracy on the 180 test clips: 85.6 % over 2 clips x 3 crops, 74.9 % with a sin
 """
 
 _base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py', '../_base_/datasets/motion6.py',
-    '../_base_/schedules/video_demo.py'
+    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py',
+    '../_base_/datasets/motion6.py', '../_base_/schedules/video_demo.py'
 ]
 model = dict(
     backbone=dict(petl=[

@@ -5,8 +5,8 @@
 
 Trainable: 1,605,939 (1,553,664 + 52,275 in the head).
 Recipe: the command of the published README.
-The adapter reads the normed input and is dropped with the sublayer, as in the published code of V-PETL (AdaptFormer itself does neither).
-Expected top-1 in %: published 68.66 (as quoted by the V-PETL benchmark), measured unknown.
+The adapter reads the normed input and is dropped with the sublayer, as in the published code of V-PETL (AdaptFormer
+itself does neither). Expected top-1 in %: published 68.66 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
 _base_ = [
@@ -14,4 +14,5 @@ _base_ = [
     '../_base_/schedules/vpetl_sgd_70e.py'
 ]
 model = dict(
-    backbone=dict(petl=[dict(type='AdaptFormer', mid_dims=64, scale=0.1, input='normed', inside_drop_path=True, drop_rate=0.)]))
+    backbone=dict(
+        petl=[dict(type='AdaptFormer', mid_dims=64, scale=0.1, input='normed', inside_drop_path=True, drop_rate=0.)]))

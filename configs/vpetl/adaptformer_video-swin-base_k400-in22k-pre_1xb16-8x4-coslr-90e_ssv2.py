@@ -5,8 +5,8 @@
 
 Trainable: 1,732,014 (1,553,664 + 178,350 in the head).
 Stride and epochs are guesses: no command for this data set is published.
-The adapter reads the normed input and is dropped with the sublayer, as in the published code of V-PETL (AdaptFormer itself does neither).
-Expected top-1 in %: published 40.80 (as quoted by the V-PETL benchmark), measured unknown.
+The adapter reads the normed input and is dropped with the sublayer, as in the published code of V-PETL (AdaptFormer
+itself does neither). Expected top-1 in %: published 40.80 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
 _base_ = [
@@ -14,5 +14,6 @@ _base_ = [
     '../_base_/schedules/vpetl_sgd_90e.py'
 ]
 model = dict(
-    backbone=dict(petl=[dict(type='AdaptFormer', mid_dims=64, scale=0.1, input='normed', inside_drop_path=True, drop_rate=0.)]),
+    backbone=dict(
+        petl=[dict(type='AdaptFormer', mid_dims=64, scale=0.1, input='normed', inside_drop_path=True, drop_rate=0.)]),
     cls_head=dict(num_classes=174))

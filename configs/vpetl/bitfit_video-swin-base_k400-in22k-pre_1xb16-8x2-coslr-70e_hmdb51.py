@@ -5,8 +5,8 @@
 
 Trainable: 1,142,651 (1,090,376 + 52,275 in the head).
 Recipe: the command of the published README.
-Everything with "bias" in its name trains, the tables of relative positions included; only so the published count comes out.
-Expected top-1 in %: published 68.26 (as quoted by the V-PETL benchmark), measured unknown.
+Everything with "bias" in its name trains, the tables of relative positions included; only so the published count comes
+out. Expected top-1 in %: published 68.26 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
 _base_ = [

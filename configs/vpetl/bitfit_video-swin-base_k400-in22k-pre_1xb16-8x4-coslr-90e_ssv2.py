@@ -5,8 +5,8 @@
 
 Trainable: 1,268,726 (1,090,376 + 178,350 in the head).
 Stride and epochs are guesses: no command for this data set is published.
-Everything with "bias" in its name trains, the tables of relative positions included; only so the published count comes out.
-Expected top-1 in %: published 45.94 (as quoted by the V-PETL benchmark), measured unknown.
+Everything with "bias" in its name trains, the tables of relative positions included; only so the published count comes
+out. Expected top-1 in %: published 45.94 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
 _base_ = [

@@ -1,4 +1,5 @@
-"""PATT on keys and values with AdaptFormer (BAPAT) on Video Swin-B, HMDB51, split 1 (V-PETL, arXiv 2210.00788, main table).
+"""PATT on keys and values with AdaptFormer (BAPAT) on Video Swin-B, HMDB51, split 1 (V-PETL, arXiv 2210.00788, main
+table).
 
     python tools/prepare_hmdb51.py data/hmdb51
     python tools/train.py configs/vpetl/patt-kv-adaptformer_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py

@@ -12,4 +12,5 @@ _base_ = [
     '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/ssv2_8x4.py',
     '../_base_/schedules/vpetl_sgd_90e.py'
 ]
-model = dict(backbone=dict(petl=[dict(type='PATT', ops='qkv', mid_dims=128, scale=0.8)]), cls_head=dict(num_classes=174))
+model = dict(
+    backbone=dict(petl=[dict(type='PATT', ops='qkv', mid_dims=128, scale=0.8)]), cls_head=dict(num_classes=174))

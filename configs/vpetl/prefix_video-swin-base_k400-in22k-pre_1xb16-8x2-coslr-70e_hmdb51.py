@@ -5,8 +5,8 @@
 
 Trainable: 4,892,211 (4,839,936 + 52,275 in the head).
 Recipe: the command of the published README.
-The published code of this method cannot run; 16 tokens and width 128 are the ones of its command line. The published count (6.37 M) fits no
-integer setting.
+The published code of this method cannot run; 16 tokens and width 128 are the ones of its command line. The published
+count (6.37 M) fits no integer setting.
 Expected top-1 in %: published 56.13 (as quoted by the V-PETL benchmark), measured unknown.
 """
 

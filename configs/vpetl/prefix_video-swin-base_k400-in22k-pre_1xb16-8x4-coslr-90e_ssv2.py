@@ -5,8 +5,8 @@
 
 Trainable: 5,018,286 (4,839,936 + 178,350 in the head).
 Stride and epochs are guesses: no command for this data set is published.
-The published code of this method cannot run; 16 tokens and width 128 are the ones of its command line. The published count (6.37 M) fits no
-integer setting.
+The published code of this method cannot run; 16 tokens and width 128 are the ones of its command line. The published
+count (6.37 M) fits no integer setting.
 Expected top-1 in %: published 39.46 (as quoted by the V-PETL benchmark), measured unknown.
 """
 

@@ -1,8 +1,9 @@
 """Many adapters on one frozen base.
 
-An :class:`AdapterBank` holds named adapters of one model. One of them, or none, is active: its methods are the children of
-``backbone.petl``, its head is the model's head, and its tuned trunk parameters stand in the trunk. The others wait outside the module
-tree, so the model's state dict holds the active adapter alone, under the same keys as without a bank.
+An :class:`AdapterBank` holds named adapters of one model. One of them, or none, is active: its methods are the children
+of ``backbone.petl``, its head is the model's head, and its tuned trunk parameters stand in the trunk. The others wait
+outside the module tree, so the model's state dict holds the active adapter alone, under the same keys as without a
+bank.
 """
 
 import copy
@@ -53,9 +54,9 @@ class AdapterBank:
     """Named adapters of one model.
 
     Args:
-        model: A supported backbone, or a classifier or recognizer that holds one. What is attached to it becomes the first adapter.
-            If that one changes trunk parameters, their values in the base are read from the file that the backbone's ``init_cfg`` names;
-            where it names none, they are taken to be those in the trunk now.
+        model: A supported backbone, or a classifier or recognizer that holds one. What is attached to it becomes the
+            first adapter. If that one changes trunk parameters, their values in the base are read from the file that
+            the backbone's ``init_cfg`` names; where it names none, they are taken to be those in the trunk now.
         name: Name of that first adapter.
         with_cp: As for ``attach``, where nothing is attached yet.
     """
@@ -79,9 +80,12 @@ class AdapterBank:
             self._adapters[name], self._active = first, name
             if petl.tune:
                 stored, parameters = load_base(self.backbone) or {}, dict(self.backbone.named_parameters())
-                self._base = {n: stored.get(n, parameters[n]).detach().clone().to(parameters[n]) for n in self._tuned_names(first)}
+                self._base = {
+                    n: stored.get(n, parameters[n]).detach().clone().to(parameters[n])
+                    for n in self._tuned_names(first)
+                }
 
-    # -- looking ------------------------------------------------------------------------------------------------------------------
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> List[str]:
@@ -110,13 +114,16 @@ class AdapterBank:
     def _check_not_merged(self) -> None:
         wanted = self._current().methods
         if list(self.backbone.petl.values()) != list(wanted.values()):
-            raise ValueError(f'the methods of adapter {self._active!r} are no longer in the backbone: they were merged into the trunk, '
-                             'which is not the base of the other adapters any more; load the base and the adapter files anew')
+            raise ValueError(
+                f'the methods of adapter {self._active!r} are no longer in the backbone: they were merged into the '
+                f'trunk, '
+                'which is not the base of the other adapters any more; load the base and the adapter files anew')
 
-    # -- switching ----------------------------------------------------------------------------------------------------------------
+    # -- switching ----------------------------------------------------------------------------------------------------
 
     def switch(self, name: Optional[str]) -> None:
-        """Make an adapter the active one; None makes the model the plain base, with the head that it had when the bank was made.
+        """Make an adapter the active one; None makes the model the plain base, with the head that it had when the bank
+        was made.
 
         Raises:
             ValueError: If there is no such adapter, or the active one was merged.
@@ -159,7 +166,8 @@ class AdapterBank:
         if any('side' in m.points() for m in methods.values()):
             plain, side = self.backbone.petl.family.side_class
             if type(self.backbone) not in (plain, side):
-                raise ValueError(f'side methods need exactly {plain.__name__}, got its subclass {type(self.backbone).__name__}')
+                raise ValueError(
+                    f'side methods need exactly {plain.__name__}, got its subclass {type(self.backbone).__name__}')
             self.backbone.__class__ = side
 
     @contextmanager
@@ -181,7 +189,7 @@ class AdapterBank:
                 setattr(model, name, module)
             yield model
 
-    # -- adding and removing ------------------------------------------------------------------------------------------------------
+    # -- adding and removing ------------------------------------------------------------------------------------------
 
     def add(self, name: str, petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval',
             head: Optional[Mapping[str, Any]] = None, activate: bool = True) -> None:
@@ -192,8 +200,9 @@ class AdapterBank:
             petl: Method configs.
             tune: Patterns of trunk parameters that it changes.
             trunk: 'eval' or 'train', mode of the trunk while training.
-            head: What replaces children of the model, configs or modules, such as ``dict(head=dict(type='LinearClsHead', ...))``;
-                the others are copies of those that the model had when the bank was made.
+            head: What replaces children of the model, configs or modules, such as
+                ``dict(head=dict(type='LinearClsHead', ...))``; the others are copies of those that the model had when
+                the bank was made.
             activate: Switch to it.
 
         Raises:
@@ -206,7 +215,10 @@ class AdapterBank:
         petl = [petl] if isinstance(petl, Mapping) else list(petl)
         methods = build_methods(petl, [block.spec for block in self.backbone.petl.blocks])
         check_methods(methods, self.backbone.petl.family, self.backbone)
-        configs = {n: dict(c) if isinstance(c, Mapping) else dict(type=type(methods[n]).__name__) for n, c in zip(methods, petl)}
+        configs = {
+            n: dict(c) if isinstance(c, Mapping) else dict(type=type(methods[n]).__name__)
+            for n, c in zip(methods, petl)
+        }
         modules = {k: copy.deepcopy(m) for k, m in self._plain.modules.items()}
         for key, given in (head or {}).items():
             if key not in modules:
@@ -263,8 +275,9 @@ class AdapterBank:
         try:
             wanted = header['base'].get('fingerprint')
             if others and wanted and wanted != self.backbone.petl.base_fingerprint():
-                raise ValueError(f'{path}: wrong base: it was trained on {header["base"].get("id")!r} (fingerprint {wanted[:12]}), '
-                                 f'the adapters of the bank stand on {self.backbone.petl.base_fingerprint()[:12]}')
+                raise ValueError(
+                    f'{path}: wrong base: it was trained on {header["base"].get("id")!r} (fingerprint {wanted[:12]}), '
+                    f'the adapters of the bank stand on {self.backbone.petl.base_fingerprint()[:12]}')
             load_adapter(self.model, path)
         except (ValueError, RuntimeError):
             self.switch(before)
@@ -282,7 +295,7 @@ class AdapterBank:
             self.switch(None)
         del self._adapters[name]
 
-    # -- files and hot-swapping ---------------------------------------------------------------------------------------------------
+    # -- files and hot-swapping ---------------------------------------------------------------------------------------
 
     def save(self, name: str, path: str, **facts: Any) -> None:
         """Write an adapter with its head to a file, see :func:`mmpetl.save_adapter`."""
@@ -290,7 +303,8 @@ class AdapterBank:
             write_adapter(self.model, path, **{'name': name, **facts})
 
     def tensors(self, name: str) -> Dict[str, Tensor]:
-        """The tensors of an adapter under the model's names; those of methods and head share memory with the adapter."""
+        """The tensors of an adapter under the model's names; those of methods and head share memory with the
+        adapter."""
         adapter = self[name]
         if name == self._active:
             return adapter_state(self.model)
@@ -303,7 +317,8 @@ class AdapterBank:
 
     @torch.no_grad()
     def hot_swap(self, name: str, path: str) -> Dict[str, Any]:
-        """Copy the tensors of a file into an adapter of the same structure, in place: compiled graphs and optimizers keep their tensors.
+        """Copy the tensors of a file into an adapter of the same structure, in place: compiled graphs and optimizers
+        keep their tensors.
 
         Returns:
             The header of the file.
@@ -317,13 +332,17 @@ class AdapterBank:
         there = [{k: v for k, v in c.items() if k != 'name'} for c in header['methods']]
         here = [{k: v for k, v in _plain_config(c).items() if k != 'name'} for c in adapter.configs.values()]
         if there != here or list(header['tune']) != list(adapter.tune):
-            raise ValueError(f'{path} holds {there} with tune={header["tune"]}, adapter {name!r} is {here} with tune={list(adapter.tune)}: '
-                             'only tensors can be swapped in place; use add_file')
+            raise ValueError(
+                f'{path} holds {there} with tune={header["tune"]}, adapter {name!r} is {here} with '
+                f'tune={list(adapter.tune)}: '
+                'only tensors can be swapped in place; use add_file')
         own, given = self.tensors(name), _renamed(given, self.prefix)
         odd = sorted(own.keys() ^ given.keys()) or [k for k in own if own[k].shape != given[k].shape]
         if odd:
-            raise ValueError(f'{path} and adapter {name!r} differ at {odd[0]}: only tensors of the same shapes can be swapped in place; '
-                             'use add_file')
+            raise ValueError(
+                f'{path} and adapter {name!r} differ at {odd[0]}: only tensors of the same shapes can be swapped in '
+                f'place; '
+                'use add_file')
         with self.using(name):
             here_print, wanted = self.backbone.petl.base_fingerprint(), header['base'].get('fingerprint')
         if wanted and wanted != here_print:
@@ -333,16 +352,16 @@ class AdapterBank:
         adapter.header = header
         return header
 
-    # -- combining ----------------------------------------------------------------------------------------------------------------
+    # -- combining ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def combine(self, name: str, weights: Mapping[str, float], how: str = 'linear', density: float = 0.5, seed: int = 0,
                 activate: bool = True) -> None:
         """Add an adapter made of others whose methods are changes of weights.
 
-        The change that each makes to every weight is computed by folding it into the base, see :func:`combine_deltas` for the rules.
-        The result is exact and dense: an adapter without methods whose tuned trunk parameters are base plus combined change. Its head
-        is that of the first adapter.
+        The change that each makes to every weight is computed by folding it into the base, see :func:`combine_deltas`
+        for the rules. The result is exact and dense: an adapter without methods whose tuned trunk parameters are base
+        plus combined change. Its head is that of the first adapter.
 
         Args:
             name: New name.
@@ -353,7 +372,8 @@ class AdapterBank:
             activate: Switch to it.
 
         Raises:
-            ValueError: If an adapter is unknown or changes more than weights (its method is named), or an option is unfit.
+            ValueError: If an adapter is unknown or changes more than weights (its method is named), or an option is
+                unfit.
         """
         self._check_not_merged()
         self._check_name(name)
@@ -364,7 +384,10 @@ class AdapterBank:
         before, changes = self._active, []
         for key in weights:
             with self.using(key):
-                tuned = {n: p.detach().clone() for n, p in self.backbone.named_parameters() if n in set(self._tuned_names(self[key]))}
+                tuned = {
+                    n: p.detach().clone()
+                    for n, p in self.backbone.named_parameters() if n in set(self._tuned_names(self[key]))
+                }
                 changes.append(deltas_of(self.backbone, key, tuned, self._base))
         combined = combine_deltas(changes, list(weights.values()), how, density, seed)
         first = self[next(iter(weights))]
@@ -375,7 +398,7 @@ class AdapterBank:
         if not activate:
             self.switch(before)
 
-    # -- several adapters in one batch --------------------------------------------------------------------------------------------
+    # -- several adapters in one batch --------------------------------------------------------------------------------
 
     @contextmanager
     def mixed(self, adapter_ids: Sequence[Optional[str]]) -> Iterator[nn.Module]:
@@ -387,7 +410,8 @@ class AdapterBank:
             adapter_ids: One name per sample.
 
         Raises:
-            ValueError: If an adapter is unknown, changes trunk parameters, or holds methods that cannot be mixed on this backbone.
+            ValueError: If an adapter is unknown, changes trunk parameters, or holds methods that cannot be mixed on
+                this backbone.
         """
         self._check_not_merged()
         chosen = {name: self._plain if name is None else self[name] for name in dict.fromkeys(adapter_ids)}
@@ -445,4 +469,3 @@ def resize_linears(module: nn.Module, given: Mapping[str, Tensor]) -> None:
                 if getattr(module, 'num_classes', None) == linear.out_features:
                     module.num_classes = len(weight)
                 linear.out_features = len(weight)
-

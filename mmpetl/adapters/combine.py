@@ -1,7 +1,7 @@
 """Adding up what several adapters change: linear, TIES, DARE.
 
-Yadav et al., "TIES-Merging", https://arxiv.org/abs/2306.01708, algorithm 1; Yu et al., "Language Models are Super Mario" (DARE),
-https://arxiv.org/abs/2311.03099, equation 1. Both work on each weight matrix by itself.
+Yadav et al., "TIES-Merging", https://arxiv.org/abs/2306.01708, algorithm 1; Yu et al., "Language Models are Super
+Mario" (DARE), https://arxiv.org/abs/2311.03099, equation 1. Both work on each weight matrix by itself.
 """
 
 from typing import Dict, List, Mapping, Sequence
@@ -15,7 +15,8 @@ COMBINATIONS = ('linear', 'ties', 'dare')
 
 
 @torch.no_grad()
-def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base: Mapping[str,
+                                                                                         Tensor]) -> Dict[str, Tensor]:
     """What the active adapter changes: trunk parameter -> difference to the base.
 
     Args:
@@ -29,13 +30,19 @@ def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base:
     """
     culprit = _culprit(dict(backbone.petl.items()))
     if culprit:
-        raise ValueError(f'adapter {name!r}: {culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be combined')
+        raise ValueError(
+            f'adapter {name!r}: {culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be '
+            f'combined'
+        )
     parameters = {n: p for n, p in backbone.named_parameters() if not n.startswith('petl.')}
     old = {n: p.detach().clone() for n, p in parameters.items()}
     try:
         for target, value in _folded(backbone) if len(backbone.petl) else ():
             target.copy_(value)
-        changed = {n: p.detach() - base.get(n, old[n]) if n in tuned else p.detach() - old[n] for n, p in parameters.items()}
+        changed = {
+            n: p.detach() - base.get(n, old[n]) if n in tuned else p.detach() - old[n]
+            for n, p in parameters.items()
+        }
         return {n: change for n, change in changed.items() if n in tuned or change.any()}
     finally:
         for n, p in parameters.items():

@@ -19,7 +19,8 @@ def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
     Args:
         model: Model with an attached backbone.
         path: ``*.safetensors``; written atomically.
-        **facts: ``name``, ``base_id``, ``classes``, ``preprocessing``, ``metrics``, ``extra``; see :func:`adapter_header`.
+        **facts: ``name``, ``base_id``, ``classes``, ``preprocessing``, ``metrics``, ``extra``; see
+          :func:`adapter_header`.
 
     Raises:
         ValueError: If nothing is attached or the path has another suffix.
@@ -31,7 +32,8 @@ def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
     """Put an adapter file onto a model, in place.
 
     Args:
-        model: A model whose trunk holds the adapter's base. If nothing is attached to it yet, the adapter's methods are attached first.
+        model: A model whose trunk holds the adapter's base. If nothing is attached to it yet, the adapter's methods are
+            attached first.
         path: File written by :func:`save_adapter` or a training run.
 
     Returns:
@@ -53,12 +55,14 @@ def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
     state = OrderedDict(_renamed(tensors, prefix))
     state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
     target.load_state_dict(state, strict=True)
-    print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on base {header['base'].get('id')!r}", 'current')
+    print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on base {header['base'].get('id')!r}",
+              'current')
     return header
 
 
 def _renamed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Dict[str, torch.Tensor]:
-    """Adapter tensors under the model's names: a bare backbone takes the backbone's part of a classifier's adapter, and the reverse."""
+    """Adapter tensors under the model's names: a bare backbone takes the backbone's part of a classifier's adapter, and
+    the reverse."""
     of_classifier = any(k.startswith('backbone.') for k in tensors)
     if prefix and not of_classifier:
         return {prefix + k: v for k, v in tensors.items()}
@@ -67,12 +71,14 @@ def _renamed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Dict[str, torc
     return dict(tensors)
 
 
-def _check_shapes(model: nn.Module, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], path: str, prefix: str) -> None:
+def _check_shapes(model: nn.Module, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], path: str,
+                  prefix: str) -> None:
     own, given = model.state_dict(), _renamed(tensors, prefix)
     heads: List[str] = head_keys(model)
     for key in heads:
         if key not in given:
-            raise ValueError(f'{path} has no {key}: the head of the model is another one than the adapter was trained with')
+            raise ValueError(
+                f'{path} has no {key}: the head of the model is another one than the adapter was trained with')
         if own[key].shape != given[key].shape:
             raise ValueError(f'{path}: {key} has shape {tuple(given[key].shape)}, the model {tuple(own[key].shape)}; '
                              'give the head the number of classes of the adapter')

@@ -1,7 +1,8 @@
 """Taps under which every sample of a batch has its own adapter.
 
-Points that work row by row (linear, qkv, norm, branch) run each adapter on its own rows. Extra keys and values, and prompts, stand side
-by side for all samples, padded to the longest, and a bias of minus infinity hides the padding from the softmax.
+Points that work row by row (linear, qkv, norm, branch) run each adapter on its own rows. Extra keys and values, and
+prompts, stand side by side for all samples, padded to the longest, and a bias of minus infinity hides the padding from
+the softmax.
 """
 
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
@@ -47,7 +48,8 @@ class MixedTap(Tap):
         self._extra: KeysValues = None
 
     def _rows(self, x: Tensor, windowed: bool = True) -> List[Tensor]:
-        """Rows of each adapter in x (B * k, ...), where k windows of one sample follow one another; k = 1 unless ``windowed``.
+        """Rows of each adapter in x (B * k, ...), where k windows of one sample follow one another; k = 1 unless
+        ``windowed``.
 
         Raises:
             ValueError: If the batch has another size than the list of adapters.
@@ -92,8 +94,8 @@ class MixedTap(Tap):
     def prompts(self) -> Optional[Tensor]:
         """Prompts (B, P, C), padded with zeros to the longest; sets the gate that hides all padding of this block.
 
-        Where no adapter has prompts but some have extra keys, an empty set of prompts stands for them: the gate begins at the first
-        extra key then.
+        Where no adapter has prompts but some have extra keys, an empty set of prompts stands for them: the gate begins
+        at the first extra key then.
         """
         found = [tap.prompts() for tap in self.taps]
         self._extra, hidden_keys = self._keys_values()
@@ -123,7 +125,9 @@ class MixedTap(Tap):
 
     def _keys_values(self) -> Tuple[KeysValues, Optional[Tensor]]:
         found = [tap.kv() for tap in self.taps]
-        given: List[KeysValues] = [None if kv is None else tuple(t if t.dim() == 4 else t[None] for t in kv) for kv in found]
+        given: List[KeysValues] = [
+            None if kv is None else tuple(t if t.dim() == 4 else t[None] for t in kv) for kv in found
+        ]
         present = [kv for kv in given if kv is not None]
         if not present:
             return None, None
@@ -144,15 +148,20 @@ class MixedTap(Tap):
 
 def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str], family: str) -> None:
     if tune:
-        raise ValueError(f'adapter {name!r} changes trunk parameters ({", ".join(tune[:3])}), which all samples of a batch share: '
-                         'run it in a batch of its own')
+        raise ValueError(
+            f'adapter {name!r} changes trunk parameters ({", ".join(tune[:3])}), which all samples of a batch share: '
+            'run it in a batch of its own')
     for key, method in methods.items():
         points = method.points()
         if 'side' in points:
-            raise ValueError(f'adapter {name!r}: {key} ({type(method).__name__}) replaces the output of the trunk and cannot be mixed')
+            raise ValueError(
+                f'adapter {name!r}: {key} ({type(method).__name__}) replaces the output of the trunk and cannot be '
+                f'mixed'
+            )
         if points & {'kv', 'prompts'} and family not in GLOBAL:
-            raise ValueError(f'adapter {name!r}: {key} ({type(method).__name__}) adds keys or prompts, which can be mixed in '
-                             'global attention only, not in windows')
+            raise ValueError(
+                f'adapter {name!r}: {key} ({type(method).__name__}) adds keys or prompts, which can be mixed in '
+                'global attention only, not in windows')
 
 
 def _plan(backbone: nn.Module, methods: Mapping[str, Method]) -> List[Tap]:
@@ -163,7 +172,8 @@ def _plan(backbone: nn.Module, methods: Mapping[str, Method]) -> List[Tap]:
     return taps
 
 
-def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Method], Sequence[str]]], ids: Sequence[Any]) -> None:
+def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Method], Sequence[str]]],
+               ids: Sequence[Any]) -> None:
     """Put mixed taps into a backbone; ``backbone.petl.refresh()`` takes them out again.
 
     Args:
@@ -193,7 +203,10 @@ def _check_streams(plans: Mapping[Any, Sequence[Tap]]) -> None:
         ValueError: If they are not, if they are pooled, or if extra keys stand beside them.
     """
     prompting = {n: taps for n, taps in plans.items() if any(t.num_prompts for t in taps)}
-    streams = {n: tuple((t.num_prompts and t.prompts_read, t.prompts_in > 0) for t in taps) for n, taps in prompting.items()}
+    streams = {
+        n: tuple((t.num_prompts and t.prompts_read, t.prompts_in > 0) for t in taps)
+        for n, taps in prompting.items()
+    }
     kinds = {n: tuple((bool(read), into) for read, into in s) for n, s in streams.items()}
     if len(set(kinds.values())) > 1:
         a, b = list(kinds)[:2]

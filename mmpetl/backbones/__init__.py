@@ -1,7 +1,7 @@
 """The five backbones: registered functions that build the upstream class and attach methods to it.
 
-Functions, not subclasses: the built object is upstream's own, so its state-dict keys, its checkpoint upgrades and ``isinstance`` tests
-stay as they are. Upstream packages are imported only when a backbone of theirs is built.
+Functions, not subclasses: the built object is upstream's own, so its state-dict keys, its checkpoint upgrades and
+``isinstance`` tests stay as they are. Upstream packages are imported only when a backbone of theirs is built.
 """
 
 from typing import Any, Callable, Optional, Sequence

@@ -46,7 +46,8 @@ def build_method(cfg: Union[Method, Mapping[str, Any]], specs: Sequence[BlockSpe
     """Build one method from its config.
 
     Raises:
-        ValueError: If the type or an argument is unknown (the nearest names are offered), or the method refuses its arguments.
+        ValueError: If the type or an argument is unknown (the nearest names are offered), or the method refuses its
+            arguments.
     """
     if isinstance(cfg, Method):
         return cfg
@@ -99,8 +100,10 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
     for method in methods.values():
         lacking = sorted(method.points() - family.points)
         if lacking:
-            raise ValueError(f'{type(method).__name__} needs the point {lacking[0]!r}, which {type(backbone).__name__} does not offer; '
-                             f'it offers {", ".join(sorted(family.points))}')
+            raise ValueError(
+                f'{type(method).__name__} needs the point {lacking[0]!r}, which {type(backbone).__name__} does not '
+                f'offer; '
+                f'it offers {", ".join(sorted(family.points))}')
         if not method.points():
             raise ValueError(f'{type(method).__name__} overrides no point, so it would do nothing')
     prompting = [m for m in methods.values() if 'prompts' in m.points()]
@@ -113,7 +116,8 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
             raise ValueError(f'{names} bring prompts before different blocks; give them the same layers and depth')
     sides = [type(m).__name__ for m in methods.values() if 'side' in m.points()]
     if sides and len(methods) > 1:
-        raise ValueError(f'{sides[0]} replaces the output of the frozen trunk and cannot be combined with another method')
+        raise ValueError(
+            f'{sides[0]} replaces the output of the frozen trunk and cannot be combined with another method')
 
 
 def _specialise(backbone: nn.Module, family: Family) -> None:
@@ -148,7 +152,8 @@ def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
     names = [n for n, _ in backbone.named_parameters() if not n.startswith('petl.')]
     for pattern in tune:
         if not any(fnmatchcase(n, pattern) for n in names):
-            raise ValueError(f'tune={pattern!r} matches no parameter of {type(backbone).__name__}' + nearest(pattern, names))
+            raise ValueError(f'tune={pattern!r} matches no parameter of {type(backbone).__name__}' +
+                             nearest(pattern, names))
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad = name.startswith('petl.') or any(fnmatchcase(name, p) for p in tune)
 
@@ -163,13 +168,15 @@ def attach(backbone: nn.Module,
 
     Args:
         backbone: One of the supported upstream backbones (or a subclass that keeps its blocks).
-        petl: Method configs such as ``dict(type='LoRA', rank=8)``, or built methods; order matters, see the waist's rules.
+        petl: Method configs such as ``dict(type='LoRA', rank=8)``, or built methods; order matters, see the waist's
+            rules.
         tune: Patterns of trunk parameters that also train, see :func:`freeze`.
         trunk: 'eval': dropout and drop-path of the trunk stay off while training; 'train': they follow the model.
         with_cp: Recompute each block in the backward pass (non-reentrant); None keeps the backbone's own setting.
-        memory: 'standard', or 'light': norms, activations, hidden states of adapters and the attention's residual are computed again in the
-            backward pass, which repeats no product of the trunk but the attention's output; 'lightest': also the first product of the
-            feed-forward network. Same gradients; ``with_cp`` goes further and repeats the whole block.
+        memory: 'standard', or 'light': norms, activations, hidden states of adapters and the attention's residual are
+            computed again in the backward pass, which repeats no product of the trunk but the attention's output;
+            'lightest': also the first product of the feed-forward network. Same gradients; ``with_cp`` goes further and
+            repeats the whole block.
 
     Returns:
         The same object; its trunk is frozen, its methods live in ``backbone.petl``.
@@ -182,7 +189,8 @@ def attach(backbone: nn.Module,
     if memory not in LEVELS:
         raise ValueError(f'unknown memory setting {memory!r}' + nearest(memory, LEVELS))
     if isinstance(getattr(backbone, 'petl', None), PETL):
-        raise ValueError(f'{type(backbone).__name__} already has methods attached; build a new backbone or use its named adapters')
+        raise ValueError(
+            f'{type(backbone).__name__} already has methods attached; build a new backbone or use its named adapters')
     family_name, family = family_of(backbone)
     family.check(backbone)
     specs = family.specs(backbone)
@@ -192,7 +200,8 @@ def attach(backbone: nn.Module,
     if any('side' in m.points() for m in methods.values()):
         upstream, sided = family.side_class  # type: ignore[misc]  # check_methods refuses families without it
         if type(backbone) is not upstream:
-            raise ValueError(f'side methods need exactly {upstream.__name__}, got its subclass {type(backbone).__name__}')
+            raise ValueError(
+                f'side methods need exactly {upstream.__name__}, got its subclass {type(backbone).__name__}')
         backbone.__class__ = sided
     for block, spec in zip(family.blocks(backbone), specs):
         block.spec = spec

@@ -1,6 +1,7 @@
 """The one sited attention: scaled-dot-product attention with extra keys and values, window bias and shift mask.
 
-Four upstream attentions meet here. Each backbone supplies only its projections and its output; the maths in between is this file.
+Four upstream attentions meet here. Each backbone supplies only its projections and its output; the maths in between is
+this file.
 """
 
 from itertools import product
@@ -92,14 +93,16 @@ def prepend(extra: KeysValues, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def record_keys_values(tap: Tap, k: Tensor, v: Tensor, heads: int) -> None:
-    """Store a block's keys and values (B, N, C), already there for its own attention, where a side method reads them."""
+    """Store a block's keys and values (B, N, C), already there for its own attention, where a side method reads
+    them."""
     if tap.recorder is not None and 'k' in tap.recorder:
         # Copies, because q, k and v share one storage and q is not needed any more.
         tap.recorder.update(k=split_heads(k, heads).contiguous(), v=split_heads(v, heads).contiguous())
 
 
 def gate_bias(tap: Tap, keys: int, start: int) -> Optional[Tensor]:
-    """Attention bias (B or 1, 1, 1, keys) that adds ``tap.prompt_gate`` to the prompt columns, which begin at ``start``."""
+    """Attention bias (B or 1, 1, 1, keys) that adds ``tap.prompt_gate`` to the prompt columns, which begin at
+    ``start``."""
     if tap.prompt_gate is None:
         return None
     gate = tap.prompt_gate
@@ -131,13 +134,15 @@ def attend(q: Tensor,
     k, v = prepend(extra, k, v)
     if bias is not None:
         bias = bias.to(q.dtype)
-    return recomputed(merge_heads, F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale))
+    return recomputed(merge_heads,
+                      F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale))
 
 
 def window_groups(windows: Sequence[int], shifted: Sequence[bool]) -> List[Tuple[slice, ...]]:
     """Blocks of windows that share one shift mask.
 
-    The cyclic shift joins distant tokens only in the last window of each shifted axis, so at most two groups per axis exist.
+    The cyclic shift joins distant tokens only in the last window of each shifted axis, so at most two groups per axis
+    exist.
 
     Args:
         windows: Number of windows along each axis.
@@ -212,7 +217,8 @@ def attend_windows(q: Tensor,
     return recomputed(lambda *parts: _join(list(parts), lengths).flatten(0, len(windows)), *parts)
 
 
-def window_bias(bias: Tensor, mask: Optional[Tensor], gate: Optional[Tensor], front: Tuple[int, int], dtype: torch.dtype) -> Tensor:
+def window_bias(bias: Tensor, mask: Optional[Tensor], gate: Optional[Tensor], front: Tuple[int, int],
+                dtype: torch.dtype) -> Tensor:
     """Bias of the windows that share one mask.
 
     Args:

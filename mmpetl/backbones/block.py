@@ -1,7 +1,8 @@
 """The sited block: one pre-norm transformer block with the points of the waist in reading order.
 
-Each backbone's block is specialised in place (``module.__class__ = SitedX``): same parameters, same state-dict keys, same object; only
-``forward`` is restated. A backbone supplies its two norms, its attention and its feed-forward network.
+Each backbone's block is specialised in place (``module.__class__ = SitedX``): same parameters, same state-dict keys,
+same object; only ``forward`` is restated. A backbone supplies its two norms, its attention and its feed-forward
+network.
 """
 
 from typing import Any, Optional, Tuple
@@ -45,12 +46,14 @@ def once_in_half(h: Tensor) -> Tensor:
 
 
 class SitedBlock:
-    """Mixin for blocks; sets the order of norm, attention, feed-forward and points. Abstract: see the four members below."""
+    """Mixin for blocks; sets the order of norm, attention, feed-forward and points. Abstract: see the four members
+    below."""
 
     tap: Tap
     spec: BlockSpec
     with_cp: bool
-    #: What is computed again in the backward pass, see :mod:`mmpetl.recompute`: the setting, and what never pays to keep.
+    #: What is computed again in the backward pass, see :mod:`mmpetl.recompute`: the setting, and what never pays to
+    #: keep.
     recompute_level: int
     least_level = 0
     norm1: nn.Module
@@ -58,7 +61,8 @@ class SitedBlock:
     attn: nn.Module
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
-        """Normed input -> attention output before drop-path; ``prompts``: normed prompts acting as keys and values only."""
+        """Normed input -> attention output before drop-path; ``prompts``: normed prompts acting as keys and values
+        only."""
         raise NotImplementedError
 
     def feed_forward(self, h: Tensor) -> Tensor:
@@ -108,7 +112,8 @@ class SitedBlock:
         return x + y
 
     def _record(self, x: Tensor, *context: Any) -> Tensor:
-        """Store the frozen activations that side methods read; the last block's own update is skipped unless it is read."""
+        """Store the frozen activations that side methods read; the last block's own update is skipped unless it is
+        read."""
         record = self.tap.recorder
         assert record is not None
         if 'x' in record:
@@ -127,7 +132,8 @@ class SitedBlock:
         return x
 
 
-def feed_forward(tap: Tap, fc1: nn.Linear, act: nn.Module, drop1: nn.Module, fc2: nn.Linear, drop2: nn.Module, h: Tensor) -> Tensor:
+def feed_forward(tap: Tap, fc1: nn.Linear, act: nn.Module, drop1: nn.Module, fc2: nn.Linear, drop2: nn.Module,
+                 h: Tensor) -> Tensor:
     """drop2(T(fc2(drop1(act(T(fc1(h))))))) with the tap T; (..., C) -> (..., C)."""
     mid = drop1(recomputed(act, tap.linear('fc1', h, recomputed(fc1, h, level=LARGE_PRODUCT))))
     return drop2(tap.linear('fc2', mid, fc2(mid)))

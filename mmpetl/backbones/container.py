@@ -61,7 +61,8 @@ class PETL(ModuleDict):
     def train(self, mode: bool = True) -> 'PETL':
         super().train(mode)
         if mode and self.trunk == 'eval':
-            # The backbone calls its children in order and this one comes last, so the trunk's modules are already switched.
+            # The backbone calls its children in order and this one comes last, so the trunk's modules are already
+            # switched.
             for child in self.backbone.children():
                 if child is not self:
                     child.eval()
@@ -102,7 +103,7 @@ class PETL(ModuleDict):
             self.enabled = before
             self.refresh()
 
-    # -- side methods -----------------------------------------------------------------------------------------------------------
+    # -- side methods -------------------------------------------------------------------------------------------------
 
     def side_method(self) -> Optional[Method]:
         """The method whose feature replaces the backbone's output, or None."""
@@ -127,7 +128,10 @@ class PETL(ModuleDict):
         try:
             with torch.no_grad():
                 run()
-            return [{name: value for name, value in tap.recorder.items() if value is not None and name != 'skip'} for tap in taps]
+            return [{
+                name: value
+                for name, value in tap.recorder.items() if value is not None and name != 'skip'
+            } for tap in taps]
         finally:
             for tap in taps:
                 tap.recorder = None

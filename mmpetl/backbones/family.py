@@ -24,10 +24,12 @@ class Family:
         specs: Backbone -> one BlockSpec per block.
         embed: Backbone -> patch-embedding module.
         embed_parameters: Backbone -> weight and bias that a scale and shift after the patch embedding fold into.
-        fold_embed_shift: Where the embedding has no bias: backbone and shift (C) -> what to write, and its new value; None if impossible.
+        fold_embed_shift: Where the embedding has no bias: backbone and shift (C) -> what to write, and its new value;
+            None if impossible.
         final_norm: Backbone -> last LayerNorm, or None.
         final_class: Class that replaces the last LayerNorm.
-        merges_prompts: Whether that class averages prompts with the grid tokens (else the backbone's own pooling sees them).
+        merges_prompts: Whether that class averages prompts with the grid tokens (else the backbone's own pooling sees
+            them).
         pools_prompts: Backbone -> whether its published prompt form pools prompts.
         tokens_read: Backbone -> how many leading tokens its output reads after the last block; None: all.
         side_class: Upstream backbone class and its subclass for methods with ``on_side``; None where that is undefined.

@@ -1,13 +1,13 @@
 """What happens when weights enter an attached backbone, whoever loads them.
 
-A load_state_dict pre-hook sees every way in: ``init_cfg``, ``load_from``, ``--resume``, ``tools/test.py``, inferencers and plain
-``load_state_dict``.
+A load_state_dict pre-hook sees every way in: ``init_cfg``, ``load_from``, ``--resume``, ``tools/test.py``, inferencers
+and plain ``load_state_dict``.
 
 * Weights of the same names and shapes pass untouched.
 * Weights of another published format are converted, or refused by name.
-* An adapter without its base gets the base: the weights already in the trunk if they have the right fingerprint, else those that the
-  backbone's ``init_cfg`` names. Runners do not call ``init_weights`` before testing, so without this an adapter would sit on a random
-  trunk.
+* An adapter without its base gets the base: the weights already in the trunk if they have the right fingerprint, else
+  those that the backbone's ``init_cfg`` names. Runners do not call ``init_weights`` before testing, so without this an
+  adapter would sit on a random trunk.
 """
 
 from contextlib import contextmanager
@@ -31,7 +31,8 @@ def base_fingerprint(backbone: nn.Module, state: Optional[Dict[str, Tensor]] = N
     frozen = [(n, p) for n, p in backbone.named_parameters() if not n.startswith('petl.') and not p.requires_grad]
     if state is not None:
         return fingerprint({n: state[n] for n, _ in frozen})
-    # Hashing a large trunk takes a second; the frozen parameters change only by being written, which their versions count.
+    # Hashing a large trunk takes a second; the frozen parameters change only by being written, which their versions
+    # count.
     key = tuple((n, p.data_ptr(), p._version) for n, p in frozen)
     cached = backbone.petl.base.get('cached')
     if cached is None or cached[0] != key:
@@ -102,10 +103,13 @@ def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str
         here = base_fingerprint(backbone, base)
         if here == wanted['fingerprint']:
             return base
-    name = backbone.init_cfg['checkpoint'] if base is not None else 'the weights in the backbone (no init_cfg names others)'
+    name = backbone.init_cfg[
+        'checkpoint'] if base is not None else 'the weights in the backbone (no init_cfg names others)'
     base_name = wanted.get('id') or wanted.get('checkpoint')
     source = repr(base_name) if base_name else 'weights that its model did not name'
-    mend = f'set model.backbone.init_cfg to {base_name!r}' if base_name else 'load those weights into the backbone first'
+    mend = 'load those weights into the backbone first'
+    if base_name:
+        mend = f'set model.backbone.init_cfg to {base_name!r}'
     raise ValueError(f"wrong base: the adapter was trained on {source} (fingerprint {wanted['fingerprint'][:12]}), "
                      f'but {name!r} has fingerprint {here[:12]}; {mend}')
 
@@ -118,13 +122,15 @@ def _check_adapter_keys(backbone: nn.Module, given: Dict[str, Tensor], header: O
     names = [str(m.get('type')) for m in header.get('methods', [])] or ['none']
     here = [type(m).__name__ for m in backbone.petl.values()] or ['none']
     odd = sorted(own ^ theirs)[0]
-    raise ValueError(f'the adapter holds {", ".join(names)}, the model has {", ".join(here)}, and they differ at {odd!r}: '
-                     'use the config with which the adapter was trained')
+    raise ValueError(
+        f'the adapter holds {", ".join(names)}, the model has {", ".join(here)}, and they differ at {odd!r}: '
+        'use the config with which the adapter was trained')
 
 
 @contextmanager
 def taken_as_it_is(model: nn.Module) -> Iterator[None]:
-    """Within the context, backbones in ``model`` take state dicts as they are: nothing is converted, filled in or checked."""
+    """Within the context, backbones in ``model`` take state dicts as they are: nothing is converted, filled in or
+    checked."""
     bases = [m.petl.base for m in model.modules() if hasattr(getattr(m, 'petl', None), 'taps')]
     for base in bases:
         base['as_it_is'] = True
@@ -135,7 +141,8 @@ def taken_as_it_is(model: nn.Module) -> Iterator[None]:
             del base['as_it_is']
 
 
-def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local_metadata: Dict[str, Any], *_: Any) -> None:
+def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local_metadata: Dict[str, Any], *_:
+               Any) -> None:
     if module.petl.base.get('as_it_is'):
         return
     own = trunk_state(module)

@@ -32,15 +32,16 @@ class SideBlock:
     def attend_from(self, p: Tensor, read: Mapping[str, Tensor]) -> Tensor:
         """Frozen attention of queries p (B, P, C) over the tokens of ``read`` -> (B, P, C).
 
-        With ``read['k']`` and ``read['v']`` (B, heads, N, head_dim) attention is the ordinary one. With ``read['u']`` (B, N, C) alone
-        keys and values are never formed: the key projection moves to the queries (its bias cancels in the softmax) and the value
-        projection to the attended mean (the weights of a query sum to one).
+        With ``read['k']`` and ``read['v']`` (B, heads, N, head_dim) attention is the ordinary one. With ``read['u']``
+        (B, N, C) alone keys and values are never formed: the key projection moves to the queries (its bias cancels in
+        the softmax) and the value projection to the attended mean (the weights of a query sum to one).
         """
         attn, spec = self.block.attn, self.spec
         weight, bias = attn.op_parameters('q')
         q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads) * spec.head_dim**-0.5
         if 'k' in read:
-            # Written out: the fused kernel's backward pass would compute gradients of keys and values, which nobody needs.
+            # Written out: the fused kernel's backward pass would compute gradients of keys and values, which nobody
+            # needs.
             y = torch.softmax(q @ read['k'].transpose(-2, -1), -1) @ read['v']
         else:
             # Heads and queries share one axis in the products with u, so that no product repeats u or a weight.

@@ -25,7 +25,8 @@ class SitedWindowMSA(Projections, WindowMSA):
                 prompts: Optional[Tensor]) -> Tensor:
         q, k, v = self.project(x)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
-        bias = recomputed(relative_position_bias, self.relative_position_bias_table, self.relative_position_index, level=LOOK_UP)
+        bias = recomputed(
+            relative_position_bias, self.relative_position_bias_table, self.relative_position_index, level=LOOK_UP)
         extra_keys = 0 if extra is None else extra[0].shape[-2]
         gate = gate_bias(self.tap, extra_keys + k.shape[1], 0 if prompts is not None else extra_keys)
         if gate is not None and len(gate) > 1:
@@ -37,7 +38,8 @@ class SitedWindowMSA(Projections, WindowMSA):
 
 
 class SitedShiftWindowMSA(ShiftWindowMSA):
-    """Pads, rolls and partitions the grid tokens; prompts are copied into every window and averaged back over the windows."""
+    """Pads, rolls and partitions the grid tokens; prompts are copied into every window and averaged back over the
+    windows."""
 
     tap: Tap
 
@@ -140,22 +142,33 @@ def _specs(model: SwinTransformer) -> List[BlockSpec]:
             window = block.attn.w_msa
             specs.append(
                 BlockSpec(
-                    index=len(specs), stage=s, dim=stage.embed_dims, heads=window.num_heads, ffn_dim=block.ffn.feedforward_channels,
-                    grid=(height, width), window=tuple(window.window_size), patch=patch, key_bias=window.qkv.bias is not None))
+                    index=len(specs),
+                    stage=s,
+                    dim=stage.embed_dims,
+                    heads=window.num_heads,
+                    ffn_dim=block.ffn.feedforward_channels,
+                    grid=(height, width),
+                    window=tuple(window.window_size),
+                    patch=patch,
+                    key_bias=window.qkv.bias is not None))
         height, width = -(-height // 2), -(-width // 2)
     return specs
 
 
 def _check_prompts(model: SwinTransformer, pooled: bool) -> None:
     if tuple(model.out_indices) != (len(model.stages) - 1, ):
-        raise ValueError(f'prompts in the token stream need out_indices=({len(model.stages) - 1},), got {tuple(model.out_indices)}')
+        raise ValueError(
+            f'prompts in the token stream need out_indices=({len(model.stages) - 1},), got {tuple(model.out_indices)}')
 
 
 FAMILY = Family(
     name='swin',
     points=frozenset(('qkv', 'linear', 'norm', 'branch', 'kv', 'prompts')),
     classes={
-        SwinBlock: SitedSwinBlock, ShiftWindowMSA: SitedShiftWindowMSA, WindowMSA: SitedWindowMSA, PatchMerging: SitedPatchMerging,
+        SwinBlock: SitedSwinBlock,
+        ShiftWindowMSA: SitedShiftWindowMSA,
+        WindowMSA: SitedWindowMSA,
+        PatchMerging: SitedPatchMerging,
         PatchEmbed: SitedPatchEmbed
     },
     blocks=_blocks,

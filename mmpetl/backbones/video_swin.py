@@ -28,11 +28,18 @@ Size = Tuple[int, ...]
 class SitedWindowAttention3D(Projections, WindowAttention3D):
     """Attention inside windows: (B * windows, N, C) -> same shape."""
 
-    def forward(self, x: Tensor, mask: Optional[Tensor] = None, windows: Sequence[int] = (), shifted: Sequence[bool] = ()) -> Tensor:
+    def forward(self,
+                x: Tensor,
+                mask: Optional[Tensor] = None,
+                windows: Sequence[int] = (),
+                shifted: Sequence[bool] = ()) -> Tensor:
         n = x.shape[1]
         q, k, v = self.project(x)
         bias = recomputed(
-            relative_position_bias, self.relative_position_bias_table, self.relative_position_index[:n, :n], level=LOOK_UP)
+            relative_position_bias,
+            self.relative_position_bias_table,
+            self.relative_position_index[:n, :n],
+            level=LOOK_UP)
         y = attend_windows(
             q, k, v, self.num_heads, bias, mask, windows, shifted, 0, join_extra(self.tap, None, self.num_heads),
             self.attn_drop.p if self.training else 0., self.scale)
@@ -51,7 +58,8 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
         padded = tuple(-(-g // s) * s for g, s in zip(grid, size))
         windows, shifted = tuple(p // s for p, s in zip(padded, size)), tuple(s > 0 for s in shift)
         y = self.attn(
-            recomputed(self._to_windows, h, padded, size, shift), context[0] if any(shifted) else None, windows, shifted)
+            recomputed(self._to_windows, h, padded, size, shift), context[0] if any(shifted) else None, windows,
+            shifted)
         return recomputed(self._from_windows, y, batch, tuple(grid), padded, size, shift)
 
     @staticmethod
@@ -107,8 +115,14 @@ def _specs(model: SwinTransformer3D) -> List[BlockSpec]:
     # The clip's size is known only at run time, so the grid stays open.
     return [
         BlockSpec(
-            index=i, stage=s, dim=block.embed_dims, heads=block.num_heads, ffn_dim=block.mlp.fc1.out_features,
-            window=tuple(block.window_size), patch=tuple(model.patch_embed.proj.kernel_size), key_bias=block.attn.qkv.bias is not None)
+            index=i,
+            stage=s,
+            dim=block.embed_dims,
+            heads=block.num_heads,
+            ffn_dim=block.mlp.fc1.out_features,
+            window=tuple(block.window_size),
+            patch=tuple(model.patch_embed.proj.kernel_size),
+            key_bias=block.attn.qkv.bias is not None)
         for i, (s, block) in enumerate((s, b) for s, layer in enumerate(model.layers) for b in layer.blocks)
     ]
 
@@ -121,7 +135,11 @@ def _embed_parameters(model: SwinTransformer3D) -> Tuple[Tensor, Optional[Tensor
 FAMILY = Family(
     name='video_swin',
     points=frozenset(('qkv', 'linear', 'norm', 'branch', 'kv')),
-    classes={SwinTransformerBlock3D: SitedSwinBlock3D, WindowAttention3D: SitedWindowAttention3D, PatchEmbed3D: SitedPatchEmbed3D},
+    classes={
+        SwinTransformerBlock3D: SitedSwinBlock3D,
+        WindowAttention3D: SitedWindowAttention3D,
+        PatchEmbed3D: SitedPatchEmbed3D
+    },
     blocks=_blocks,
     specs=_specs,
     embed=lambda model: model.patch_embed,

@@ -32,10 +32,12 @@ class SitedMultiheadAttention(Projections, MultiheadAttention):
         record_keys_values(self.tap, k, v, self.num_heads)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
         keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
-        # Prompts come first among the extra keys; prompts in the stream stand behind the extra keys and the class token.
+        # Prompts come first among the extra keys; prompts in the stream stand behind the extra keys and the class
+        # token.
         start = 0 if prompts is not None else keys - k.shape[1] + self.extra_tokens
         q = q[:, :self.tap.tokens_read]
-        y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), self.attn_drop if self.training else 0.)
+        y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start),
+                   self.attn_drop if self.training else 0.)
         return recomputed(self.gamma1, self.proj_drop(self.output(y)))
 
 
@@ -66,7 +68,8 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
 def _check(model: VisionTransformer) -> None:
     for i, layer in enumerate(model.layers):
         if not isinstance(layer.ffn, FFN) or layer.ffn.num_fcs != 2:
-            raise ValueError(f'block {i}: only two-layer feed-forward networks can be adapted, not {type(layer.ffn).__name__}')
+            raise ValueError(
+                f'block {i}: only two-layer feed-forward networks can be adapted, not {type(layer.ffn).__name__}')
         if layer.attn.v_shortcut:
             raise ValueError(f'block {i}: attention with v_shortcut cannot be adapted')
 
@@ -74,10 +77,15 @@ def _check(model: VisionTransformer) -> None:
 def _specs(model: VisionTransformer) -> List[BlockSpec]:
     return [
         BlockSpec(
-            index=i, stage=0, dim=model.embed_dims, heads=layer.attn.num_heads, ffn_dim=layer.ffn.feedforward_channels,
-            extra_tokens=model.num_extra_tokens, grid=tuple(model.patch_resolution), patch=tuple(model.patch_embed.projection.kernel_size),
-            key_bias=layer.attn.qkv.bias is not None)
-        for i, layer in enumerate(model.layers)
+            index=i,
+            stage=0,
+            dim=model.embed_dims,
+            heads=layer.attn.num_heads,
+            ffn_dim=layer.ffn.feedforward_channels,
+            extra_tokens=model.num_extra_tokens,
+            grid=tuple(model.patch_resolution),
+            patch=tuple(model.patch_embed.projection.kernel_size),
+            key_bias=layer.attn.qkv.bias is not None) for i, layer in enumerate(model.layers)
     ]
 
 
@@ -90,7 +98,8 @@ def _final_norm(model: VisionTransformer) -> Optional[nn.Module]:
 def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
     inner = [i for i in model.out_indices if i != len(model.layers) - 1]
     if inner and model.out_type != 'cls_token':
-        raise ValueError(f'prompts in the token stream need out_indices of the last block only, got {list(model.out_indices)}')
+        raise ValueError(
+            f'prompts in the token stream need out_indices of the last block only, got {list(model.out_indices)}')
     if pooled and model.out_type != 'avg_featmap':
         raise ValueError(f"pool_prompts=True needs out_type='avg_featmap', the backbone has {model.out_type!r}")
 
@@ -100,7 +109,8 @@ def _tokens_read(model: VisionTransformer) -> Optional[int]:
 
 
 def _fold_embed_shift(model: VisionTransformer, shift: Tensor) -> Tuple[Tensor, Tensor]:
-    """A shift after a bias-less patch embedding moves into the position table of the patch tokens: what to write, and its value."""
+    """A shift after a bias-less patch embedding moves into the position table of the patch tokens: what to write, and
+    its value."""
     patches = model.pos_embed[:, model.num_extra_tokens:]
     return patches, patches + shift
 
@@ -117,7 +127,11 @@ class SideVisionTransformer(VisionTransformer):
 FAMILY = Family(
     name='vit',
     points=frozenset(POINTS),
-    classes={TransformerEncoderLayer: SitedEncoderLayer, MultiheadAttention: SitedMultiheadAttention, PatchEmbed: SitedPatchEmbed},
+    classes={
+        TransformerEncoderLayer: SitedEncoderLayer,
+        MultiheadAttention: SitedMultiheadAttention,
+        PatchEmbed: SitedPatchEmbed
+    },
     tokens_read=_tokens_read,
     side_class=(VisionTransformer, SideVisionTransformer),
     blocks=lambda model: list(model.layers),
@@ -143,5 +157,3 @@ def build_clip(arch: Any = 'base', **kwargs: Any) -> VisionTransformer:
     defaults: Dict[str, Any] = dict(
         pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5), layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')))
     return VisionTransformer(arch=arch, **{**defaults, **kwargs})
-
-

@@ -36,13 +36,17 @@ def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.epilog = f'formats: {", ".join(FORMATS)}; also known as: {", ".join(f"{a} ({b})" for a, b in ALIASES.items())}'
+    also = ', '.join(f'{alias} ({name})' for alias, name in ALIASES.items())
+    parser.epilog = f'formats: {", ".join(FORMATS)}; also known as: {also}'
     parser.add_argument('src', help='weight file: torch, TorchScript, safetensors, npz or onnx')
     parser.add_argument('dst', help='*.pth or *.safetensors')
     parser.add_argument('--as', dest='as_name', metavar='NAME', help='format of SRC; found out by default')
-    parser.add_argument('--arch', choices=sorted(ARCHS), help='architecture of DST; by default the one that SRC is made for')
-    parser.add_argument('--config', help='config whose backbone gives key names and shapes: to resize tables or to inflate')
-    parser.add_argument('--head', metavar='PREFIX', help="also write SRC's classifier, as PREFIX.weight and PREFIX.bias")
+    parser.add_argument(
+        '--arch', choices=sorted(ARCHS), help='architecture of DST; by default the one that SRC is made for')
+    parser.add_argument(
+        '--config', help='config whose backbone gives key names and shapes: to resize tables or to inflate')
+    parser.add_argument(
+        '--head', metavar='PREFIX', help="also write SRC's classifier, as PREFIX.weight and PREFIX.bias")
     return parser
 
 
@@ -60,7 +64,8 @@ def run(args: argparse.Namespace) -> None:
         ValueError: What does not fit, in one line; nothing is written.
     """
     if not args.dst.endswith(SUFFIXES):
-        raise WeightFileError(args.dst, 'unknown output format', f'name it {" or ".join("*" + suffix for suffix in SUFFIXES)}')
+        raise WeightFileError(args.dst, 'unknown output format',
+                              f'name it {" or ".join("*" + suffix for suffix in SUFFIXES)}')
     if os.path.exists(args.dst) and os.path.exists(args.src) and os.path.samefile(args.src, args.dst):
         raise WeightFileError(args.dst, 'is the source itself', 'name another output')
     state = read_source(args.src)

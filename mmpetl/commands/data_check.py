@@ -1,4 +1,5 @@
-"""``mmpetl data check SUITE``: counts, missing and undecodable files, images that are in training and test, checksums of the lists."""
+"""``mmpetl data check SUITE``: counts, missing and undecodable files, images that are in training and test, checksums
+of the lists."""
 
 import argparse
 import hashlib
@@ -106,7 +107,8 @@ def _read_lists(task: Task, suite: Suite, root: str, report: TaskReport) -> Dict
         entry.count, entry.classes = len(rows), len(counts)
         entry.smallest, entry.largest = min(counts.values(), default=0), max(counts.values(), default=0)
         if entry.expected is not None and entry.count != entry.expected:
-            report.problems.append(f'{split} has {entry.count} images, published are {entry.expected}: is it the list of this release?')
+            report.problems.append(
+                f'{split} has {entry.count} images, published are {entry.expected}: is it the list of this release?')
         if entry.classes < task.num_classes and _needed(suite, split):
             # Not an error: VTAB's 1,000 images lack rare classes of some tasks.
             entry.smallest = 0
@@ -118,7 +120,11 @@ def _needed(suite: Suite, split: str) -> bool:
     return not (suite.form == 'elevater' and split == 'val')
 
 
-def check_task(task: Task, root: str, decode: bool = True, jobs: int = 4, tick: Optional[Callable[[int, int], None]] = None) -> TaskReport:
+def check_task(task: Task,
+               root: str,
+               decode: bool = True,
+               jobs: int = 4,
+               tick: Optional[Callable[[int, int], None]] = None) -> TaskReport:
     """Look at everything of one task.
 
     Args:
@@ -209,8 +215,8 @@ def _show(bar: Any, part: Any, done: int, total: int) -> None:
 def _table(suite: Suite, reports: Iterable[TaskReport]) -> Any:
     from rich.table import Table
     table = Table(title=f'{suite.title}: lists as found (published number in brackets where it differs)')
-    for column, justify in (('task', 'left'), ('list', 'left'), ('images', 'right'), ('classes', 'right'), ('per class', 'right'),
-                            ('sha256', 'left')):
+    for column, justify in (('task', 'left'), ('list', 'left'), ('images', 'right'), ('classes', 'right'),
+                            ('per class', 'right'), ('sha256', 'left')):
         table.add_column(column, justify=justify)
     for report in reports:
         for name, split in report.splits.items():
@@ -218,8 +224,8 @@ def _table(suite: Suite, reports: Iterable[TaskReport]) -> Any:
                 table.add_row(report.task, name, '-', '-', '-', 'no list')
                 continue
             count = f'{split.count:,}' + (f' ({split.expected:,})' if split.expected not in (None, split.count) else '')
-            table.add_row(report.task, name, count, f'{split.classes}/{report.num_classes}', f'{split.smallest}-{split.largest}',
-                          split.sha256[:12] or 'cut out')
+            table.add_row(report.task, name, count, f'{split.classes}/{report.num_classes}',
+                          f'{split.smallest}-{split.largest}', split.sha256[:12] or 'cut out')
         if not report.splits:
             table.add_row(report.task, '-', '-', '-', '-', 'no folder')
     return table
@@ -247,13 +253,17 @@ def run(args: argparse.Namespace) -> int:
 
 def add_parser(subparsers: Any) -> None:
     """Add ``data`` with its only action ``check``."""
-    parser = subparsers.add_parser('data', help='check the data of a benchmark suite', description='Data of the benchmark suites.')
+    parser = subparsers.add_parser(
+        'data', help='check the data of a benchmark suite', description='Data of the benchmark suites.')
     actions = parser.add_subparsers(dest='action', metavar='ACTION', required=True)
-    check = actions.add_parser('check', help='counts, missing and broken images, duplicates, checksums',
-                               description='Look at lists and images of a suite: counts per list and class, missing and undecodable files, '
-                               'images that are in training and test, checksums of the lists.')
+    check = actions.add_parser(
+        'check',
+        help='counts, missing and broken images, duplicates, checksums',
+        description='Look at lists and images of a suite: counts per list and class, missing and undecodable files, '
+        'images that are in training and test, checksums of the lists.')
     check.add_argument('suite', metavar='SUITE', help=', '.join([*SUITES, *VIDEO_SETS]))
-    check.add_argument('--root', help="folder of the suite's data; default " + ', '.join(s.root for s in SUITES.values()))
+    check.add_argument(
+        '--root', help="folder of the suite's data; default " + ', '.join(s.root for s in SUITES.values()))
     check.add_argument('--task', nargs='+', default=[], help='only these tasks')
     check.add_argument('--no-decode', action='store_true', help='do not open the images')
     check.add_argument('--jobs', type=int, default=4, help='threads that read images (default 4)')

@@ -21,8 +21,14 @@ CONSTRAINTS = Path(__file__).resolve().parents[2] / 'requirements' / 'constraint
 RUNTIME = CONSTRAINTS.with_name('runtime.txt')
 #: Needed for some commands only: distribution -> what for.
 OPTIONAL = {
-    'onnx': 'ONNX export', 'onnxscript': 'ONNX export', 'onnxruntime': 'check of an ONNX export', 'timm': 'comparison with timm',
-    'transformers': 'comparison with transformers', 'peft': 'comparison with peft', 'open_clip_torch': 'text features of CLIP'}
+    'onnx': 'ONNX export',
+    'onnxscript': 'ONNX export',
+    'onnxruntime': 'check of an ONNX export',
+    'timm': 'comparison with timm',
+    'transformers': 'comparison with transformers',
+    'peft': 'comparison with peft',
+    'open_clip_torch': 'text features of CLIP'
+}
 
 #: What a run imports.
 IMPORTS = ('mmpretrain.models', 'mmaction.models', 'mmpetl.backbones', 'mmpetl.methods')
@@ -63,7 +69,8 @@ def _requirement_lines() -> List[str]:
     return [line for line in (text.split('#')[0].strip() for text in lines) if line]
 
 
-def version_findings(lines: Optional[Sequence[str]] = None, look_up: Callable[[str], Optional[str]] = _installed) -> List[Finding]:
+def version_findings(lines: Optional[Sequence[str]] = None,
+                     look_up: Callable[[str], Optional[str]] = _installed) -> List[Finding]:
     """Installed versions against the requirements.
 
     Args:
@@ -80,7 +87,8 @@ def version_findings(lines: Optional[Sequence[str]] = None, look_up: Callable[[s
         if have is None:
             found.append(Finding('wrong', wanted.name, 'not installed', f"pip install '{text}'"))
         elif not wanted.specifier.contains(have, prereleases=True):
-            found.append(Finding('wrong', wanted.name, f'{have}, needed is {wanted.specifier}', f"pip install '{text}'"))
+            found.append(
+                Finding('wrong', wanted.name, f'{have}, needed is {wanted.specifier}', f"pip install '{text}'"))
         else:
             found.append(Finding('ok', wanted.name, have))
     return found

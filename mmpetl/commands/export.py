@@ -80,7 +80,8 @@ def export_onnx(model: nn.Module, path: str, backbone_only: bool = False) -> Lis
 
 @torch.no_grad()
 def affine_of(head: nn.Module, width: int, wrap: Callable[[Tensor], Any]) -> Optional[Tuple[Tensor, Tensor]]:
-    """Weight (classes, C) and bias (classes) of a head that is an affine map of its feature, whatever it is made of; else None.
+    """Weight (classes, C) and bias (classes) of a head that is an affine map of its feature, whatever it is made of;
+    else None.
 
     A batch norm without parameters in front of a linear layer, for example, is an affine map with it.
 
@@ -104,7 +105,8 @@ def affine_of(head: nn.Module, width: int, wrap: Callable[[Tensor], Any]) -> Opt
 
 
 def _outer(model: nn.Module, arch: str) -> Dict[str, Tensor]:
-    """What stands outside the trunk: CLIP's projection as ``proj``, of others an affine head as ``head.weight`` and ``head.bias``."""
+    """What stands outside the trunk: CLIP's projection as ``proj``, of others an affine head as ``head.weight`` and
+    ``head.bias``."""
     backbone, neck = find_backbone(model)[0], getattr(model, 'neck', None)
     if arch == 'clip':
         return {'proj': neck.proj.detach()} if isinstance(getattr(neck, 'proj', None), Tensor) else {}
@@ -138,7 +140,12 @@ def export_library(model: nn.Module, library: str, path: str, source: str, backb
     outer = _outer(model, arch) if prefix and not backbone_only else {}
     state.update(outer)
     renamed = export_names(state, arch, library)
-    meta = dict(mmpetl_version=__version__, exported_from=os.path.basename(source), library=library, arch=arch, merged=report.folded)
+    meta = dict(
+        mmpetl_version=__version__,
+        exported_from=os.path.basename(source),
+        library=library,
+        arch=arch,
+        merged=report.folded)
     target = path
     if library == 'hf':
         if os.path.isfile(path) or path.endswith(('.safetensors', '.pth')):
@@ -178,8 +185,10 @@ def export_peft(model: nn.Module, library: str, folder: str, prefix: str = '') -
         arch = 'dinov2'
     scales = next((m.scales for m in petl.values() if hasattr(m, 'scales')), None)
     if petl.tune:
-        raise ValueError(f'the adapter also changes trunk parameters ({", ".join(petl.tune[:3])}), which a peft LoRA cannot hold')
-    state, config = lora_to_peft(adapter_state(model), header['methods'], arch, library, prefix, header['base'].get('id'), scales)
+        raise ValueError(
+            f'the adapter also changes trunk parameters ({", ".join(petl.tune[:3])}), which a peft LoRA cannot hold')
+    state, config = lora_to_peft(
+        adapter_state(model), header['methods'], arch, library, prefix, header['base'].get('id'), scales)
     write_peft(folder, state, config)
     return [f'{len(state)} factors for {library}; the head is not part of it']
 
@@ -191,11 +200,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('adapter', help='adapter file, or checkpoint of the training run')
     parser.add_argument('-o', '--out', required=True, help='file; a folder for hf and peft')
     parser.add_argument('--to', choices=TARGETS, help='default from the suffix of --out: onnx or safetensors')
-    parser.add_argument('--library', default='timm', help='library of the base model, for peft: timm, hf, hf4, mmpretrain')
-    parser.add_argument('--prefix', default='', help="what stands before the block names in the base model, for peft, such as 'vit.'")
-    parser.add_argument('--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
+    parser.add_argument(
+        '--library', default='timm', help='library of the base model, for peft: timm, hf, hf4, mmpretrain')
+    parser.add_argument(
+        '--prefix', default='', help="what stands before the block names in the base model, for peft, such as 'vit.'")
+    parser.add_argument(
+        '--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
     parser.add_argument('--backbone-only', action='store_true', help='leave out neck and head')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config')
     parser.set_defaults(run=run)
 
 
@@ -208,8 +221,12 @@ def _target(args: argparse.Namespace) -> str:
     target = args.to or {'.onnx': 'onnx', '.safetensors': 'safetensors'}.get(os.path.splitext(args.out)[1])
     if target is None:
         raise ValueError(f'{args.out}: cannot tell the format from the name; say --to {"|".join(TARGETS)}')
-    suffixes = dict(onnx=('.onnx', ), safetensors=('.safetensors', ), timm=('.safetensors', '.pth'), openai=('.safetensors', '.pth'),
-                    original=('.safetensors', '.pth'))
+    suffixes = dict(
+        onnx=('.onnx', ),
+        safetensors=('.safetensors', ),
+        timm=('.safetensors', '.pth'),
+        openai=('.safetensors', '.pth'),
+        original=('.safetensors', '.pth'))
     if target in suffixes:
         check_output(args.out, (args.config, args.adapter), suffixes[target])
     return str(target)

@@ -20,13 +20,19 @@ from ..weights.io import file_kind, load_file
 
 #: Upstream backbone class -> the registered type that attaches to it.
 TYPES = {
-    'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'mmpetl.VisionTransformer or mmpetl.CLIPVisionTransformer',
+    'mmpretrain.models.backbones.vision_transformer.VisionTransformer':
+    'mmpetl.VisionTransformer or mmpetl.CLIPVisionTransformer',
     'mmpretrain.models.backbones.swin_transformer.SwinTransformer': 'mmpetl.SwinTransformer',
     'mmaction.models.backbones.vit_mae.VisionTransformer': 'mmpetl.VideoMAE',
     'mmaction.models.backbones.swin.SwinTransformer3D': 'mmpetl.SwinTransformer3D',
 }
-ARCH_TYPES = {'vit': 'mmpetl.VisionTransformer', 'clip': 'mmpetl.CLIPVisionTransformer', 'swin': 'mmpetl.SwinTransformer',
-              'videomae': 'mmpetl.VideoMAE', 'video_swin': 'mmpetl.SwinTransformer3D'}
+ARCH_TYPES = {
+    'vit': 'mmpetl.VisionTransformer',
+    'clip': 'mmpetl.CLIPVisionTransformer',
+    'swin': 'mmpetl.SwinTransformer',
+    'videomae': 'mmpetl.VideoMAE',
+    'video_swin': 'mmpetl.SwinTransformer3D'
+}
 
 
 def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
@@ -37,9 +43,10 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
         config: Config whose backbone the weights are tried on.
 
     Returns:
-        ``path``, ``bytes``, ``kind`` (of the file), ``content`` ('adapter', 'adapter checkpoint', 'training checkpoint', 'weights'),
-        ``tensors``, ``numbers``, ``dtypes``, ``fingerprint``, ``parts`` (numbers per part), ``entries`` (what else it holds), ``header``
-        (of an adapter), ``format`` (published naming, or None), ``fits`` (list of backbones), and with ``config`` its ``report``.
+        ``path``, ``bytes``, ``kind`` (of the file), ``content`` ('adapter', 'adapter checkpoint', 'training
+        checkpoint', 'weights'), ``tensors``, ``numbers``, ``dtypes``, ``fingerprint``, ``parts`` (numbers per part),
+        ``entries`` (what else it holds), ``header`` (of an adapter), ``format`` (published naming, or None), ``fits``
+        (list of backbones), and with ``config`` its ``report``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -56,10 +63,21 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
     state = {k: v for k, v in loaded['state_dict'].items() if isinstance(v, Tensor)}
     header = _header(loaded)
     found.update(
-        content=_content(found['kind'], loaded, header), tensors=len(state), numbers=sum(t.numel() for t in state.values()),
-        dtypes={k: n for k, n in Counter(str(t.dtype).removeprefix('torch.') for t in state.values()).most_common()},
-        fingerprint=fingerprint(state), parts=_parts(state), not_finite=_not_finite(state),
-        entries={k: _short(v) for k, v in loaded.items() if k != 'state_dict' and v is not header}, header=header)
+        content=_content(found['kind'], loaded, header),
+        tensors=len(state),
+        numbers=sum(t.numel() for t in state.values()),
+        dtypes={
+            k: n
+            for k, n in Counter(str(t.dtype).removeprefix('torch.') for t in state.values()).most_common()
+        },
+        fingerprint=fingerprint(state),
+        parts=_parts(state),
+        not_finite=_not_finite(state),
+        entries={
+            k: _short(v)
+            for k, v in loaded.items() if k != 'state_dict' and v is not header
+        },
+        header=header)
     trunk = {k: v for k, v in state.items() if '.petl.' not in f'.{k}'}
     found['format'], found['fits'] = _fits(trunk, header)
     if config:
@@ -129,7 +147,8 @@ def _try(state: Mapping[str, Tensor], header: Any, config: str) -> str:
         if key not in own:
             raise ValueError(f'{config}: the model has no {key}, which the adapter holds')
         if own[key].shape != tensor.shape:
-            raise ValueError(f'{config}: {key} has shape {tuple(own[key].shape)} in the model, {tuple(tensor.shape)} in the adapter')
+            raise ValueError(
+                f'{config}: {key} has shape {tuple(own[key].shape)} in the model, {tuple(tensor.shape)} in the adapter')
     missing = [k for k in own if '.petl.' in k and k not in state]
     if missing:
         raise ValueError(f'{config}: the adapter has no {missing[0]}, which the model needs')
@@ -147,27 +166,33 @@ def _short(value: Any) -> Any:
 def describe(found: Mapping[str, Any]) -> str:
     """The facts as lines for a terminal."""
     formats = ', '.join(f'{n} {k}' for k, n in found['dtypes'].items())
-    rows: List[Tuple[str, Any]] = [
-        ('file', f'{found["path"]} ({found["bytes"]:,} bytes, {found["kind"]})'), ('content', found['content']),
-        ('tensors', f'{found["tensors"]:,} ({formats}), {found["numbers"]:,} numbers'), ('fingerprint', found['fingerprint'])]
+    rows: List[Tuple[str, Any]] = [('file', f'{found["path"]} ({found["bytes"]:,} bytes, {found["kind"]})'),
+                                   ('content', found['content']),
+                                   ('tensors', f'{found["tensors"]:,} ({formats}), {found["numbers"]:,} numbers'),
+                                   ('fingerprint', found['fingerprint'])]
     header = found['header']
     if header is not None:
         base = header['base']
-        rows += [('name', header['name']), ('format', f'{header["format"]}, written by mmpetl {header["mmpetl_version"]}')]
+        rows += [('name', header['name']),
+                 ('format', f'{header["format"]}, written by mmpetl {header["mmpetl_version"]}')]
         rows += [('method', json.dumps(m)) for m in header['methods']] or [('method', 'none')]
-        rows += [('tune', ', '.join(header['tune']) or 'nothing'), ('trunk', header['trunk']), ('backbone', header['backbone']),
-                 ('base', f'{base.get("id")}, fingerprint {base.get("fingerprint")}'),
+        rows += [('tune', ', '.join(header['tune']) or 'nothing'), ('trunk', header['trunk']),
+                 ('backbone', header['backbone']), ('base', f'{base.get("id")}, fingerprint {base.get("fingerprint")}'),
                  ('counts', ', '.join(f'{k} {n:,}' for k, n in header['counts'].items()))]
-        rows += [('classes', f'{len(header["classes"])}: {", ".join(header["classes"][:5])} ...')] if header.get('classes') else []
-        rows += [('metrics', ', '.join(f'{k} {v:g}' for k, v in header['metrics'].items()))] if header.get('metrics') else []
-        rows += [('versions', ', '.join(f'{k} {v}' for k, v in header['versions'].items()))] if header.get('versions') else []
+        rows += [('classes', f'{len(header["classes"])}: {", ".join(header["classes"][:5])} ...')
+                 ] if header.get('classes') else []
+        rows += [('metrics', ', '.join(f'{k} {v:g}'
+                                       for k, v in header['metrics'].items()))] if header.get('metrics') else []
+        rows += [('versions', ', '.join(f'{k} {v}'
+                                        for k, v in header['versions'].items()))] if header.get('versions') else []
     else:
         rows += [('format', found['format'] or 'none of the published ones')]
     rows += [('fits', text) for text in found['fits']] or [('fits', 'no backbone of mmpetl, as far as the names tell')]
     rows += [('part', f'{name:<40} {number:>14,}') for name, number in found['parts'].items()]
     rows += [('entry', f'{name}: {value}') for name, value in found['entries'].items()]
-    rows += [('WARNING', f'{len(found["not_finite"])} tensors hold NaN or infinity: {", ".join(found["not_finite"][:3])}')
-             ] if found['not_finite'] else []
+    rows += [
+        ('WARNING', f'{len(found["not_finite"])} tensors hold NaN or infinity: {", ".join(found["not_finite"][:3])}')
+    ] if found['not_finite'] else []
     rows += [('report', found['report'])] if 'report' in found else []
     return '\n'.join(f'{name:<12} {value}' for name, value in rows)
 

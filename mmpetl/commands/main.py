@@ -1,7 +1,8 @@
-"""The command ``mmpetl``. Each sub-command is a module of this package with ``add_parser(subparsers)``, imported only when it is asked for.
+"""The command ``mmpetl``. Each sub-command is a module of this package with ``add_parser(subparsers)``, imported only
+when it is asked for.
 
-``add_parser`` adds one parser of the sub-command's name and sets its default ``run``, a function of the parsed arguments that returns
-None or an exit status.
+``add_parser`` adds one parser of the sub-command's name and sets its default ``run``, a function of the parsed
+arguments that returns None or an exit status.
 """
 
 import argparse
@@ -38,7 +39,8 @@ def build_parser(command: Optional[str] = None) -> argparse.ArgumentParser:
     Args:
         command: First word of the command line, if any.
     """
-    parser = argparse.ArgumentParser(prog='mmpetl', description='Parameter-efficient transfer learning for the OpenMMLab stack.')
+    parser = argparse.ArgumentParser(
+        prog='mmpetl', description='Parameter-efficient transfer learning for the OpenMMLab stack.')
     parser.add_argument('--version', action='version', version=f'mmpetl {__version__}')
     subparsers = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, (module, text) in _available().items():

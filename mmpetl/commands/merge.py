@@ -42,19 +42,28 @@ def load_and_merge(cfg: Config, path: str, base: str = '', verify: bool = True,
 
 def _meta(header: Dict[str, Any], report: MergeReport, path: str) -> Dict[str, Any]:
     return dict(
-        mmpetl_version=__version__, merged_from=os.path.basename(path), merged=report.folded, max_difference=report.max_difference,
-        methods=header['methods'], backbone=header['backbone'], base=header['base'])
+        mmpetl_version=__version__,
+        merged_from=os.path.basename(path),
+        merged=report.folded,
+        max_difference=report.max_difference,
+        methods=header['methods'],
+        backbone=header['backbone'],
+        base=header['base'])
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument('config', help='config with which the adapter was trained')
     parser.add_argument('adapter', help='adapter file, or checkpoint of the training run')
     parser.add_argument('-o', '--out', required=True, help='*.pth or *.safetensors')
-    parser.add_argument('--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
-    parser.add_argument('--backbone-only', action='store_true', help='write the backbone alone, without the prefix backbone.')
+    parser.add_argument(
+        '--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
+    parser.add_argument(
+        '--backbone-only', action='store_true', help='write the backbone alone, without the prefix backbone.')
     parser.add_argument('--no-verify', action='store_true', help='do not compare the merged with the unmerged backbone')
-    parser.add_argument('--tolerance', type=float, default=1e-3, help='largest accepted difference, relative to the largest output')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config')
+    parser.add_argument(
+        '--tolerance', type=float, default=1e-3, help='largest accepted difference, relative to the largest output')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config')
     return parser
 
 
@@ -77,7 +86,9 @@ def run(args: argparse.Namespace) -> None:
     write_state(args.out, state, _meta(header, report, args.adapter))
     numbers = sum(t.numel() for t in state.values())
     print(report)
-    print(f'wrote {args.out}: {len(state)} tensors, {numbers:,} numbers; loads with strict=True into {header["backbone"]}')
+    print(
+        f'wrote {args.out}: {len(state)} tensors, {numbers:,} numbers; loads with strict=True into {header["backbone"]}'
+    )
 
 
 def main(argv: Sequence[str]) -> None:

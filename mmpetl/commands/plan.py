@@ -23,21 +23,22 @@ def _size(number: int) -> str:
 
 def rows(p: Plan) -> List[Tuple[str, str]]:
     """(name, value) of everything that is shown."""
-    return [
-        ('backbone', p.backbone.split('.')[-1]), ('methods', '\n'.join(p.methods) or 'none'),
-        ('input x batch', f'{"x".join(map(str, p.input))} x {p.batch}'), ('base parameters', f'{p.base:,}'),
-        ('trainable without head', f'{p.without_head:,}'), ('  % of base', f'{p.percent:.3f}'), ('head', f'{p.head:,}'),
-        ('trainable with head', f'{p.total:,}'), ('adapter file', _size(p.adapter_bytes)),
-        ('GMAC of one input', f'{p.gmac:.2f}'), ('  plain trunk', f'{p.gmac_base:.2f}'), ('weights', _size(p.weight_bytes)),
-        ('activations of a batch', _size(p.activation_bytes)), ('gradients', _size(p.gradient_bytes)),
-        ('optimizer', _size(p.optimizer_bytes)), ('training memory', _size(p.memory_bytes)), ('notes', '\n'.join(p.notes) or '-')]
+    return [('backbone', p.backbone.split('.')[-1]), ('methods', '\n'.join(p.methods) or 'none'),
+            ('input x batch', f'{"x".join(map(str, p.input))} x {p.batch}'), ('base parameters', f'{p.base:,}'),
+            ('trainable without head', f'{p.without_head:,}'), ('  % of base', f'{p.percent:.3f}'),
+            ('head', f'{p.head:,}'), ('trainable with head', f'{p.total:,}'), ('adapter file', _size(p.adapter_bytes)),
+            ('GMAC of one input', f'{p.gmac:.2f}'), ('  plain trunk', f'{p.gmac_base:.2f}'),
+            ('weights', _size(p.weight_bytes)), ('activations of a batch', _size(p.activation_bytes)),
+            ('gradients', _size(p.gradient_bytes)), ('optimizer', _size(p.optimizer_bytes)),
+            ('training memory', _size(p.memory_bytes)), ('notes', '\n'.join(p.notes) or '-')]
 
 
 def show(plans: Sequence[Plan]) -> None:
     """Print plans side by side."""
     from rich.console import Console
     from rich.table import Table
-    table = Table('', *(p.config for p in plans), title='estimates in single precision; activations: kept for the backward pass')
+    table = Table(
+        '', *(p.config for p in plans), title='estimates in single precision; activations: kept for the backward pass')
     for cells in zip(*(rows(p) for p in plans)):
         table.add_row(cells[0][0], *(value.replace('[', r'\[') for _, value in cells))
     Console(width=None if sys.stdout.isatty() else 40 + 44 * len(plans)).print(table)
@@ -47,8 +48,10 @@ def add_parser(subparsers: Any) -> None:
     """Add ``mmpetl plan``."""
     parser = subparsers.add_parser('plan', help='parameters, compute and memory of a config before training')
     parser.add_argument('configs', nargs='+', metavar='CONFIG', help='one or several configs')
-    parser.add_argument('--input', nargs='+', type=int, metavar='N', help='size of one input, H W or T H W; default that of the config')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of every config')
+    parser.add_argument(
+        '--input', nargs='+', type=int, metavar='N', help='size of one input, H W or T H W; default that of the config')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of every config')
     parser.add_argument('--json', action='store_true', help='machine-readable output')
     parser.set_defaults(run=run)
 

@@ -12,7 +12,10 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or os.path.join(args.dir, 'all_predictions.zip')
     entries = submission(args.dir, args.name, complete=not args.partial)
     write_submission(entries, out)
-    print(f'{out}: {len(entries)} data sets, seeds {", ".join(map(str, entries[0]["rnd_seeds"]))}, {os.path.getsize(out) / 2**10:,.0f} KiB')
+    print(
+        f'{out}: {len(entries)} data sets, seeds {", ".join(map(str, entries[0]["rnd_seeds"]))}, '
+        f'{os.path.getsize(out) / 2**10:,.0f} KiB'
+    )
 
 
 def add_parser(subparsers: Any) -> None:

@@ -1,7 +1,7 @@
-"""``mmpetl sweep CONFIG --suite SUITE``: search on the validation part, train the final seeds, on every task of a suite.
+"""``mmpetl sweep CONFIG --suite SUITE``: search on the validation part, then final seeds, on every task.
 
-All state is on disk: what to try next follows from the result files alone. A sweep that was killed goes on when the same command is given
-again, and the same command on several machines with a shared folder shares the work.
+All state is on disk: what to try next follows from the result files alone. A sweep that was killed goes on when the
+same command is given again, and the same command on several machines with a shared folder shares the work.
 """
 
 import argparse
@@ -49,7 +49,8 @@ SLURM = """#!/bin/bash
 #SBATCH --requeue
 #SBATCH --output={folder}/slurm-%A_%a.txt
 {lines}
-# Every job of the array takes what is free, so jobs may start, end and be requeued at any time. Give --partition, --gres and --time here
+# Every job of the array takes what is free, so jobs may start, end and be requeued at any time.
+# Give --partition, --gres and --time here
 # or to sbatch.
 cd {here}
 {command}
@@ -67,20 +68,33 @@ def slurm_script(argv: List[str], work_dir: str, name: str, jobs: int, lines: Li
         lines: Further options of sbatch.
     """
     command = ' '.join(shlex.quote(word) for word in [sys.executable, '-m', 'mmpetl.commands.main', 'sweep', *argv])
-    return SLURM.format(name=name, last=jobs - 1, folder=os.path.abspath(work_dir), here=shlex.quote(os.getcwd()), command=command,
-                        lines='\n'.join(f'#SBATCH {line}' for line in lines) or '#')
+    return SLURM.format(
+        name=name,
+        last=jobs - 1,
+        folder=os.path.abspath(work_dir),
+        here=shlex.quote(os.getcwd()),
+        command=command,
+        lines='\n'.join(f'#SBATCH {line}' for line in lines) or '#')
 
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl sweep``; status 1 if a final run is missing in the end."""
     work_dir = args.work_dir or os.path.join('work_dirs', 'sweeps', f'{Path(args.config).stem}-{Path(args.suite).stem}')
-    changes = dict(grid=_parse_grid(args.grid), seeds=args.seeds, shot_seeds=args.shot_seeds, shots=args.shots, test_every=args.test_every,
-                   search_epochs=args.search_epochs, keep_checkpoints=args.keep_checkpoints or None,
-                   search='grid' if args.grid else None)
+    changes = dict(
+        grid=_parse_grid(args.grid),
+        seeds=args.seeds,
+        shot_seeds=args.shot_seeds,
+        shots=args.shots,
+        test_every=args.test_every,
+        search_epochs=args.search_epochs,
+        keep_checkpoints=args.keep_checkpoints or None,
+        search='grid' if args.grid else None)
     plan = make_plan(args.config, work_dir, args.suite, args.tasks, args.root, args.cfg_options, **changes)
     search, final = budget(plan)
-    print(f'{plan["name"]}, {get_suite(plan["suite"]).title}: {len(plan["tasks"])} tasks, at most {search:,} search and {final:,} '
-          f'final runs, in {work_dir}')
+    print(
+        f'{plan["name"]}, {get_suite(plan["suite"]).title}: {len(plan["tasks"])} tasks, at most {search:,} search and '
+        f'{final:,} '
+        f'final runs, in {work_dir}')
     if args.slurm:
         hidden = {'--slurm', '--slurm-jobs', '--slurm-line'}
         script = slurm_script(_without(args.argv, hidden), work_dir, plan['name'], args.slurm_jobs, args.slurm_line)
@@ -122,33 +136,49 @@ def _close(plan: Plan, work_dir: str) -> int:
         print(f'FAILED {trial.folder()}: {result.error}')
     every = units(plan, work_dir)
     missing = [unit for unit in every if not _complete(unit)]
-    print(f'{len(every) - len(missing)} of {len(every)} units are complete, {len(failed)} runs failed; mmpetl report {work_dir}')
+    print(
+        f'{len(every) - len(missing)} of {len(every)} units are complete, {len(failed)} runs failed; mmpetl report '
+        f'{work_dir}'
+    )
     return 1 if missing else 0
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``sweep``."""
     from mmengine.config import DictAction
-    parser = subparsers.add_parser('sweep', help='search and final seeds on every task of a suite', description=__doc__.split('\n\n')[0],
-                                   epilog=__doc__.split('\n\n')[1])
+    parser = subparsers.add_parser(
+        'sweep',
+        help='search and final seeds on every task of a suite',
+        description=__doc__.split('\n\n')[0],
+        epilog=__doc__.split('\n\n')[1])
     parser.add_argument('config', help='config file; its entry `sweep` holds the published grid and seeds')
     parser.add_argument('--suite', required=True, help=', '.join(SUITES) + ', or the .json file of a suite of your own')
     parser.add_argument('--tasks', nargs='+', help='only these tasks')
     parser.add_argument('--root', help="folder of the suite's data")
     parser.add_argument('--work-dir', help='folder of the sweep; default work_dirs/sweeps/<config>-<suite>')
-    parser.add_argument('--grid', nargs='+', metavar='KEY=V,V', help='values to search in place of the published ones; lr and wd for short')
+    parser.add_argument(
+        '--grid',
+        nargs='+',
+        metavar='KEY=V,V',
+        help='values to search in place of the published ones; lr and wd for short')
     parser.add_argument('--seeds', nargs='+', type=int, help='seeds of the final runs')
     parser.add_argument('--shots', type=int, help='ELEVATER: images per class, -1 for all')
     parser.add_argument('--shot-seeds', nargs='+', type=int, help='ELEVATER: seeds of the few-shot subsets')
     parser.add_argument('--search-epochs', type=int, help='epochs of a search run (recipes with a constant rate only)')
-    parser.add_argument('--test-every', type=int, help='also test every so many epochs: fills the column that is chosen on test data')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='config options of every run')
-    parser.add_argument('--keep-checkpoints', action='store_true', help='do not delete the checkpoints of finished runs')
+    parser.add_argument(
+        '--test-every', type=int, help='also test every so many epochs: fills the column that is chosen on test data')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='config options of every run')
+    parser.add_argument(
+        '--keep-checkpoints', action='store_true', help='do not delete the checkpoints of finished runs')
     parser.add_argument('--retry-failed', action='store_true', help='run failed trials again')
     parser.add_argument('--jobs', type=int, help='runs at a time on this machine; default one per GPU, else 1')
-    parser.add_argument('--in-process', action='store_true', help='one process for all runs: less overhead, no protection from crashes')
-    parser.add_argument('--ray', nargs='?', const='local', metavar='ADDRESS', help='run on Ray Tune, on this machine or on a cluster')
-    parser.add_argument('--gpus-per-trial', type=float, default=1., help='Ray: GPUs of a run, may be a fraction (default 1)')
+    parser.add_argument(
+        '--in-process', action='store_true', help='one process for all runs: less overhead, no protection from crashes')
+    parser.add_argument(
+        '--ray', nargs='?', const='local', metavar='ADDRESS', help='run on Ray Tune, on this machine or on a cluster')
+    parser.add_argument(
+        '--gpus-per-trial', type=float, default=1., help='Ray: GPUs of a run, may be a fraction (default 1)')
     parser.add_argument('--slurm', metavar='FILE', help='write a Slurm array script and stop')
     parser.add_argument('--slurm-jobs', type=int, default=8, help='size of the array (default 8)')
     parser.add_argument('--slurm-line', action='append', default=[], metavar='OPTION',

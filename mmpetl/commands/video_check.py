@@ -41,9 +41,12 @@ class VideoReport:
 
     def lines(self) -> List[str]:
         """The report for people."""
-        found = [f'problem: {line}' for line in self.problems] + [f'unreadable: {p.path}: {p.reason}' for p in self.unreadable]
+        found = [f'problem: {line}'
+                 for line in self.problems] + [f'unreadable: {p.path}: {p.reason}' for p in self.unreadable]
         shortest = f', the shortest has {self.shortest} frames' if self.shortest else ''
-        verdict = 'as published' if self.passed else f'{len(self.problems)} problems, {len(self.unreadable)} unreadable videos'
+        verdict = 'as published'
+        if not self.passed:
+            verdict = f'{len(self.problems)} problems, {len(self.unreadable)} unreadable videos'
         return [*found, f'{VIDEO_SETS[self.name].title}: {self.videos} videos tried{shortest}: {verdict}']
 
 
@@ -58,9 +61,15 @@ def read_lists(root: Path, name: str) -> Dict[str, Dict[str, List[Entry]]]:
     for split in info.splits:
         for part in ('train', 'test'):
             if not (root / split / f'{part}.csv').is_file():
-                raise FileNotFoundError(f'{root / split / part}.csv does not exist: run python tools/prepare_{name}.py {root}')
-    return {split: {part: read_video_list(str(root / split / f'{part}.csv'), info.num_classes) for part in ('train', 'test')}
-            for split in info.splits}
+                raise FileNotFoundError(
+                    f'{root / split / part}.csv does not exist: run python tools/prepare_{name}.py {root}')
+    return {
+        split: {
+            part: read_video_list(str(root / split / f'{part}.csv'), info.num_classes)
+            for part in ('train', 'test')
+        }
+        for split in info.splits
+    }
 
 
 def check_video_dataset(name: str,
@@ -88,7 +97,13 @@ def check_video_dataset(name: str,
     info = VIDEO_SETS[name]
     folder = Path(root or Path('data') / name).expanduser()
     lists = read_lists(folder, name)
-    rows = {split: {part: [(e.path, e.label) for e in entries] for part, entries in parts.items()} for split, parts in lists.items()}
+    rows = {
+        split: {
+            part: [(e.path, e.label) for e in entries]
+            for part, entries in parts.items()
+        }
+        for split, parts in lists.items()
+    }
     classes = sorted({label for parts in rows.values() for part in parts.values() for _, label in part})
     names = sorted({path for parts in rows.values() for part in parts.values() for path, _ in part})
     report = VideoReport(name, check_counts(info, rows, [str(c) for c in classes]), videos=len(names))
@@ -100,16 +115,18 @@ def check_video_dataset(name: str,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``mmpetl data check`` needs for videos beside ``suite``, ``--root``, ``--no-decode``, ``--jobs`` and ``--json``."""
+    """Add what ``mmpetl data check`` needs for videos beside ``suite``, ``--root``, ``--no-decode``, ``--jobs`` and
+    ``--json``."""
     group = parser.add_argument_group('videos')
-    group.add_argument('--decoder', choices=['auto', *DECODERS], default='auto', help='default: the one that training would use')
+    group.add_argument(
+        '--decoder', choices=['auto', *DECODERS], default='auto', help='default: the one that training would use')
     group.add_argument('--timeout', type=float, default=30., help='seconds that one video may take (default 30)')
 
 
 def run(args: argparse.Namespace) -> int:
     """Check and print; 0 if everything is as published, 1 otherwise."""
-    report = check_video_dataset(args.suite, args.root, 'exists' if args.no_decode else 'decode', args.decoder, args.timeout,
-                                 args.jobs)
+    report = check_video_dataset(args.suite, args.root, 'exists' if args.no_decode else 'decode', args.decoder,
+                                 args.timeout, args.jobs)
     print('\n'.join(report.lines()))
     if args.json:
         write_json(args.json, dict(asdict(report), passed=report.passed))

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 
 class _FusedAttention(torch.autograd.Function):
-    """What a fused attention kernel keeps: queries, keys, values, bias, output and one number per query; nothing is computed."""
+    """What a fused attention kernel keeps: queries, keys, values, bias, output and one number per query; nothing is
+    computed."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
@@ -26,9 +27,14 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _Fused(TorchFunctionMode):
-    """Replaces scaled-dot-product attention, which on the meta device would be the plain form that keeps every attention map."""
+    """Replaces scaled-dot-product attention, which on the meta device would be the plain form that keeps every
+    attention map."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Optional[Dict[str, Any]] = None) -> Any:
+    def __torch_function__(self,
+                           function: Any,
+                           types: Any,
+                           args: Any = (),
+                           kwargs: Optional[Dict[str, Any]] = None) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
             q, k, v = args[:3]
@@ -39,7 +45,11 @@ class _Fused(TorchFunctionMode):
 class _NumbersOnCPU(TorchFunctionMode):
     """Upstream reads its drop-path rates out of a ``torch.linspace``, which must therefore hold numbers."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Optional[Dict[str, Any]] = None) -> Any:
+    def __torch_function__(self,
+                           function: Any,
+                           types: Any,
+                           args: Any = (),
+                           kwargs: Optional[Dict[str, Any]] = None) -> Any:
         kwargs = kwargs or {}
         if function is torch.linspace:
             kwargs.setdefault('device', 'cpu')
@@ -56,8 +66,9 @@ def on_meta() -> Iterator[None]:
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass, besides parameters, buffers, input and output.
 
-    Each storage counts once, however many views of it are kept. Attention counts as a fused kernel keeps it. What a recomputed part of
-    the model holds on to in order to run again counts too, although autograd itself does not know of it.
+    Each storage counts once, however many views of it are kept. Attention counts as a fused kernel keeps it. What a
+    recomputed part of the model holds on to in order to run again counts too, although autograd itself does not know of
+    it.
 
     Args:
         module: Module on the meta device.
@@ -77,7 +88,10 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Fused():
             out = module(x)
         gc.collect()
-        shown = {t.untyped_storage()._cdata for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)}
+        shown = {
+            t.untyped_storage()._cdata
+            for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)
+        }
         held = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and o.is_meta]
     finally:
         gc.unfreeze()

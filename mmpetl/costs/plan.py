@@ -1,4 +1,5 @@
-"""What a config costs before it is trained. Models are built on torch's meta device, so nothing is computed or loaded."""
+"""What a config costs before it is trained. Models are built on torch's meta device, so nothing is computed or
+loaded."""
 
 import contextlib
 import json
@@ -17,10 +18,28 @@ from ..tuning import adapter_header, adapter_state, find_backbone, probe_for, su
 from .memory import on_meta, saved_bytes
 
 #: Numbers that an optimizer keeps per trained parameter, by type; SGD's depends on its momentum.
-OPTIMIZER_STATES = {'Adam': 2, 'AdamW': 2, 'NAdam': 2, 'RAdam': 2, 'Adamax': 2, 'Lamb': 2, 'Adagrad': 1, 'RMSprop': 1, 'Lion': 1, 'SGD': 0}
+OPTIMIZER_STATES = {
+    'Adam': 2,
+    'AdamW': 2,
+    'NAdam': 2,
+    'RAdam': 2,
+    'Adamax': 2,
+    'Lamb': 2,
+    'Adagrad': 1,
+    'RMSprop': 1,
+    'Lion': 1,
+    'SGD': 0
+}
 #: Transforms that set the size of the input -> their argument.
-SIZES = {'Resize': 'scale', 'RandomResizedCrop': 'scale', 'CenterCrop': 'crop_size', 'RandomCrop': 'crop_size', 'ThreeCrop': 'crop_size',
-         'ViewCrops': 'crop_size', 'MultiScaleCrop': 'input_size'}
+SIZES = {
+    'Resize': 'scale',
+    'RandomResizedCrop': 'scale',
+    'CenterCrop': 'crop_size',
+    'RandomCrop': 'crop_size',
+    'ThreeCrop': 'crop_size',
+    'ViewCrops': 'crop_size',
+    'MultiScaleCrop': 'input_size'
+}
 
 
 @dataclass
@@ -72,7 +91,7 @@ class Plan:
         return self.weight_bytes + self.activation_bytes + self.gradient_bytes + self.optimizer_bytes
 
 
-# -- what the config says -----------------------------------------------------------------------------------------------------------------
+# -- what the config says ---------------------------------------------------------------------------------------------
 
 
 def _train_dataset(cfg: Config) -> Mapping[str, Any]:
@@ -91,7 +110,8 @@ def input_shape(cfg: Config, backbone: nn.Module) -> Tuple[int, ...]:
     for transform in _train_dataset(cfg).get('pipeline') or ():
         kind = str(transform.get('type')).split('.')[-1]
         value = transform.get(SIZES.get(kind, ''))
-        if isinstance(value, int) or (isinstance(value, (list, tuple)) and all(isinstance(v, int) and v > 0 for v in value)):
+        if isinstance(value, int) or (isinstance(value,
+                                                 (list, tuple)) and all(isinstance(v, int) and v > 0 for v in value)):
             if not transform.get('keep_ratio'):
                 size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
         frames = transform.get('clip_len', frames)
@@ -124,7 +144,7 @@ def _words(cfg: Mapping[str, Any]) -> str:
     return f'{str(cfg.get("type")).split(".")[-1]}({arguments})'
 
 
-# -- what the model costs -----------------------------------------------------------------------------------------------------------------
+# -- what the model costs ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -200,11 +220,25 @@ def plan(cfg: Config, name: str = '', shape: Optional[Sequence[int]] = None) -> 
         kept = saved_bytes(backbone, torch.empty(batch, *shape, device='meta'))
     tune = [f'tune={list(backbone.petl.tune)}'] if backbone.petl.tune else []
     return Plan(
-        config=name, backbone=str(cfg.model.backbone.get('type')), methods=[_words(c) for c in backbone.petl.configs.values()] + tune,
-        input=tuple(shape), batch=batch, base=counted.base, per_method=counted.methods, without_head=counted.without_head,
-        head=counted.head, total=counted.total, percent=counted.percent, adapter_bytes=adapter_bytes(model), gmac=with_methods / 1e9,
-        gmac_base=plain / 1e9, weight_bytes=_bytes(model.state_dict().values()), activation_bytes=kept,
-        gradient_bytes=4 * counted.total, optimizer_bytes=4 * states * counted.total, notes=notes)
+        config=name,
+        backbone=str(cfg.model.backbone.get('type')),
+        methods=[_words(c) for c in backbone.petl.configs.values()] + tune,
+        input=tuple(shape),
+        batch=batch,
+        base=counted.base,
+        per_method=counted.methods,
+        without_head=counted.without_head,
+        head=counted.head,
+        total=counted.total,
+        percent=counted.percent,
+        adapter_bytes=adapter_bytes(model),
+        gmac=with_methods / 1e9,
+        gmac_base=plain / 1e9,
+        weight_bytes=_bytes(model.state_dict().values()),
+        activation_bytes=kept,
+        gradient_bytes=4 * counted.total,
+        optimizer_bytes=4 * states * counted.total,
+        notes=notes)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,6 @@ from .video_transforms import ShortSideResize, VideoMAESampleFrames, ViewCrops
 from .vtab import VTAB1k
 
 __all__ = [
-    'CachedDataset', 'ClipRandAugment', 'Elevater', 'FGVC', 'ListDataset', 'LoadImage', 'OpenCVFrames', 'ShortSideResize', 'VTAB1k',
-    'VideoDecode', 'VideoInit', 'VideoMAESampleFrames', 'ViewCrops', 'build_video_list'
+    'CachedDataset', 'ClipRandAugment', 'Elevater', 'FGVC', 'ListDataset', 'LoadImage', 'OpenCVFrames',
+    'ShortSideResize', 'VTAB1k', 'VideoDecode', 'VideoInit', 'VideoMAESampleFrames', 'ViewCrops', 'build_video_list'
 ]

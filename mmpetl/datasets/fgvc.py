@@ -12,8 +12,8 @@ from .tables import FGVC as SUITE
 class FGVC(SuiteDataset):
     """A fine-grained data set: lists 'train', 'val', 'test' as ``{relative image path: class id}``.
 
-    Class ids are made contiguous over the union of the three lists, so that they mean the same in each of them. 'trainval' is train
-    followed by val.
+    Class ids are made contiguous over the union of the three lists, so that they mean the same in each of them.
+    'trainval' is train followed by val.
     """
 
     SUITE = SUITE
@@ -31,7 +31,8 @@ class FGVC(SuiteDataset):
         lists: Dict[str, Dict[str, Any]] = {s: read_mapping(self.list_path(s)) for s in self.task.splits}
         ids = contiguous_ids(lists.values())
         if len(ids) != self.task.num_classes:
-            raise ValueError(f'{self.data_root}: train.json, val.json and test.json name {len(ids)} classes together, but '
-                             f'{self.task.name!r} has {self.task.num_classes}')
+            raise ValueError(
+                f'{self.data_root}: train.json, val.json and test.json name {len(ids)} classes together, but '
+                f'{self.task.name!r} has {self.task.num_classes}')
         parts = ('train', 'val') if split == 'trainval' else (split,)
         return [(name, [ids[label]]) for part in parts for name, label in lists[part].items()]

@@ -1,7 +1,7 @@
 """VTAB-1k's label rules and list slices, for those who make the lists from raw records instead of downloading them.
 
-Raw records are plain dicts as the named sources hold them. Sources: VTAB (arXiv 1910.04867) and VPT's data folder; images of dSprites are
-0/1 masks and those of smallNORB have one channel, see :func:`grey_to_rgb`.
+Raw records are plain dicts as the named sources hold them. Sources: VTAB (arXiv 1910.04867) and VPT's data folder;
+images of dSprites are 0/1 masks and those of smallNORB have one channel, see :func:`grey_to_rgb`.
 """
 
 import os
@@ -39,7 +39,8 @@ def clevr_count(record: Record) -> int:
 
 
 def clevr_distance(record: Record) -> int:
-    """Distance class of the nearest object: its smallest ``pixel_coords[2]`` against 0, 8, 8.5, 9, 9.5, 10, 100 -> 0..5."""
+    """Distance class of the nearest object: its smallest ``pixel_coords[2]`` against 0, 8, 8.5, 9, 9.5, 10, 100 ->
+    0..5."""
     nearest = min(float(o['pixel_coords'][2]) for o in record['objects'])
     return _last_below(nearest, (0, 8, 8.5, 9, 9.5, 10, 100))
 
@@ -47,8 +48,8 @@ def clevr_distance(record: Record) -> int:
 def kitti_distance(record: Record) -> int:
     """Distance class of the nearest car, van or truck: 0 up to 8 m, 1 up to 20 m, 2 farther, 3 none in sight.
 
-    Objects have a ``type`` (0 car, 1 van, 2 truck; others are ignored) and a ``location`` (x, y, z) in metres; z points away from the
-    camera.
+    Objects have a ``type`` (0 car, 1 van, 2 truck; others are ignored) and a ``location`` (x, y, z) in metres; z points
+    away from the camera.
     """
     depths = [float(o['location'][2]) for o in record['objects'] if int(o['type']) < 3]
     return _last_below(min(depths, default=1000.0), (-100, 8, 20, 999))
@@ -118,7 +119,8 @@ def _write_lines(rows: Sequence[str], file: BinaryIO) -> None:
 
 def write_lists(task: str, records: Mapping[str, Sequence[Record]], folder: str,
                 name: str = 'images/{list}/{index:06d}.png') -> Dict[str, int]:
-    """Write ``train800.txt``, ``val200.txt``, ``train800val200.txt`` and ``test.txt`` of a VTAB-1k task from raw records.
+    """Write ``train800.txt``, ``val200.txt``, ``train800val200.txt`` and ``test.txt`` of a VTAB-1k task from raw
+    records.
 
     Args:
         task: Key of the task.

@@ -14,14 +14,15 @@ from .lists import check_labels, read_text
 class ListDataset(CustomDataset):
     """mmpretrain's ``CustomDataset`` of a list file, one ``path label`` a line, that checks what it is given.
 
-    Upstream trains on any label: one outside the classes becomes an index error of the loss or, on a GPU, an assert that ends the
-    process. With :class:`~mmpetl.datasets.loading.LoadImage` an unreadable image is named as well.
+    Upstream trains on any label: one outside the classes becomes an index error of the loss or, on a GPU, an assert
+    that ends the process. With :class:`~mmpetl.datasets.loading.LoadImage` an unreadable image is named as well.
 
     Args:
         ann_file: List file, relative to ``data_root``.
         data_root: Folder of the data set; ``~`` is expanded.
         data_prefix: Folder of the images, relative to ``data_root``.
-        classes: Class names, or a file with one name a line, relative to ``data_root``. None: every label >= 0 is taken.
+        classes: Class names, or a file with one name a line, relative to ``data_root``. None: every label >= 0 is
+            taken.
         **kwargs: Other arguments of mmpretrain's ``BaseDataset``.
 
     Raises:
@@ -52,5 +53,6 @@ class ListDataset(CustomDataset):
         # a wrong folder is the common mistake; single images are checked as they are read
         first = osp.join(self.img_prefix, entries[0][0])
         if not osp.isfile(first):
-            raise FileNotFoundError(f'{self.ann_file} lists {first}, which does not exist: set data_root or data_prefix')
+            raise FileNotFoundError(
+                f'{self.ann_file} lists {first}, which does not exist: set data_root or data_prefix')
         return [dict(img_path=osp.join(self.img_prefix, name), gt_label=labels[0]) for name, labels in entries]

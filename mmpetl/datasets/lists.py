@@ -1,4 +1,5 @@
-"""Readers of the published list formats. Every reader returns ``[(image name, labels)]`` and says what is wrong with a bad file."""
+"""Readers of the published list formats. Every reader returns ``[(image name, labels)]`` and says what is wrong with a
+bad file."""
 
 import json
 import os
@@ -64,7 +65,8 @@ def read_entry_list(path: str) -> Entries:
     """
     rows = _load_json(path)
     if not isinstance(rows, list):
-        raise ValueError(f'{path}: expected a JSON list of one-entry objects [{{image: label}}, ...], got {type(rows).__name__}')
+        raise ValueError(
+            f'{path}: expected a JSON list of one-entry objects [{{image: label}}, ...], got {type(rows).__name__}')
     entries: Entries = []
     for number, row in enumerate(rows):
         if not isinstance(row, dict) or len(row) != 1:
@@ -92,8 +94,8 @@ def read_mapping(path: str) -> Dict[str, Any]:
 def read_coco(path: str) -> Tuple[Entries, List[str]]:
     """A COCO file with ``images``, ``annotations`` and ``categories``.
 
-    Images are ordered by id; class ids are the positions of the categories ordered by id; ``zip_file`` of an image is put before its name
-    as ``zip_file@name``.
+    Images are ordered by id; class ids are the positions of the categories ordered by id; ``zip_file`` of an image is
+    put before its name as ``zip_file@name``.
 
     Returns:
         The entries and the names of the classes.
@@ -118,14 +120,15 @@ def read_coco(path: str) -> Tuple[Entries, List[str]]:
         names = [(f"{image['zip_file']}@" if image.get('zip_file') else '') + image['file_name'] for image in images]
     except KeyError as error:
         raise ValueError(f'{path}: a COCO entry lacks the key {error}') from None
-    return [(name, labels[image['id']]) for name, image in zip(names, images)], [str(c.get('name', c['id'])) for c in categories]
+    return [(name, labels[image['id']])
+            for name, image in zip(names, images)], [str(c.get('name', c['id'])) for c in categories]
 
 
 def contiguous_ids(mappings: Iterable[Dict[str, Any]]) -> Dict[Any, int]:
     """Class ids 0..C-1 from the union of several lists, in sorted order.
 
-    The union matters: ranks within one list shift as soon as that list lacks a class. Ids that all read as numbers are sorted as
-    numbers, others as strings.
+    The union matters: ranks within one list shift as soon as that list lacks a class. Ids that all read as numbers are
+    sorted as numbers, others as strings.
     """
     found = {label for mapping in mappings for label in mapping.values()}
     try:

@@ -1,8 +1,9 @@
 """Motion6: short clips in which the motion decides the class, and an image transformer that is told the time.
 
-A drawing of Quick, Draw! moves left, right, up or down, grows or shrinks over coloured paper. Every drawing occurs in every class, and the
-clips of a pair (left and right, up and down, grow and shrink) are the same frames in opposite order. A single frame therefore says nothing
-about the class, and whoever ignores the order of the frames is right about half of the time at best. Animated drawings, not filmed actions.
+A drawing of Quick, Draw! moves left, right, up or down, grows or shrinks over coloured paper. Every drawing occurs in
+every class, and the clips of a pair (left and right, up and down, grow and shrink) are the same frames in opposite
+order. A single frame therefore says nothing about the class, and whoever ignores the order of the frames is right about
+half of the time at best. Animated drawings, not filmed actions.
 """
 
 import json
@@ -22,7 +23,12 @@ from .video_lists import write_text, write_video_list
 CLASSES = ('left', 'right', 'up', 'down', 'grow', 'shrink')
 #: Class -> (motion that is drawn, whether its frames are reversed).
 MOTIONS = {
-    'right': ('x', False), 'left': ('x', True), 'down': ('y', False), 'up': ('y', True), 'grow': ('size', False), 'shrink': ('size', True)
+    'right': ('x', False),
+    'left': ('x', True),
+    'down': ('y', False),
+    'up': ('y', True),
+    'grow': ('size', False),
+    'shrink': ('size', True)
 }
 HEIGHT, WIDTH, FRAMES, RATE = 96, 128, 24, 12
 #: Raised when the files that are written change, so that older ones are made again.
@@ -50,7 +56,8 @@ def render(drawing: np.ndarray, motion: str, rng: np.random.Generator) -> np.nda
     frames = []
     for t in np.linspace(-1., 1., FRAMES) * amount:
         matrix = cv2.getRotationMatrix2D((centre, centre), angle, size * (np.exp(0.4 * t) if motion == 'size' else 1.))
-        matrix[:, 2] += (x + (24. * t if motion == 'x' else 0.) - centre, y + (18. * t if motion == 'y' else 0.) - centre)
+        matrix[:,
+               2] += (x + (24. * t if motion == 'x' else 0.) - centre, y + (18. * t if motion == 'y' else 0.) - centre)
         strokes = cv2.warpAffine(255 - drawing, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)[..., None] / 255.
         frames.append((paper * (1. - strokes) + ink * strokes).astype(np.uint8))
     return np.stack(frames)
@@ -147,9 +154,9 @@ def time_code(length: int, dim: int) -> torch.Tensor:
 def inflate(image_weights: os.PathLike, backbone: Dict[str, Any], timed: bool) -> Dict[str, torch.Tensor]:
     """DINOv2 ViT-S/14 as a VideoMAE backbone.
 
-    The patch kernel is repeated over the tubelet and divided by its length, the position table is resized and repeated over time. As the
-    image model knows no time, the result is blind to the order of the frames; ``timed`` adds a code of time to the position table, as large
-    as the code of place.
+    The patch kernel is repeated over the tubelet and divided by its length, the position table is resized and repeated
+    over time. As the image model knows no time, the result is blind to the order of the frames; ``timed`` adds a code
+    of time to the position table, as large as the code of place.
 
     Args:
         image_weights: The image model's file.

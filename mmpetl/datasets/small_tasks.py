@@ -1,16 +1,19 @@
 """Four small real data sets in the file forms of VTAB-1k and ELEVATER, made from packages that anyone can fetch.
 
-===============  =======  ====================  ==========================================================================
-task             classes  training / test       images
-===============  =======  ====================  ==========================================================================
+===============  =======  ====================
+========================================================================== task             classes  training / test
+  images ===============  =======  ====================
+  ==========================================================================
 quickdraw        20       800 + 200 / 600       Quick, Draw!, 28 x 28, dark strokes on white
 digits           10       800 + 200 / 500       scikit-learn's digits, 8 x 8, dark on white
-pneumonia        2        800 + 200 / 500       chest X-rays, 224 x 224, out of the training and test folders as packaged
-dsprites_loc     16       800 + 200 / 600       dSprites, 64 x 64, horizontal position by VTAB's label rule; rows at random
-===============  =======  ====================  ==========================================================================
+pneumonia        2        800 + 200 / 500       chest X-rays, 224 x 224, out of the training and test folders as
+packaged dsprites_loc     16       800 + 200 / 600       dSprites, 64 x 64, horizontal position by VTAB's label rule;
+rows at random ===============  =======  ====================
+==========================================================================
 
-``vtab/<task>/`` holds ``train800.txt``, ``val200.txt``, ``train800val200.txt``, ``test.txt`` and ``images/``; ``elevater/<task>/`` holds
-the same images as ``train.zip`` (all 1,000) and ``test.zip`` with the index files ``train.txt`` and ``test.txt``.
+``vtab/<task>/`` holds ``train800.txt``, ``val200.txt``, ``train800val200.txt``, ``test.txt`` and ``images/``;
+``elevater/<task>/`` holds the same images as ``train.zip`` (all 1,000) and ``test.zip`` with the index files
+``train.txt`` and ``test.txt``.
 """
 
 import json
@@ -56,7 +59,8 @@ def png(image: np.ndarray) -> bytes:
 
 def by_class(name: str, classes: Sequence[str], pictures: Sequence[Sequence[Tuple[bytes, str]]],
              tests: Sequence[Sequence[Tuple[bytes, str]]], test_count: int) -> SmallTask:
-    """Equal numbers of every class: the first for training, the next for validation, and of ``tests`` the first for testing.
+    """Equal numbers of every class: the first for training, the next for validation, and of ``tests`` the first for
+    testing.
 
     Args:
         name: Of the task, for messages.
@@ -69,16 +73,18 @@ def by_class(name: str, classes: Sequence[str], pictures: Sequence[Sequence[Tupl
         ValueError: If a class has too few images.
     """
     parts: Dict[str, List[Picture]] = {}
-    for part, rows, start, count in (('train800', pictures, 0, 800), ('val200', pictures, 800, 200), ('test', tests, 0, test_count)):
+    for part, rows, start, count in (('train800', pictures, 0, 800), ('val200', pictures, 800, 200), ('test', tests, 0,
+                                                                                                      test_count)):
         first, each = start // len(classes), count // len(classes)
         for label, of_class in enumerate(rows):
             if len(of_class) < first + each:
-                raise ValueError(f'{name}: class {classes[label]!r} has {len(of_class)} images, {first + each} are needed')
+                raise ValueError(
+                    f'{name}: class {classes[label]!r} has {len(of_class)} images, {first + each} are needed')
         parts[part] = [Picture(*rows[label][first + i], label) for i in range(each) for label in range(len(classes))]
     return SmallTask(classes, **parts)
 
 
-# -- the four data sets -------------------------------------------------------------------------------------------------------------------
+# -- the four data sets -----------------------------------------------------------------------------------------------
 
 
 def quickdraw(say: Say = print) -> SmallTask:
@@ -97,10 +103,15 @@ def digits(say: Say = print) -> SmallTask:
 
 
 def pneumonia(say: Say = print) -> SmallTask:
-    """Chest X-rays, normal or pneumonia: the first files of the package's training and test folders by name, as they are."""
+    """Chest X-rays, normal or pneumonia: the first files of the package's training and test folders by name, as they
+    are."""
     source = SOURCES['xray']
     classes = ('NORMAL', 'PNEUMONIA')
-    found: Dict[Tuple[str, str], List[Tuple[str, bytes]]] = {(part, c): [] for part in ('train', 'test') for c in classes}
+    found: Dict[Tuple[str, str], List[Tuple[str, bytes]]] = {
+        (part, c): []
+        for part in ('train', 'test')
+        for c in classes
+    }
     for name, read in fetch.members(source, fetch.archive(source, say)):
         part, _, rest = name.partition('/')
         kind, _, file = rest.partition('/')
@@ -108,7 +119,8 @@ def pneumonia(say: Say = print) -> SmallTask:
             found[part, kind].append((file, read()))
     files = {key: [(data, '.jpeg') for _, data in sorted(rows)] for key, rows in found.items()}
     train = [files['train', c][:500] for c in classes]
-    seen = {data for rows in train for data, _ in rows}  # one of the package's test files is byte for byte in its training folder
+    # one of the package's test files is byte for byte in its training folder
+    seen = {data for rows in train for data, _ in rows}
     test = [[row for row in files['test', c] if row[0] not in seen] for c in classes]
     return by_class('pneumonia', [c.lower() for c in classes], train, test, 500)
 
@@ -124,7 +136,8 @@ def stored_rows(path: Path, name: str, rows: Sequence[int]) -> Iterator[np.ndarr
             raise ValueError(f'{path} has no array {name!r}')
         with bundle.open(f'{name}.npy') as file:
             version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            read_header = np.lib.format.read_array_header_1_0 if version == (1,
+                                                                             0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read_header(file)
             if fortran or dtype.hasobject or not shape:
                 raise ValueError(f'{path}: the array {name!r} is not one of plain numbers in C order')
@@ -151,7 +164,10 @@ def dsprites_loc(say: Say = print) -> SmallTask:
         positions = data['latents_classes'][:, 4]
     chosen = np.random.RandomState(0).permutation(len(positions))[:1600].tolist()
     images = dict(zip(sorted(chosen), stored_rows(path, 'imgs', sorted(chosen))))
-    pictures = [Picture(png(images[i] * np.uint8(255)), '.png', dsprites_location({'label_x_position': positions[i]})) for i in chosen]
+    pictures = [
+        Picture(png(images[i] * np.uint8(255)), '.png', dsprites_location({'label_x_position': positions[i]}))
+        for i in chosen
+    ]
     return SmallTask([f'x{i}' for i in range(16)], pictures[:800], pictures[800:1000], pictures[1000:])
 
 
@@ -160,7 +176,7 @@ TASKS: Dict[str, Tuple[Callable[[Say], SmallTask], str]] = {
     'dsprites_loc': (dsprites_loc, 'dsprites')}
 
 
-# -- the two forms ------------------------------------------------------------------------------------------------------------------------
+# -- the two forms ----------------------------------------------------------------------------------------------------
 
 
 def write_vtab(folder: Path, task: SmallTask) -> None:
@@ -187,14 +203,16 @@ def write_elevater(folder: Path, task: SmallTask) -> None:
         with zipfile.ZipFile(folder / f'{part}.zip', 'w') as archive:
             for number, picture in enumerate(pictures):
                 name = f'{number:06d}{picture.suffix}'
-                archive.writestr(zipfile.ZipInfo(name), picture.data)  # without the time of day: equal bytes on every machine
+                # without the time of day: equal bytes on every machine
+                archive.writestr(zipfile.ZipInfo(name), picture.data)
                 lines.append(f'{part}.zip@{name} {picture.label}')
         (folder / f'{part}.txt').write_text('\n'.join(lines) + '\n')
     (folder / 'classes.txt').write_text('\n'.join(task.classes) + '\n')
 
 
 def small_suite(target: Path, say: Say = print) -> None:
-    """Four small real data sets (drawings, digits, X-rays, sprites), 800 + 200 training images each, in VTAB's and ELEVATER's forms."""
+    """Four small real data sets (drawings, digits, X-rays, sprites), 800 + 200 training images each, in VTAB's and
+    ELEVATER's forms."""
     def fill(folder: Path) -> None:
         about: Dict[str, Any] = {'recipe': RECIPE, 'tasks': {}}
         for name, (make, source) in TASKS.items():
@@ -203,8 +221,11 @@ def small_suite(target: Path, say: Say = print) -> None:
             write_elevater(folder / 'elevater' / name, task)
             origin = SOURCES[source] if source else None
             about['tasks'][name] = dict(
-                images={part: len(getattr(task, part)) for part in ('train800', 'val200', 'test')}, classes=len(task.classes),
-                package=origin.pinned if origin else 'scikit-learn', licence=origin.licence if origin else 'CC BY 4.0 (UCI)')
+                images={part: len(getattr(task, part))
+                        for part in ('train800', 'val200', 'test')},
+                classes=len(task.classes),
+                package=origin.pinned if origin else 'scikit-learn',
+                licence=origin.licence if origin else 'CC BY 4.0 (UCI)')
             say(f'small-suite: {name} is written')
         (folder / 'about.json').write_text(json.dumps(about, indent=2) + '\n')
 

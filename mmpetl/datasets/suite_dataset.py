@@ -14,8 +14,8 @@ from .tables import Suite, Task, get_suite, get_task
 class SuiteDataset(BaseDataset):
     """A task of a benchmark suite as a mmpretrain dataset.
 
-    A subclass sets :attr:`SUITE` and reads the lists in :meth:`read_split`. Every item has ``img_path`` and ``gt_label``; in a
-    multi-label task ``gt_label`` is a list and ``gt_score`` the (C,) indicator.
+    A subclass sets :attr:`SUITE` and reads the lists in :meth:`read_split`. Every item has ``img_path`` and
+    ``gt_label``; in a multi-label task ``gt_label`` is a list and ``gt_score`` the (C,) indicator.
 
     Args:
         task: Key of the task, see :mod:`mmpetl.datasets.tables`.
@@ -34,21 +34,36 @@ class SuiteDataset(BaseDataset):
 
     SUITE: Suite
 
-    def __init__(self, task: str, split: str, data_root: str = '', pipeline: Sequence[Any] = (), test_mode: bool = False,
-                 classes: Union[Sequence[str], str, None] = None, suite: Optional[str] = None, **kwargs: Any) -> None:
+    def __init__(self,
+                 task: str,
+                 split: str,
+                 data_root: str = '',
+                 pipeline: Sequence[Any] = (),
+                 test_mode: bool = False,
+                 classes: Union[Sequence[str], str, None] = None,
+                 suite: Optional[str] = None,
+                 **kwargs: Any) -> None:
         self.suite: Suite = get_suite(suite) if suite else self.SUITE
         if self.suite.form != self.SUITE.form:
-            raise ValueError(f'{type(self).__name__} reads suites of the form {self.SUITE.form!r}, {self.suite.title} has the form '
-                             f'{self.suite.form!r}')
+            raise ValueError(
+                f'{type(self).__name__} reads suites of the form {self.SUITE.form!r}, {self.suite.title} has the form '
+                f'{self.suite.form!r}')
         self.task: Task = get_task(self.suite, task)
         self.split = split
         if split not in self.splits():
             raise ValueError(f'{self.suite.title} {task!r} has no list {split!r}' + nearest(split, self.splits()))
         folder = os.path.join(os.path.expanduser(data_root or self.suite.root), self.task.directory)
-        super().__init__(ann_file='', data_root=folder, data_prefix=self.task.images, pipeline=pipeline, test_mode=test_mode,
-                         classes=classes or self._class_names(folder), **kwargs)
+        super().__init__(
+            ann_file='',
+            data_root=folder,
+            data_prefix=self.task.images,
+            pipeline=pipeline,
+            test_mode=test_mode,
+            classes=classes or self._class_names(folder),
+            **kwargs)
         # Not given to the base class, which takes strings for names of files.
-        self._metainfo.update(suite=self.suite.name, task=task, num_classes=self.task.num_classes, metric=self.task.metric)
+        self._metainfo.update(
+            suite=self.suite.name, task=task, num_classes=self.task.num_classes, metric=self.task.metric)
 
     def splits(self) -> Tuple[str, ...]:
         """Lists that can be asked for."""
@@ -67,8 +82,9 @@ class SuiteDataset(BaseDataset):
         files = self.task.splits[split].files
         path = first_existing(self.data_root, files)
         if not path and not optional:
-            raise FileNotFoundError(f'{os.path.join(self.data_root, files[0])} is missing (list {split!r} of {self.suite.title} '
-                                    f'{self.task.name!r}): {self.suite.hint}')
+            raise FileNotFoundError(
+                f'{os.path.join(self.data_root, files[0])} is missing (list {split!r} of {self.suite.title} '
+                f'{self.task.name!r}): {self.suite.hint}')
         return path
 
     def locate(self, name: str) -> str:
@@ -87,7 +103,8 @@ class SuiteDataset(BaseDataset):
         return list(labels) if self.task.multi_label else [int(labels)]
 
     def _source(self) -> str:
-        return self.list_path(self.split, optional=True) if self.split in self.task.splits else f'{self.data_root} ({self.split})'
+        return self.list_path(
+            self.split, optional=True) if self.split in self.task.splits else f'{self.data_root} ({self.split})'
 
     def _target(self, labels: List[int]) -> dict:
         if not self.task.multi_label:

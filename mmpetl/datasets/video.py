@@ -23,7 +23,8 @@ SLOTS = 256
 class VideoListDataset(VideoDataset):
     """mmaction2's ``VideoDataset`` for the papers' lists.
 
-    Lists hold a path and a label a line, separated by a blank or a comma (:func:`mmpetl.datasets.video_lists.read_video_list`).
+    Lists hold a path and a label a line, separated by a blank or a comma
+    (:func:`mmpetl.datasets.video_lists.read_video_list`).
 
     Args:
         ann_file: The list.
@@ -31,20 +32,22 @@ class VideoListDataset(VideoDataset):
         data_prefix: ``dict(video=folder)`` that relative paths of the list start from.
         num_classes: Number of classes, to check the labels.
         delimiter: ',', ' ' or 'auto'.
-        check: What is tried of every video before the run: 'none', 'exists' (there and not empty), 'open' (first frame decodes) or
-            'decode' (all frames decode). With several processes the first one checks for all.
+        check: What is tried of every video before the run: 'none', 'exists' (there and not empty), 'open' (first frame
+            decodes) or 'decode' (all frames decode). With several processes the first one checks for all.
         check_timeout: Seconds that one video may take.
         check_workers: Processes that check.
-        on_error: What happens to unreadable videos: 'stop' ends the run naming them, 'skip' leaves out those that the check found, and
-            in training draws another video for one that fails later; both are counted in the log. In testing a video that fails
-            later always ends the run, as leaving it out would change the score.
-        num_repeats: Repeated augmentation: every video is sampled and decoded once, and the transforms after that run this often. A batch
-            then holds ``num_repeats * batch_size`` clips; the loader needs ``collate_fn=dict(type='repeat_pseudo_collate')``.
+        on_error: What happens to unreadable videos: 'stop' ends the run naming them, 'skip' leaves out those that the
+            check found, and in training draws another video for one that fails later; both are counted in the log. In
+            testing a video that fails later always ends the run, as leaving it out would change the score.
+        num_repeats: Repeated augmentation: every video is sampled and decoded once, and the transforms after that run
+            this often. A batch then holds ``num_repeats * batch_size`` clips; the loader needs
+            ``collate_fn=dict(type='repeat_pseudo_collate')``.
         test_mode: See :class:`mmengine.dataset.BaseDataset`.
         **kwargs: Other arguments of mmaction2's ``VideoDataset``.
 
     Raises:
-        ValueError: If an option is unknown, a line of the list is wrong, or (with ``on_error='stop'``) a video cannot be read.
+        ValueError: If an option is unknown, a line of the list is wrong, or (with ``on_error='stop'``) a video cannot
+            be read.
     """
 
     def __init__(self,
@@ -65,7 +68,8 @@ class VideoListDataset(VideoDataset):
             raise ValueError(f'{owner}: unknown check {check!r}' + nearest(check, ['none', *LEVELS]))
         if on_error not in ('skip', 'stop'):
             raise ValueError(f'{owner}: unknown on_error {on_error!r}' + nearest(on_error, ['skip', 'stop']))
-        self.check, self.check_timeout, self.check_workers, self.on_error = check, check_timeout, check_workers, on_error
+        self.check, self.on_error = check, on_error
+        self.check_timeout, self.check_workers = check_timeout, check_workers
         self.num_repeats = positive(num_repeats, 'num_repeats', owner)
         if test_mode and num_repeats > 1:
             raise ValueError(f'{owner}: num_repeats={num_repeats} is repeated augmentation, which testing has not')
@@ -74,8 +78,14 @@ class VideoListDataset(VideoDataset):
         if kwargs.get('data_root'):
             kwargs['data_root'] = os.path.expanduser(kwargs['data_root'])
         prefix = {key: os.path.expanduser(folder) for key, folder in data_prefix.items()}
-        super().__init__(os.path.expanduser(ann_file), list(pipeline), data_prefix=prefix, num_classes=num_classes, delimiter=delimiter,
-                         test_mode=test_mode, **kwargs)
+        super().__init__(
+            os.path.expanduser(ann_file),
+            list(pipeline),
+            data_prefix=prefix,
+            num_classes=num_classes,
+            delimiter=delimiter,
+            test_mode=test_mode,
+            **kwargs)
 
     def load_data_list(self) -> List[Dict[str, Any]]:
         """One dict with ``filename`` and ``label`` per line of the list."""
@@ -103,13 +113,17 @@ class VideoListDataset(VideoDataset):
         total = len(self.data_list)
         lost = sum(info['filename'] in bad for info in self.data_list)
         head = f'{self.ann_file}: {lost} of {total} videos cannot be read'
-        listed = [f'{p.path}: {p.reason}' for p in list(bad.values())[:20]] + ([f'and {len(bad) - 20} more'] if len(bad) > 20 else [])
+        listed = [f'{p.path}: {p.reason}'
+                  for p in list(bad.values())[:20]] + ([f'and {len(bad) - 20} more'] if len(bad) > 20 else [])
         if self.on_error == 'stop' or lost == total:
-            hint = ("mend them, or leave them out by on_error='skip'" if lost < total else
-                    f"is data_prefix=dict(video={self.data_prefix.get('video')!r}) the folder that the list starts from?")
+            hint = (
+                "mend them, or leave them out by on_error='skip'" if lost < total else
+                f"is data_prefix=dict(video={self.data_prefix.get('video')!r}) the folder that the list starts from?")
             raise VideoError(f'{head} ({"; ".join(listed)}): {hint}')
         use = 'scores are over' if self.test_mode else 'training uses'
-        for line in [*(f'unreadable video left out: {line}' for line in listed), f'{head}; {use} the other {total - lost}']:
+        for line in [
+                *(f'unreadable video left out: {line}' for line in listed), f'{head}; {use} the other {total - lost}'
+        ]:
             print_log(line, logger='current', level=logging.WARNING)
 
     @property
@@ -131,7 +145,8 @@ class VideoListDataset(VideoDataset):
                 raise
             worker = get_worker_info()
             self._skipped[worker.id % SLOTS if worker else 0] += 1
-            print_log(f'unreadable video skipped ({self.skipped} so far): {error}', logger='current', level=logging.WARNING)
+            print_log(
+                f'unreadable video skipped ({self.skipped} so far): {error}', logger='current', level=logging.WARNING)
             return None
 
     def _repeat(self, results: Dict[str, Any]) -> List[Dict[str, Any]]:

@@ -1,6 +1,8 @@
-"""Opening and decoding video files by decord, PyAV or OpenCV through mmaction2's transforms, with errors that name the file.
+"""Opening and decoding video files by decord, PyAV or OpenCV through mmaction2's transforms, with errors that name the
+file.
 
-decord has wheels for x86-64 only; PyAV and OpenCV take its place elsewhere. All three give the same frames for intact files.
+decord has wheels for x86-64 only; PyAV and OpenCV take its place elsewhere. All three give the same frames for intact
+files.
 """
 
 import importlib.util
@@ -62,9 +64,11 @@ def _build(config: Dict[str, Any]) -> BaseTransform:
 
 @TRANSFORMS.register_module()
 class OpenCVFrames(BaseTransform):
-    """Decode ``frame_inds`` by OpenCV; upstream's transform runs forever where a file ends before the frame that it wants.
+    """Decode ``frame_inds`` by OpenCV; upstream's transform runs forever where a file ends before the frame that it
+    wants.
 
-    Containers often announce a few frames more than they hold, so the last frame stands for up to ``slack`` missing ones.
+    Containers often announce a few frames more than they hold, so the last frame stands for up to ``slack`` missing
+    ones.
 
     Args:
         slack: Missing frames at the end that are tolerated.
@@ -77,7 +81,9 @@ class OpenCVFrames(BaseTransform):
         """Adds ``imgs``: a list of (H, W, 3) RGB arrays, uint8."""
         reader, frames = results['video_reader'], []
         for index in results['frame_inds']:
-            frame = next((f for f in (reader[i] for i in range(index, max(index - self.slack, 0) - 1, -1)) if f is not None), None)
+            frame = next((f for f in (reader[i]
+                                      for i in range(index,
+                                                     max(index - self.slack, 0) - 1, -1)) if f is not None), None)
             if frame is None:
                 raise ValueError(f'frame {index} of {results["total_frames"]} cannot be decoded')
             frames.append(np.ascontiguousarray(frame[:, :, ::-1]))
@@ -87,7 +93,8 @@ class OpenCVFrames(BaseTransform):
 
 
 def _open_by_name(results: Dict[str, Any], num_threads: int) -> Dict[str, Any]:
-    """What mmaction2's ``DecordInit`` does, without reading the file into memory first: from there decord crashes on an AVI cut off."""
+    """What mmaction2's ``DecordInit`` does, without reading the file into memory first: from there decord crashes on an
+    AVI cut off."""
     import decord
     name = results['filename']
     if not os.path.splitext(name)[1]:
@@ -151,15 +158,16 @@ class VideoInit(BaseTransform):
 class VideoDecode(BaseTransform):
     """Decode the sampled frames, each of them once, by the decoder that opened the file.
 
-    Multi-view sampling asks for the same frame in several views, and short videos repeat their last one; upstream decodes every
-    occurrence. Repeated frames are copies, so transforms may work in place.
+    Multi-view sampling asks for the same frame in several views, and short videos repeat their last one; upstream
+    decodes every occurrence. Repeated frames are copies, so transforms may work in place.
     """
 
     def __init__(self) -> None:
         self._decoders: Dict[str, BaseTransform] = {}
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        """``frame_inds`` (F,) -> adds ``imgs`` (a list of F arrays (H, W, 3), RGB, uint8), ``img_shape``, ``original_shape``.
+        """``frame_inds`` (F,) -> adds ``imgs`` (a list of F arrays (H, W, 3), RGB, uint8), ``img_shape``,
+        ``original_shape``.
 
         Raises:
             VideoError: If a frame cannot be decoded.

@@ -1,4 +1,5 @@
-"""List files of videos in the form of VideoMAE, APT and V-PETL: one path and one label a line, separated by a blank or a comma."""
+"""List files of videos in the form of VideoMAE, APT and V-PETL: one path and one label a line, separated by a blank or
+a comma."""
 
 import os
 import re
@@ -28,13 +29,14 @@ def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the delimiter is unknown, a line has no label or one outside the classes, or the list is empty; the message gives
-            file and line.
+        ValueError: If the delimiter is unknown, a line has no label or one outside the classes, or the list is empty;
+            the message gives file and line.
     """
     if delimiter not in DELIMITERS:
         raise ValueError(f"delimiter must be ',', ' ' or 'auto', got {delimiter!r}")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path}: no such list; tools/prepare_hmdb51.py, prepare_ucf101.py and prepare_ssv2.py write them')
+        raise FileNotFoundError(
+            f'{path}: no such list; tools/prepare_hmdb51.py, prepare_ucf101.py and prepare_ssv2.py write them')
     pattern = re.compile(rf'(.*?\S){DELIMITERS[delimiter]}(-?\d+)')
     entries: List[Entry] = []
     with open(path, encoding='utf-8-sig') as file:

@@ -34,12 +34,15 @@ def find_folder(root: Path, names: Sequence[str], what: str, holds: Sequence[str
             return place
     for place in places:
         if place.is_dir() and next(place.glob('*.rar'), None):
-            raise FileNotFoundError(f'{place} holds .rar archives and no {what}: unpack each of them there first (unrar x FILE)')
-    raise FileNotFoundError(f'no {what} below {root}: looked for {", ".join(holds)} in {", ".join(str(p) for p in places)}')
+            raise FileNotFoundError(
+                f'{place} holds .rar archives and no {what}: unpack each of them there first (unrar x FILE)')
+    raise FileNotFoundError(
+        f'no {what} below {root}: looked for {", ".join(holds)} in {", ".join(str(p) for p in places)}')
 
 
 def hmdb51_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
-    """HMDB51: ``<class>_test_split<n>.txt`` with lines ``name.avi flag``; flag 1 trains, 2 tests, 0 is left out. Labels are alphabetical.
+    """HMDB51: ``<class>_test_split<n>.txt`` with lines ``name.avi flag``; flag 1 trains, 2 tests, 0 is left out. Labels
+    are alphabetical.
 
     Args:
         videos: Folder with one folder per class.
@@ -67,7 +70,8 @@ def hmdb51_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
 
 
 def ucf101_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
-    """UCF101: ``classInd.txt``, ``trainlist0<n>.txt`` (lines ``Class/video.avi id``), ``testlist0<n>.txt`` (without ids).
+    """UCF101: ``classInd.txt``, ``trainlist0<n>.txt`` (lines ``Class/video.avi id``), ``testlist0<n>.txt`` (without
+    ids).
 
     Raises:
         ValueError: If a line names an unknown class or another label than its class has.
@@ -94,7 +98,8 @@ def ucf101_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
 
 
 def ssv2_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
-    """Something-Something V2: JSON lists of ``{"id", "template"}`` and the JSON object ``{template without brackets: id}``.
+    """Something-Something V2: JSON lists of ``{"id", "template"}`` and the JSON object ``{template without brackets:
+    id}``.
 
     The official names (``something-something-v2-train.json``) and the shorter ones (``train.json``) are found.
 
@@ -138,7 +143,10 @@ def check_counts(info: VideoSet, lists: Lists, classes: Sequence[str]) -> List[s
                 wrong.append(f'{where}: {len(rows)} videos, published are {count}')
             if len({label for _, label in rows}) != info.num_classes:
                 wrong.append(f'{where}: {len({label for _, label in rows})} of {info.num_classes} classes occur')
-        both = {name for name, _ in lists[split]['train']} & {name for name, _ in lists[split]['test']} if split in lists else set()
+        both = {name
+                for name, _ in lists[split]['train']} & {name
+                                                         for name, _ in lists[split]['test']
+                                                         } if split in lists else set()
         if both:
             wrong.append(f'{split}: {len(both)} videos are in both lists, for example {sorted(both)[0]}')
     return wrong
@@ -160,8 +168,12 @@ def encode(source: Path, target: Path, short_side: int, ffmpeg: str) -> str:
     scale = f"scale=w='if(gt(iw\\,ih)\\,-2\\,{side.format('iw')})':h='if(gt(iw\\,ih)\\,{side.format('ih')}\\,-2)'"
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'.{target.name}.part.mp4')
-    command = [ffmpeg, '-nostdin', '-v', 'error', '-y', '-i', str(source), '-vf', scale, '-c:v', 'libx264', '-crf', '23', '-preset', 'fast',
-               '-pix_fmt', 'yuv420p', '-an', '-movflags', '+faststart', str(part)]
+    command = [
+        ffmpeg, '-nostdin', '-v', 'error', '-y', '-i',
+        str(source), '-vf', scale, '-c:v', 'libx264', '-crf', '23', '-preset', 'fast', '-pix_fmt', 'yuv420p', '-an',
+        '-movflags', '+faststart',
+        str(part)
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not part.is_file() or not part.stat().st_size:
@@ -183,7 +195,8 @@ def encode_all(names: Iterable[str], videos: Path, target: Path, short_side: int
     """
     ffmpeg = shutil.which('ffmpeg')
     if ffmpeg is None:
-        raise FileNotFoundError('ffmpeg is not installed (for example: apt-get install ffmpeg); without --short-side nothing is re-encoded')
+        raise FileNotFoundError(
+            'ffmpeg is not installed (for example: apt-get install ffmpeg); without --short-side nothing is re-encoded')
 
     def one(name: str) -> Tuple[str, str]:
         new = (target / name).with_suffix('.mp4')
@@ -204,8 +217,8 @@ def starting_from(out: Path, videos: Path, lists: Lists) -> Lists:
 def write_lists(out: Path, lists: Lists, classes: Sequence[str], delimiter: str) -> List[Path]:
     """Write ``train.csv``, ``test.csv`` and ``val.csv`` of every split, and ``classes.txt``.
 
-    ``val.csv`` equals ``test.csv``: VideoMAE and APT validate on the first and test on the second, V-PETL the other way round, and in
-    these data sets both are the test part.
+    ``val.csv`` equals ``test.csv``: VideoMAE and APT validate on the first and test on the second, V-PETL the other way
+    round, and in these data sets both are the test part.
     """
     written = []
     for split, parts in lists.items():
@@ -218,7 +231,8 @@ def write_lists(out: Path, lists: Lists, classes: Sequence[str], delimiter: str)
 
 def parser_of(name: str, doc: Optional[str]) -> argparse.ArgumentParser:
     """Arguments of ``tools/prepare_<name>.py``."""
-    parser = argparse.ArgumentParser(prog=f'prepare_{name}.py', description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f'prepare_{name}.py', description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('root', nargs='?', type=Path, default=Path('data') / name,
                         help=f'folder of the unpacked archives; default data/{name}')
     parser.add_argument('--videos', type=Path, help='folder of the videos, where it is not found below the root')
@@ -226,10 +240,13 @@ def parser_of(name: str, doc: Optional[str]) -> argparse.ArgumentParser:
     parser.add_argument('--out', type=Path, help='where the lists go; default the root')
     parser.add_argument('--delimiter', choices=list(DELIMITERS), default='blank',
                         help='between path and label: blank (VideoMAE, APT; default) or comma (V-PETL)')
-    parser.add_argument('--short-side', type=int, help='re-encode to this short side, for example 256 or 320 (needs ffmpeg)')
-    parser.add_argument('--encoded', type=Path, help='folder of the re-encoded videos; default <root>/videos_<short side>')
+    parser.add_argument(
+        '--short-side', type=int, help='re-encode to this short side, for example 256 or 320 (needs ffmpeg)')
+    parser.add_argument(
+        '--encoded', type=Path, help='folder of the re-encoded videos; default <root>/videos_<short side>')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='ffmpeg processes at a time')
-    parser.add_argument('--allow-partial', action='store_true', help='write lists even if counts differ or videos are missing')
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='write lists even if counts differ or videos are missing')
     return parser
 
 
@@ -273,8 +290,13 @@ def prepare(name: str, args: argparse.Namespace) -> int:
         for video, why in failed.items():
             print(f'problem: {videos / video} cannot be re-encoded: {why}')
         print(f'{len(names) - len(failed)} videos in {target}')
-        lists = {split: {part: [(str(Path(n).with_suffix('.mp4')), label) for n, label in rows] for part, rows in parts.items()}
-                 for split, parts in lists.items()}
+        lists = {
+            split: {
+                part: [(str(Path(n).with_suffix('.mp4')), label) for n, label in rows]
+                for part, rows in parts.items()
+            }
+            for split, parts in lists.items()
+        }
         videos, wrong = target, wrong + list(failed)
     out = args.out or root
     for path in write_lists(out, starting_from(out, videos, lists), classes, DELIMITERS[args.delimiter]):

@@ -1,6 +1,7 @@
 """Find videos that cannot be read, within a time limit for each, even where a decoder hangs or crashes.
 
-Runs as a script too, in the processes that try the videos; it imports nothing but a decoder there, so they start at once.
+Runs as a script too, in the processes that try the videos; it imports nothing but a decoder there, so they start at
+once.
 """
 
 import json
@@ -54,7 +55,8 @@ class Probe:
 
 
 def _read(path: str, decoder: str, whole: bool) -> Tuple[int, int, Tuple[int, int]]:
-    """Decode the first frame or all frames -> (frames announced, frames decoded, (height, width)). Holds a few frames at a time."""
+    """Decode the first frame or all frames -> (frames announced, frames decoded, (height, width)). Holds a few frames
+    at a time."""
     total, decoded, size = 0, 0, (0, 0)
     if decoder == 'decord':
         import decord
@@ -85,7 +87,8 @@ def _read(path: str, decoder: str, whole: bool) -> Tuple[int, int, Tuple[int, in
 
 
 def _cut_off(path: str) -> str:
-    """What is missing of an AVI file, which states its own length; '' if nothing is, or the file is no AVI. Decoders do not tell."""
+    """What is missing of an AVI file, which states its own length; '' if nothing is, or the file is no AVI. Decoders do
+    not tell."""
     with open(path, 'rb') as file:
         head = file.read(12)
     stated, found = int.from_bytes(head[4:8], 'little') + 8, os.path.getsize(path)
@@ -114,7 +117,9 @@ def probe(path: str, level: str, decoder: str) -> Probe:
     except Exception as error:  # every decoder has error classes of its own
         return Probe(path, f'{decoder} cannot decode it: {reason(error)}', seconds=time.perf_counter() - start)
     wanted = total if level == 'decode' else 1
-    lost = f'only {decoded} of {total} frames can be decoded' if decoded < wanted else '' if decoded else 'it has no frames'
+    lost = '' if decoded else 'it has no frames'
+    if decoded < wanted:
+        lost = f'only {decoded} of {total} frames can be decoded'
     return Probe(path, _cut_off(path) or lost, total, size, time.perf_counter() - start)
 
 
@@ -141,10 +146,16 @@ class _Worker:
             timer.cancel()
 
     def _start(self) -> None:
-        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                        text=True, encoding='utf-8')
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding='utf-8')
         if self._answer(START_TIMEOUT) is None:
-            raise RuntimeError(f'the process that checks videos does not start; run it to see why: {" ".join(self.command)}')
+            raise RuntimeError(
+                f'the process that checks videos does not start; run it to see why: {" ".join(self.command)}')
 
     def try_video(self, path: str, timeout: float) -> Probe:
         """The result for one video, whatever the decoder does."""
@@ -159,7 +170,10 @@ class _Worker:
             return Probe(**{**found, 'size': tuple(found['size'])})
         self.end()
         seconds = time.monotonic() - start
-        return Probe(path, 'the decoder crashed' if seconds < timeout else f'it is not decoded within {timeout:g} s', seconds=seconds)
+        return Probe(
+            path,
+            'the decoder crashed' if seconds < timeout else f'it is not decoded within {timeout:g} s',
+            seconds=seconds)
 
     def end(self) -> None:
         """End the process."""
@@ -230,5 +244,6 @@ def _serve(level: str, decoder: str) -> None:
 
 if __name__ == '__main__':
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != here]  # its modules must not stand in for installed ones
+    # its modules must not stand in for installed ones
+    sys.path[:] = [p for p in sys.path if os.path.abspath(p) != here]
     _serve(*sys.argv[1:])

@@ -15,9 +15,9 @@ from ..sites import nearest, positive
 def dense_clip(total: int, clip_len: int, interval: int) -> np.ndarray:
     """A random clip of VideoMAE's dense sampling, (clip_len,).
 
-    A window of ``clip_len * interval`` frames ends at a random frame; the indices are spread over it with linspace, so their step is
-    64/15 and not 4 for 16 frames at interval 4. A video no longer than the window is spread over its whole length with
-    ``total // interval`` indices, and its last frame is repeated.
+    A window of ``clip_len * interval`` frames ends at a random frame; the indices are spread over it with linspace, so
+    their step is 64/15 and not 4 for 16 frames at interval 4. A video no longer than the window is spread over its
+    whole length with ``total // interval`` indices, and its last frame is repeated.
     """
     span = clip_len * interval
     if total > span:
@@ -29,7 +29,8 @@ def dense_clip(total: int, clip_len: int, interval: int) -> np.ndarray:
 
 
 def dense_views(total: int, clip_len: int, interval: int, num_clips: int) -> np.ndarray:
-    """Evenly spaced clips over every ``interval``-th frame, (num_clips, clip_len); the middle one where one is wanted."""
+    """Evenly spaced clips over every ``interval``-th frame, (num_clips, clip_len); the middle one where one is
+    wanted."""
     frames = np.arange(0, total, interval)
     frames = np.concatenate([frames, np.full(max(clip_len - len(frames), 0), frames[-1])])
     last = len(frames) - clip_len
@@ -38,9 +39,11 @@ def dense_views(total: int, clip_len: int, interval: int, num_clips: int) -> np.
 
 
 def uniform_clip(total: int, clip_len: int) -> np.ndarray:
-    """One random frame of each of ``clip_len`` equal segments, (clip_len,); zeros where the video has fewer frames than segments.
+    """One random frame of each of ``clip_len`` equal segments, (clip_len,); zeros where the video has fewer frames than
+    segments.
 
-    The segments are ``total // clip_len`` frames long, so up to ``clip_len - 1`` frames at the end are never seen, as published.
+    The segments are ``total // clip_len`` frames long, so up to ``clip_len - 1`` frames at the end are never seen, as
+    published.
     """
     length = total // clip_len
     if length == 0:
@@ -49,7 +52,8 @@ def uniform_clip(total: int, clip_len: int) -> np.ndarray:
 
 
 def uniform_views(total: int, clip_len: int, num_clips: int) -> np.ndarray:
-    """(num_clips, clip_len): view 0 takes the starts of ``clip_len`` equal segments, view 1 their centres; one view is the centres."""
+    """(num_clips, clip_len): view 0 takes the starts of ``clip_len`` equal segments, view 1 their centres; one view is
+    the centres."""
     tick = total / clip_len
     at = sorted([int(j * tick) for j in range(clip_len)] + [int(j * tick + tick / 2) for j in range(clip_len)])
     views = np.array(at, dtype=np.int64).reshape(clip_len, 2).T
@@ -60,8 +64,8 @@ def uniform_views(total: int, clip_len: int, num_clips: int) -> np.ndarray:
 class VideoMAESampleFrames(BaseTransform):
     """Frame sampling of VideoMAE and APT; with ``mode='dense'`` also V-PETL's test clips.
 
-    It draws from ``numpy.random`` in the order of the published code. What differs: validation takes the middle of the video where the
-    published code takes a random clip.
+    It draws from ``numpy.random`` in the order of the published code. What differs: validation takes the middle of the
+    video where the published code takes a random clip.
 
     Args:
         clip_len: Frames per clip.
@@ -89,7 +93,10 @@ class VideoMAESampleFrames(BaseTransform):
         if not test_mode and num_clips != 1:
             raise ValueError(f'{owner}: training takes one clip per video; num_clips={num_clips} needs test_mode=True')
         if mode == 'uniform' and num_clips > 2:
-            raise ValueError(f'{owner}: uniform sampling has two views (starts and centres of the segments), got num_clips={num_clips}')
+            raise ValueError(
+                f'{owner}: uniform sampling has two views (starts and centres of the segments), got '
+                f'num_clips={num_clips}'
+            )
         self.mode = mode
         self.test_mode = test_mode
 
@@ -104,19 +111,23 @@ class VideoMAESampleFrames(BaseTransform):
         return uniform_clip(total, self.clip_len)[None]
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        """``total_frames`` -> adds ``frame_inds`` (num_clips * clip_len,), ``clip_len``, ``frame_interval``, ``num_clips``."""
+        """``total_frames`` -> adds ``frame_inds`` (num_clips * clip_len,), ``clip_len``, ``frame_interval``,
+        ``num_clips``."""
         results['frame_inds'] = self.sample(int(results['total_frames'])).reshape(-1) + results.get('start_index', 0)
         results.update(clip_len=self.clip_len, frame_interval=self.frame_interval, num_clips=self.num_clips)
         return results
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(clip_len={self.clip_len}, frame_interval={self.frame_interval}, num_clips={self.num_clips}, '
-                f'mode={self.mode!r}, test_mode={self.test_mode})')
+        return (
+            f'{type(self).__name__}(clip_len={self.clip_len}, frame_interval={self.frame_interval}, '
+            f'num_clips={self.num_clips}, '
+            f'mode={self.mode!r}, test_mode={self.test_mode})')
 
 
 @TRANSFORMS.register_module()
 class ShortSideResize(BaseTransform):
-    """Bilinear resize to a short side; the long side is rounded down, as both papers do (mmaction2's ``Resize`` rounds it to nearest).
+    """Bilinear resize to a short side; the long side is rounded down, as both papers do (mmaction2's ``Resize`` rounds
+    it to nearest).
 
     Args:
         size: Length of the short side, in pixels.
@@ -135,7 +146,9 @@ class ShortSideResize(BaseTransform):
         """Resizes ``imgs``, sets ``img_shape``."""
         import cv2
         height, width = self.target(*results['imgs'][0].shape[:2])
-        results['imgs'] = [cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR) for frame in results['imgs']]
+        results['imgs'] = [
+            cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR) for frame in results['imgs']
+        ]
         results['img_shape'] = (height, width)
         return results
 
@@ -145,10 +158,11 @@ class ShortSideResize(BaseTransform):
 
 @TRANSFORMS.register_module()
 class ViewCrops(BaseTransform):
-    """Crops at equal steps along the long side: all crops of a clip one after the other, clips and crops in the published order.
+    """Crops at equal steps along the long side: all crops of a clip one after the other, clips and crops in the
+    published order.
 
-    Crop c of n starts at ``int(c * (long - size) / (n - 1))``; mmaction2's ``ThreeCrop`` is up to one pixel off and in another order. A
-    single crop is the middle one.
+    Crop c of n starts at ``int(c * (long - size) / (n - 1))``; mmaction2's ``ThreeCrop`` is up to one pixel off and in
+    another order. A single crop is the middle one.
 
     Args:
         crop_size: Height and width of the crops, in pixels.
@@ -167,7 +181,8 @@ class ViewCrops(BaseTransform):
         return tuple(int(c * room / (self.num_crops - 1)) for c in range(self.num_crops))
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        """``imgs`` of num_clips * clip_len frames -> num_clips * num_crops * clip_len frames; ``num_clips`` counts the views.
+        """``imgs`` of num_clips * clip_len frames -> num_clips * num_crops * clip_len frames; ``num_clips`` counts the
+        views.
 
         Raises:
             ValueError: If the frames are smaller than the crops.

@@ -14,8 +14,8 @@ from .tables import VTAB
 class VTAB1k(SuiteDataset):
     """A VTAB-1k task: lists 'train800', 'val200', 'train800val200', 'test' as ``.txt`` or ``.json``.
 
-    ``train800val200`` is the concatenation of the two others. Where a release ships only that one, its first 800 and last 200 entries stand
-    in for them, and the log says so.
+    ``train800val200`` is the concatenation of the two others. Where a release ships only that one, its first 800 and
+    last 200 entries stand in for them, and the log says so.
     """
 
     SUITE = VTAB
@@ -27,10 +27,16 @@ class VTAB1k(SuiteDataset):
         if path:
             return self._read(path)
         whole = self._read(self.list_path('train800val200'))
-        print_log(f'{self.task.name}: no list {split!r}; taking it from the {"first 800" if split == "train800" else "last 200"} of the '
-                  f'{len(whole)} entries of train800val200', logger='current')
+        print_log(
+            f'{self.task.name}: no list {split!r}; taking it from the '
+            f'{"first 800" if split == "train800" else "last 200"} of the '
+            f'{len(whole)} entries of train800val200',
+            logger='current')
         if len(whole) != 1000:
-            raise ValueError(f'{self.list_path("train800val200")} has {len(whole)} entries, not 1000: {split!r} cannot be cut from it')
+            raise ValueError(
+                f'{self.list_path("train800val200")} has {len(whole)} entries, not 1000: {split!r} cannot be cut from '
+                f'it'
+            )
         return whole[:800] if split == 'train800' else whole[800:]
 
     def _read(self, path: str) -> Entries:

@@ -27,7 +27,8 @@ def pe_score(score: float, params: float) -> float:
 def ppt_score(score: float, params: float) -> float:
     """Performance-parameter trade-off of V-PETL Bench: ``score * exp(-log10(params / 1e7 + 1))``.
 
-    Source: inferred from the benchmark's published table, of which it reproduces 16 of 19 rows to the digit and the others to 0.01.
+    Source: inferred from the benchmark's published table, of which it reproduces 16 of 19 rows to the digit and the
+        others to 0.01.
     It takes accuracies as fractions and parameters without heads.
 
     Args:

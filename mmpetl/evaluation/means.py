@@ -1,4 +1,5 @@
-"""Means over the tasks of a suite. A mean with a missing task has no value: it is never taken over what happens to be there."""
+"""Means over the tasks of a suite. A mean with a missing task has no value: it is never taken over what happens to be
+there."""
 
 from dataclasses import dataclass
 from typing import Dict, Iterable, Mapping, Optional, Union
@@ -25,8 +26,8 @@ def mean_of(values: Iterable[Optional[float]]) -> Mean:
 def suite_means(suite: Union[str, Suite], scores: Mapping[str, Optional[float]]) -> Dict[str, Mean]:
     """The means that papers print of a suite, labelled.
 
-    Two conventions circulate for VTAB-1k and differ by two to five points: the mean of the 19 tasks and the mean of the three group means.
-    Both are returned.
+    Two conventions circulate for VTAB-1k and differ by two to five points: the mean of the 19 tasks and the mean of the
+    three group means. Both are returned.
 
     Args:
         suite: Name of the suite.

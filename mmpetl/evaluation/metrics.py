@@ -1,6 +1,8 @@
-"""Mean recall per class, area under the ROC curve, 11-point average precision, and a dump of the scores for submissions.
+"""Mean recall per class, area under the ROC curve, 11-point average precision, and a dump of the scores for
+submissions.
 
-Accuracy is mmpretrain's own ``Accuracy``. The functions return fractions, the metric classes per cent, as mmpretrain's do.
+Accuracy is mmpretrain's own ``Accuracy``. The functions return fractions, the metric classes per cent, as mmpretrain's
+do.
 """
 
 import os
@@ -15,7 +17,12 @@ from ..registry import METRICS
 from ..weights.io import atomic_write
 
 #: Name under which MMEngine logs each metric of the tables.
-METRIC_KEYS = {'accuracy': 'accuracy/top1', 'mean_per_class': 'score/mean_per_class', 'roc_auc': 'score/roc_auc', 'map11': 'score/map11'}
+METRIC_KEYS = {
+    'accuracy': 'accuracy/top1',
+    'mean_per_class': 'score/mean_per_class',
+    'roc_auc': 'score/roc_auc',
+    'map11': 'score/map11'
+}
 
 
 def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -50,8 +57,8 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
 def eleven_point_ap(scores: np.ndarray, targets: np.ndarray) -> float:
     """11-point interpolated average precision (PASCAL VOC 2007), mean over the classes that occur.
 
-    For each recall 0, 0.1, ..., 1 the highest precision at that recall or beyond. As published, the curve begins at precision 1 and recall
-    0, so the first of the eleven terms is always 1.
+    For each recall 0, 0.1, ..., 1 the highest precision at that recall or beyond. As published, the curve begins at
+    precision 1 and recall 0, so the first of the eleven terms is always 1.
 
     Args:
         scores: (N, C).
@@ -96,8 +103,10 @@ class _ScoreMetric(BaseMetric):
         """
         scores = np.stack([s for s, _ in results])
         if not np.isfinite(scores).all():
-            raise ValueError(f'{type(self).__name__}: {int((~np.isfinite(scores)).any(1).sum())} of {len(scores)} predictions are not '
-                             'finite; training has diverged (lower the learning rate)')
+            raise ValueError(
+                f'{type(self).__name__}: {int((~np.isfinite(scores)).any(1).sum())} of {len(scores)} predictions are '
+                f'not '
+                'finite; training has diverged (lower the learning rate)')
         return scores, np.stack([t for _, t in results])
 
 
@@ -140,7 +149,8 @@ class ElevenPointAP(_ScoreMetric):
 
 @METRICS.register_module()
 class DumpScores(BaseMetric):
-    """Write the scores of every image, in the order of the list, to one ``.npz`` at each evaluation; adds no number to the log.
+    """Write the scores of every image, in the order of the list, to one ``.npz`` at each evaluation; adds no number to
+    the log.
 
     The file holds ``scores`` (N, C) float32 and ``labels`` (N,), or (N, C) in a multi-label task.
 
@@ -161,7 +171,8 @@ class DumpScores(BaseMetric):
         """Keep index, scores (C,) and target of each sample."""
         for sample in data_samples:
             target = sample['gt_score'] if 'gt_score' in sample else sample['gt_label']
-            self.results.append((int(sample['sample_idx']), sample['pred_score'].float().cpu().numpy(), target.cpu().numpy()))
+            self.results.append(
+                (int(sample['sample_idx']), sample['pred_score'].float().cpu().numpy(), target.cpu().numpy()))
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
         """Called by MMEngine on the samples of all ranks; writes the file."""
@@ -170,6 +181,7 @@ class DumpScores(BaseMetric):
         labels = np.stack([row[2] for row in results])
         if is_main_process():
             os.makedirs(os.path.dirname(os.path.abspath(self.out_file)), exist_ok=True)
-            atomic_write(self.out_file, lambda file: np.savez_compressed(file, scores=scores,
-                                                                         labels=labels[:, 0] if labels.shape[1] == 1 else labels))
+            atomic_write(
+                self.out_file, lambda file: np.savez_compressed(
+                    file, scores=scores, labels=labels[:, 0] if labels.shape[1] == 1 else labels))
         return {}

@@ -12,8 +12,9 @@ from ..registry import METRICS
 class ViewAccuracy(BaseMetric):
     """Accuracies of a multi-view test, as fractions like those of mmaction2's ``AccMetric``.
 
-    ``acc/view_top1`` is the mean accuracy of the single views; it needs a head with ``keep_views=True``. ``acc/group_top1`` counts a video
-    as right when the class of the averaged scores lies in the same group as its label; it is given where ``groups`` are.
+    ``acc/view_top1`` is the mean accuracy of the single views; it needs a head with ``keep_views=True``.
+    ``acc/group_top1`` counts a video as right when the class of the averaged scores lies in the same group as its
+    label; it is given where ``groups`` are.
 
     Args:
         groups: Group of every class, for example ``[0, 0, 1, 1]``.
@@ -39,7 +40,10 @@ class ViewAccuracy(BaseMetric):
             found = dict(view_top1=float((sample['view_scores'].argmax(-1) == label).float().mean()))
             if self.groups is not None:
                 if len(self.groups) != len(sample['pred_score']):
-                    raise ValueError(f"ViewAccuracy: groups has {len(self.groups)} entries, the model {len(sample['pred_score'])} classes")
+                    raise ValueError(
+                        f"ViewAccuracy: groups has {len(self.groups)} entries, the model {len(sample['pred_score'])} "
+                        f"classes"
+                    )
                 found['group_top1'] = float(self.groups[int(sample['pred_score'].argmax())] == self.groups[label])
             self.results.append(found)
 

@@ -41,7 +41,7 @@ def random_state_kept() -> Iterator[None]:
         torch.cuda.set_rng_state_all(before[3])
 
 
-# -- the data -------------------------------------------------------------------------------------------------------------------------
+# -- the data ---------------------------------------------------------------------------------------------------------
 
 
 def base_datasets(dataset: Any) -> List[Any]:
@@ -51,7 +51,8 @@ def base_datasets(dataset: Any) -> List[Any]:
 
 
 def sources(dataset: Any) -> List[int]:
-    """For every sample of a dataset, the first sample that is the same one (repeating wrappers give a sample several numbers)."""
+    """For every sample of a dataset, the first sample that is the same one (repeating wrappers give a sample several
+    numbers)."""
     first: Dict[Any, int] = {}
     if not hasattr(dataset, '_get_ori_dataset_idx'):
         return list(range(len(dataset)))
@@ -59,7 +60,8 @@ def sources(dataset: Any) -> List[int]:
 
 
 def random_transform(pipeline: Any) -> Optional[str]:
-    """Name of a transform that declares itself random, by mmcv's ``cache_randomness`` or by its name; nested ones included."""
+    """Name of a transform that declares itself random, by mmcv's ``cache_randomness`` or by its name; nested ones
+    included."""
     for transform in getattr(pipeline, 'transforms', ()) or ():
         name = type(transform).__name__
         if getattr(type(transform), '_methods_with_randomness', None) or 'Random' in name:
@@ -71,12 +73,14 @@ def random_transform(pipeline: Any) -> Optional[str]:
 
 
 def check_deterministic(dataset: Any, model: nn.Module, probes: int = 4) -> None:
-    """Refuse data that is not the same every time it is read: by name of the transform, and by reading some samples twice.
+    """Refuse data that is not the same every time it is read: by name of the transform, and by reading some samples
+    twice.
 
     Raises:
         ValueError: Names the transform, or the sample that came out differently.
     """
-    remedy = 'the feature cache needs the same picture every time: use the test pipeline for training, or remove the FeatureCacheHook'
+    remedy = ('the feature cache needs the same picture every time: use the test pipeline for training, or remove the '
+              'FeatureCacheHook')
     for base in base_datasets(dataset):
         name = random_transform(getattr(base, 'pipeline', None))
         if name:
@@ -91,11 +95,13 @@ def check_deterministic(dataset: Any, model: nn.Module, probes: int = 4) -> None
                 random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
                 seen.append(torch.as_tensor(dataset[index]['inputs']))
             if seen[0].shape != seen[1].shape or not torch.equal(seen[0], seen[1]):
-                raise ValueError(f'sample {index} of {type(dataset).__name__} is not the same when it is read twice; {remedy}')
+                raise ValueError(
+                    f'sample {index} of {type(dataset).__name__} is not the same when it is read twice; {remedy}')
 
 
 def data_identity(dataset: Any, model: nn.Module) -> Dict[str, Any]:
-    """What the inputs of the backbone depend on: samples (with size and time of their files), transforms, preprocessor."""
+    """What the inputs of the backbone depend on: samples (with size and time of their files), transforms,
+    preprocessor."""
     digest = hashlib.sha256()
     for i in range(len(dataset)):
         info = {k: v for k, v in dataset.get_data_info(i).items() if k != 'sample_idx'}
@@ -103,14 +109,20 @@ def data_identity(dataset: Any, model: nn.Module) -> Dict[str, Any]:
         stats = [(os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
         digest.update(json.dumps([info, stats], sort_keys=True, default=str).encode())
     preprocessor = model.data_preprocessor
-    plain = {k: v for k, v in vars(preprocessor).items() if isinstance(v, (int, float, str)) and k[0] != '_' and k != 'training'}
+    plain = {
+        k: v
+        for k, v in vars(preprocessor).items() if isinstance(v, (int, float, str)) and k[0] != '_' and k != 'training'
+    }
     buffers = {k: v.flatten().tolist() for k, v in preprocessor.named_buffers()}
-    return dict(samples=digest.hexdigest(), transforms=[repr(getattr(d, 'pipeline', None)) for d in base_datasets(dataset)],
-                preprocessor=repr([sorted(plain.items()), sorted(buffers.items())]))
+    return dict(
+        samples=digest.hexdigest(),
+        transforms=[repr(getattr(d, 'pipeline', None)) for d in base_datasets(dataset)],
+        preprocessor=repr([sorted(plain.items()), sorted(buffers.items())]))
 
 
 class CachedView(Dataset):
-    """A dataset without its images: every item has its data sample, a placeholder, and the number of its row in the cache."""
+    """A dataset without its images: every item has its data sample, a placeholder, and the number of its row in the
+    cache."""
 
     def __init__(self, dataset: Any, rows: Sequence[int], samples: Sequence[Any], placeholder: torch.Tensor) -> None:
         self.dataset, self.rows, self.samples, self.placeholder = dataset, rows, samples, placeholder
@@ -139,29 +151,32 @@ def with_dataset(loader: DataLoader, dataset: Dataset) -> DataLoader:
     return DataLoader(dataset, num_workers=0, collate_fn=loader.collate_fn, generator=generator, **order)
 
 
-# -- the hook -------------------------------------------------------------------------------------------------------------------------
+# -- the hook ---------------------------------------------------------------------------------------------------------
 
 
 @HOOKS.register_module()
 class FeatureCacheHook(Hook):
     """Compute the features of the frozen trunk once per image before training, then train on them.
 
-    For linear probes (no methods, no ``tune``), SynQT, VQT and LST with a pipeline that is not random. Images are not even decoded again.
-    Losses, gradients and random numbers are those of training without the hook; on a CPU in single precision bitwise so.
+    For linear probes (no methods, no ``tune``), SynQT, VQT and LST with a pipeline that is not random. Images are not
+    even decoded again. Losses, gradients and random numbers are those of training without the hook; on a CPU in single
+    precision bitwise so.
 
-    The features lie in the first of device memory, pinned host memory and disk in whose free half they fit. On disk they stay for later
-    runs, under a key of the samples, their files, the transforms, the trunk's weights and structure, and the type. Several processes
-    share one table on disk. On a CPU the features of a step lie where those of the next step will lie: copy what is to outlive a step.
+    The features lie in the first of device memory, pinned host memory and disk in whose free half they fit. On disk
+    they stay for later runs, under a key of the samples, their files, the transforms, the trunk's weights and
+    structure, and the type. Several processes share one table on disk. On a CPU the features of a step lie where those
+    of the next step will lie: copy what is to outlive a step.
 
     Args:
         modes: Loops that use the cache: 'train', or 'train' and 'val' where validation images are seen many times.
-        dtype: None keeps features as they are computed; 'float16' or 'bfloat16' halves single precision (outputs then differ by some 1e-4).
+        dtype: None keeps features as they are computed; 'float16' or 'bfloat16' halves single precision (outputs then
+            differ by some 1e-4).
         place: 'device', 'host' or 'disk' instead of the rule.
         folder: Folder for features on disk; default ``<work_dir>/features``.
 
     Raises:
-        ValueError: Before training starts, if an option is unknown, the data or the trunk are not the same every time, a method changes the
-            token stream, or the features fit nowhere.
+        ValueError: Before training starts, if an option is unknown, the data or the trunk are not the same every time,
+            a method changes the token stream, or the features fit nowhere.
     """
 
     priority = 'VERY_LOW'
@@ -172,20 +187,26 @@ class FeatureCacheHook(Hook):
                  place: Optional[str] = None,
                  folder: Optional[str] = None) -> None:
         self.modes = (modes, ) if isinstance(modes, str) else tuple(modes)
-        for value, known, name in [*((m, MODES, 'modes') for m in self.modes), (dtype, TYPES, 'dtype'), (place, (None, *PLACES), 'place')]:
+        for value, known, name in [
+                *((m, MODES, 'modes') for m in self.modes), (dtype, TYPES, 'dtype'), (place, (None, *PLACES), 'place')
+        ]:
             if value not in known:
-                raise ValueError(f'FeatureCacheHook: unknown {name} {value!r}' + nearest(str(value), filter(None, known)))
+                raise ValueError(f'FeatureCacheHook: unknown {name} {value!r}' +
+                                 nearest(str(value), filter(None, known)))
         self.dtype, self.place, self.folder = dtype, place, folder
         self.stores: Dict[str, FeatureStore] = {}
         self.keys: Dict[str, str] = {}
         self._feed: Optional[Feed] = None
         self._restore: List[Tuple[Any, Any]] = []
 
-    # -- filling --------------------------------------------------------------------------------------------------------------------
+    # -- filling ------------------------------------------------------------------------------------------------------
 
     def before_train(self, runner: Any) -> None:
         if runner.cfg.get('compile'):
-            raise ValueError('FeatureCacheHook: compile=True would freeze the features of one batch into the graph; switch one of them off')
+            raise ValueError(
+                'FeatureCacheHook: compile=True would freeze the features of one batch into the graph; switch one of '
+                'them off'
+            )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._feed = Feed(backbone_of(model))
         try:
@@ -221,14 +242,25 @@ class FeatureCacheHook(Hook):
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(partial, folder)
         self.stores[mode], self.keys[mode] = store, key
-        self._use(loop, with_dataset(loader, CachedView(loader.dataset, [row_of[i] for i in first], samples, self._placeholder)))
-        runner.logger.info(f'Feature cache ({mode}): {store.rows} samples, {store.nbytes / 2**20:.1f} MiB on {store.place}, '
-                           f'{"found" if found else "computed"} in {time.time() - start:.1f} s, key {key}')
+        self._use(
+            loop,
+            with_dataset(loader, CachedView(loader.dataset, [row_of[i] for i in first], samples, self._placeholder)))
+        runner.logger.info(
+            f'Feature cache ({mode}): {store.rows} samples, {store.nbytes / 2**20:.1f} MiB on {store.place}, '
+            f'{"found" if found else "computed"} in {time.time() - start:.1f} s, key {key}')
 
     def _key(self, runner: Any, loader: DataLoader, model: nn.Module) -> str:
-        precision = [type(runner.optim_wrapper).__name__, str(getattr(runner.optim_wrapper, 'cast_dtype', None)), str(self.dtype)]
-        identity = dict(data=data_identity(loader.dataset, model), trunk=trunk_identity(backbone_of(model)), precision=precision,
-                        device=next(model.parameters()).device.type, batch=loader.batch_size)
+        precision = [
+            type(runner.optim_wrapper).__name__,
+            str(getattr(runner.optim_wrapper, 'cast_dtype', None)),
+            str(self.dtype)
+        ]
+        identity = dict(
+            data=data_identity(loader.dataset, model),
+            trunk=trunk_identity(backbone_of(model)),
+            precision=precision,
+            device=next(model.parameters()).device.type,
+            batch=loader.batch_size)
         return self._agreed(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16])
 
     @staticmethod
@@ -240,7 +272,8 @@ class FeatureCacheHook(Hook):
 
     def _run_trunk(self, runner: Any, model: nn.Module, loader: DataLoader, chosen: List[int], folder: Path,
                    found: bool) -> Tuple[List[Any], FeatureStore]:
-        """Read all samples once and run the trunk where features are missing -> data samples (without images) and the store."""
+        """Read all samples once and run the trunk where features are missing -> data samples (without images) and the
+        store."""
         store: Optional[FeatureStore] = None
         samples: List[Any] = []
         batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
@@ -248,7 +281,8 @@ class FeatureCacheHook(Hook):
         place = 'disk' if found else self.place
         # The last batch is filled up, so that every row is computed in a batch of the same size.
         padded = chosen + [chosen[-1]] * (-len(chosen) % batch)
-        plain = DataLoader(Subset(loader.dataset, padded), batch, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
+        plain = DataLoader(
+            Subset(loader.dataset, padded), batch, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
         model.eval()
         try:
             for number, data in enumerate(plain):
@@ -258,7 +292,8 @@ class FeatureCacheHook(Hook):
                     continue
                 features = self._features(runner, model, data)
                 if store is None:
-                    store = FeatureStore(features, batch, len(chosen), device, place, TYPES[self.dtype], folder, world > 1)
+                    store = FeatureStore(features, batch, len(chosen), device, place, TYPES[self.dtype], folder, world
+                                         > 1)
                     inputs = data['inputs'][0]
                     self._placeholder = inputs.new_zeros(*inputs.shape[:-2], 1, 1)
                 if not found:
@@ -274,7 +309,7 @@ class FeatureCacheHook(Hook):
         with runner.optim_wrapper.optim_context(runner.model):
             return self._feed.capture(lambda: model(**ready, mode='tensor'))
 
-    # -- using ----------------------------------------------------------------------------------------------------------------------
+    # -- using --------------------------------------------------------------------------------------------------------
 
     def _use(self, loop: Any, loader: DataLoader) -> None:
         self._restore.append((loop, loop.dataloader))
@@ -290,7 +325,12 @@ class FeatureCacheHook(Hook):
             rows = [sample.metainfo['cache_row'] for sample in data_batch['data_samples']]
             self._feed.features = self.stores[mode].fetch(rows, reuse=True)
 
-    def _after_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = 'train') -> None:
+    def _after_iter(self,
+                    runner: Any,
+                    batch_idx: int,
+                    data_batch: Any = None,
+                    outputs: Any = None,
+                    mode: str = 'train') -> None:
         if self._feed is not None:
             self._feed.features = None
 

@@ -1,10 +1,11 @@
 """Frozen features, computed once per image: where they are kept, and how a backbone is fed with them.
 
-What is kept is what the trainable part reads: the outputs of the backbone for a linear probe, the per-block activations for side methods
-(SynQT, VQT, LST). That is valid only where the frozen trunk sees the same input every time and nothing trainable acts on its tokens;
-:func:`check_cacheable` refuses everything else.
+What is kept is what the trainable part reads: the outputs of the backbone for a linear probe, the per-block activations
+for side methods (SynQT, VQT, LST). That is valid only where the frozen trunk sees the same input every time and nothing
+trainable acts on its tokens; :func:`check_cacheable` refuses everything else.
 
-Where the features go is a rule, not a guess: the first of device memory, pinned host memory and disk in whose free half they fit.
+Where the features go is a rule, not a guess: the first of device memory, pinned host memory and disk in whose free half
+they fit.
 """
 
 import json
@@ -41,12 +42,15 @@ def check_cacheable(backbone: nn.Module) -> None:
     """Refuse a backbone whose frozen features are not the same every time.
 
     Raises:
-        ValueError: If a method acts on the token stream, a trunk parameter trains, or the trunk has dropout in train mode.
+        ValueError: If a method acts on the token stream, a trunk parameter trains, or the trunk has dropout in train
+            mode.
     """
     for method in backbone.petl.values():
         if method.points() != {'side'}:
-            raise ValueError(f'{type(method).__name__} changes the token stream, so the frozen features cannot be cached; use a linear '
-                             'probe, SynQT, VQT or LST, or train without the feature cache')
+            raise ValueError(
+                f'{type(method).__name__} changes the token stream, so the frozen features cannot be cached; use a '
+                f'linear '
+                'probe, SynQT, VQT or LST, or train without the feature cache')
     for name, parameter in backbone.named_parameters():
         if parameter.requires_grad and not name.startswith('petl.'):
             raise ValueError(f'{name} trains, so the frozen features cannot be cached; remove it from tune')
@@ -54,14 +58,16 @@ def check_cacheable(backbone: nn.Module) -> None:
         for name, module in backbone.named_modules():
             rates = [getattr(module, key, 0) for key in ('p', 'drop_prob', 'attn_drop')]
             if not name.startswith('petl.') and any(isinstance(r, float) and r > 0 for r in rates):
-                raise ValueError(f"{name} drops at random in the frozen trunk, so its features cannot be cached; set trunk='eval'")
+                raise ValueError(
+                    f"{name} drops at random in the frozen trunk, so its features cannot be cached; set trunk='eval'")
 
 
-# -- memory ---------------------------------------------------------------------------------------------------------------------------
+# -- memory -----------------------------------------------------------------------------------------------------------
 
 
 def free_host_bytes() -> int:
-    """Bytes of host memory that can still be taken: what the kernel reports, or less where the control group allows less."""
+    """Bytes of host memory that can still be taken: what the kernel reports, or less where the control group allows
+    less."""
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     meminfo = Path('/proc/meminfo')
     if meminfo.exists():
@@ -94,19 +100,20 @@ def choose_place(size: int, device: torch.device, folder: Path, allowed: Sequenc
         if size <= available / 2:
             return place
     held = ', '.join(f'{place} {available / 2**30:.1f} GiB' for place, available in free.items())
-    raise ValueError(f"the features need {size / 2**30:.1f} GiB, more than half of what is free ({held}): set dtype='float16', "
-                     "read less (context='absorb', fewer layers), or train without the feature cache")
+    raise ValueError(
+        f"the features need {size / 2**30:.1f} GiB, more than half of what is free ({held}): set dtype='float16', "
+        "read less (context='absorb', fewer layers), or train without the feature cache")
 
 
-# -- the store ------------------------------------------------------------------------------------------------------------------------
+# -- the store --------------------------------------------------------------------------------------------------------
 
 
 class FeatureStore:
     """A table per cached tensor, one row per sample.
 
     Args:
-        example: Features of one batch: tensors in any nesting of lists, tuples and dicts, all with the batch as first axis (or a
-            multiple of it where a sample has several views).
+        example: Features of one batch: tensors in any nesting of lists, tuples and dicts, all with the batch as first
+            axis (or a multiple of it where a sample has several views).
         batch: Samples in ``example``.
         rows: Samples to keep.
         device: Where :meth:`fetch` puts the features.
@@ -130,7 +137,8 @@ class FeatureStore:
                  shared: bool = False) -> None:
         leaves, self.spec = pytree.tree_flatten(example)
         if not leaves or any(not isinstance(t, Tensor) or len(t) % batch for t in leaves):
-            raise ValueError(f'cached features must be tensors whose first axis is a multiple of the batch size {batch}')
+            raise ValueError(
+                f'cached features must be tensors whose first axis is a multiple of the batch size {batch}')
         self.rows, self.device, self.folder = rows, torch.device(device), Path(folder)
         self.types = [t.dtype for t in leaves]
         kept = [dtype if dtype is not None and t.is_floating_point() else t.dtype for t in leaves]
@@ -162,8 +170,8 @@ class FeatureStore:
 
         Args:
             indices: The samples.
-            reuse: The features may lie in memory that the next call with ``reuse`` overwrites. That is much quicker where every new
-                tensor costs fresh pages of memory, as on a CPU.
+            reuse: The features may lie in memory that the next call with ``reuse`` overwrites. That is much quicker
+                where every new tensor costs fresh pages of memory, as on a CPU.
         """
         index = torch.as_tensor(indices)
         leaves = [self._rows(i, index, reuse).flatten(0, 1).to(d) for i, d in enumerate(self.types)]
@@ -195,7 +203,7 @@ class FeatureStore:
             os.fsync(f.fileno())
 
 
-# -- feeding a backbone -----------------------------------------------------------------------------------------------------------------
+# -- feeding a backbone -----------------------------------------------------------------------------------------------
 
 
 class _Captured(Exception):
@@ -205,8 +213,8 @@ class _Captured(Exception):
 class Feed:
     """Stands between the trunk of a backbone and its trainable part.
 
-    ``capture`` returns the frozen features of an input; while ``features`` is set, the backbone uses them and the trunk does not run.
-    The backbone is given back its own behaviour by :meth:`remove`.
+    ``capture`` returns the frozen features of an input; while ``features`` is set, the backbone uses them and the trunk
+    does not run. The backbone is given back its own behaviour by :meth:`remove`.
 
     Args:
         backbone: A backbone of this package.
@@ -220,7 +228,8 @@ class Feed:
         #: What the backbone shall use instead of running its trunk, or None.
         self.features: Any = None
         self._capturing = False
-        # A side method asks for its reads through ``petl.record``; without one the features are the backbone's own outputs.
+        # A side method asks for its reads through ``petl.record``; without one the features are the backbone's own
+        # outputs.
         self._owner, self._name = (backbone.petl, 'record') if backbone.petl.side_active() else (backbone, 'forward')
         self._original: Callable[..., Any] = getattr(self._owner, self._name)
         object.__setattr__(self._owner, self._name, self._instead)
@@ -259,7 +268,14 @@ def trunk_identity(backbone: nn.Module) -> Dict[str, Any]:
     """What the features of a backbone depend on: weights, structure, settings and what is read."""
     side = backbone.petl.side_method()
     state = {k: v for k, v in backbone.state_dict().items() if not k.startswith('petl.')}
-    modules = [f'{name}:{type(m).__name__}:{m.extra_repr()}' for name, m in backbone.named_modules() if not name.startswith('petl')]
-    plain = {k: v for k, v in vars(backbone).items() if isinstance(v, (int, float, str, list, tuple)) and k[0] != '_' and k != 'training'}
+    modules = [
+        f'{name}:{type(m).__name__}:{m.extra_repr()}' for name, m in backbone.named_modules()
+        if not name.startswith('petl')
+    ]
+    plain = {
+        k: v
+        for k, v in vars(backbone).items()
+        if isinstance(v, (int, float, str, list, tuple)) and k[0] != '_' and k != 'training'
+    }
     return dict(weights=fingerprint(state), modules=modules, settings=repr(sorted(plain.items())),
                 reads=sorted(side.side_reads) if side is not None else 'outputs')

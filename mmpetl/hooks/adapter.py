@@ -16,10 +16,11 @@ from ..weights.adapter_file import STATE_KEY
 class AdapterHook(Hook):
     """Write what was trained instead of the whole model.
 
-    * ``<work_dir>/adapter.safetensors``: the last state, with a header that names methods, base, head, classes, metrics and versions.
+    * ``<work_dir>/adapter.safetensors``: the last state, with a header that names methods, base, head, classes, metrics
+      and versions.
     * ``<work_dir>/best_adapter.safetensors``: the best one, when the checkpoint hook saves a best checkpoint.
-    * MMEngine's own checkpoints hold the adapter, the optimizer and the loop only, so ``--resume`` still continues bit by bit; the
-      base comes back from where ``init_cfg`` found it, checked by its fingerprint.
+    * MMEngine's own checkpoints hold the adapter, the optimizer and the loop only, so ``--resume`` still continues bit
+      by bit; the base comes back from where ``init_cfg`` found it, checked by its fingerprint.
 
     Args:
         full_checkpoints: Leave MMEngine's checkpoints whole (base included).
@@ -35,7 +36,8 @@ class AdapterHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         runner.logger.info(f'What trains:\n{summary(_structure(runner))}')
-        self._best = runner.message_hub.get_info('best_ckpt') if 'best_ckpt' in runner.message_hub.runtime_info else None
+        self._best = runner.message_hub.get_info(
+            'best_ckpt') if 'best_ckpt' in runner.message_hub.runtime_info else None
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         if self.full_checkpoints or not isinstance(checkpoint.get('state_dict'), dict):
@@ -49,7 +51,8 @@ class AdapterHook(Hook):
         checkpoint['state_dict'] = state
         if isinstance(checkpoint.get('ema_state_dict'), dict):
             checkpoint['ema_state_dict'] = OrderedDict(
-                (k, v) for k, v in checkpoint['ema_state_dict'].items() if k.removeprefix('module.') in keep or not k.startswith('module.'))
+                (k, v) for k, v in checkpoint['ema_state_dict'].items()
+                if k.removeprefix('module.') in keep or not k.startswith('module.'))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         """Refuse a head that does not fit before anything is copied: MMEngine would only print a line."""
@@ -63,10 +66,13 @@ class AdapterHook(Hook):
             return
         for key in head_keys(model):
             if key not in given:
-                raise ValueError(f'the adapter has no {key}: its head is another one; use the config with which it was trained')
+                raise ValueError(
+                    f'the adapter has no {key}: its head is another one; use the config with which it was trained')
             if given[key].shape != own[key].shape:
-                raise ValueError(f'{key} has shape {tuple(given[key].shape)} in the adapter and {tuple(own[key].shape)} in the model: '
-                                 'set the number of classes of the head to that of the adapter')
+                raise ValueError(
+                    f'{key} has shape {tuple(given[key].shape)} in the adapter and {tuple(own[key].shape)} in the '
+                    f'model: '
+                    'set the number of classes of the head to that of the adapter')
 
     def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
         if not getattr(runner, '_train_loop', None) or isinstance(runner._train_loop, dict):
@@ -110,5 +116,10 @@ def _facts(runner: Any) -> Dict[str, Any]:
     cfg = runner.cfg
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
     pipeline = (loader.get('dataset') or {}).get('pipeline') if isinstance(loader, dict) else None
-    preprocessing = dict(data_preprocessor=cfg.get('data_preprocessor') or cfg.get('model', {}).get('data_preprocessor'), pipeline=pipeline)
-    return dict(classes=list(classes) if classes else None, preprocessing=preprocessing, extra=dict(experiment=runner.experiment_name))
+    preprocessing = dict(
+        data_preprocessor=cfg.get('data_preprocessor') or cfg.get('model', {}).get('data_preprocessor'),
+        pipeline=pipeline)
+    return dict(
+        classes=list(classes) if classes else None,
+        preprocessing=preprocessing,
+        extra=dict(experiment=runner.experiment_name))

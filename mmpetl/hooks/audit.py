@@ -14,8 +14,8 @@ from ..tuning import unwrap
 class GradientAuditHook(Hook):
     """Check the first training iteration, then get out of the way.
 
-    A trainable tensor without gradient means that a method was attached but never runs; a frozen one that changed means that something
-    else trains the trunk. Both are silent in the libraries below.
+    A trainable tensor without gradient means that a method was attached but never runs; a frozen one that changed means
+    that something else trains the trunk. Both are silent in the libraries below.
 
     Args:
         allow: Parts of names of trainable tensors that may stay without gradient.
@@ -33,7 +33,10 @@ class GradientAuditHook(Hook):
         self._versions: Dict[str, int] = {}
         self._done = False
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Optional[Union[dict, tuple, list]] = None) -> None:
+    def before_train_iter(self,
+                          runner: Any,
+                          batch_idx: int,
+                          data_batch: Optional[Union[dict, tuple, list]] = None) -> None:
         if self._done or self._handles or not isinstance(runner.model, nn.Module):
             return
         if hasattr(getattr(runner, 'strategy', None), 'gathered'):
@@ -67,11 +70,14 @@ class GradientAuditHook(Hook):
         self._handles = []
         without = [n for n, seen in self._received.items() if not seen and not any(part in n for part in self.allow)]
         if without:
-            raise RuntimeError(f'{len(without)} trainable tensors received no gradient in the first iteration: {_some(without)}; '
-                               'the method is attached but does not run, or the tensor should not train '
-                               '(GradientAuditHook allow=[...] accepts it)')
+            raise RuntimeError(
+                f'{len(without)} trainable tensors received no gradient in the first iteration: {_some(without)}; '
+                'the method is attached but does not run, or the tensor should not train '
+                '(GradientAuditHook allow=[...] accepts it)')
         frozen = dict(unwrap(runner.model).named_parameters())
-        changed = [n for n, version in self._versions.items() if frozen[n]._version != version or frozen[n].grad is not None]
+        changed = [
+            n for n, version in self._versions.items() if frozen[n]._version != version or frozen[n].grad is not None
+        ]
         if changed:
             raise RuntimeError(f'{len(changed)} frozen tensors were changed by the first iteration: {_some(changed)}')
         runner.logger.info(f'Audit: {len(self._received)} trainable tensors received a gradient, '

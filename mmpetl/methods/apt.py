@@ -1,11 +1,12 @@
 """APT: attention prompt tuning, learnable extra keys and values of every attention.
 
-Bandara and Patel, "Attention Prompt Tuning: Parameter-efficient Adaptation of Pre-trained Models for Spatiotemporal Modeling",
-https://arxiv.org/abs/2403.06978. The prompts live in the space of one head and are shared by all heads::
+Bandara and Patel, "Attention Prompt Tuning: Parameter-efficient Adaptation of Pre-trained Models for Spatiotemporal
+Modeling", https://arxiv.org/abs/2403.06978. The prompts live in the space of one head and are shared by all heads::
 
     K <- [K; s_k * dropout(P_k)],    V <- [V; s_v * dropout(P_v)],    s = max(g, 1) per token, g starts at 1
 
-One dropout mask per block serves the whole batch. Queries, residual stream and feed-forward network never see the prompts.
+One dropout mask per block serves the whole batch. Queries, residual stream and feed-forward network never see the
+prompts.
 """
 
 import math
@@ -38,8 +39,9 @@ class APT(Method):
     Args:
         specs: Blocks of the backbone.
         num_tokens: Prompts T per block, for keys and values each; per layer where wanted.
-        reparam: Factor of every token: 'max' (``max(g, 1)``, as published; a ``g`` below 1 gets no gradient, and at exactly 1 half of
-            it, the tie rule of ``torch.maximum``), 'exp' (``exp(g)``, never dead), or None. True and False mean 'max' and None.
+        reparam: Factor of every token: 'max' (``max(g, 1)``, as published; a ``g`` below 1 gets no gradient, and at
+            exactly 1 half of it, the tie rule of ``torch.maximum``), 'exp' (``exp(g)``, never dead), or None. True and
+            False mean 'max' and None.
         drop_rate: Dropout on the elements of the prompts.
         layers: Adapted blocks; the published start and end blocks s, e are ``'s-e'``.
 
@@ -62,7 +64,8 @@ class APT(Method):
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         tokens = per_layer(num_tokens, self.layers, len(self.specs), 'APT: num_tokens')
         self.blocks = nn.ModuleDict({
-            str(i): KeyValuePrompt(positive(tokens[i], 'num_tokens', 'APT'), self.specs[i].head_dim, reparam is not None)
+            str(i):
+            KeyValuePrompt(positive(tokens[i], 'num_tokens', 'APT'), self.specs[i].head_dim, reparam is not None)
             for i in self.layers
         })
         self.reset_parameters()
@@ -93,7 +96,8 @@ class APT(Method):
 
     @torch.no_grad()
     def absorb_scales(self) -> None:
-        """Multiply the factors into the prompts and drop their parameters: same outputs in eval mode, as ``reparam=None``."""
+        """Multiply the factors into the prompts and drop their parameters: same outputs in eval mode, as
+        ``reparam=None``."""
         for i in self.layers:
             block, factors = self.blocks[str(i)], self.factors(i)
             if factors is not None:

@@ -35,7 +35,8 @@ class Bottleneck(nn.Module):
         norm: 'none', 'in' (LayerNorm of the input) or 'out' (LayerNorm of the scaled output).
     """
 
-    def __init__(self, dim: int, mid_dims: int, act: str, drop_rate: float, scale: Union[float, str], norm: str) -> None:
+    def __init__(self, dim: int, mid_dims: int, act: str, drop_rate: float, scale: Union[float, str],
+                 norm: str) -> None:
         super().__init__()
         self.down = nn.Linear(dim, mid_dims)
         self.act = ACTIVATIONS[act]()
@@ -63,12 +64,13 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = recomputed(self.act, recomputed(self.down, recomputed(self.norm_in, x), level=SMALL_PRODUCT))
-        # Scaling the small weights instead of the wide output: one pass less, and a learned scale need not keep that output.
+        # Scaling the small weights instead of the wide output: one pass less, and a learned scale need not keep that
+        # output.
         return self.norm_out(F.linear(self.drop(hidden), self.up.weight * self.scale, self.up.bias * self.scale))
 
 
-def build_bottlenecks(method: Method, subs: Sequence[str], mid_dims: PerLayer, scale: PerLayer, act: str, drop_rate: float,
-                      norm: str) -> nn.ModuleDict:
+def build_bottlenecks(method: Method, subs: Sequence[str], mid_dims: PerLayer, scale: PerLayer, act: str,
+                      drop_rate: float, norm: str) -> nn.ModuleDict:
     """One :class:`Bottleneck` per adapted block and sublayer: ``blocks.<i>.<sub>``.
 
     Raises:
@@ -101,7 +103,8 @@ class Adapter(Method):
         scale: Factor of the branch, or 'learnable'.
         act: 'gelu' or 'relu'.
         drop_rate: Dropout on the hidden units.
-        pre_norm: Own trainable LayerNorm on the adapter's input (the form of PEViT, with ``kind='pfeiffer'``, ``act='relu'``).
+        pre_norm: Own trainable LayerNorm on the adapter's input (the form of PEViT, with ``kind='pfeiffer'``,
+            ``act='relu'``).
         init: 'lora' (zero up-projection: exact start) or 'normal' (N(0, 0.02) for both weights, the form of PEViT).
         layers: Adapted blocks.
 
@@ -151,12 +154,13 @@ class AdaptFormer(Method):
         specs: Blocks of the backbone.
         mid_dims: Bottleneck width; per layer where wanted.
         scale: Factor of the branch, or 'learnable'.
-        input: 'residual' (the stream before the sublayer's norm, as published) or 'normed' (the sublayer's input, the form of V-PETL).
+        input: 'residual' (the stream before the sublayer's norm, as published) or 'normed' (the sublayer's input, the
+            form of V-PETL).
         norm: LayerNorm inside the branch: 'none', 'in' (on its input) or 'out' (on its scaled output).
         act: 'relu' or 'gelu'.
         drop_rate: Dropout on the hidden units.
-        inside_drop_path: False adds the branch after the block's drop-path (as published), True drops it with the sublayer
-            (the form of V-PETL).
+        inside_drop_path: False adds the branch after the block's drop-path (as published), True drops it with the
+            sublayer (the form of V-PETL).
         subs: Adapted sublayers.
         layers: Adapted blocks.
 

@@ -1,12 +1,14 @@
 """Compacter: bottleneck adapters made of parametrised hypercomplex multiplication (PHM) layers.
 
-Mahabadi et al., "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers", https://arxiv.org/abs/2106.04647, equations 3 and 5, in the
-form of the ELEVATER benchmark's code (after the feed-forward sublayer only, own LayerNorm on the input)::
+Mahabadi et al., "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers", https://arxiv.org/abs/2106.04647,
+equations 3 and 5, in the form of the ELEVATER benchmark's code (after the feed-forward sublayer only, own LayerNorm on
+the input)::
 
     y <- y + PHM_up(gelu(PHM_down(LN(y)))),    PHM(x) = H^T x + b,    H = sum_i A_i (x) (u_i w_i)
 
-The rules A_i (n x n, full rank) are shared by all PHM layers; u_i (Cin/n x rank) and w_i (rank x Cout/n) belong to one layer. The
-Kronecker product is never built: x is read as n rows of Cin/n, multiplied by all u_i, and the (n, n * rank) code by A_i (x) w_i.
+The rules A_i (n x n, full rank) are shared by all PHM layers; u_i (Cin/n x rank) and w_i (rank x Cout/n) belong to one
+layer. The Kronecker product is never built: x is read as n rows of Cin/n, multiplied by all u_i, and the (n, n * rank)
+code by A_i (x) w_i.
 """
 
 import math
@@ -23,7 +25,8 @@ from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, per_la
 
 
 def add_rule(module: nn.Module, phm_dim: int, kind: str) -> None:
-    """Give ``module`` a ``rule`` (n, n, n): 'trained' (parameter), 'frozen' (buffer: random, hence saved too) or 'none'."""
+    """Give ``module`` a ``rule`` (n, n, n): 'trained' (parameter), 'frozen' (buffer: random, hence saved too) or
+    'none'."""
     rule = None if kind == 'none' else torch.empty(phm_dim, phm_dim, phm_dim)
     if kind == 'trained':
         module.register_parameter('rule', nn.Parameter(rule))
@@ -32,7 +35,8 @@ def add_rule(module: nn.Module, phm_dim: int, kind: str) -> None:
 
 
 class PHMLinear(nn.Module):
-    """A PHM layer; ``left`` (n, Cin/n, rank), ``right`` (n, rank, Cout/n), ``bias`` (Cout), ``rule`` where it has its own."""
+    """A PHM layer; ``left`` (n, Cin/n, rank), ``right`` (n, rank, Cout/n), ``bias`` (Cout), ``rule`` where it has its
+    own."""
 
     rule: Optional[Tensor]
 
@@ -86,10 +90,11 @@ class Compacter(Method):
         phm_dim: Number n of summands and size of the rules; divides the block width and ``mid_dims``.
         rank: Rank of the factors; per layer where wanted.
         share_rule: One rule for all PHM layers; False gives every layer its own.
-        train_rule: Train the rules. False keeps them at their random start, as the published counts of ELEVATER's code imply.
+        train_rule: Train the rules. False keeps them at their random start, as the published counts of ELEVATER's code
+            imply.
         pre_norm: Own trainable LayerNorm on the adapter's input.
-        init: 'zero_up' (zero ``right`` factor of the up-projection: exact start) or 'released' (the published start, which adds
-            noise of unit size to every block).
+        init: 'zero_up' (zero ``right`` factor of the up-projection: exact start) or 'released' (the published start,
+            which adds noise of unit size to every block).
         subs: Adapted sublayers.
         layers: Adapted blocks.
 
@@ -121,7 +126,8 @@ class Compacter(Method):
         add_rule(self, phm_dim, rule if share_rule else 'none')
         self.blocks = nn.ModuleDict()
         for i in self.layers:
-            for name, width in (('block width', self.specs[i].dim), ('mid_dims', positive(mids[i], 'mid_dims', 'Compacter'))):
+            for name, width in (('block width', self.specs[i].dim), ('mid_dims',
+                                                                     positive(mids[i], 'mid_dims', 'Compacter'))):
                 if width % phm_dim:
                     raise ValueError(f'Compacter: phm_dim={phm_dim} does not divide the {name} {width} of block {i}')
             size = (self.specs[i].dim, mids[i], phm_dim, positive(ranks[i], 'rank', 'Compacter'))

@@ -1,11 +1,13 @@
 """Convpass: convolutional bypasses beside both sublayers.
 
-Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", https://arxiv.org/abs/2207.07039, figure 2::
+Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", https://arxiv.org/abs/2207.07039, figure
+2::
 
-    y <- y + scale * drop_path(c(z)),    c(z) = W_up dropout(act(conv3x3(act(W_down z + b)))) + b_up,    act(t) = t sigmoid(1.702 t)
+    y <- y + scale * drop_path(c(z)),    c(z) = W_up dropout(act(conv3x3(act(W_down z + b)))) + b_up,    act(t) = t
+    sigmoid(1.702 t)
 
-``z`` is the sublayer's normed input. The grid tokens are convolved as a map; every token in front of them (class token, prompts) is
-convolved alone, as a map of one pixel, so that it meets only the centre of the kernel.
+``z`` is the sublayer's normed input. The grid tokens are convolved as a map; every token in front of them (class token,
+prompts) is convolved alone, as a map of one pixel, so that it meets only the centre of the kernel.
 """
 
 from typing import Sequence, Tuple, Union
@@ -53,7 +55,10 @@ class ConvBypass(nn.Module):
         z = recomputed(quick_gelu, recomputed(self.down, x, level=SMALL_PRODUCT))
         front = z.shape[1] - self.grid[0] * self.grid[1]
         if front < 0:
-            raise ValueError(f'Convpass: {z.shape[1]} tokens do not hold the grid {self.grid}; build the backbone for this input size')
+            raise ValueError(
+                f'Convpass: {z.shape[1]} tokens do not hold the grid {self.grid}; build the backbone for this input '
+                f'size'
+            )
         mapped = self.conv(z[:, front:].transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
         if front:
             alone = F.linear(z[:, :front], self.conv.weight[:, :, 1, 1], self.conv.bias)
@@ -69,9 +74,11 @@ class Convpass(Method):
         specs: Blocks of the backbone; their token grid must be two-dimensional.
         mid_dims: Channels of the convolution; per layer where wanted.
         scale: Factor of the branch; per layer where wanted.
-        init: Start of the convolution: 'identity' or 'xavier'; the up-projection is zero, so the start is exact either way.
+        init: Start of the convolution: 'identity' or 'xavier'; the up-projection is zero, so the start is exact either
+            way.
         drop_rate: Dropout on the hidden units.
-        drop_path_rate: Probability of dropping the branch for a sample, drawn apart from the sublayer's own; per layer where wanted.
+        drop_path_rate: Probability of dropping the branch for a sample, drawn apart from the sublayer's own; per layer
+            where wanted.
         subs: Adapted sublayers; 'attn' alone is the published attention-only form.
         layers: Adapted blocks.
 
@@ -102,8 +109,13 @@ class Convpass(Method):
         for i in self.layers:
             spec, mid = self.specs[i], positive(mids[i], 'mid_dims', 'Convpass')
             if len(spec.grid) != 2:
-                raise ValueError(f'Convpass: needs a two-dimensional token grid, but block {i} of the backbone has {spec.grid or "none"}')
-            self.blocks[str(i)] = nn.ModuleDict({sub: ConvBypass(spec.dim, mid, spec.grid, drop_rate) for sub in self.subs})
+                raise ValueError(
+                    f'Convpass: needs a two-dimensional token grid, but block {i} of the backbone has '
+                    f'{spec.grid or "none"}'
+                )
+            self.blocks[str(i)] = nn.ModuleDict(
+                {sub: ConvBypass(spec.dim, mid, spec.grid, drop_rate)
+                 for sub in self.subs})
         self.reset_parameters()
 
     def branch_subs(self, index: int) -> Tuple[str, ...]:

@@ -1,12 +1,15 @@
-"""E2VPT: prompts in the input of every block, keys and values in its attention, and prompts pruned by tokens and by segments.
+"""E2VPT: prompts in the input of every block, keys and values in its attention, and prompts pruned by tokens and by
+segments.
 
-Han et al., "E2VPT: An Effective and Efficient Approach for Visual Prompt Tuning", https://arxiv.org/abs/2307.13770, equations 4 to 7::
+Han et al., "E2VPT: An Effective and Efficient Approach for Visual Prompt Tuning", https://arxiv.org/abs/2307.13770,
+equations 4 to 7::
 
     x_{i+1} = block_i([cls, P_i * m, patches]),    attention(q, [k; K_i], [v; K_i])
 
-K_i (heads, num_kv_tokens, head_dim) stands behind the projections and serves as keys and values alike. The mask m is the product of one
-number per token and one per token and segment of channels; it is shared by the blocks and decided by scoring, see
-:mod:`mmpetl.pruning.scores`. Pruned tokens are taken out of the parameters, so the sequence becomes shorter.
+K_i (heads, num_kv_tokens, head_dim) stands behind the projections and serves as keys and values alike. The mask m is
+the product of one number per token and one per token and segment of channels; it is shared by the blocks and decided by
+scoring, see :mod:`mmpetl.pruning.scores`. Pruned tokens are taken out of the parameters, so the sequence becomes
+shorter.
 """
 
 import math
@@ -45,18 +48,22 @@ class E2VPT(Method):
         segment_layout: 'interleaved' (channel c belongs to segment c mod S, as published) or 'contiguous'.
         share_kv: Whether one tensor serves as keys and values.
         deep: Give every adapted block its own prompts; otherwise only the first, and they stay in the stream.
-        kv_init: 'kaiming' (bound sqrt(6 / (K * head_dim))), 'xavier' (sqrt(6 / (3 h w + 16)) for patches (h, w)) or 'trunc_normal' (0.02).
+        kv_init: 'kaiming' (bound sqrt(6 / (K * head_dim))), 'xavier' (sqrt(6 / (3 h w + 16)) for patches (h, w)) or
+            'trunc_normal' (0.02).
         drop_rate: Dropout on the prompts, one mask for the whole batch.
         kv_drop_rate: The same on the key/value prompts.
-        pruned: Blocks whose prompts are pruned: 'all', 'first', or 'auto': the first alone where blocks differ in width (Swin), else all.
-        variant: 'paper' removes pruned tokens. 'released' does as the published code does: masks are trained together with the prompts
-            until :meth:`prune`, and pruned tokens stay in the sequence as zeros.
-        pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published form.
+        pruned: Blocks whose prompts are pruned: 'all', 'first', or 'auto': the first alone where blocks differ in width
+            (Swin), else all.
+        variant: 'paper' removes pruned tokens. 'released' does as the published code does: masks are trained together
+            with the prompts until :meth:`prune`, and pruned tokens stay in the sequence as zeros.
+        pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published
+            form.
         stack: Allow a second prompt method beside this one.
         layers: Adapted blocks.
 
     Raises:
-        ValueError: If a number is out of range, ``segments`` does not divide a pruned block's width, or an option is unknown.
+        ValueError: If a number is out of range, ``segments`` does not divide a pruned block's width, or an option is
+            unknown.
     """
 
     token_mask: Tensor
@@ -80,13 +87,20 @@ class E2VPT(Method):
                  stack: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
-        self.num_tokens, self.segments = positive(num_tokens, 'num_tokens', 'E2VPT'), positive(segments, 'segments', 'E2VPT')
-        self.segment_layout, self.kv_init = _one_of(segment_layout, LAYOUTS, 'segment_layout'), _one_of(kv_init, KV_INITS, 'kv_init')
+        self.num_tokens, self.segments = positive(num_tokens, 'num_tokens',
+                                                  'E2VPT'), positive(segments, 'segments', 'E2VPT')
+        self.segment_layout, self.kv_init = _one_of(segment_layout, LAYOUTS,
+                                                    'segment_layout'), _one_of(kv_init, KV_INITS, 'kv_init')
         self.variant, self.drop_rate, self.kv_drop_rate = _one_of(variant, VARIANTS, 'variant'), drop_rate, kv_drop_rate
         self.pool_prompts, self.stack = pool_prompts, stack
-        tokens = {str(i): torch.empty(num_tokens, self.specs[i].dim) for i in (self.layers if deep else self.layers[:1])}
+        tokens = {
+            str(i): torch.empty(num_tokens, self.specs[i].dim)
+            for i in (self.layers if deep else self.layers[:1])
+        }
         self.prompts = nn.ParameterDict({i: nn.Parameter(t) for i, t in tokens.items()})
-        whole = pruned == 'all' or (_one_of(pruned, PRUNED, 'pruned') == 'auto' and len({t.shape for t in tokens.values()}) == 1)
+        whole = pruned == 'all' or (_one_of(pruned, PRUNED, 'pruned') == 'auto'
+                                    and len({t.shape
+                                             for t in tokens.values()}) == 1)
         self.pruned_layers = tuple(tokens) if whole else tuple(tokens)[:1]
         for i in self.pruned_layers:
             if tokens[i].shape[1] % segments:
@@ -94,7 +108,9 @@ class E2VPT(Method):
         lengths = per_layer(num_kv_tokens, self.layers, len(self.specs), 'E2VPT: num_kv_tokens')
         copies = 1 if share_kv else 2
         self.kv_prompts = nn.ParameterDict({
-            str(i): nn.Parameter(torch.empty(copies, self.specs[i].heads, positive(n, 'num_kv_tokens', 'E2VPT'), self.specs[i].head_dim))
+            str(i):
+            nn.Parameter(
+                torch.empty(copies, self.specs[i].heads, positive(n, 'num_kv_tokens', 'E2VPT'), self.specs[i].head_dim))
             for i, n in lengths.items() if n != 0
         })
         masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
@@ -108,7 +124,8 @@ class E2VPT(Method):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw prompts and key/value prompts anew and, in the released variant, set trained masks to one; pruning stays."""
+        """Draw prompts and key/value prompts anew and, in the released variant, set trained masks to one; pruning
+        stays."""
         bound = prompt_bound(self.specs[0], self.specs[0].dim)
         for prompts in self.prompts.values():
             nn.init.uniform_(prompts, -bound, bound)
@@ -144,7 +161,8 @@ class E2VPT(Method):
         token = token if token_gate is None else token + token_gate
         segment = segment if segment_gate is None else segment + segment_gate
         width = prompts.shape[1] // self.segments
-        mask = segment.repeat_interleave(width, -1) if self.segment_layout == 'contiguous' else torch.cat([segment] * width, -1)
+        mask = segment.repeat_interleave(width, -1) if self.segment_layout == 'contiguous' else torch.cat([segment] *
+                                                                                                          width, -1)
         prompts = prompts * (mask * token[..., None])
         return prompts if prompts.dim() == 3 else prompts[None]
 
@@ -168,12 +186,16 @@ class E2VPT(Method):
         Raises:
             ValueError: If shapes differ, no token or segment would remain, or something pruned before would come back.
         """
-        for name, keep, mask in (('token_keep', token_keep, self.token_mask), ('segment_keep', segment_keep, self.segment_mask)):
+        for name, keep, mask in (('token_keep', token_keep, self.token_mask), ('segment_keep', segment_keep,
+                                                                               self.segment_mask)):
             if keep.shape != mask.shape:
                 raise ValueError(f'E2VPT: {name} must have the shape {tuple(mask.shape)}, got {tuple(keep.shape)}')
         token_keep, segment_keep = (t.to(self.token_mask.device, torch.bool) for t in (token_keep, segment_keep))
         if not token_keep.any() or not segment_keep[token_keep].any(1).all():
-            raise ValueError('E2VPT: cannot prune more than exists: at least one token, and one segment of each kept token, must remain')
+            raise ValueError(
+                'E2VPT: cannot prune more than exists: at least one token, and one segment of each kept token, must '
+                'remain'
+            )
         gone = torch.ones_like(token_keep).index_fill_(0, self.kept, False)
         if (token_keep & gone).any():
             raise ValueError('E2VPT: a token that was removed before cannot be kept: load the unpruned state first')
@@ -194,6 +216,7 @@ class E2VPT(Method):
             if all(t is not None and len(t) == len(kept) for t in stored):
                 for i in self.pruned_layers:
                     if len(self.prompts[i]) != len(kept):
-                        self.prompts[i].data, self.prompts[i].grad = self.prompts[i].new_zeros(len(kept), self.prompts[i].shape[1]), None
+                        self.prompts[i].data, self.prompts[i].grad = self.prompts[i].new_zeros(
+                            len(kept), self.prompts[i].shape[1]), None
                 self.kept = kept
         super()._load_from_state_dict(state_dict, prefix, *args)

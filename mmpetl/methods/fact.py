@@ -1,12 +1,13 @@
 """FacT: the weight increments of all blocks as one decomposed tensor.
 
-Jie and Deng, "FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer", https://arxiv.org/abs/2212.03145, equations 4 to 7::
+Jie and Deng, "FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer", https://arxiv.org/abs/2212.03145,
+equations 4 to 7::
 
     y = W x + b + scale * V dropout(M U x),    U (rank, C) and V (C, rank) shared by the whole network
 
-q, k, v and proj are one C x C slice of the tensor each, fc1 and fc2 are ffn_dim / C slices each (output chunks of fc1, input chunks of
-fc2). The small matrix M of a slice is free in the tensor-train form, ``kind='tt'``; in the Tucker form, ``kind='tk'``, it is
-``M_j = sum_c core[:, :, c] mix[c, j]`` for slice j.
+q, k, v and proj are one C x C slice of the tensor each, fc1 and fc2 are ffn_dim / C slices each (output chunks of fc1,
+input chunks of fc2). The small matrix M of a slice is free in the tensor-train form, ``kind='tt'``; in the Tucker form,
+``kind='tk'``, it is ``M_j = sum_c core[:, :, c] mix[c, j]`` for slice j.
 """
 
 import math
@@ -26,14 +27,15 @@ class FacT(Method):
     """Factor-tuning.
 
     Args:
-        specs: Blocks of the backbone; the adapted ones have one width (the paper defines no decomposition over several).
+        specs: Blocks of the backbone; the adapted ones have one width (the paper defines no decomposition over
+            several).
         kind: 'tt' (tensor train) or 'tk' (Tucker).
         rank: Rank of the decomposition.
         scale: Factor of the update; per layer where wanted.
         ops: Adapted ops; all by default, as published.
         drop_rate: Dropout between M and V.
-        ref_layout: ``kind='tk'`` only: order the slices of fc1 and fc2 as the published code does, which interleaves them (its weight
-            files need it). The functions that can be expressed are the same.
+        ref_layout: ``kind='tk'`` only: order the slices of fc1 and fc2 as the published code does, which interleaves
+            them (its weight files need it). The functions that can be expressed are the same.
         layers: Adapted blocks.
 
     Raises:
@@ -72,7 +74,10 @@ class FacT(Method):
         else:
             shapes = {'fc1': (self.chunks * rank, rank), 'fc2': (rank, self.chunks * rank)}
             self.blocks = nn.ModuleDict({
-                str(i): nn.ParameterDict({op: torch.empty(shapes.get(op, (rank, rank))) for op in self.ops}) for i in self.layers
+                str(i):
+                nn.ParameterDict({op: torch.empty(shapes.get(op, (rank, rank)))
+                                  for op in self.ops})
+                for i in self.layers
             })
         self.reset_parameters()
 
@@ -80,8 +85,10 @@ class FacT(Method):
         """Width C of all adapted blocks and slices per feed-forward weight, ffn_dim / C."""
         owner, widths = 'FacT', {(self.specs[i].dim, self.specs[i].ffn_dim) for i in self.layers}
         if len(widths) > 1:
-            raise ValueError(f'{owner}: adapted blocks have different widths {sorted({dim for dim, _ in widths})}; its tensor is defined '
-                             'for one width (plain vision transformers): choose `layers` of one stage')
+            raise ValueError(
+                f'{owner}: adapted blocks have different widths {sorted({dim for dim, _ in widths})}; its tensor is '
+                f'defined '
+                'for one width (plain vision transformers): choose `layers` of one stage')
         dim, ffn_dim = widths.pop()
         if ffn_dim % dim and {'fc1', 'fc2'} & set(self.ops):
             raise ValueError(f'{owner}: ffn_dim {ffn_dim} is no multiple of the width {dim}; leave out fc1 and fc2')
@@ -139,12 +146,15 @@ class FacT(Method):
         if op == 'fc1':
             increment = (self.v @ matrix.unflatten(0, (self.chunks, -1)) @ self.u).flatten(0, 1)
         elif op == 'fc2':
-            increment = (self.v @ matrix.unflatten(1, (self.chunks, -1)).transpose(0, 1) @ self.u).transpose(0, 1).flatten(1)
+            increment = (self.v @ matrix.unflatten(1,
+                                                   (self.chunks, -1)).transpose(0, 1) @ self.u).transpose(0,
+                                                                                                          1).flatten(1)
         else:
             increment = self.v @ matrix @ self.u
         return self.scales[i] * increment
 
-    def fold(self, i: int, op: str, weight: Tensor, bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+    def fold(self, i: int, op: str, weight: Tensor,
+             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         if (i, op) not in self.slots:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias

@@ -1,12 +1,15 @@
 """KAdaptation: updates that are sums of Kronecker products, with rules shared by all blocks.
 
-He et al., "Parameter-efficient Model Adaptation for Vision Transformers", https://arxiv.org/abs/2203.16329, equations 4 to 7::
+He et al., "Parameter-efficient Model Adaptation for Vision Transformers", https://arxiv.org/abs/2203.16329, equations 4
+to 7::
 
-    y = W x + b + scale * H^T x + e,    H = sum_i A_i (x) B_i,    A_i = l_i r_i  (n x n),    B_i = u_i w_i  (Cin/n x Cout/n)
+    y = W x + b + scale * H^T x + e,    H = sum_i A_i (x) B_i,    A_i = l_i r_i  (n x n),    B_i = u_i w_i  (Cin/n x
+    Cout/n)
 
-``A_i`` ("slow" rules) belong to an op and are shared by all blocks of one width, ``B_i`` ("fast" factors) belong to one block. Because
-``(l r) (x) (u w) = (l (x) u) (r (x) w)``, H is a product P Q of a (Cin, n) and a (n, Cout) matrix whose columns and rows are Kronecker
-products of vectors (a Khatri-Rao product): no Kronecker product of matrices is ever built.
+``A_i`` ("slow" rules) belong to an op and are shared by all blocks of one width, ``B_i`` ("fast" factors) belong to one
+block. Because ``(l r) (x) (u w) = (l (x) u) (r (x) w)``, H is a product P Q of a (Cin, n) and a (n, Cout) matrix whose
+columns and rows are Kronecker products of vectors (a Khatri-Rao product): no Kronecker product of matrices is ever
+built.
 """
 
 import math
@@ -45,9 +48,11 @@ class KAdaptation(Method):
         share_rule: One rule per op for all blocks of equal width; False gives every block its own.
         drop_rate: Dropout on the n * rank * rule_rank hidden units.
         tie_factors: All ops use the factors B_i of the first op (so does the published code).
-        post_scale_q: The query's update is added after the division by sqrt(head_dim), which multiplies it by sqrt(head_dim).
-        variant: 'paper', or 'released' for the behaviour of the published code: ``tie_factors``, ``post_scale_q``, both factors zero
-            (so that only the bias learns) and updates whose token, sample and head axes are mixed up. Only for comparisons.
+        post_scale_q: The query's update is added after the division by sqrt(head_dim), which multiplies it by
+            sqrt(head_dim).
+        variant: 'paper', or 'released' for the behaviour of the published code: ``tie_factors``, ``post_scale_q``, both
+            factors zero (so that only the bias learns) and updates whose token, sample and head axes are mixed up. Only
+            for comparisons.
         layers: Adapted blocks.
 
     Raises:
@@ -106,12 +111,15 @@ class KAdaptation(Method):
             for op, widths in dims.items():
                 for width in widths:
                     if width % self.phm_dim:
-                        raise ValueError(f'KAdaptation: phm_dim={self.phm_dim} does not divide the width {width} of op {op!r} in '
-                                         f'block {i}; choose a common divisor such as {math.gcd(width, self.phm_dim)}')
+                        raise ValueError(
+                            f'KAdaptation: phm_dim={self.phm_dim} does not divide the width {width} of op {op!r} in '
+                            f'block {i}; choose a common divisor such as {math.gcd(width, self.phm_dim)}')
             if self.bias == 'shared' and len({out for _, out in dims.values()}) > 1:
-                raise ValueError(f"KAdaptation: ops {', '.join(self.ops)} have different output widths; use bias='separate'")
+                raise ValueError(
+                    f"KAdaptation: ops {', '.join(self.ops)} have different output widths; use bias='separate'")
             if self.tied and len(set(dims.values())) > 1:
-                raise ValueError(f"KAdaptation: ops {', '.join(self.ops)} have different widths and cannot share factors")
+                raise ValueError(
+                    f"KAdaptation: ops {', '.join(self.ops)} have different widths and cannot share factors")
 
     def rule_name(self, i: int) -> str:
         """Key of block ``i``'s rules: its width C where blocks share them, else its index."""
@@ -125,7 +133,8 @@ class KAdaptation(Method):
         return str(i) if self.bias == 'shared' else f'{i}_{op}'
 
     def reset_parameters(self) -> None:
-        """Rules U(-0.01, 0.01), ``left`` Xavier-uniform with gain sqrt(2), ``right`` and biases zero: the start is exact."""
+        """Rules U(-0.01, 0.01), ``left`` Xavier-uniform with gain sqrt(2), ``right`` and biases zero: the start is
+        exact."""
         for rules in self.rules.values():
             for rule in rules.parameters():
                 nn.init.uniform_(rule, -0.01, 0.01)
@@ -158,7 +167,8 @@ class KAdaptation(Method):
         return math.sqrt(self.specs[i].head_dim) if self.post_scale_q and op == 'q' else 1.
 
     def _mix_axes(self, i: int, delta: Tensor) -> Tensor:
-        """The published code reads the memory of a (N, B, C) update as (B * heads, N, head_dim); (B, N, C) -> (B, N, C)."""
+        """The published code reads the memory of a (N, B, C) update as (B * heads, N, head_dim); (B, N, C) -> (B, N,
+        C)."""
         batch, tokens, dim = delta.shape
         mixed = delta.transpose(0, 1).reshape(batch, self.specs[i].heads, tokens, self.specs[i].head_dim)
         return mixed.transpose(1, 2).reshape(batch, tokens, dim)
@@ -168,7 +178,8 @@ class KAdaptation(Method):
         left, right = self.factors(i, op)
         return self._post_scale(i, op) * (left @ right).t()
 
-    def fold(self, i: int, op: str, weight: Tensor, bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+    def fold(self, i: int, op: str, weight: Tensor,
+             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         if self.released:
             return None
         if i not in self.layers or op not in self.ops:

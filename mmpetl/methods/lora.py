@@ -36,7 +36,8 @@ class LoRA(Method):
         ops: Adapted ops, a list or letters such as ``'qv'``.
         alpha: Numerator of the scale ``alpha / rank``; None means ``alpha = rank`` (scale 1). Per layer where wanted.
         drop_rate: Dropout on the input of the branch.
-        init: 'kaiming' (the paper's) or 'normal' (N(0, 0.02)) for ``down``; ``up`` is always zero, so the start is exact.
+        init: 'kaiming' (the paper's) or 'normal' (N(0, 0.02)) for ``down``; ``up`` is always zero, so the start is
+            exact.
         layers: Adapted blocks.
 
     Raises:
@@ -58,7 +59,10 @@ class LoRA(Method):
             raise ValueError(f"LoRA: init must be 'kaiming' or 'normal', got {init!r}")
         self.ops = check_ops(ops, 'LoRA: ops')
         self.init = init
-        ranks = {i: positive(r, 'rank', 'LoRA') for i, r in per_layer(rank, self.layers, len(self.specs), 'LoRA: rank').items()}
+        ranks = {
+            i: positive(r, 'rank', 'LoRA')
+            for i, r in per_layer(rank, self.layers, len(self.specs), 'LoRA: rank').items()
+        }
         alphas = per_layer(alpha, self.layers, len(self.specs), 'LoRA: alpha')
         self.scales = {i: 1. if alphas[i] is None else alphas[i] / ranks[i] for i in self.layers}
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
@@ -90,7 +94,8 @@ class LoRA(Method):
         factors = self.blocks[str(i)][op]
         return self.scales[i] * factors.up @ factors.down
 
-    def fold(self, i: int, op: str, weight: Tensor, bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+    def fold(self, i: int, op: str, weight: Tensor,
+             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         if i not in self.layers or op not in self.ops:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias

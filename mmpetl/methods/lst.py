@@ -1,12 +1,14 @@
 """LST: ladder side tuning, a narrow transformer beside the frozen one that takes in its layer outputs.
 
-Sung et al., "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning", https://arxiv.org/abs/2206.06522.
-With x_0 the embedded tokens, x_{i+1} the output of block i, d = C / reduction and T = 0.1::
+Sung et al., "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning",
+https://arxiv.org/abs/2206.06522. With x_0 the embedded tokens, x_{i+1} the output of block i, d = C / reduction and T =
+0.1::
 
-    y = Down(x_0);   g_i = sigmoid(alpha_i / T);   y <- Block_i(g_i * y + (1 - g_i) * Down_i(x_{i+1}));   feature = Up(LN(y))
+    y = Down(x_0);   g_i = sigmoid(alpha_i / T);   y <- Block_i(g_i * y + (1 - g_i) * Down_i(x_{i+1}));   feature =
+    Up(LN(y))
 
-Block_i is a pre-norm transformer block of width d with as many heads and the same ratio of the feed-forward width. No gradient enters
-the frozen network.
+Block_i is a pre-norm transformer block of width d with as many heads and the same ratio of the feed-forward width. No
+gradient enters the frozen network.
 """
 
 from typing import Any, Mapping, Optional, Sequence
@@ -39,7 +41,8 @@ class SideBlock(nn.Module):
 
 @METHODS.register_module()
 class LST(Method):
-    """Ladder side tuning; the feature is C wide: the class token, or the mean of all tokens where the backbone has none.
+    """Ladder side tuning; the feature is C wide: the class token, or the mean of all tokens where the backbone has
+    none.
 
     Args:
         specs: Blocks of the backbone.
@@ -49,8 +52,8 @@ class LST(Method):
         layers: Blocks whose output feeds a rung (the others have no rung).
 
     Raises:
-        ValueError: If ``reduction`` < 1, the width does not divide by it, the ladder's width does not divide by the number of heads, or
-            the blocks differ in width.
+        ValueError: If ``reduction`` < 1, the width does not divide by it, the ladder's width does not divide by the
+            number of heads, or the blocks differ in width.
     """
 
     def __init__(self,
@@ -65,8 +68,10 @@ class LST(Method):
             raise ValueError(f'LST: the width {dim} does not divide by reduction={reduction}')
         width = dim // reduction
         if width % first.heads:
-            raise ValueError(f'LST: the ladder is {width} wide, which does not divide by {first.heads} heads; choose another reduction '
-                             f'than {reduction}')
+            raise ValueError(
+                f'LST: the ladder is {width} wide, which does not divide by {first.heads} heads; choose another '
+                f'reduction '
+                f'than {reduction}')
         if not temperature > 0:
             raise ValueError(f'LST: temperature must be > 0, got {temperature!r}')
         self.side_reads = ('x', 'out') if len(specs) - 1 in self.layers else ('x', )
@@ -74,7 +79,9 @@ class LST(Method):
         self.tokens = 1 if first.extra_tokens else None
         self.stem = nn.Linear(dim, width)
         self.downs = nn.ModuleDict({str(i): nn.Linear(dim, width) for i in self.layers})
-        self.rungs = nn.ModuleDict({str(i): SideBlock(width, first.heads, first.ffn_dim // reduction) for i in self.layers})
+        self.rungs = nn.ModuleDict(
+            {str(i): SideBlock(width, first.heads, first.ffn_dim // reduction)
+             for i in self.layers})
         self.gates = nn.Parameter(torch.empty(len(self.layers)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.up = nn.Linear(width, dim)
@@ -85,7 +92,8 @@ class LST(Method):
         return point == 'side' and (index == 0 or index - 1 in self.layers)
 
     def reset_parameters(self) -> None:
-        """Gates half open; linears of the rungs as in a vision transformer (truncated normal 0.02), the others torch's default."""
+        """Gates half open; linears of the rungs as in a vision transformer (truncated normal 0.02), the others torch's
+        default."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.LayerNorm)):
                 module.reset_parameters()
@@ -95,7 +103,8 @@ class LST(Method):
         nn.init.zeros_(self.gates)
 
     def _rung(self, i: int, y: Tensor, x: Tensor, gate: Tensor) -> Tensor:
-        """Ladder state (B, N, d) and block output (B, N, C) -> next state; the last rung returns only the tokens that are read."""
+        """Ladder state (B, N, d) and block output (B, N, C) -> next state; the last rung returns only the tokens that
+        are read."""
         down = self.downs[str(i)](x)
         return self.rungs[str(i)](down + gate * (y - down), self.tokens if i == self.layers[-1] else None)
 

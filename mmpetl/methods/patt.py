@@ -67,4 +67,5 @@ class PATT(Method):
         block = self.blocks[str(i)]
         hidden = recomputed(torch.tanh, recomputed(block['down'], x, level=SMALL_PRODUCT))
         parts = dict(zip(self.ops, block['up'](hidden).chunk(len(self.ops), -1)))
-        return tuple(torch.add(t, parts[op], alpha=self.scales[i]) if op in parts else t for op, t in zip('qkv', (q, k, v)))
+        return tuple(
+            torch.add(t, parts[op], alpha=self.scales[i]) if op in parts else t for op, t in zip('qkv', (q, k, v)))

@@ -1,11 +1,12 @@
 """Prefix tuning: learned keys and values that every query of a block can attend to.
 
-Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", https://arxiv.org/abs/2101.00190, section 4.3; on video
-transformers as in Yu et al., https://arxiv.org/abs/2210.00788::
+Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", https://arxiv.org/abs/2101.00190, section
+4.3; on video transformers as in Yu et al., https://arxiv.org/abs/2210.00788::
 
     [K_p | V_p] = W_2 tanh(W_1 E + b_1) + b_2,    attention(q, [k; K_p], [v; V_p])
 
-with a table E (num_tokens, C) and an MLP per block. The MLP serves training only: in evaluation its output is computed once and kept.
+with a table E (num_tokens, C) and an MLP per block. The MLP serves training only: in evaluation its output is computed
+once and kept.
 """
 
 from typing import Any, Dict, List, Sequence, Tuple
@@ -21,7 +22,8 @@ KeysValues = Tuple[Tensor, Tensor]
 
 
 class PrefixTable(nn.Module):
-    """One block's prefix: table (tokens, C) and MLP, or without ``mid`` the keys and values (2, heads, tokens, C / heads) themselves."""
+    """One block's prefix: table (tokens, C) and MLP, or without ``mid`` the keys and values (2, heads, tokens, C /
+    heads) themselves."""
 
     def __init__(self, spec: BlockSpec, tokens: int, mid: int) -> None:
         super().__init__()
@@ -44,9 +46,10 @@ class PrefixTable(nn.Module):
 class Cached:
     """A result that stays valid while the very tensors it was computed from are unchanged.
 
-    Compared are the tensors' identity, memory and version counter, which every in-place write raises, so optimizer steps, loading, moving
-    and swapping are noticed. Holding on to the tensors keeps their memory from being handed to others. Writing through ``tensor.data``
-    escapes the counter; :meth:`Prefix.train` therefore drops all results whenever the mode is set.
+    Compared are the tensors' identity, memory and version counter, which every in-place write raises, so optimizer
+    steps, loading, moving and swapping are noticed. Holding on to the tensors keeps their memory from being handed to
+    others. Writing through ``tensor.data`` escapes the counter; :meth:`Prefix.train` therefore drops all results
+    whenever the mode is set.
     """
 
     def __init__(self, sources: Sequence[Tensor], result: KeysValues) -> None:
@@ -61,7 +64,8 @@ class Cached:
 
     def valid(self, sources: Sequence[Tensor]) -> bool:
         return self.amp == self._amp(sources) and len(sources) == len(self.state) and all(
-            t is s and t._version == version and t.data_ptr() == data.data_ptr() for t, (s, data, version) in zip(sources, self.state))
+            t is s and t._version == version and t.data_ptr() == data.data_ptr()
+            for t, (s, data, version) in zip(sources, self.state))
 
     def __deepcopy__(self, memo: Any) -> None:
         return None

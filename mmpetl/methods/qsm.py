@@ -22,7 +22,8 @@ class ResidualBottleneck(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """Self-attention among the queries with one head of width C and projections "identity + bottleneck"; (B, P, C) -> (B, P, C)."""
+    """Self-attention among the queries with one head of width C and projections "identity + bottleneck"; (B, P, C) ->
+    (B, P, C)."""
 
     def __init__(self, dim: int, mid_dims: int, drop_rate: float) -> None:
         super().__init__()
@@ -39,7 +40,8 @@ class QueryAttention(nn.Module):
 class QSM(nn.Module):
     """Query synthesis module: z + s_a * attention(LN(z)), then z + s_f * bottleneck(LN(z)); (B, P, C) -> (B, P, C)."""
 
-    def __init__(self, dim: int, mid_dims: int, ffn_dims: int, drop_rate: float, attn_scale: float, ffn_scale: float) -> None:
+    def __init__(self, dim: int, mid_dims: int, ffn_dims: int, drop_rate: float, attn_scale: float,
+                 ffn_scale: float) -> None:
         super().__init__()
         self.start = attn_scale, ffn_scale
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)

@@ -1,11 +1,12 @@
 """SSF: scale and shift every feature after every operation.
 
-Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", https://arxiv.org/abs/2210.08823, equation 2::
+Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning",
+https://arxiv.org/abs/2210.08823, equation 2::
 
     y <- scale * y + shift      per channel, scale ~ N(1, 0.02), shift ~ N(0, 0.02)
 
-after the patch embedding, both norms, q, k, v, proj, fc1 (before the activation), fc2 and the final norm. All of it folds into the
-weights of the operation before.
+after the patch embedding, both norms, q, k, v, proj, fc1 (before the activation), fc2 and the final norm. All of it
+folds into the weights of the operation before.
 """
 
 from typing import Optional, Sequence, Tuple, Union
@@ -32,7 +33,8 @@ class ScaleShift(nn.Module):
         self.shift = nn.Parameter(torch.empty(dim))
 
     def forward(self, y: Tensor) -> Tensor:
-        # The gradient of the scale needs y. Activation and attention need the result, which is therefore made from y again.
+        # The gradient of the scale needs y. Activation and attention need the result, which is therefore made from y
+        # again.
         return recomputed(scale_shift, y, self.scale, self.shift)
 
 
@@ -42,8 +44,8 @@ class SSF(Method):
 
     Args:
         specs: Blocks of the backbone.
-        ops: Where to act: any of q, k, v, proj, fc1, fc2, embed (patch embedding, with block 0), norm1, norm2 and final (final norm,
-            with the last block); all by default, as published.
+        ops: Where to act: any of q, k, v, proj, fc1, fc2, embed (patch embedding, with block 0), norm1, norm2 and final
+            (final norm, with the last block); all by default, as published.
         std: Standard deviation of the initial values around 1 and 0; 0 starts exactly at the frozen network.
         layers: Adapted blocks.
 
@@ -64,7 +66,10 @@ class SSF(Method):
             raise ValueError(f'SSF: std must be >= 0, got {std!r}')
         self.ops, self.std = check_ops(ops, 'SSF: ops', OPS + NORMS), std
         self.blocks = nn.ModuleDict({
-            str(i): nn.ModuleDict({op: ScaleShift(self.specs[i].op_dims(op)[1]) for op in self.linear_ops(i) + self.norm_ops(i)})
+            str(i):
+            nn.ModuleDict(
+                {op: ScaleShift(self.specs[i].op_dims(op)[1])
+                 for op in self.linear_ops(i) + self.norm_ops(i)})
             for i in self.layers
         })
         if not any(len(block) for block in self.blocks.values()):
@@ -90,8 +95,10 @@ class SSF(Method):
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
         return self.blocks[str(i)][op](y)
 
-    def fold(self, i: int, op: str, weight: Tensor, bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """``weight`` (Cout, ...) of a linear op or patch embedding, or (C,) of a norm; a missing bias counts as zero."""
+    def fold(self, i: int, op: str, weight: Tensor,
+             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """``weight`` (Cout, ...) of a linear op or patch embedding, or (C,) of a norm; a missing bias counts as
+        zero."""
         if str(i) not in self.blocks or op not in self.blocks[str(i)]:
             return weight, bias
         scale, shift = self.blocks[str(i)][op].scale.to(weight), self.blocks[str(i)][op].shift.to(weight)

@@ -1,12 +1,14 @@
 """SynQT: query synthesis tuning, query tokens that are built layer by layer and read a frozen transformer.
 
 Zhang et al., "Parameter-Efficient and Memory-Efficient Tuning for Vision Transformer: A Disentangled Approach",
-https://arxiv.org/abs/2407.06964. For block i with normed image tokens u_i, P learnable queries Q_i and mean query outputs qbar::
+https://arxiv.org/abs/2407.06964. For block i with normed image tokens u_i, P learnable queries Q_i and mean query
+outputs qbar::
 
-    p = dropout(QSM_i(A_i(Q_i + s * qbar_{i-1})))                     QSM: query synthesis module, A: residual bottleneck
-    h = attention(p -> u_i);   hh = ffn(p + h);   q = p + h + hh      frozen weights; the image tokens never see the queries
-    rows  F = [qbar_{L-1}; qbar_0..qbar_{L-1}; hbar_0..; hhbar_0..]   means over the P tokens, 3 L + 1 rows
-    g_r = F_r + A(LN(F_r));   y = mean_r w_r g_r,   w_0 = 1,   w_r = tanh(dropout(gelu(W g_0 + b)))_r;   feature = LN_head(y)
+    p = dropout(QSM_i(A_i(Q_i + s * qbar_{i-1})))                     QSM: query synthesis module, A: residual
+    bottleneck h = attention(p -> u_i);   hh = ffn(p + h);   q = p + h + hh      frozen weights; the image tokens never
+    see the queries rows  F = [qbar_{L-1}; qbar_0..qbar_{L-1}; hbar_0..; hhbar_0..]   means over the P tokens, 3 L + 1
+    rows g_r = F_r + A(LN(F_r));   y = mean_r w_r g_r,   w_0 = 1,   w_r = tanh(dropout(gelu(W g_0 + b)))_r;   feature =
+    LN_head(y)
 
 Only the queries' path is differentiated. Nothing starts at zero, so the start is not the frozen network's feature.
 """
@@ -36,9 +38,11 @@ class Combine(nn.Module):
 
 
 class OffsetNorm(nn.Module):
-    """LayerNorm whose weight and bias are those of a frozen norm plus trainable offsets that start at zero; (..., C) -> (..., C).
+    """LayerNorm whose weight and bias are those of a frozen norm plus trainable offsets that start at zero; (..., C) ->
+    (..., C).
 
-    It therefore starts from the frozen norm's values whenever those are loaded, and a loaded offset is never overwritten.
+    It therefore starts from the frozen norm's values whenever those are loaded, and a loaded offset is never
+    overwritten.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
@@ -71,11 +75,13 @@ class SynQT(Method):
         row_drop_rate: Probability of dropping a row of an image (stochastic depth); the first row is never dropped.
         context: 'absorb' reads norm1(x) and never forms keys or values, 'kv' reads keys and values; same outputs.
         checkpoint: Recompute each block's query path and the combination of rows in the backward pass.
-        drop_dead: Leave out the published parameters that never receive a gradient (a LayerNorm per block, one weight per row).
+        drop_dead: Leave out the published parameters that never receive a gradient (a LayerNorm per block, one weight
+            per row).
         layers: Blocks that are read.
 
     Raises:
-        ValueError: If a width or ``num_tokens`` is < 1, ``context`` is unknown, fewer than 2 blocks are read or they differ in width.
+        ValueError: If a width or ``num_tokens`` is < 1, ``context`` is unknown, fewer than 2 blocks are read or they
+            differ in width.
     """
 
     def __init__(self,
@@ -115,7 +121,8 @@ class SynQT(Method):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Queries uniform in (-1, 1), scales as configured, torch's defaults elsewhere, zero offsets of the head norm."""
+        """Queries uniform in (-1, 1), scales as configured, torch's defaults elsewhere, zero offsets of the head
+        norm."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.LayerNorm, QSM, OffsetNorm)):
                 module.reset_parameters()

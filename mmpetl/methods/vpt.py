@@ -5,7 +5,8 @@ Jia et al., "Visual Prompt Tuning", https://arxiv.org/abs/2203.12119, equations 
     shallow:  x_1 = block_0([cls, P, patches]);  x_{i+1} = block_i(x_i)
     deep:     x_{i+1} = block_i([cls, P_i, patches])   (what block i-1 made of its own prompts is dropped)
 
-Prompts are drawn from U(-v, v), v = sqrt(6 / (3 h w + D)), with the patch size (h, w) and the width D of the first block.
+Prompts are drawn from U(-v, v), v = sqrt(6 / (3 h w + D)), with the patch size (h, w) and the width D of the first
+block.
 """
 
 import math
@@ -20,7 +21,8 @@ from ..sites import BlockSpec, Layers, Method, PerLayer, per_layer, positive
 
 
 def prompt_bound(spec: BlockSpec, dims: int) -> float:
-    """Bound v of the prompts' uniform initialisation: the Xavier bound of the patch projection; a video patch counts as one frame's."""
+    """Bound v of the prompts' uniform initialisation: the Xavier bound of the patch projection; a video patch counts as
+    one frame's."""
     height, width = spec.patch[-2:]
     return math.sqrt(6. / (3 * height * width + dims))
 
@@ -32,15 +34,19 @@ class VPT(Method):
     Args:
         specs: Blocks of the backbone.
         num_tokens: Prompts P per block; per layer where wanted.
-        deep: Give every adapted block its own prompts; otherwise only the first adapted block, and they stay in the stream.
+        deep: Give every adapted block its own prompts; otherwise only the first adapted block, and they stay in the
+            stream.
         drop_rate: Dropout on the prompts, one mask for the whole batch.
-        project: Train prompts of this smaller width and project them with one Linear shared by all blocks; None: no projection.
-        pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published form.
+        project: Train prompts of this smaller width and project them with one Linear shared by all blocks; None: no
+            projection.
+        pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published
+            form.
         stack: Allow a second prompt method beside this one.
         layers: Adapted blocks.
 
     Raises:
-        ValueError: If ``num_tokens`` or ``project`` < 1, or ``project`` is set on a backbone whose blocks differ in width.
+        ValueError: If ``num_tokens`` or ``project`` < 1, or ``project`` is set on a backbone whose blocks differ in
+            width.
     """
 
     def __init__(self,

@@ -1,8 +1,8 @@
 """VQT: visual query tuning, free query tokens that read a frozen transformer.
 
-Tu et al., "Visual Query Tuning: Towards Effective Usage of Intermediate Representations for Parameter and Memory Efficient Transfer
-Learning", https://arxiv.org/abs/2212.03220. In every block i, P query tokens attend to the image tokens and pass the frozen
-feed-forward network; the image tokens never see them::
+Tu et al., "Visual Query Tuning: Towards Effective Usage of Intermediate Representations for Parameter and Memory
+Efficient Transfer Learning", https://arxiv.org/abs/2212.03220. In every block i, P query tokens attend to the image
+tokens and pass the frozen feed-forward network; the image tokens never see them::
 
     p = dropout(Q_i);   h = attention(p -> x_i);   q_i = p + h + ffn(p + h)
     feature = [ class token after the final norm ; q_0 ; ... ; q_{L-1} ],   each of the L + 1 groups scaled to length 1
@@ -23,7 +23,8 @@ CONTEXTS = {'kv': ('k', 'v'), 'absorb': ('u', )}
 
 
 def context_reads(context: str, owner: str) -> Tuple[str, ...]:
-    """What queries read of a block: keys and values ('kv'), or the normed tokens ('absorb', half the bytes, more work per query).
+    """What queries read of a block: keys and values ('kv'), or the normed tokens ('absorb', half the bytes, more work
+    per query).
 
     Raises:
         ValueError: If ``context`` is neither.
@@ -71,7 +72,8 @@ class VQT(Method):
         layers: Blocks that are read.
 
     Raises:
-        ValueError: If ``num_tokens`` < 1, ``context`` is unknown, the blocks differ in width or there is no class token.
+        ValueError: If ``num_tokens`` < 1, ``context`` is unknown, the blocks differ in width or there is no class
+            token.
     """
 
     def __init__(self,
@@ -112,5 +114,7 @@ class VQT(Method):
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
         norm, token = blocks[-1].final_norm, reads[-1]['out'][:, 0]
         groups = [token if norm is None else norm(token)]
-        groups += [recompute(self.checkpoint, self._query, blocks[i], reads[i], q) for i, q in zip(self.layers, self.queries)]
+        groups += [
+            recompute(self.checkpoint, self._query, blocks[i], reads[i], q) for i, q in zip(self.layers, self.queries)
+        ]
         return torch.cat([F.normalize(g, dim=1) if self.normalize else g for g in groups], 1)

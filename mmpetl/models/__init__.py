@@ -7,6 +7,6 @@ from .text_features import TextFeatures, class_weights, load_text_features, save
 from .zero_shot import ZeroShotHead
 
 __all__ = [
-    'CLIPProjection', 'FeatureHead', 'TextFeatures', 'ZeroShotHead', 'build_video_swin_head', 'build_videomae_head', 'class_weights',
-    'load_text_features', 'save_text_features'
+    'CLIPProjection', 'FeatureHead', 'TextFeatures', 'ZeroShotHead', 'build_video_swin_head', 'build_videomae_head',
+    'class_weights', 'load_text_features', 'save_text_features'
 ]

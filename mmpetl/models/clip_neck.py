@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from ..registry import MODELS
 
 #: Names of the projection in published files, and whether it is stored transposed, as (E, D).
-PUBLISHED_NAMES = {'neck.proj': False, 'proj': False, 'visual.proj': False, 'visual_proj.proj': False, 'visual_projection.weight': True}
+PUBLISHED_NAMES = {
+    'neck.proj': False,
+    'proj': False,
+    'visual.proj': False,
+    'visual_proj.proj': False,
+    'visual_projection.weight': True
+}
 
 
 def find_projection(state: Mapping[str, Tensor]) -> Optional[Tensor]:
@@ -30,11 +36,15 @@ class CLIPProjection(BaseModule):
         in_channels: Width D of the backbone.
         out_channels: Width E of the shared space.
         frozen: Whether the projection stays as it is, as in all parameter-efficient recipes; False trains it.
-        checkpoint: CLIP weight file that holds it, normally the one that the backbone's ``init_cfg`` names. Without it the projection is
-            random until a checkpoint of the whole model is loaded.
+        checkpoint: CLIP weight file that holds it, normally the one that the backbone's ``init_cfg`` names. Without it
+            the projection is random until a checkpoint of the whole model is loaded.
     """
 
-    def __init__(self, in_channels: int = 768, out_channels: int = 512, frozen: bool = True, checkpoint: Optional[str] = None) -> None:
+    def __init__(self,
+                 in_channels: int = 768,
+                 out_channels: int = 512,
+                 frozen: bool = True,
+                 checkpoint: Optional[str] = None) -> None:
         super().__init__()
         self.proj = nn.Parameter(torch.empty(in_channels, out_channels))
         self.checkpoint = checkpoint
@@ -59,8 +69,10 @@ class CLIPProjection(BaseModule):
         if proj is None:
             raise ValueError(f'{self.checkpoint} holds no CLIP projection (looked for {", ".join(PUBLISHED_NAMES)})')
         if proj.shape != self.proj.shape:
-            raise ValueError(f'{self.checkpoint} holds a projection {tuple(proj.shape)}, the neck expects {tuple(self.proj.shape)}: set '
-                             'in_channels and out_channels of the neck')
+            raise ValueError(
+                f'{self.checkpoint} holds a projection {tuple(proj.shape)}, the neck expects '
+                f'{tuple(self.proj.shape)}: set '
+                'in_channels and out_channels of the neck')
         print_log(f'{self.checkpoint}: CLIP projection {tuple(proj.shape)}', 'current')
         return proj.float()
 
@@ -71,8 +83,8 @@ class CLIPProjection(BaseModule):
 
 
 def _complete(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Weights without a projection (an adapter alone, a plain backbone) take it from ``checkpoint``: before testing, runners load
-    a checkpoint but never call ``init_weights``."""
+    """Weights without a projection (an adapter alone, a plain backbone) take it from ``checkpoint``: before testing,
+    runners load a checkpoint but never call ``init_weights``."""
     if prefix + 'proj' in state_dict:
         return
     proj = find_projection(state_dict)

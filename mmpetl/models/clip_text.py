@@ -29,7 +29,9 @@ def from_hf(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
             if re.fullmatch(pattern, name):
                 found[re.sub(pattern, target, name)] = value
     for kind in ('weight', 'bias'):
-        for name in [n for n in state if re.fullmatch(rf'text_model\.encoder\.layers\.\d+\.self_attn\.q_proj\.{kind}', n)]:
+        for name in [
+                n for n in state if re.fullmatch(rf'text_model\.encoder\.layers\.\d+\.self_attn\.q_proj\.{kind}', n)
+        ]:
             layer = name.split('.')[3]
             parts = [state[name.replace('q_proj', f'{op}_proj')] for op in 'qkv']
             found[f'transformer.resblocks.{layer}.attn.in_proj_{kind}'] = torch.cat(parts)
@@ -73,12 +75,20 @@ class CLIPTextTower(nn.Module):
         act: 'quick_gelu' (OpenAI) or 'gelu' (most of LAION's models).
     """
 
-    def __init__(self, vocab: int, context: int, dim: int, layers: int, heads: int, out_dim: int, act: str = 'quick_gelu') -> None:
+    def __init__(self,
+                 vocab: int,
+                 context: int,
+                 dim: int,
+                 layers: int,
+                 heads: int,
+                 out_dim: int,
+                 act: str = 'quick_gelu') -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocab, dim)
         self.positional_embedding = nn.Parameter(torch.zeros(context, dim))
         function = quick_gelu if act == 'quick_gelu' else F.gelu
-        self.transformer = nn.ModuleDict(dict(resblocks=nn.ModuleList(_Block(dim, heads, function) for _ in range(layers))))
+        self.transformer = nn.ModuleDict(
+            dict(resblocks=nn.ModuleList(_Block(dim, heads, function) for _ in range(layers))))
         self.ln_final = nn.LayerNorm(dim)
         self.text_projection = nn.Parameter(torch.zeros(dim, out_dim))
         self.logit_scale = nn.Parameter(torch.tensor(0.))
@@ -106,12 +116,16 @@ def build_text_tower(state: Mapping[str, Tensor], act: str = 'quick_gelu') -> CL
     if 'text_model.final_layer_norm.weight' in state:
         state = from_hf(state)
     if 'token_embedding.weight' not in state or 'text_projection' not in state:
-        raise ValueError('the weight file holds no CLIP text tower (token_embedding.weight and text_projection are missing)')
+        raise ValueError(
+            'the weight file holds no CLIP text tower (token_embedding.weight and text_projection are missing)')
     vocab, dim = state['token_embedding.weight'].shape
     layers = len({n.split('.')[2] for n in state if n.startswith('transformer.resblocks.')})
-    tower = CLIPTextTower(vocab, len(state['positional_embedding']), dim, layers, max(dim // 64, 1), state['text_projection'].shape[1], act)
+    tower = CLIPTextTower(vocab, len(state['positional_embedding']), dim, layers, max(dim // 64, 1),
+                          state['text_projection'].shape[1], act)
     own = tower.state_dict()
-    tower.load_state_dict({n: state[n].float() for n in own if n in state or n != 'logit_scale'}, strict='logit_scale' in state)
+    tower.load_state_dict({n: state[n].float()
+                           for n in own if n in state or n != 'logit_scale'},
+                          strict='logit_scale' in state)
     return tower.eval()
 
 
@@ -119,7 +133,11 @@ Tokenizer = Callable[[List[str]], Tensor]
 
 
 @torch.no_grad()
-def encode_classes(tower: CLIPTextTower, tokenize: Tokenizer, classes: Sequence[str], templates: Sequence[str], model: str = '',
+def encode_classes(tower: CLIPTextTower,
+                   tokenize: Tokenizer,
+                   classes: Sequence[str],
+                   templates: Sequence[str],
+                   model: str = '',
                    sha256: str = '') -> TextFeatures:
     """Text features of classes: every template filled with every name, averaged per class.
 
@@ -139,4 +157,6 @@ def encode_classes(tower: CLIPTextTower, tokenize: Tokenizer, classes: Sequence[
             raise ValueError(f'template {template!r} has no {{}} for the class name')
     device = tower.ln_final.weight.device
     rows = [tower(tokenize([t.replace('{}', name) for t in templates]).to(device)) for name in classes]
-    return TextFeatures(class_weights(torch.stack(rows)).cpu(), tuple(classes), tuple(templates), float(tower.logit_scale), model, sha256)
+    return TextFeatures(
+        class_weights(torch.stack(rows)).cpu(), tuple(classes), tuple(templates), float(tower.logit_scale), model,
+        sha256)

@@ -1,4 +1,5 @@
-"""The linear head of the CLIP benchmarks: BatchNorm without parameters on the feature, then a linear layer, perhaps set from text."""
+"""The linear head of the CLIP benchmarks: BatchNorm without parameters on the feature, then a linear layer, perhaps set
+from text."""
 
 from typing import Any, List, Optional, Tuple
 
@@ -24,16 +25,25 @@ class FeatureHead(LinearClsHead):
         feature_bn: Put ``BatchNorm1d(affine=False)`` before the linear layer: no parameters, running statistics only.
         normalize: Scale the feature to unit length (after the BatchNorm).
         scale: Constant factor of the logits (100 is CLIP's temperature).
-        text_features: Text-feature file that sets the weight; the bias becomes 0. See :mod:`mmpetl.models.text_features`.
+        text_features: Text-feature file that sets the weight; the bias becomes 0. See
+            :mod:`mmpetl.models.text_features`.
         multi_label: Scores are sigmoids instead of a softmax; give ``loss`` a ``use_sigmoid=True`` loss.
         **kwargs: Other arguments of :class:`mmpretrain.models.heads.LinearClsHead`.
 
-    Source: ELEVATER toolkit (arXiv 2204.08790). Where it takes the softmax over classes even of a multi-label task, this head takes the
+    Source: ELEVATER toolkit (arXiv 2204.08790). Where it takes the softmax over classes even of a multi-label task,
+        this head takes the
     sigmoid that its loss trains.
     """
 
-    def __init__(self, num_classes: int, in_channels: int, feature_bn: bool = False, normalize: bool = False, scale: float = 1.,
-                 text_features: Optional[str] = None, multi_label: bool = False, **kwargs: Any) -> None:
+    def __init__(self,
+                 num_classes: int,
+                 in_channels: int,
+                 feature_bn: bool = False,
+                 normalize: bool = False,
+                 scale: float = 1.,
+                 text_features: Optional[str] = None,
+                 multi_label: bool = False,
+                 **kwargs: Any) -> None:
         super().__init__(num_classes=num_classes, in_channels=in_channels, **kwargs)
         self.bn = nn.BatchNorm1d(in_channels, affine=False) if feature_bn else nn.Identity()
         self.normalize = normalize
@@ -41,7 +51,8 @@ class FeatureHead(LinearClsHead):
         self.text_features = text_features
         self.multi_label = multi_label
         if text_features is not None:
-            load_text_features(text_features, num_classes, in_channels)  # a wrong file stops here, not after the model is built
+            # a wrong file stops here, not after the model is built
+            load_text_features(text_features, num_classes, in_channels)
 
     def init_weights(self) -> None:
         """Initialise as configured, then set the weight from text where a file is given."""
@@ -55,7 +66,8 @@ class FeatureHead(LinearClsHead):
     def pre_logits(self, feats: Tuple[Tensor, ...]) -> Tensor:
         """Features of all stages -> the last one (B, E), after BatchNorm and normalisation."""
         x = super().pre_logits(feats)
-        # The variance of a single image is not defined: an epoch's last batch may hold one, and is then normalised as when testing.
+        # The variance of a single image is not defined: an epoch's last batch may hold one, and is then normalised as
+        # when testing.
         x = self.bn(x) if len(x) > 1 or not isinstance(self.bn, nn.BatchNorm1d) else self._with_running_statistics(x)
         return F.normalize(x, dim=-1) if self.normalize else x
 

@@ -1,7 +1,8 @@
 """Files of precomputed text features: one unit row per class, and what they were made from.
 
-One ``.npz`` per (text model, data set): ``weight`` (C, E) float32, ``class_names`` (C,), ``templates`` (T,), ``logit_scale`` (natural
-logarithm of the trained temperature), ``model`` and ``checkpoint_sha256``. Nothing in it is pickled.
+One ``.npz`` per (text model, data set): ``weight`` (C, E) float32, ``class_names`` (C,), ``templates`` (T,),
+``logit_scale`` (natural logarithm of the trained temperature), ``model`` and ``checkpoint_sha256``. Nothing in it is
+pickled.
 """
 
 import os
@@ -58,9 +59,13 @@ def save_text_features(path: str, features: TextFeatures) -> None:
         ValueError: If rows, names and unit length do not agree.
     """
     _check(path, features.weight, features.class_names)
-    arrays = dict(weight=features.weight.detach().cpu().float().numpy(), class_names=np.array(features.class_names, dtype=np.str_),
-                  templates=np.array(features.templates, dtype=np.str_), logit_scale=np.float32(features.logit_scale),
-                  model=np.str_(features.model), checkpoint_sha256=np.str_(features.checkpoint_sha256))
+    arrays = dict(
+        weight=features.weight.detach().cpu().float().numpy(),
+        class_names=np.array(features.class_names, dtype=np.str_),
+        templates=np.array(features.templates, dtype=np.str_),
+        logit_scale=np.float32(features.logit_scale),
+        model=np.str_(features.model),
+        checkpoint_sha256=np.str_(features.checkpoint_sha256))
     atomic_write(path, lambda file: np.savez(file, **arrays))
 
 
@@ -85,14 +90,19 @@ def load_text_features(path: str, num_classes: Optional[int] = None, dim: Option
         weight = torch.from_numpy(found['weight']).float()
         names = tuple(str(n) for n in found['class_names'])
     except (KeyError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is not a text-feature file ({error}): it needs 'weight' (C, E) and 'class_names' (C,)") from None
+        raise ValueError(
+            f"{path} is not a text-feature file ({error}): it needs 'weight' (C, E) and 'class_names' (C,)") from None
     _check(path, weight, names)
     if num_classes is not None and len(weight) != num_classes:
         raise ValueError(f'{path} has {len(weight)} classes, but the head has {num_classes}')
     if dim is not None and weight.shape[1] != dim:
-        raise ValueError(f'{path} has features of width {weight.shape[1]}, but the head takes {dim}: is the neck of the same CLIP model?')
-    return TextFeatures(weight, names, tuple(str(t) for t in found.get('templates', ())), float(found.get('logit_scale', LN_100)),
-                        str(found.get('model', '')), str(found.get('checkpoint_sha256', '')))
+        raise ValueError(
+            f'{path} has features of width {weight.shape[1]}, but the head takes {dim}: is the neck of the same CLIP '
+            f'model?'
+        )
+    return TextFeatures(weight, names, tuple(str(t) for t in found.get('templates', ())),
+                        float(found.get('logit_scale', LN_100)), str(found.get('model', '')),
+                        str(found.get('checkpoint_sha256', '')))
 
 
 def _check(path: str, weight: Tensor, names: Tuple[str, ...]) -> None:
@@ -101,4 +111,7 @@ def _check(path: str, weight: Tensor, names: Tuple[str, ...]) -> None:
     lengths = weight.float().norm(dim=1)
     worst = int((lengths - 1).abs().argmax())
     if not (lengths[worst] - 1).abs() < 1e-3:
-        raise ValueError(f'{path}: row {worst} ({names[worst]!r}) has length {float(lengths[worst]):.4f}, but rows must have unit length')
+        raise ValueError(
+            f'{path}: row {worst} ({names[worst]!r}) has length {float(lengths[worst]):.4f}, but rows must have unit '
+            f'length'
+        )

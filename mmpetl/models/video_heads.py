@@ -1,4 +1,5 @@
-"""Classification heads of V-PETL on Video Swin and of APT on VideoMAE, which keep the scores of every test view when asked to."""
+"""Classification heads of V-PETL on Video Swin and of APT on VideoMAE, which keep the scores of every test view when
+asked to."""
 
 from typing import Any, Dict, List, Optional
 
@@ -12,10 +13,12 @@ TEMPORAL_POOLS = ('pair', 'mean')
 
 
 class ViewScores:
-    """Mixin of mmaction2's heads: scores are float32, and ``keep_views=True`` stores the logits of all views beside their average.
+    """Mixin of mmaction2's heads: scores are float32, and ``keep_views=True`` stores the logits of all views beside
+    their average.
 
-    mmaction2's heads make arrays of their scores, which bfloat16 (mixed precision) does not allow. With ``keep_views`` a test run's
-    ``--dump`` file holds ``view_scores`` (views, classes) per video, in the order clip by clip and crop by crop.
+    mmaction2's heads make arrays of their scores, which bfloat16 (mixed precision) does not allow. With ``keep_views``
+    a test run's ``--dump`` file holds ``view_scores`` (views, classes) per video, in the order clip by clip and crop by
+    crop.
     """
 
     keep_views: bool = False
@@ -25,7 +28,8 @@ class ViewScores:
         return super().loss_by_feat(cls_scores.float(), data_samples)  # type: ignore[misc]
 
     def predict_by_feat(self, cls_scores: Tensor, data_samples: List[Any]) -> List[Any]:
-        """cls_scores (videos * views, classes) -> the samples with ``pred_score`` (classes,), ``pred_label`` and ``view_scores``."""
+        """cls_scores (videos * views, classes) -> the samples with ``pred_score`` (classes,), ``pred_label`` and
+        ``view_scores``."""
         cls_scores = cls_scores.float()
         if self.keep_views:
             for sample, views in zip(data_samples, cls_scores.unflatten(0, (len(data_samples), -1))):
@@ -36,7 +40,8 @@ class ViewScores:
 def temporal_weights(length: int, pool: str) -> Tensor:
     """Weights (T,) of the temporal average, which sum to 1.
 
-    'pair' averages neighbouring pairs of time steps first, as V-PETL's head does: (1, 2, ..., 2, 1) / (2 T - 2). 'mean' is uniform.
+    'pair' averages neighbouring pairs of time steps first, as V-PETL's head does: (1, 2, ..., 2, 1) / (2 T - 2). 'mean'
+    is uniform.
     """
     weights = torch.ones(length)
     if pool == 'pair' and length > 1:
@@ -45,9 +50,11 @@ def temporal_weights(length: int, pool: str) -> Tensor:
 
 
 class VideoSwinHead(ViewScores, I3DHead):
-    """V-PETL's head: spatial mean, temporal average over pairs, one linear layer with bias (1025 * classes parameters for Swin-B).
+    """V-PETL's head: spatial mean, temporal average over pairs, one linear layer with bias (1025 * classes parameters
+    for Swin-B).
 
-    The published code pools pairs, applies a 1 x 1 x 1 convolution and averages; as that is linear, this is the same in one step.
+    The published code pools pairs, applies a 1 x 1 x 1 convolution and averages; as that is linear, this is the same in
+    one step.
 
     Args:
         num_classes: Number of classes.
@@ -65,7 +72,8 @@ class VideoSwinHead(ViewScores, I3DHead):
     def __init__(self, num_classes: int, in_channels: int, temporal_pool: str = 'pair', dropout_ratio: float = 0.,
                  init_std: Optional[float] = None, keep_views: bool = False, **kwargs: Any) -> None:
         if temporal_pool not in TEMPORAL_POOLS:
-            raise ValueError(f'VideoSwinHead: unknown temporal_pool {temporal_pool!r}' + nearest(temporal_pool, TEMPORAL_POOLS))
+            raise ValueError(f'VideoSwinHead: unknown temporal_pool {temporal_pool!r}' +
+                             nearest(temporal_pool, TEMPORAL_POOLS))
         super().__init__(num_classes, in_channels, dropout_ratio=dropout_ratio, init_std=init_std, **kwargs)
         self.temporal_pool, self.keep_views = temporal_pool, keep_views
 
@@ -91,10 +99,16 @@ class VideoMAEHead(ViewScores, TimeSformerHead):
         in_channels: Width C of the feature.
         init_scale: Factor of the initial weights, which are truncated normal with standard deviation 0.02.
         keep_views: Store the scores of all test views, see :class:`ViewScores`.
-        **kwargs: Other arguments of mmaction2's ``TimeSformerHead``; ``average_clips='prob'`` averages probabilities, as published.
+        **kwargs: Other arguments of mmaction2's ``TimeSformerHead``; ``average_clips='prob'`` averages probabilities,
+          as published.
     """
 
-    def __init__(self, num_classes: int, in_channels: int, init_scale: float = 0.001, keep_views: bool = False, **kwargs: Any) -> None:
+    def __init__(self,
+                 num_classes: int,
+                 in_channels: int,
+                 init_scale: float = 0.001,
+                 keep_views: bool = False,
+                 **kwargs: Any) -> None:
         super().__init__(num_classes, in_channels, **kwargs)
         self.init_scale, self.keep_views = init_scale, keep_views
 

@@ -14,8 +14,8 @@ from .text_features import load_text_features
 class ZeroShotHead(ClsHead):
     """softmax(scale * cos(f, t_c)) over the classes c. Has no parameter.
 
-    The text features belong to the configuration, not to the checkpoint: they are read when the head is built, so testing needs the
-    backbone's weights only.
+    The text features belong to the configuration, not to the checkpoint: they are read when the head is built, so
+    testing needs the backbone's weights only.
 
     Args:
         text_features: Text-feature file, see :mod:`mmpetl.models.text_features`.
@@ -24,7 +24,11 @@ class ZeroShotHead(ClsHead):
         **kwargs: Other arguments of :class:`mmpretrain.models.heads.ClsHead`.
     """
 
-    def __init__(self, text_features: str, num_classes: Optional[int] = None, scale: float = 100., **kwargs: Any) -> None:
+    def __init__(self,
+                 text_features: str,
+                 num_classes: Optional[int] = None,
+                 scale: float = 100.,
+                 **kwargs: Any) -> None:
         super().__init__(**kwargs)
         features = load_text_features(text_features, num_classes)
         self.register_buffer('weight', features.weight, persistent=False)

@@ -1,7 +1,8 @@
 """E2VPT's procedure as a training loop: train, score the prompts, choose how many to prune, rewind, train again.
 
-Han et al., https://arxiv.org/abs/2307.13770, section 3.3. The published code takes 118 full trainings for one data set, because it tries
-all pairs of ratios and redraws where the paper says rewind; here a cascade with early stopping tries at most one ratio after another.
+Han et al., https://arxiv.org/abs/2307.13770, section 3.3. The published code takes 118 full trainings for one data set,
+because it tries all pairs of ratios and redraws where the paper says rewind; here a cascade with early stopping tries
+at most one ratio after another.
 """
 
 import copy
@@ -49,7 +50,9 @@ def scale_schedule(schedulers: Any, ratio: float) -> Any:
         return schedulers
 
     def scaled(value: Any) -> Any:
-        return [scaled(v) for v in value] if isinstance(value, (list, tuple)) else max(1, round(value * ratio)) if value else value
+        return [scaled(v)
+                for v in value] if isinstance(value,
+                                              (list, tuple)) else max(1, round(value * ratio)) if value else value
 
     return {k: scaled(v) if k in _EPOCH_KEYS else v for k, v in schedulers.items()}
 
@@ -58,9 +61,10 @@ def scale_schedule(schedulers: Any, ratio: float) -> Any:
 class E2VPTLoop(EpochBasedTrainLoop):
     """Train, score, prune, rewind and retrain in one run, or any of these phases alone.
 
-    Everything is kept under ``<work_dir>/pruning``, so that a run may be cut anywhere and go on with ``--resume``, and a later run in the
-    same work dir may start with a later phase. Checkpoints of phase 'train' go to the folder ``train`` beside those of 'retrain'; the
-    search writes none. A candidate that was cut starts anew, with the same random numbers.
+    Everything is kept under ``<work_dir>/pruning``, so that a run may be cut anywhere and go on with ``--resume``, and
+    a later run in the same work dir may start with a later phase. Checkpoints of phase 'train' go to the folder
+    ``train`` beside those of 'retrain'; the search writes none. A candidate that was cut starts anew, with the same
+    random numbers.
 
     Args:
         runner: The runner.
@@ -77,15 +81,16 @@ class E2VPTLoop(EpochBasedTrainLoop):
         metric: Name of the validation metric that decides; None takes the first.
         rule: 'greater' or 'less' is better.
         select: 'last' or 'best' validation of a candidate counts.
-        rewind: 'init' returns prompts and head to their stored values before 'train'; 'reinit' draws new ones (as the published code);
-            'keep' goes on from the trained values, as leaving out the phase does for 'retrain'. Candidates of the search start so too.
+        rewind: 'init' returns prompts and head to their stored values before 'train'; 'reinit' draws new ones (as the
+            published code); 'keep' goes on from the trained values, as leaving out the phase does for 'retrain'.
+            Candidates of the search start so too.
         scorer: Options of :class:`mmpetl.pruning.scores.PromptScorer`.
         score_dataloader: Config of another dataloader to score on; None scores on the training data, each sample once.
         val_begin, val_interval, dynamic_intervals: As in MMEngine's ``EpochBasedTrainLoop``.
 
     Raises:
-        ValueError: If an option does not fit, the model has no E2VPT, more is to be pruned than exists, a search has no validation, or a
-            hook keeps a copy of the unpruned model.
+        ValueError: If an option does not fit, the model has no E2VPT, more is to be pruned than exists, a search has no
+            validation, or a hook keeps a copy of the unpruned model.
     """
 
     def __init__(self,
@@ -115,7 +120,8 @@ class E2VPTLoop(EpochBasedTrainLoop):
         self._full_epochs = self._max_epochs
         self.phases, self.rewind = list(phases), rewind
         self.metric, self.sign, self.select = metric, 1 if rule == 'greater' else -1, select
-        self.search_epochs = self._full_epochs if search_epochs is None else positive(search_epochs, 'search_epochs', 'E2VPTLoop')
+        self.search_epochs = self._full_epochs if search_epochs is None else positive(
+            search_epochs, 'search_epochs', 'E2VPTLoop')
         self.patience = positive(patience, 'patience', 'E2VPTLoop')
         self.scorer = PromptScorer(**(scorer or {}))
         _, _, method = find_prunable(runner.model)
@@ -131,11 +137,13 @@ class E2VPTLoop(EpochBasedTrainLoop):
             if count == 'search':
                 self.levels.append(mask_levels(total, least, percents))
             elif isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < total:
-                raise ValueError(f"E2VPTLoop: {name} must be 'search' or a number to prune in 0..{total - 1}, got {count!r}")
+                raise ValueError(
+                    f"E2VPTLoop: {name} must be 'search' or a number to prune in 0..{total - 1}, got {count!r}")
             else:
                 self.levels.append([count])
         self._check_runner('prune' in self.phases and 'search' in (tokens, segments))
-        self._optim_cfg, self._scheduler_cfg = copy.deepcopy(runner.optim_wrapper), copy.deepcopy(runner.param_schedulers)
+        self._optim_cfg, self._scheduler_cfg = copy.deepcopy(runner.optim_wrapper), copy.deepcopy(
+            runner.param_schedulers)
         self.state = PruningState(method.num_tokens, method.segments)
         self.files = PruningFiles(f'{runner.work_dir}/pruning')
         self._resumed_run: Optional[str] = None
@@ -143,10 +151,12 @@ class E2VPTLoop(EpochBasedTrainLoop):
     def _check_runner(self, search: bool) -> None:
         runner = self.runner
         if not isinstance(runner.optim_wrapper, dict):
-            raise ValueError('E2VPTLoop builds the optimizer anew for every training, so optim_wrapper must be a config')
+            raise ValueError(
+                'E2VPTLoop builds the optimizer anew for every training, so optim_wrapper must be a config')
         if search and runner._val_loop is None:
-            raise ValueError('E2VPTLoop: the search needs validation data: set val_dataloader, val_cfg and val_evaluator, '
-                             'or give numbers for tokens and segments')
+            raise ValueError(
+                'E2VPTLoop: the search needs validation data: set val_dataloader, val_cfg and val_evaluator, '
+                'or give numbers for tokens and segments')
         copying = [type(h).__name__ for h in runner.hooks if isinstance(h, EMAHook)]
         if copying:
             raise ValueError(f'E2VPTLoop: {copying[0]} keeps a copy of the unpruned model; remove it from custom_hooks')
@@ -163,7 +173,7 @@ class E2VPTLoop(EpochBasedTrainLoop):
         """The method that is pruned."""
         return find_prunable(self.model)[2]
 
-    # -- the phases -------------------------------------------------------------------------------------------------------------
+    # -- the phases ---------------------------------------------------------------------------------------------------
 
     def run(self) -> nn.Module:
         """Run the phases that are not done yet."""
@@ -193,16 +203,18 @@ class E2VPTLoop(EpochBasedTrainLoop):
         if stored is not None and (self.runner._resume or self.phases[0] != 'train'):
             found, here = (stored.num_tokens, stored.segments), (self.state.num_tokens, self.state.segments)
             if found != here:
-                raise ValueError(f"E2VPTLoop: {self.files.path('state.json')} is of a run with (tokens, segments) = {found}, "
-                                 f'the config has {here}: use another work dir or remove it')
+                raise ValueError(
+                    f"E2VPTLoop: {self.files.path('state.json')} is of a run with (tokens, segments) = {found}, "
+                    f'the config has {here}: use another work dir or remove it')
             self.state = stored
             if not self.runner._resume:
                 self.state.forget(list(PHASES[PHASES.index(self.phases[0]):]))
         if self.runner._resume and self._epoch:
             self._resumed_run = self.runner.message_hub.get_info('e2vpt_run')
             if stored is None or self._resumed_run is None:
-                raise ValueError(f"E2VPTLoop: the checkpoint belongs to no run of this loop with {self.files.path('state.json')}; "
-                                 'start without --resume')
+                raise ValueError(
+                    f"E2VPTLoop: the checkpoint belongs to no run of this loop with {self.files.path('state.json')}; "
+                    'start without --resume')
         elif 'train' in self.phases and 'train' not in self.state.done:
             self._check_unpruned()
             if stored is not None and self.runner._resume and self.files.get('init') is not None:
@@ -250,7 +262,8 @@ class E2VPTLoop(EpochBasedTrainLoop):
                 if worse >= self.patience:
                     break
         self.state.choose((pair[0], pair[1]))
-        self.runner.logger.info(f'E2VPT: prune {pair[0]} tokens and {pair[1]} segments of each; kept: {self.state.kept}')
+        self.runner.logger.info(
+            f'E2VPT: prune {pair[0]} tokens and {pair[1]} segments of each; kept: {self.state.kept}')
 
     def _phase_rewind(self) -> None:
         self._rewind(self._chosen(), self.rewind)
@@ -265,14 +278,15 @@ class E2VPTLoop(EpochBasedTrainLoop):
         self._freeze_masks()
         self._fit('retrain', self._full_epochs)
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        self.runner.logger.info(f'E2VPT: {trained} trainable parameters, {len(self.method.kept)} of {self.method.num_tokens} prompts')
+        self.runner.logger.info(
+            f'E2VPT: {trained} trainable parameters, {len(self.method.kept)} of {self.method.num_tokens} prompts')
 
     def _chosen(self) -> Tuple[int, int]:
         if self.state.chosen is None:
             raise ValueError("E2VPTLoop: nothing was chosen yet: run phase 'prune' before 'rewind' and 'retrain'")
         return self.state.chosen[0], self.state.chosen[1]
 
-    # -- parts of the phases ------------------------------------------------------------------------------------------------------
+    # -- parts of the phases ------------------------------------------------------------------------------------------
 
     def _candidate(self, pair: Tuple[int, int]) -> float:
         """Validation value of a pair, found now or before."""
@@ -300,8 +314,9 @@ class E2VPTLoop(EpochBasedTrainLoop):
     def _restore(self, name: str) -> None:
         snapshot = self.files.get(name)
         if snapshot is None:
-            raise ValueError(f'E2VPTLoop: {self.files.path(name)}.safetensors is missing: run phase train first in this work dir'
-                             + (", or choose rewind='keep'" if name == 'init' else ''))
+            raise ValueError(
+                f'E2VPTLoop: {self.files.path(name)}.safetensors is missing: run phase train first in this work dir' +
+                (", or choose rewind='keep'" if name == 'init' else ''))
         self._unwrap()
         restore(self.model, snapshot)
 
@@ -316,14 +331,18 @@ class E2VPTLoop(EpochBasedTrainLoop):
     def _score_loader(self) -> Any:
         cfg = copy.deepcopy({k: v for k, v in self._loader_cfg.items() if k not in ('dataset', 'batch_sampler')})
         # Rounding up would count some samples twice under several processes.
-        cfg.update(sampler=dict(type='mmengine.DefaultSampler', shuffle=False, round_up=False), drop_last=False, persistent_workers=False)
+        cfg.update(
+            sampler=dict(type='mmengine.DefaultSampler', shuffle=False, round_up=False),
+            drop_last=False,
+            persistent_workers=False)
         cfg['dataset'] = self._loader_cfg['dataset'] if self._own_scores else self.dataloader.dataset
         return self.runner.build_dataloader(cfg)
 
-    # -- one training -------------------------------------------------------------------------------------------------------------
+    # -- one training -------------------------------------------------------------------------------------------------
 
     def _fit(self, run: str, epochs: int, only_last: bool = False) -> List[float]:
-        """Train from epoch 0, or from where the resumed checkpoint of the same run stands; returns the validation values."""
+        """Train from epoch 0, or from where the resumed checkpoint of the same run stands; returns the validation
+        values."""
         self._max_epochs, self._max_iters = epochs, epochs * len(self.dataloader)
         resumed = self._resumed_run == run
         fresh = run == 'train' and not self.runner._resume
@@ -373,7 +392,8 @@ class E2VPTLoop(EpochBasedTrainLoop):
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
         if self._scheduler_cfg is not None:
             schedule = copy.deepcopy(self._scheduler_cfg)
-            schedule = schedule if self._max_epochs == self._full_epochs else scale_schedule(schedule, self._max_epochs / self._full_epochs)
+            schedule = schedule if self._max_epochs == self._full_epochs else scale_schedule(
+                schedule, self._max_epochs / self._full_epochs)
             runner.param_schedulers = runner.build_param_scheduler(schedule)
         runner.optim_wrapper.initialize_count_status(runner.model, self._iter, self._max_iters)
 
@@ -387,7 +407,9 @@ class E2VPTLoop(EpochBasedTrainLoop):
         """Checkpoints of 'train' go beside those of 'retrain', and none of one run is taken for the best of another."""
         info = self.runner.message_hub.runtime_info
         if not resumed:
-            for key in [k for k in info if k.startswith(('best_score', 'best_ckpt')) or k in ('keep_ckpt_ids', 'last_ckpt')]:
+            for key in [
+                    k for k in info if k.startswith(('best_score', 'best_ckpt')) or k in ('keep_ckpt_ids', 'last_ckpt')
+            ]:
                 info.pop(key)
         for hook, folder in self._out_dirs.items():
             hook.out_dir = hook.file_backend.join_path(folder, 'train') if run == 'train' else folder

@@ -2,15 +2,17 @@
 
 A token's score can be measured or estimated:
 
-* ``target='removal'``: the mean loss without the token minus the mean loss with it. One forward pass a token, no backward pass.
-* ``target='attention'``: the derivative of the loss by a gate g = 1 on the token (Michel et al., https://arxiv.org/abs/1905.10650,
-  equation 2), whose logarithm is added to the prompt's key logits, so that g = 0 is removal. One pass for all tokens.
-* ``target='embedding'``: the same with a gate that multiplies the prompt, as E2VPT publishes it. The LayerNorm behind it undoes a common
-  factor of all channels, so this derivative is nearly zero whatever the prompt does.
+* ``target='removal'``: the mean loss without the token minus the mean loss with it. One forward pass a token, no
+  backward pass.
+* ``target='attention'``: the derivative of the loss by a gate g = 1 on the token (Michel et al.,
+  https://arxiv.org/abs/1905.10650, equation 2), whose logarithm is added to the prompt's key logits, so that g = 0 is
+  removal. One pass for all tokens.
+* ``target='embedding'``: the same with a gate that multiplies the prompt, as E2VPT publishes it. The LayerNorm behind
+  it undoes a common factor of all channels, so this derivative is nearly zero whatever the prompt does.
 
-A derivative sees a small step, removal is a big one: on trained models the two rank tokens differently (docs/methods/e2vpt.md). Segments,
-of which there are many, always have gates in the embedding. Gates are one per sample, so scores depend neither on the batch size nor on
-the processes.
+A derivative sees a small step, removal is a big one: on trained models the two rank tokens differently
+(docs/methods/e2vpt.md). Segments, of which there are many, always have gates in the embedding. Gates are one per
+sample, so scores depend neither on the batch size nor on the processes.
 """
 
 import logging
@@ -60,7 +62,8 @@ class PromptScores:
     samples: int
 
     def choose(self, tokens: int, segments: int) -> Tuple[Tensor, Tensor]:
-        """Keep-masks (P,) and (P, S), bool, without the ``tokens`` lowest tokens and the ``segments`` lowest segments of each token.
+        """Keep-masks (P,) and (P, S), bool, without the ``tokens`` lowest tokens and the ``segments`` lowest segments
+        of each token.
 
         Choices are nested: what goes at one level goes at every higher one.
 
@@ -77,7 +80,10 @@ class PromptScores:
         return keep[0], keep[1]
 
 
-def mask_levels(total: int, minimum: int = 1, percents: Sequence[int] = tuple(range(10, 100, 10)), zero: bool = True) -> List[int]:
+def mask_levels(total: int,
+                minimum: int = 1,
+                percents: Sequence[int] = tuple(range(10, 100, 10)),
+                zero: bool = True) -> List[int]:
     """Numbers of units to try to prune: the distinct int(total * percent / 100), never leaving fewer than ``minimum``.
 
     Args:
@@ -102,7 +108,8 @@ class PromptScorer:
 
     Args:
         target: What a token's score is: 'removal', 'attention' or 'embedding', see above.
-        reduce: 'mean_of_abs', 'abs_of_mean' or 'signed_mean' of derivatives over samples; removal is always the signed mean.
+        reduce: 'mean_of_abs', 'abs_of_mean' or 'signed_mean' of derivatives over samples; removal is always the signed
+            mean.
         weighting: 'sample' gives each sample one vote, 'batch' each batch, however small (as published).
         normalise: Divide token scores by their norm, and segment scores by the norm over their token's segments.
         variant: 'released' sets the published rule: ('embedding', 'signed_mean', 'batch').
@@ -157,7 +164,8 @@ class PromptScorer:
         if not samples:
             raise ValueError('prompt scoring: the dataloader gave no sample')
         scores = self._finish(total[:-2] / votes, len(kept))
-        print_log(f'Scored {len(kept)} prompts on {samples} samples ({self.target}, {self.reduce})', 'current', logging.INFO)
+        print_log(f'Scored {len(kept)} prompts on {samples} samples ({self.target}, {self.reduce})', 'current',
+                  logging.INFO)
         tokens = torch.full((method.num_tokens, ), float('-inf'), dtype=torch.float64)
         segments = torch.full((method.num_tokens, method.segments), float('-inf'), dtype=torch.float64)
         tokens[kept.cpu()], segments[kept.cpu()] = scores
@@ -202,7 +210,8 @@ class PromptScorer:
 
     def _finish(self, mean: Tensor, kept: int) -> Tuple[Tensor, Tensor]:
         if not mean.isfinite().all():
-            raise ValueError('prompt scoring: a score is not finite; the trained model gives no finite loss on this data')
+            raise ValueError(
+                'prompt scoring: a score is not finite; the trained model gives no finite loss on this data')
         mean = mean.abs() if self.reduce == 'abs_of_mean' else mean
         tokens, segments = mean[:kept], mean[kept:].view(kept, -1)
         if self.normalise:
@@ -224,7 +233,8 @@ def set_gates(petl: Any, method: Any, gates: Optional[Tensor]) -> None:
             carried = None
             if gates is not None and str(tap.index) in method.pruned_layers:
                 counts = [(m, m.num_prompts(tap.index)) for m in petl.values()]
-                carried = torch.cat([gates if m is method else gates.new_zeros(len(gates), n) for m, n in counts if n], 1)
+                carried = torch.cat([gates if m is method else gates.new_zeros(len(gates), n) for m, n in counts if n],
+                                    1)
         tap.prompt_gate = carried if tap.num_prompts or tap.prompts_in else None
 
 

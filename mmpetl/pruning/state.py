@@ -1,4 +1,5 @@
-"""What a pruning run must remember to go on after a kill: a JSON file, snapshots of the trained values, and a picture of both."""
+"""What a pruning run must remember to go on after a kill: a JSON file, snapshots of the trained values, and a picture
+of both."""
 
 import json
 import math
@@ -19,7 +20,8 @@ Snapshot = Dict[str, Tensor]
 
 
 def take(model: nn.Module) -> Snapshot:
-    """Copies, on the CPU, of all that is not the frozen trunk: methods, head, tuned trunk parameters, buffers of the head."""
+    """Copies, on the CPU, of all that is not the frozen trunk: methods, head, tuned trunk parameters, buffers of the
+    head."""
     return {key: tensor.detach().cpu().clone().contiguous() for key, tensor in adapter_state(model).items()}
 
 
@@ -33,7 +35,10 @@ def restore(model: nn.Module, snapshot: Snapshot) -> None:
     backbone, prefix = find_backbone(model)
     own = adapter_state(model)
     if set(own) != set(snapshot):
-        raise ValueError(f'the stored snapshot differs at {sorted(set(own) ^ set(snapshot))[0]!r}: it was made with another model config')
+        raise ValueError(
+            f'the stored snapshot differs at {sorted(set(own) ^ set(snapshot))[0]!r}: it was made with another model '
+            f'config'
+        )
     for name, method in backbone.petl.items():
         start = f'{prefix}petl.{name}.'
         method.load_state_dict({k.removeprefix(start): v for k, v in snapshot.items() if k.startswith(start)})
@@ -83,7 +88,9 @@ class PruningState:
     def masks(self, pair: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
         """Keep-masks (P,) and (P, S) of a pair; without pruning no scores are needed."""
         if tuple(pair) == (0, 0):
-            return torch.ones(self.num_tokens, dtype=torch.bool), torch.ones(self.num_tokens, self.segments, dtype=torch.bool)
+            return torch.ones(
+                self.num_tokens, dtype=torch.bool), torch.ones(
+                    self.num_tokens, self.segments, dtype=torch.bool)
         return self.prompt_scores().choose(*pair)
 
     def choose(self, pair: Tuple[int, int]) -> None:
@@ -112,7 +119,8 @@ class PruningState:
 
 
 class PruningFiles:
-    """The files of one pruning run: ``state.json``, ``<name>.safetensors``, ``timeline.png``. Only the main process touches the disk.
+    """The files of one pruning run: ``state.json``, ``<name>.safetensors``, ``timeline.png``. Only the main process
+    touches the disk.
 
     Args:
         folder: Where they lie.

@@ -1,4 +1,5 @@
-"""A picture of what was pruned: one column per run, one row per prompt, the colour says how much of the prompt was left."""
+"""A picture of what was pruned: one column per run, one row per prompt, the colour says how much of the prompt was
+left."""
 
 import io
 import math
@@ -18,16 +19,19 @@ def timeline(state: PruningState) -> Tuple[List[str], List[List[float]], List[fl
         state: A :class:`mmpetl.pruning.state.PruningState`.
 
     Returns:
-        Labels; for each column the kept share of every prompt's segments, 0 where the prompt is gone; validation values (NaN: none).
+        Labels; for each column the kept share of every prompt's segments, 0 where the prompt is gone; validation values
+        (NaN: none).
     """
 
     def result(phase: str) -> Optional[float]:
         return next(iter(state.results.get(phase, {}).values()), None)
 
     columns: List[Tuple[str, Tuple[int, int], Optional[float]]] = [('train', (0, 0), result('train'))]
-    columns += [(f"-{run['tokens']} / -{run['segments']}", (run['tokens'], run['segments']), run['value']) for run in state.runs]
+    columns += [(f"-{run['tokens']} / -{run['segments']}", (run['tokens'], run['segments']), run['value'])
+                for run in state.runs]
     if state.chosen is not None:
-        columns.append((f'chosen\n-{state.chosen[0]} / -{state.chosen[1]}', (state.chosen[0], state.chosen[1]), result('retrain')))
+        columns.append(
+            (f'chosen\n-{state.chosen[0]} / -{state.chosen[1]}', (state.chosen[0], state.chosen[1]), result('retrain')))
     shares = []
     for _, pair, _ in columns:
         tokens, segments = state.masks(pair)
@@ -43,7 +47,8 @@ def draw(state: PruningState, path: str) -> None:
         path: Destination.
     """
     labels, shares, values = timeline(state)
-    figure = Figure(figsize=(max(4., 1.5 + 0.55 * len(labels)), min(20., 3. + 0.16 * state.num_tokens)), layout='constrained')
+    figure = Figure(
+        figsize=(max(4., 1.5 + 0.55 * len(labels)), min(20., 3. + 0.16 * state.num_tokens)), layout='constrained')
     FigureCanvasAgg(figure)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
     top.plot(range(len(labels)), values, 'o-')

@@ -15,8 +15,8 @@ BEAT, DEAD = 15., 120.
 class Claim:
     """The right to run the trial of a folder, held while the context lasts.
 
-    The claim is a file that names host and process; its time stamp is renewed as a sign of life. A claim of a process that is gone (same
-    host), or silent for :data:`DEAD` seconds, is taken over.
+    The claim is a file that names host and process; its time stamp is renewed as a sign of life. A claim of a process
+    that is gone (same host), or silent for :data:`DEAD` seconds, is taken over.
 
     Args:
         folder: The trial's folder.
@@ -24,7 +24,8 @@ class Claim:
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, 'claim')
-        self.token = json.dumps(dict(host=socket.gethostname(), pid=os.getpid(), start=_started(os.getpid()), token=uuid.uuid4().hex))
+        self.token = json.dumps(
+            dict(host=socket.gethostname(), pid=os.getpid(), start=_started(os.getpid()), token=uuid.uuid4().hex))
         self._stop: Optional[threading.Event] = None
 
     def acquire(self) -> bool:
@@ -90,10 +91,12 @@ class Claim:
 
 
 def _started(pid: int) -> Optional[str]:
-    """When a process of this machine started, in the kernel's ticks; None if it is gone (or only waits to be reaped)."""
+    """When a process of this machine started, in the kernel's ticks; None if it is gone (or only waits to be
+    reaped)."""
     try:
         with open(f'/proc/{pid}/stat') as file:
-            # The name, in brackets, may hold blanks: count the fields from behind it. State is the first, the start the twentieth.
+            # The name, in brackets, may hold blanks: count the fields from behind it. State is the first, the start the
+            # twentieth.
             fields = file.read().rpartition(')')[2].split()
     except OSError:
         return None

@@ -1,4 +1,5 @@
-"""The plan of a sweep, and what there is to run next. All state is on disk: it follows from the plan and the result files alone."""
+"""The plan of a sweep, and what there is to run next. All state is on disk: it follows from the plan and the result
+files alone."""
 
 import hashlib
 import itertools
@@ -20,7 +21,7 @@ PLAN_FILE = 'sweep.json'
 Plan = Dict[str, Any]
 
 
-# -- the plan ---------------------------------------------------------------------------------------------------------------------------
+# -- the plan ---------------------------------------------------------------------------------------------------------
 
 
 def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]] = None, root: Optional[str] = None,
@@ -34,8 +35,8 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
         tasks: Tasks to run; None for all. More tasks may be asked for later.
         root: Folder of the data.
         cfg_options: Config options for every trial.
-        **changes: Entries that replace those of ``cfg.sweep``: grid, search, lrs, select, seeds, shot_seeds, shots, search_epochs,
-            test_every, keep_checkpoints.
+        **changes: Entries that replace those of ``cfg.sweep``: grid, search, lrs, select, seeds, shot_seeds, shots,
+            search_epochs, test_every, keep_checkpoints.
 
     Returns:
         The plan.
@@ -54,14 +55,19 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
     prepare_suite(cfg, spec)
     own = dict(cfg.pop('sweep', None) or {})
     entries = {**own, **{k: v for k, v in changes.items() if v is not None}}
-    known = ('grid', 'search', 'lrs', 'select', 'seeds', 'shot_seeds', 'shots', 'search_epochs', 'test_every', 'keep_checkpoints')
+    known = ('grid', 'search', 'lrs', 'select', 'seeds', 'shot_seeds', 'shots', 'search_epochs', 'test_every',
+             'keep_checkpoints')
     for key in entries:
         if key not in known:
             raise ValueError(f'sweep.{key} is no option' + nearest(key, known))
     text = Config(cfg.to_dict()).pretty_text
     plan: Plan = dict(
-        name=Path(config).stem, suite=spec.name, root=os.path.abspath(os.path.expanduser(root)) if root else None,
-        cfg_options=dict(cfg_options or {}), digest=hashlib.sha256(text.encode()).hexdigest(), **_filled(entries, spec.form))
+        name=Path(config).stem,
+        suite=spec.name,
+        root=os.path.abspath(os.path.expanduser(root)) if root else None,
+        cfg_options=dict(cfg_options or {}),
+        digest=hashlib.sha256(text.encode()).hexdigest(),
+        **_filled(entries, spec.form))
     build_search(plan)
     if 'shots' in entries:
         plan['cfg_options']['task.shots'] = entries['shots']
@@ -74,7 +80,8 @@ def _filled(entries: Mapping[str, Any], form: str) -> Dict[str, Any]:
     search = entries.get('search', 'grid')
     select = entries.get('select', 'best' if search == 'coarse_to_fine' else 'last')
     if select not in ('last', 'best'):
-        raise ValueError(f"sweep.select={select!r}: choose 'last' (score of the last epoch) or 'best' (of the best validated epoch)")
+        raise ValueError(
+            f"sweep.select={select!r}: choose 'last' (score of the last epoch) or 'best' (of the best validated epoch)")
     return dict(search=search, grid=grid, lrs=entries.get('lrs'), select=select, seeds=list(entries.get('seeds', [0])),
                 shot_seeds=list(entries.get('shot_seeds', [0])) if form == 'elevater' else None,
                 search_epochs=entries.get('search_epochs'), test_every=entries.get('test_every'),
@@ -88,7 +95,8 @@ def _store(plan: Plan, text: str, work_dir: str, tasks: Optional[List[str]]) -> 
         differ = [k for k in plan if plan[k] != old.get(k)]
         if differ:
             what = 'config' if 'digest' in differ else differ[0]
-            raise ValueError(f'{work_dir} holds another sweep (its {what} differs): choose another --work-dir, or delete the folder')
+            raise ValueError(
+                f'{work_dir} holds another sweep (its {what} differs): choose another --work-dir, or delete the folder')
         every = list(get_suite(plan['suite']).tasks)
         plan['tasks'] = sorted({*old['tasks'], *(tasks or every)}, key=every.index)
         if plan['tasks'] != old['tasks']:
@@ -120,7 +128,7 @@ def read_plan(work_dir: str) -> Plan:
     return plan
 
 
-# -- what to run ------------------------------------------------------------------------------------------------------------------------
+# -- what to run ------------------------------------------------------------------------------------------------------
 
 
 def folds(plan: Plan) -> List[Dict[str, Any]]:
@@ -208,7 +216,9 @@ class Unit:
         """Write the result of a trial that need not run: one that must diverge. True if it was one."""
         if trial.phase != 'search' or not diverges(trial.params):
             return False
-        write_result(self.folder(trial), Result(SKIPPED, error='learning rate times weight decay is 2 or more: the weights would diverge'))
+        write_result(
+            self.folder(trial),
+            Result(SKIPPED, error='learning rate times weight decay is 2 or more: the weights would diverge'))
         return True
 
     def all_trials(self) -> List[Trial]:

@@ -1,7 +1,8 @@
-"""The trials of a sweep on Ray Tune: one machine with several GPUs, or a Ray cluster whose machines see the same folders.
+"""The trials of a sweep on Ray Tune: one machine with several GPUs, or a Ray cluster whose machines see the same
+folders.
 
-Tune decides where and when a trial runs; what to try next comes from the result files, as without Ray. So a sweep may be begun with Ray and
-finished without it, and the other way round.
+Tune decides where and when a trial runs; what to try next comes from the result files, as without Ray. So a sweep may
+be begun with Ray and finished without it, and the other way round.
 """
 
 import os
@@ -52,7 +53,9 @@ def _searcher(plan: Plan, work_dir: str) -> Any:
             trial, folder, claim = self.running.pop(trial_id)
             found = read_result(folder)
             if found is None:
-                found = Result(FAILED, error='the Ray worker died without a result; see the files in ' + os.path.join(work_dir, 'ray'))
+                found = Result(
+                    FAILED,
+                    error='the Ray worker died without a result; see the files in ' + os.path.join(work_dir, 'ray'))
                 write_result(folder, found)
             claim.release()
             print(describe(trial, found), flush=True)
@@ -72,7 +75,8 @@ def work_on_ray(plan: Plan, work_dir: str, address: str = 'local', gpus: float =
     Args:
         plan: The plan.
         work_dir: Folder of the sweep, seen by all machines of the cluster.
-        address: 'local' starts Ray on this machine; otherwise the address of a cluster ('auto' for the one that this machine belongs to).
+        address: 'local' starts Ray on this machine; otherwise the address of a cluster ('auto' for the one that this
+            machine belongs to).
         gpus: GPUs of a run, may be a fraction; 0 where the machines have none.
 
     Raises:
@@ -82,7 +86,9 @@ def work_on_ray(plan: Plan, work_dir: str, address: str = 'local', gpus: float =
         import ray
         from ray import tune
     except ImportError:
-        raise ValueError("--ray needs Ray Tune: pip install 'ray[tune]', or leave --ray away and the trials run one by one") from None
+        raise ValueError(
+            "--ray needs Ray Tune: pip install 'ray[tune]', or leave --ray away and the trials run one by one"
+        ) from None
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
     os.environ.setdefault('RAY_CHDIR_TO_TRIAL_DIR', '0')

@@ -34,7 +34,8 @@ class Cell:
         head_params: Those of the head.
         peak_bytes: Peak device memory.
         errors: What failed.
-        chosen: What the search chose, for example 'lr=0.003 weight_decay=0.01'; several few-shot subsets are set apart by '; '.
+        chosen: What the search chose, for example 'lr=0.003 weight_decay=0.01'; several few-shot subsets are set apart
+            by '; '.
         seconds: Time of all its runs so far, search included.
     """
     scores: List[float] = field(default_factory=list)
@@ -67,7 +68,8 @@ class Row:
         suite: Its suite.
         cells: Cells by task, for the tasks of the sweep.
         tested_often: Whether runs were tested more than once, so that a best epoch can be chosen on test data.
-        computed_bytes: Memory of a training step as ``mmpetl plan`` computes it, for the first task; None where it was measured.
+        computed_bytes: Memory of a training step as ``mmpetl plan`` computes it, for the first task; None where it was
+            measured.
     """
     name: str
     suite: str
@@ -87,14 +89,15 @@ class Row:
         return mean_of(getattr(self.cells[t], name) if t in self.cells else None for t in tasks).value
 
     def efficiency(self, tasks: Sequence[str]) -> Dict[str, Optional[float]]:
-        """PE (trainable parameters with heads) and PPT (without) over these tasks, in per cent; None where a task is missing."""
+        """PE (trainable parameters with heads) and PPT (without) over these tasks, in per cent; None where a task is
+        missing."""
         score, params, heads = (self.average(name, tasks) for name in ('mean', 'params', 'head_params'))
         if score is None or params is None or heads is None:
             return {'PE (1e8)': None, 'PPT (1e7)': None}
         return {'PE (1e8)': pe_score(score, params), 'PPT (1e7)': ppt_score(score, params - heads)}
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------------------------
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def find_sweeps(folders: Sequence[str]) -> List[str]:
@@ -138,7 +141,8 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
             cell.scores.append(result.score)
             cell.best_scores.append(result.best_score)
             cell.params, cell.head_params = result.params, result.head_params
-            cell.peak_bytes = max(cell.peak_bytes or 0, result.peak_bytes) if result.peak_bytes is not None else cell.peak_bytes
+            cell.peak_bytes = max(cell.peak_bytes or 0,
+                                  result.peak_bytes) if result.peak_bytes is not None else cell.peak_bytes
             row.tested_often |= len(result.epochs) > 1
         if unit.searching() and unit.best() is None and not unit.waiting():
             cell.errors.append(f'{unit.task} {unit.fold or ""}: every search run failed')
@@ -146,13 +150,16 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
         try:
             row.computed_bytes = computed_bytes(plan)
         except Exception as error:  # the scores are there all the same, whatever became of the config
-            print_log(f'{row.name}: training memory is left out, because {plan["config"]} gives no model now: {type(error).__name__}: '
-                      f'{(str(error).splitlines() or [""])[0]}', 'current', logging.WARNING)
+            print_log(
+                f'{row.name}: training memory is left out, because {plan["config"]} gives no model now: '
+                f'{type(error).__name__}: '
+                f'{(str(error).splitlines() or [""])[0]}', 'current', logging.WARNING)
     return row
 
 
 def computed_bytes(plan: Mapping[str, Any]) -> Optional[int]:
-    """Bytes of weights, kept activations, gradients and optimizer in a training step of a sweep's first task; None if nothing trains.
+    """Bytes of weights, kept activations, gradients and optimizer in a training step of a sweep's first task; None if
+    nothing trains.
 
     Args:
         plan: Contents of the sweep's ``sweep.json``, with the absolute path of its config under 'config'.
@@ -174,7 +181,7 @@ def read_rows(folders: Sequence[str]) -> List[Row]:
     return [read_row(s, f'{n} ({os.path.basename(s)})' if names.count(n) > 1 else n) for s, n in zip(sweeps, names)]
 
 
-# -- the table as plain text cells --------------------------------------------------------------------------------------------------------
+# -- the table as plain text cells ------------------------------------------------------------------------------------
 
 
 MISSING = '--'
@@ -205,7 +212,8 @@ def tasks_of(rows: Sequence[Row]) -> List[str]:
 
 
 def memory_of(rows: Sequence[Row]) -> Tuple[str, List[Optional[float]]]:
-    """Label and bytes of each row: the peak that was measured on GPUs, or the computed memory where nothing was measured."""
+    """Label and bytes of each row: the peak that was measured on GPUs, or the computed memory where nothing was
+    measured."""
     tasks = tasks_of(rows)
     peaks = [row.average('peak_bytes', tasks) for row in rows]
     if any(peak is not None for peak in peaks):

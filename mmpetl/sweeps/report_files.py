@@ -12,16 +12,20 @@ from ..weights.io import atomic_write
 from .plan import write_text
 from .report import Row, mean_label, memory_of, table, tasks_of
 
-NOTE = ('Scores in per cent, last epoch, mean and sample standard deviation over the seeds. [k/n]: k of n are there; means are taken over '
-        'complete tasks only. PE counts the head among the trainable parameters, PPT does not.')
+NOTE = (
+    'Scores in per cent, last epoch, mean and sample standard deviation over the seeds. [k/n]: k of n are there; '
+    'means are taken over '
+    'complete tasks only. PE counts the head among the trainable parameters, PPT does not.')
 
 
 def markdown(rows: Sequence[Row]) -> str:
     """One suite's table in Markdown, with everything that failed below it."""
     lines = [[text.replace('|', '\\|') for text in line] for line in table(rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    padded = ['| ' + ' | '.join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths))) + ' |'
-              for line in lines]
+    padded = [
+        '| ' + ' | '.join(text.ljust(w) if i == 0 else text.rjust(w)
+                          for i, (text, w) in enumerate(zip(line, widths))) + ' |' for line in lines
+    ]
     rule = '| ' + ' | '.join('-' * w if i == 0 else '-' * (w - 1) + ':' for i, w in enumerate(widths)) + ' |'
     failed = [f'- {row.name}, {error}' for row in rows for cell in row.cells.values() for error in cell.errors]
     return '\n'.join([padded[0], rule, *padded[1:], '', NOTE, *(['', 'Failed:', *failed] if failed else []), ''])
@@ -32,8 +36,10 @@ def latex(rows: Sequence[Row]) -> str:
     lines = [[_escape(text) for text in line] for line in table(rows, pm='$\\pm$')]
     body = [' & '.join(line) + r' \\' for line in lines]
     tasks = len(tasks_of(rows))
-    return '\n'.join([r'% \usepackage{booktabs}', r'\begin{tabular}{l' + 'r' * len(rows) + '}', r'\toprule', body[0], r'\midrule',
-                      *body[1:tasks + 1], r'\midrule', *body[tasks + 1:], r'\bottomrule', r'\end{tabular}', '% ' + NOTE, ''])
+    return '\n'.join([
+        r'% \usepackage{booktabs}', r'\begin{tabular}{l' + 'r' * len(rows) + '}', r'\toprule', body[0], r'\midrule',
+        *body[1:tasks + 1], r'\midrule', *body[tasks + 1:], r'\bottomrule', r'\end{tabular}', '% ' + NOTE, ''
+    ])
 
 
 def _escape(text: str) -> str:
@@ -48,24 +54,36 @@ def csv_text(rows: Sequence[Row]) -> str:
     short = Path(suite.name).stem  # of a suite of one's own, the file's name without its folder
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['suite', 'method', 'task', 'group', 'score', 'spread', 'runs', 'runs_wanted', 'best_epoch_selected_on_test',
-                     'trainable', 'head', 'peak_bytes', 'errors', 'chosen', 'seconds'])
+    writer.writerow([
+        'suite', 'method', 'task', 'group', 'score', 'spread', 'runs', 'runs_wanted', 'best_epoch_selected_on_test',
+        'trainable', 'head', 'peak_bytes', 'errors', 'chosen', 'seconds'
+    ])
     for row in rows:
         for task in suite.tasks.values():
             cell = row.cells.get(task.name)
             if cell is None:
-                writer.writerow([short, row.name, task.name, task.group, '', '', 0, 0, '', '', '', '', 'not in the sweep', '', ''])
+                writer.writerow(
+                    [short, row.name, task.name, task.group, '', '', 0, 0, '', '', '', '', 'not in the sweep', '', ''])
                 continue
             best = sum(cell.best_scores) / len(cell.best_scores) if row.tested_often and cell.mean is not None else None
-            writer.writerow([short, row.name, task.name, task.group, _plain(cell.mean), _plain(cell.spread), len(cell.scores),
-                             cell.wanted, _plain(best), _plain(cell.params), _plain(cell.head_params), _plain(cell.peak_bytes),
-                             '; '.join(cell.errors), cell.chosen, round(cell.seconds, 1)])
+            writer.writerow([
+                short, row.name, task.name, task.group,
+                _plain(cell.mean),
+                _plain(cell.spread),
+                len(cell.scores), cell.wanted,
+                _plain(best),
+                _plain(cell.params),
+                _plain(cell.head_params),
+                _plain(cell.peak_bytes), '; '.join(cell.errors), cell.chosen,
+                round(cell.seconds, 1)
+            ])
         for label, mean in row.means().items():
             writer.writerow([short, row.name, label, 'mean', _plain(mean.value), '', mean.have, mean.need, *[''] * 7])
         for label, value in row.efficiency(tasks_of(rows)).items():
             writer.writerow([short, row.name, label, 'efficiency', _plain(value), *[''] * 10])
         if row.computed_bytes is not None:
-            writer.writerow([short, row.name, 'training memory, bytes (computed)', 'efficiency', row.computed_bytes, *[''] * 10])
+            writer.writerow(
+                [short, row.name, 'training memory, bytes (computed)', 'efficiency', row.computed_bytes, *[''] * 10])
     return file.getvalue()
 
 
@@ -74,7 +92,8 @@ def _plain(value: Optional[float]) -> Any:
 
 
 def pareto(points: Sequence[Tuple[float, float]]) -> List[int]:
-    """Positions of the points that no other point beats in both cost (first, lower is better) and score (second), by rising cost."""
+    """Positions of the points that no other point beats in both cost (first, lower is better) and score (second), by
+    rising cost."""
     order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
     front: List[int] = []
     for i in order:
@@ -84,7 +103,8 @@ def pareto(points: Sequence[Tuple[float, float]]) -> List[int]:
 
 
 def plot(rows: Sequence[Row], file: BinaryIO) -> None:
-    """Accuracy over trainable parameters, and over peak memory where it is known, as PNG; the front of the best trade-offs is drawn.
+    """Accuracy over trainable parameters, and over peak memory where it is known, as PNG; the front of the best
+    trade-offs is drawn.
 
     Methods without a complete mean are named, not drawn.
     """
@@ -109,7 +129,12 @@ def plot(rows: Sequence[Row], file: BinaryIO) -> None:
         for point, text in zip(points, names):
             axes.annotate(text, point, xytext=(4, 4), textcoords='offset points', fontsize=7)
         front = pareto(points)
-        axes.step(*zip(*[points[i] for i in front]) if front else ((), ()), where='post', linewidth=1, color='0.5', label='best trade-offs')
+        axes.step(
+            *zip(*[points[i] for i in front]) if front else ((), ()),
+            where='post',
+            linewidth=1,
+            color='0.5',
+            label='best trade-offs')
         if points and min(x for x, _ in points) > 0 and axes.get_subplotspec().is_first_col():
             axes.set_xscale('log')
         axes.set_xlabel(label)
@@ -136,4 +161,3 @@ def write_all(rows: Sequence[Row], folder: str) -> List[str]:
             atomic_write(path, write)
             paths.append(path)
     return paths
-

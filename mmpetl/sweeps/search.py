@@ -1,7 +1,7 @@
 """Which hyper-parameters to try next: pure functions of the scores that are known.
 
-A search never keeps state of its own. What it proposes follows from the results on disk, so a sweep that was killed goes on where it
-was, and several workers that look at the same results agree.
+A search never keeps state of its own. What it proposes follows from the results on disk, so a sweep that was killed
+goes on where it was, and several workers that look at the same results agree.
 """
 
 import itertools
@@ -40,7 +40,8 @@ class Grid(Search):
     """Every combination of the values.
 
     Args:
-        grid: Values by config key; the first key varies slowest. Empty: nothing to search, one combination without parameters.
+        grid: Values by config key; the first key varies slowest. Empty: nothing to search, one combination without
+            parameters.
 
     Raises:
         ValueError: If a key has no values.
@@ -62,8 +63,9 @@ class Grid(Search):
 class CoarseToFine(Search):
     """ELEVATER's search: for each learning rate, weight decay from coarse to fine on a grid of 97 values.
 
-    Seven decays 16 steps apart are tried first. Then, with a span of 8, 4, 2 and 1 steps, the two neighbours of the best one; both are
-    fixed before either is tried, and the best moves at once on strict improvement. At most 15 trials per rate.
+    Seven decays 16 steps apart are tried first. Then, with a span of 8, 4, 2 and 1 steps, the two neighbours of the
+    best one; both are fixed before either is tried, and the best moves at once on strict improvement. At most 15 trials
+    per rate.
 
     Args:
         lrs: Learning rates.
@@ -74,8 +76,11 @@ class CoarseToFine(Search):
     Source: ELEVATER toolkit, arXiv 2204.08790.
     """
 
-    def __init__(self, lrs: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1), decays: Optional[Sequence[float]] = None,
-                 lr_key: str = LR, decay_key: str = DECAY) -> None:
+    def __init__(self,
+                 lrs: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+                 decays: Optional[Sequence[float]] = None,
+                 lr_key: str = LR,
+                 decay_key: str = DECAY) -> None:
         self.lrs = list(lrs)
         self.decays = list(decays) if decays is not None else [10 ** (-6 + 12 * i / 96) for i in range(97)]
         self.lr_key, self.decay_key = lr_key, decay_key
@@ -136,7 +141,8 @@ def build_search(cfg: Mapping[str, Any]) -> Search:
 
 
 def diverges(params: Mapping[str, Any]) -> bool:
-    """Whether SGD with these parameters grows the weights without bound: learning rate times weight decay is 2 or more."""
+    """Whether SGD with these parameters grows the weights without bound: learning rate times weight decay is 2 or
+    more."""
     lr, decay = params.get(LR), params.get(DECAY)
     return lr is not None and decay is not None and lr * decay >= 2
 
@@ -148,5 +154,8 @@ def as_dict(params: Params) -> Dict[str, Any]:
 
 def describe_params(params: Mapping[str, Any], between: str = ' ') -> str:
     """Parameters for people: 'lr=0.01 weight_decay=1.778e-06', last parts of the keys and four digits."""
-    shown = {key.split('.')[-1]: format(value, '.4g') if isinstance(value, float) else value for key, value in params.items()}
+    shown = {
+        key.split('.')[-1]: format(value, '.4g') if isinstance(value, float) else value
+        for key, value in params.items()
+    }
     return between.join(f'{key}={value}' for key, value in shown.items())

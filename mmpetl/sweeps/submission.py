@@ -1,8 +1,10 @@
 """``mmpetl submit DIR``: the ELEVATER leaderboard's submission from a sweep's final runs.
 
-Format: ``all_predictions.zip`` with one ``all_predictions.json``, ``{"data": [one entry per data set]}``. An entry holds the probabilities
-of every test image in the order of the list, rounded to six decimals, for each seed of the few-shot subset, and the parameter counts.
-A sweep over a suite of one's own in ELEVATER's form gives the same file, for a leaderboard of one's own.
+Format: ``all_predictions.zip`` with one ``all_predictions.json``, ``{"data": [one entry per data set]}``. An entry
+    holds the probabilities
+of every test image in the order of the list, rounded to six decimals, for each seed of the few-shot subset, and the
+parameter counts. A sweep over a suite of one's own in ELEVATER's form gives the same file, for a leaderboard of one's
+own.
 """
 
 import json
@@ -46,18 +48,26 @@ def entry_of(work_dir: str, task_units: Sequence[Unit], model_name: str, sizes: 
         finals = unit.finals()
         result = unit.result(finals[0]) if finals else None
         if result is None or result.status != OK:
-            raise ValueError(f'{name} {unit.fold or ""}: the final run is missing; finish the sweep first (mmpetl sweep)')
+            raise ValueError(
+                f'{name} {unit.fold or ""}: the final run is missing; finish the sweep first (mmpetl sweep)')
         path = os.path.join(unit.folder(finals[0]), 'scores.npz')
         if not os.path.isfile(path):
-            raise ValueError(f'{path} is missing: the run wrote no predictions; delete its result.json and run the sweep again')
+            raise ValueError(
+                f'{path} is missing: the run wrote no predictions; delete its result.json and run the sweep again')
         with np.load(path, allow_pickle=False) as data:
             scores = data['scores']
         multi = get_task(plan['suite'], name).multi_label
         predictions.append((np.round(scores.astype(np.float64), 6) if multi else softmax_rows(scores)).tolist())
         seeds.append(int(unit.fold.get('shot_seed', 0)))
         trainable.append(result.params or 0)
-    return dict(model_name=model_name, dataset_name=name, num_trainable_params=float(statistics.fmean(trainable)), **sizes,
-                n_shot=shots_of(plan), rnd_seeds=seeds, predictions=predictions)
+    return dict(
+        model_name=model_name,
+        dataset_name=name,
+        num_trainable_params=float(statistics.fmean(trainable)),
+        **sizes,
+        n_shot=shots_of(plan),
+        rnd_seeds=seeds,
+        predictions=predictions)
 
 
 def shots_of(plan: Plan) -> int:
@@ -111,7 +121,8 @@ def validate(entries: Sequence[Mapping[str, Any]], complete: bool = True, suite:
 
 
 def _sizes(plan: Plan) -> Dict[str, int]:
-    """Parameter counts of the whole model, its image tower (with projection) and its backbone, without method and head."""
+    """Parameter counts of the whole model, its image tower (with projection) and its backbone, without method and
+    head."""
     import torch
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
@@ -126,7 +137,8 @@ def _sizes(plan: Plan) -> Dict[str, int]:
     neck = sum(p.numel() for p in model.neck.parameters()) if model.with_neck else 0
     classes = statistics.fmean(t.num_classes for t in get_suite(plan['suite']).tasks.values())
     heads = classes * ((cfg.model.head.get('in_channels') or 0) + 1)
-    return dict(num_params=trunk + neck + round(heads), num_visual_params=trunk + neck, num_backbone_params=trunk + neck)
+    return dict(
+        num_params=trunk + neck + round(heads), num_visual_params=trunk + neck, num_backbone_params=trunk + neck)
 
 
 def write_submission(entries: Sequence[Mapping[str, Any]], path: str) -> None:
@@ -156,7 +168,8 @@ def submission(work_dir: str, model_name: Optional[str] = None, sizes: Optional[
     plan = read_plan(work_dir)
     suite = get_suite(plan['suite'])
     if suite.form != 'elevater':
-        raise ValueError(f'{work_dir} is a sweep over {suite.title}: only ELEVATER, and suites in its form, have a submission')
+        raise ValueError(
+            f'{work_dir} is a sweep over {suite.title}: only ELEVATER, and suites in its form, have a submission')
     by_task: Dict[str, List[Unit]] = {}
     for unit in units(plan, work_dir):
         by_task.setdefault(unit.task, []).append(unit)

@@ -1,7 +1,8 @@
-"""One training run of a sweep: from its description to its result file. ``python -m mmpetl.sweeps.trial`` runs those that it is told to.
+"""One training run of a sweep: from its description to its result file. ``python -m mmpetl.sweeps.trial`` runs those
+that it is told to.
 
-A trial's folder holds ``trial.json`` (what to run), ``run/`` (what MMEngine writes) and, as soon as it is over, ``result.json``. A folder
-without a result was never finished: running it again continues from its last checkpoint.
+A trial's folder holds ``trial.json`` (what to run), ``run/`` (what MMEngine writes) and, as soon as it is over,
+``result.json``. A folder without a result was never finished: running it again continues from its last checkpoint.
 """
 
 import glob
@@ -48,8 +49,8 @@ class Trial:
 
     def folder(self) -> str:
         """Folder of the trial, relative to the sweep's; readable, and unique by a digest."""
-        text = ','.join([f'{key.split(".")[-1]}={value}' for key, value in self.params.items()] if self.phase == 'search' else
-                        [f'seed={self.seed}'])
+        text = ','.join([f'{key.split(".")[-1]}={value}'
+                         for key, value in self.params.items()] if self.phase == 'search' else [f'seed={self.seed}'])
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
         return os.path.join(self.task, *[f'{k}={v}' for k, v in self.fold.items()], self.phase,
                             re.sub(r'[^\w.,=+-]', '_', text)[:80] + f'-{digest}')
@@ -104,7 +105,7 @@ def write_result(folder: str, result: Result) -> None:
     write_json(os.path.join(folder, 'result.json'), asdict(result))
 
 
-# -- the config of a trial ----------------------------------------------------------------------------------------------------------------
+# -- the config of a trial --------------------------------------------------------------------------------------------
 
 
 def trial_config(plan: Mapping[str, Any], trial: Trial, folder: str) -> Any:
@@ -157,8 +158,9 @@ def _set_epochs(cfg: Any, plan: Mapping[str, Any], trial: Trial) -> None:
         return
     epochs = plan.get('search_epochs') if trial.phase == 'search' else None
     if epochs and cfg.get('param_scheduler'):
-        raise ValueError('search_epochs shortens a run without its schedule: it is for recipes with a constant rate; use recipes of '
-                         'the wanted length instead')
+        raise ValueError(
+            'search_epochs shortens a run without its schedule: it is for recipes with a constant rate; use recipes of '
+            'the wanted length instead')
     cfg.train_cfg.max_epochs = epochs or cfg.train_cfg.max_epochs
     last = cfg.train_cfg.max_epochs
     every = (1 if plan.get('select') == 'best' else None) if trial.phase == 'search' else plan.get('test_every')
@@ -169,7 +171,7 @@ def _set_epochs(cfg: Any, plan: Mapping[str, Any], trial: Trial) -> None:
         checkpoint.update(interval=last if trial.phase == 'search' else max(1, last // 10), max_keep_ckpts=1)
 
 
-# -- running --------------------------------------------------------------------------------------------------------------------------
+# -- running ----------------------------------------------------------------------------------------------------------
 
 
 def read_history(work_dir: str, key: str) -> Dict[int, float]:
@@ -278,8 +280,8 @@ def _close_logs() -> None:
 def serve() -> None:
     """Run one trial after the other: each line of stdin names a folder, each is answered by ``done`` on stdout.
 
-    Starting Python and its libraries takes longer than a small trial, so one process serves many. While a trial runs, its output goes to
-    ``log.txt`` of its folder.
+    Starting Python and its libraries takes longer than a small trial, so one process serves many. While a trial runs,
+    its output goes to ``log.txt`` of its folder.
     """
     _die_with_parent()
     answers = os.fdopen(os.dup(1), 'w')

@@ -49,9 +49,15 @@ class Worker:
         """
         write_json(os.path.join(folder, 'trial.json'), dict(plan=plan, trial=asdict(trial)))
         if self.process is None:
-            # A session of its own: Ctrl-C ends the sweep, which then ends this process; the trial stays unfinished, not failed.
-            self.process = subprocess.Popen([sys.executable, '-m', 'mmpetl.sweeps.trial'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=subprocess.DEVNULL, env=self.env, text=True, start_new_session=True)
+            # A session of its own: Ctrl-C ends the sweep, which then ends this process; the trial stays unfinished, not
+            # failed.
+            self.process = subprocess.Popen([sys.executable, '-m', 'mmpetl.sweeps.trial'],
+                                            stdin=subprocess.PIPE,
+                                            stdout=subprocess.PIPE,
+                                            stderr=subprocess.DEVNULL,
+                                            env=self.env,
+                                            text=True,
+                                            start_new_session=True)
             self.runs = 0
         process = self.process
         answer = self._ask(process, folder)
@@ -131,7 +137,9 @@ def work(plan: Plan, work_dir: str, jobs: Optional[int] = None, in_process: bool
     jobs = jobs or max(count, 1)
     if in_process and jobs != 1:
         raise ValueError('--in-process runs one trial at a time: leave --jobs away')
-    idle: List[Union[Worker, InProcess]] = [InProcess()] if in_process else [Worker(n % count if count > 1 else None) for n in range(jobs)]
+    idle: List[Union[Worker, InProcess]] = [InProcess()] if in_process else [
+        Worker(n % count if count > 1 else None) for n in range(jobs)
+    ]
     everyone = list(idle)
     running: Running = {}
     pool = ThreadPoolExecutor(jobs)

@@ -44,7 +44,8 @@ def build_model(cfg: Config, weights: bool = True) -> nn.Module:
 
     Args:
         cfg: A config.
-        weights: False leaves out what opens files: ``init_cfg`` and text features (a head made of those has no parameters).
+        weights: False leaves out what opens files: ``init_cfg`` and text features (a head made of those has no
+            parameters).
 
     Raises:
         ValueError: If the model has no attached backbone.
@@ -67,12 +68,14 @@ def _leave_out_files(settings: Any) -> None:
     if isinstance(settings.get('backbone'), dict):
         settings['backbone'].pop('init_cfg', None)
     head = settings.get('head')
-    if isinstance(head, dict) and head.pop('text_features', None) is not None and str(head.get('type')).endswith('ZeroShotHead'):
+    if isinstance(head, dict) and head.pop('text_features', None) is not None and str(
+            head.get('type')).endswith('ZeroShotHead'):
         settings['head'] = None
 
 
 def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
-    """Load an adapter file, or a checkpoint of a training run, into a model; its base comes from ``init_cfg`` where the file lacks it.
+    """Load an adapter file, or a checkpoint of a training run, into a model; its base comes from ``init_cfg`` where the
+    file lacks it.
 
     Returns:
         The header of an adapter file, None for a checkpoint.
@@ -89,8 +92,10 @@ def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
     odd = [k for k in state if k in own and own[k].shape != state[k].shape]
     unknown = [k for k in state if k not in own]
     if odd or unknown:
-        what = f'{odd[0]} has shape {tuple(state[odd[0]].shape)} and not {tuple(own[odd[0]].shape)}' if odd else f'{unknown[0]} is unknown'
-        raise WeightFileError(path, f'does not fit the model of the config: {what}', 'use the config with which it was trained')
+        what = f'{unknown[0]} is unknown' if not odd else (
+            f'{odd[0]} has shape {tuple(state[odd[0]].shape)} and not {tuple(own[odd[0]].shape)}')
+        raise WeightFileError(path, f'does not fit the model of the config: {what}',
+                              'use the config with which it was trained')
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -115,7 +120,8 @@ def check_output(path: str, inputs: Any = (), suffixes: Any = SUFFIXES) -> None:
         WeightFileError: If the suffix is unknown or the output is one of the inputs.
     """
     if not path.endswith(tuple(suffixes)):
-        raise WeightFileError(path, 'unknown output format', f'name it {" or ".join("*" + suffix for suffix in suffixes)}')
+        raise WeightFileError(path, 'unknown output format',
+                              f'name it {" or ".join("*" + suffix for suffix in suffixes)}')
     for source in inputs:
         if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
             raise WeightFileError(path, 'is an input itself', 'name another output')

@@ -25,9 +25,11 @@ class _Trainable(nn.Module):
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """MMEngine's constructor over trainable tensors only; ``paramwise_cfg`` (weight-decay and learning-rate multipliers) works as usual.
+    """MMEngine's constructor over trainable tensors only; ``paramwise_cfg`` (weight-decay and learning-rate
+    multipliers) works as usual.
 
-    Without ``paramwise_cfg`` MMEngine hands frozen parameters to the optimizer, with it it prints one warning per frozen tensor.
+    Without ``paramwise_cfg`` MMEngine hands frozen parameters to the optimizer, with it it prints one warning per
+    frozen tensor.
 
     Raises:
         ValueError: If nothing trains.
@@ -62,8 +64,8 @@ class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 class CpuAmpOptimWrapper(OptimWrapper):
     """Mixed precision on the CPU, where MMEngine's ``AmpOptimWrapper`` does not run.
 
-    Matrix products run in bfloat16, parameters and their gradients stay float32. bfloat16 has the range of float32, so the loss needs no
-    scaling.
+    Matrix products run in bfloat16, parameters and their gradients stay float32. bfloat16 has the range of float32, so
+    the loss needs no scaling.
     """
 
     @contextmanager

@@ -1,7 +1,8 @@
 """FSDP and DeepSpeed for MMEngine's FlexibleRunner, with a frozen trunk and small methods in mind.
 
-MMEngine's own strategies leave to their users: units of parameters that suit a frozen trunk, adapters of whole tensors, gradient
-clipping over all shards, and resuming at the right epoch with an optimizer of torch >= 2.1. Configs: ``configs/_base_/strategies``.
+MMEngine's own strategies leave to their users: units of parameters that suit a frozen trunk, adapters of whole tensors,
+gradient clipping over all shards, and resuming at the right epoch with an optimizer of torch >= 2.1. Configs:
+``configs/_base_/strategies``.
 """
 
 import copy
@@ -31,7 +32,8 @@ from ..registry import FUNCTIONS, STRATEGIES
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
     """Policy for FSDP: every block of the trunk is a unit.
 
-    A frozen block then has no gradient and no optimizer state at all. Methods, head and what lies around the blocks form the rest.
+    A frozen block then has no gradient and no optimizer state at all. Methods, head and what lies around the blocks
+    form the rest.
 
     Args:
         module: A module of the model.
@@ -42,11 +44,13 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
 
 
 class _SeveralProcesses(BaseStrategy):
-    """Refuses to run in one process, and saves the right epoch: FlexibleRunner counts one too many when it saves after validation."""
+    """Refuses to run in one process, and saves the right epoch: FlexibleRunner counts one too many when it saves after
+    validation."""
 
     def _setup_env(self, *, launcher: Optional[str] = None, **kwargs: Any) -> None:
         if launcher in (None, 'none'):
-            raise ValueError(f'{type(self).__name__} is for several processes: use bash tools/dist_train.sh CONFIG GPUS')
+            raise ValueError(
+                f'{type(self).__name__} is for several processes: use bash tools/dist_train.sh CONFIG GPUS')
         super()._setup_env(launcher=launcher, **kwargs)
 
     def save_checkpoint(self, filename: str, *, extra_ckpt: Optional[dict] = None, **kwargs: Any) -> None:
@@ -71,15 +75,17 @@ class _ClipsShards(OptimWrapper):
 class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
     """Fully sharded data parallelism: each process keeps a part of every block and gathers a block when it runs.
 
-    Every process also keeps a copy of the model in the memory of the CPU, from which adapters are written with whole tensors. Works
-    without a GPU, over gloo.
+    Every process also keeps a copy of the model in the memory of the CPU, from which adapters are written with whole
+    tensors. Works without a GPU, over gloo.
 
     Args:
-        model_wrapper: Arguments of MMEngine's ``MMFullyShardedDataParallel``; the policy is :func:`wrap_blocks` unless given.
+        model_wrapper: Arguments of MMEngine's ``MMFullyShardedDataParallel``; the policy is :func:`wrap_blocks` unless
+            given.
         **kwargs: Other arguments of MMEngine's ``FSDPStrategy``.
 
     Raises:
-        ValueError: If frozen and trainable parameters would share one flat parameter, or checkpoints would be written in parts.
+        ValueError: If frozen and trainable parameters would share one flat parameter, or checkpoints would be written
+            in parts.
     """
 
     whole: nn.Module
@@ -88,7 +94,10 @@ class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
         wrapper = dict(type='MMFullyShardedDataParallel', auto_wrap_policy='mmpetl.wrap_blocks', use_orig_params=True)
         wrapper.update(model_wrapper or {})
         if not wrapper['use_orig_params']:
-            raise ValueError('FSDPStrategy: use_orig_params=False gives frozen and trainable parameters one flat parameter; leave it out')
+            raise ValueError(
+                'FSDPStrategy: use_orig_params=False gives frozen and trainable parameters one flat parameter; leave '
+                'it out'
+            )
         if kwargs.setdefault('state_dict_cfg', 'full') != 'full':
             raise ValueError("FSDPStrategy: adapters need whole tensors, so state_dict_cfg must be 'full'")
         if get_device() == 'cpu':
@@ -105,11 +114,13 @@ class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
 
     @contextmanager
     def _pairs(self, write: bool) -> Iterator[List[Tuple[Tensor, Tensor]]]:
-        """Gather all tensors; pairs of a tensor of the sharded model and of the whole copy. All processes must enter together.
+        """Gather all tensors; pairs of a tensor of the sharded model and of the whole copy. All processes must enter
+        together.
 
         Torch's own state dict of a sharded model is no help: on the CPU it reads freed memory (torch 2.12).
         """
-        with torch.no_grad(), FSDP.summon_full_params(self.model, writeback=write, offload_to_cpu=get_device() != 'cpu'):
+        with torch.no_grad(), FSDP.summon_full_params(
+                self.model, writeback=write, offload_to_cpu=get_device() != 'cpu'):
             own = dict([*self.model.named_parameters(), *self.model.named_buffers()])
             whole = dict([*self.whole.named_parameters(), *self.whole.named_buffers()])
             yield [(tensor, whole[name.replace('_fsdp_wrapped_module.', '')]) for name, tensor in own.items()]
@@ -125,8 +136,13 @@ class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
         """Whole tensors, in every process."""
         return self.gathered().state_dict()
 
-    def load_model_state_dict(self, state_dict: dict, *, strict: bool = False, revise_keys: list = [(r'^module.', '')]) -> None:  # noqa: B006
-        """Load through the whole copy, whose hooks need whole tensors: they find the base of an adapter and check it."""
+    def load_model_state_dict(self,
+                              state_dict: dict,
+                              *,
+                              strict: bool = False,
+                              revise_keys: list = [(r'^module.', '')]) -> None:  # noqa: B006
+        """Load through the whole copy, whose hooks need whole tensors: they find the base of an adapter and check
+        it."""
         _load_checkpoint_to_model(self.gathered(), state_dict, strict=strict, revise_keys=revise_keys)
         with self._pairs(write=True) as pairs:
             for own, whole in pairs:
@@ -140,7 +156,8 @@ class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
     def optim_state_dict(self) -> dict:
         """The optimizer's state with whole tensors, as an optimizer without shards has it, in every process.
 
-        Torch's own function mixes up the tensors on the CPU (torch 2.12), and MMEngine hands it arguments in an older order.
+        Torch's own function mixes up the tensors on the CPU (torch 2.12), and MMEngine hands it arguments in an older
+        order.
         """
         state, sizes = self.optim_wrapper.state_dict(), {n: p.numel() for n, p in self.whole.named_parameters()}
         held = self._held()
@@ -152,7 +169,8 @@ class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
             for key, first in (parts[0] if parts else {}).items():
                 whole[i][key] = first
                 if isinstance(first, Tensor) and first.dim():
-                    flat = torch.cat([part[key].detach().cpu().flatten() for part in parts])[:sizes[name]]  # replicas come last
+                    # replicas come last
+                    flat = torch.cat([part[key].detach().cpu().flatten() for part in parts])[:sizes[name]]
                     whole[i][key] = flat.view_as(self.whole.get_parameter(name))
         return {**state, 'state': whole}
 
@@ -164,7 +182,9 @@ class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
             start = sum(sizes[name] for sizes in before) % self.whole.get_parameter(name).numel()
             if shard.numel() and i in state_dict['state']:
                 own[i] = {
-                    key: value.flatten()[start:start + shard.numel()].view_as(shard) if isinstance(value, Tensor) and value.dim() else value
+                    key:
+                    value.flatten()[start:start + shard.numel()].view_as(shard)
+                    if isinstance(value, Tensor) and value.dim() else value
                     for key, value in state_dict['state'][i].items()
                 }
         self.optim_wrapper.load_state_dict({**state_dict, 'state': own})
@@ -186,8 +206,9 @@ _AMP_KEYS = ('loss_scale', 'dtype', 'use_fsdp')
 class DeepSpeedStrategy(_SeveralProcesses, UpstreamDeepSpeed):
     """DeepSpeed's ZeRO stages 1 and 2: optimizer state and gradients are shared out, parameters stay whole.
 
-    The optimizer wrapper of an ordinary config is taken over: clipping, accumulation and ``--amp`` (DeepSpeed's ``torch_autocast``, in
-    bfloat16) become entries of DeepSpeed's config, and ``auto_scale_lr`` works. DeepSpeed's checkpoints leave the frozen trunk out.
+    The optimizer wrapper of an ordinary config is taken over: clipping, accumulation and ``--amp`` (DeepSpeed's
+    ``torch_autocast``, in bfloat16) become entries of DeepSpeed's config, and ``auto_scale_lr`` works. DeepSpeed's
+    checkpoints leave the frozen trunk out.
 
     Args:
         zero_optimization: See DeepSpeed; stage 2 unless given.
@@ -196,32 +217,45 @@ class DeepSpeedStrategy(_SeveralProcesses, UpstreamDeepSpeed):
 
     Raises:
         ModuleNotFoundError: If DeepSpeed is not installed.
-        ValueError: If parameters would be shared out (stage 3) or cast to half precision, after which the base is another one.
+        ValueError: If parameters would be shared out (stage 3) or cast to half precision, after which the base is
+            another one.
     """
 
-    def __init__(self, *, zero_optimization: Optional[dict] = None, exclude_frozen_parameters: bool = True, **kwargs: Any) -> None:
+    def __init__(self,
+                 *,
+                 zero_optimization: Optional[dict] = None,
+                 exclude_frozen_parameters: bool = True,
+                 **kwargs: Any) -> None:
         if importlib.util.find_spec('deepspeed') is None:
-            raise ModuleNotFoundError('DeepSpeedStrategy needs the package deepspeed, which is not installed: run pip install deepspeed, '
-                                      'or take configs/_base_/strategies/fsdp.py, which needs none')
+            raise ModuleNotFoundError(
+                'DeepSpeedStrategy needs the package deepspeed, which is not installed: run pip install deepspeed, '
+                'or take configs/_base_/strategies/fsdp.py, which needs none')
         zero = dict(zero_optimization or dict(stage=2))
         if zero.get('stage', 0) > 2:
-            raise ValueError('DeepSpeedStrategy: stage 3 shares out the trunk, adapters need it whole; use stage 2, or FSDPStrategy')
+            raise ValueError(
+                'DeepSpeedStrategy: stage 3 shares out the trunk, adapters need it whole; use stage 2, or FSDPStrategy')
         for key in ('fp16', 'bf16', 'amp'):
             if (kwargs.get(key) or {}).get('enabled'):
-                raise ValueError(f'DeepSpeedStrategy: {key} casts the frozen trunk, so that the adapter would belong to another base; '
-                                 'use --amp (torch_autocast)')
+                raise ValueError(
+                    f'DeepSpeedStrategy: {key} casts the frozen trunk, so that the adapter would belong to another '
+                    f'base; '
+                    'use --amp (torch_autocast)')
         install_deepspeed_stub()
         super().__init__(zero_optimization=zero, exclude_frozen_parameters=exclude_frozen_parameters, **kwargs)
         self.config.setdefault('zero_allow_untested_optimizer', True)  # SGD, for one
         self.config.setdefault('train_micro_batch_size_per_gpu', 1)  # known when training starts
 
-    def _setup_distributed(self, launcher: Optional[str] = None, backend: str = 'nccl', **kwargs: Any) -> None:  # type: ignore[override]
+    def _setup_distributed(self,
+                           launcher: Optional[str] = None,
+                           backend: str = 'nccl',
+                           **kwargs: Any) -> None:  # type: ignore[override]
         if get_device() == 'cpu':
             backend = 'gloo'
         super()._setup_distributed(launcher, backend, **kwargs)
 
     def build_optim_wrapper(self, optim_wrapper: Any, model: Optional[nn.Module] = None) -> BaseOptimWrapper:
-        """Move to DeepSpeed's config what its optimizer wrapper does not take, then build, then scale the learning rate."""
+        """Move to DeepSpeed's config what its optimizer wrapper does not take, then build, then scale the learning
+        rate."""
         self.config['train_micro_batch_size_per_gpu'] = self.dispatch_kwargs.get('train_micro_batch_size_per_gpu', 1)
         if isinstance(optim_wrapper, dict):
             cfg = dict(optim_wrapper)
@@ -230,29 +264,42 @@ class DeepSpeedStrategy(_SeveralProcesses, UpstreamDeepSpeed):
             clip = cfg.pop('clip_grad', None)
             if clip:
                 if 'max_norm' not in clip or clip.get('norm_type', 2) != 2:
-                    raise ValueError(f'DeepSpeedStrategy clips by the 2-norm only: write clip_grad=dict(max_norm=...), got {dict(clip)}')
+                    raise ValueError(
+                        f'DeepSpeedStrategy clips by the 2-norm only: write clip_grad=dict(max_norm=...), got '
+                        f'{dict(clip)}'
+                    )
                 self.config['gradient_clipping'] = clip['max_norm']
-            self.config['gradient_accumulation_steps'] = cfg.pop('accumulative_counts', self.config['gradient_accumulation_steps'])
+            self.config['gradient_accumulation_steps'] = cfg.pop('accumulative_counts',
+                                                                 self.config['gradient_accumulation_steps'])
             optim_wrapper = {**{k: v for k, v in cfg.items() if k not in _AMP_KEYS}, 'type': 'DeepSpeedOptimWrapper'}
         self.optim_wrapper = super().build_optim_wrapper(optim_wrapper, model)
         self._scale_lr()
         return self.optim_wrapper
 
-    def load_checkpoint(self, filename: str, *, strict: bool = False, revise_keys: list = [(r'^module.', '')],  # noqa: B006
-                        callback: Optional[Callable] = None, **kwargs: Any) -> dict:
+    def load_checkpoint(
+            self,
+            filename: str,
+            *,
+            strict: bool = False,
+            revise_keys: list = [(r'^module.', '')],  # noqa: B006
+            callback: Optional[Callable] = None,
+            **kwargs: Any) -> dict:
         """Load a folder that DeepSpeed wrote, or an adapter or checkpoint file as other strategies do."""
         if os.path.isdir(filename):
             with taken_as_it_is(self.model.module):
-                return super().load_checkpoint(filename, strict=strict, revise_keys=revise_keys, callback=callback, **kwargs)
+                return super().load_checkpoint(
+                    filename, strict=strict, revise_keys=revise_keys, callback=callback, **kwargs)
         self.logger.info(f'Load checkpoint from {filename}')
         checkpoint = _load_checkpoint(filename, map_location='cpu')
         if callback is not None:
             callback(checkpoint)
-        _load_checkpoint_to_model(self.model.module, checkpoint.pop('state_dict'), strict=strict, revise_keys=revise_keys)
+        _load_checkpoint_to_model(
+            self.model.module, checkpoint.pop('state_dict'), strict=strict, revise_keys=revise_keys)
         return checkpoint
 
     def resume(self, filename: str, **kwargs: Any) -> dict:
-        """Resume from a folder that DeepSpeed wrote: the frozen trunk is not in it and comes from where ``init_cfg`` found it."""
+        """Resume from a folder that DeepSpeed wrote: the frozen trunk is not in it and comes from where ``init_cfg``
+        found it."""
         if not os.path.isdir(filename):
             raise ValueError(f'DeepSpeedStrategy resumes from a folder that DeepSpeed wrote, and {filename} is none')
         with taken_as_it_is(self.model.module):

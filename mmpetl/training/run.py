@@ -1,7 +1,7 @@
 """Training and testing from the command line: what ``tools/train.py`` and ``tools/test.py`` do.
 
-The flags are the union of mmpretrain's and mmaction2's, in the same positional order. The scope (and with it the small differences
-between the two libraries) is taken from the config's ``default_scope``.
+The flags are the union of mmpretrain's and mmaction2's, in the same positional order. The scope (and with it the small
+differences between the two libraries) is taken from the config's ``default_scope``.
 """
 
 import argparse
@@ -25,16 +25,21 @@ from .tasks import apply_task
 _runs = itertools.count()
 
 
-# -- arguments ------------------------------------------------------------------------------------------------------------------------
+# -- arguments --------------------------------------------------------------------------------------------------------
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder of logs and checkpoints; default work_dirs/<name of the config>')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override entries of the config, for example model.backbone.petl.0.rank=4 or key="[(a,b),(c,d)]"')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override entries of the config, for example model.backbone.petl.0.rank=4 or key="[(a,b),(c,d)]"')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--no-pin-memory', action='store_true', help='no pinned memory in the dataloaders')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='what started the processes')
+    parser.add_argument(
+        '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='what started the processes')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
     parser.add_argument('--debug', action='store_true', help='show tracebacks (as MMPETL_DEBUG=1 does)')
 
@@ -47,8 +52,10 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='resume from this checkpoint, or without a value from the latest one in the work dir')
     parser.add_argument('--no-validate', action='store_true', help='no validation while training')
-    parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate by the actual over the base batch size')
-    parser.add_argument('--no-persistent-workers', action='store_true', help='start the dataloader workers anew in every epoch')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate by the actual over the base batch size')
+    parser.add_argument(
+        '--no-persistent-workers', action='store_true', help='start the dataloader workers anew in every epoch')
     parser.add_argument('--seed', type=int, help='random seed')
     parser.add_argument('--diff-rank-seed', action='store_true', help='another seed for each process')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms')
@@ -68,11 +75,14 @@ def test_parser() -> argparse.ArgumentParser:
     parser.add_argument('--show-dir', help='folder for pictures of predictions')
     parser.add_argument('--interval', type=int, default=1, help='show every n-th sample')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
-    parser.add_argument('--tta', action='store_true', help="test-time augmentation: the config's tta_model and tta_pipeline, else flips")
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation: the config's tta_model and tta_pipeline, else flips")
     return parser
 
 
-# -- from arguments to a config -------------------------------------------------------------------------------------------------------
+# -- from arguments to a config ---------------------------------------------------------------------------------------
 
 
 def load_config(path: str) -> Config:
@@ -85,14 +95,16 @@ def load_config(path: str) -> Config:
         folder = Path(path).parent
         names = [p.name for p in folder.glob('*.py')] if folder.is_dir() else []
         near = difflib.get_close_matches(Path(path).name, names, n=3)
-        hint = f'; did you mean {" or ".join(near)}?' if near else ('' if folder.is_dir() else f'; there is no folder {folder}')
+        hint = f'; did you mean {" or ".join(near)}?' if near else (
+            '' if folder.is_dir() else f'; there is no folder {folder}')
         raise FileNotFoundError(f'config {path} does not exist{hint}')
     return Config.fromfile(path)
 
 
 def _check_checkpoint(path: str) -> None:
     """Look at a local checkpoint before anything expensive is built; other addresses are left to the runner."""
-    if '://' not in path and not os.path.isfile(os.path.join(path, 'latest')):  # the latter: a folder that DeepSpeed wrote
+    # the latter: a folder that DeepSpeed wrote
+    if '://' not in path and not os.path.isfile(os.path.join(path, 'latest')):
         file_kind(os.path.expanduser(path))
 
 
@@ -123,7 +135,8 @@ def _set_dataloaders(cfg: Config, fields: Sequence[str], args: argparse.Namespac
 
 
 def _finish(cfg: Config, args: argparse.Namespace) -> Config:
-    """Apply ``--cfg-options`` last, as both libraries do, and drop what torch refuses: persistent workers that do not exist."""
+    """Apply ``--cfg-options`` last, as both libraries do, and drop what torch refuses: persistent workers that do not
+    exist."""
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     apply_task(cfg, args.cfg_options)
@@ -135,7 +148,8 @@ def _finish(cfg: Config, args: argparse.Namespace) -> Config:
 
 
 def _set_amp(cfg: Config) -> None:
-    """Switch the optimizer wrapper to mixed precision: float16 on a GPU unless the config names a type, bfloat16 on the CPU.
+    """Switch the optimizer wrapper to mixed precision: float16 on a GPU unless the config names a type, bfloat16 on the
+    CPU.
 
     Raises:
         ValueError: If the config has an optimizer wrapper of another kind.
@@ -177,7 +191,13 @@ def train_config(args: argparse.Namespace) -> Config:
             raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr=dict(base_batch_size=...)')
         cfg.auto_scale_lr.enable = True
     chosen = dict(seed=args.seed, diff_rank_seed=args.diff_rank_seed or None, deterministic=args.deterministic or None)
-    cfg.randomness = {**(cfg.get('randomness') or dict(seed=None)), **{k: v for k, v in chosen.items() if v is not None}}
+    cfg.randomness = {
+        **(cfg.get('randomness') or dict(seed=None)),
+        **{
+            k: v
+            for k, v in chosen.items() if v is not None
+        }
+    }
     _set_dataloaders(cfg, ('train_dataloader', 'val_dataloader', 'test_dataloader'), args)
     _finish(cfg, args)
     if cfg.get('resume') and cfg.get('load_from'):
@@ -205,7 +225,8 @@ def _set_tta(cfg: Config) -> None:
         dataset = dataset.dataset
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         if cfg.get('default_scope') != 'mmpretrain':
-            raise ValueError('--tta: the config has no tta_model and tta_pipeline, and only image configs have a default')
+            raise ValueError(
+                '--tta: the config has no tta_model and tta_pipeline, and only image configs have a default')
         cfg.setdefault('tta_model', ConfigDict(type='mmpretrain.AverageClsScoreTTA'))
         if 'tta_pipeline' not in cfg:
             flips = [[dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)], [dataset.pipeline[-1]]]
@@ -243,7 +264,9 @@ def _set_dumps(cfg: Config, args: argparse.Namespace) -> None:
             found = evaluator['metrics']
             evaluator['metrics'] = [*(found if isinstance(found, (list, tuple)) else [found]), metric]
         else:
-            cfg.test_evaluator = [*(evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []), metric]
+            cfg.test_evaluator = [
+                *(evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []), metric
+            ]
     if args.out_item == 'metrics' and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl', '.pickle')):
         raise ValueError(f'metrics are written to .json, .yaml or .pkl files, got {args.out}')
     for path in [*_dumps(args), args.out]:
@@ -274,13 +297,14 @@ def test_config(args: argparse.Namespace) -> Config:
     if args.tta:
         _set_tta(cfg)
     if cfg.launcher == 'none' or 'DeepSpeed' in str((cfg.get('strategy') or {}).get('type')):
-        # One process needs no strategy for several, and DeepSpeed shares out gradients and optimizer state, which testing has not.
+        # One process needs no strategy for several, and DeepSpeed shares out gradients and optimizer state, which
+        # testing has not.
         cfg.pop('strategy', None)
         cfg.pop('runner_type', None)
     return _finish(cfg, args)
 
 
-# -- from a config to a run -----------------------------------------------------------------------------------------------------------
+# -- from a config to a run -------------------------------------------------------------------------------------------
 
 
 def _set_processes(cfg: Config) -> None:
@@ -303,7 +327,8 @@ def _set_processes(cfg: Config) -> None:
 
 
 def _set_name(cfg: Config) -> None:
-    """Give every runner of a process a name of its own; those of one name and second would share message hub and visualizer."""
+    """Give every runner of a process a name of its own; those of one name and second would share message hub and
+    visualizer."""
     number = next(_runs)
     name = cfg.get('experiment_name') or (Path(cfg.filename).stem if cfg.filename else None)
     if number and name:
@@ -324,12 +349,13 @@ def _checkpointing_hook(names: Any) -> Any:
 
 
 def build_runner(cfg: Config) -> Any:
-    """Build the runner that a config describes, ready for several processes and with gradient checkpointing that works for adapters.
+    """Build the runner that a config describes, ready for several processes and with gradient checkpointing that works
+    for adapters.
 
     Args:
-        cfg: A complete config. ``runner_type`` chooses another runner than MMEngine's, ``petl_checkpointing`` (names or globs of
-            submodules) what is recomputed in the backward pass. MMEngine's own ``activation_checkpointing`` would leave adapters
-            without a gradient and is taken as ``petl_checkpointing``.
+        cfg: A complete config. ``runner_type`` chooses another runner than MMEngine's, ``petl_checkpointing`` (names or
+            globs of submodules) what is recomputed in the backward pass. MMEngine's own ``activation_checkpointing``
+            would leave adapters without a gradient and is taken as ``petl_checkpointing``.
 
     Returns:
         The runner, for example an ``mmengine.runner.Runner``.
@@ -347,7 +373,8 @@ def build_runner(cfg: Config) -> Any:
     else:
         runner = RUNNERS.get('Runner').from_cfg(cfg)
     if reentrant:
-        runner.logger.warning('activation_checkpointing is reentrant and gives adapters no gradient: taken as petl_checkpointing')
+        runner.logger.warning(
+            'activation_checkpointing is reentrant and gives adapters no gradient: taken as petl_checkpointing')
     if names and isinstance(runner.model, torch.nn.Module):
         chosen = compat.nonreentrant_checkpointing(runner.model, names)
         runner.logger.info(f'Recomputed in the backward pass: {", ".join(chosen)}')
@@ -375,8 +402,9 @@ def _naming_data_keys(cfg: Config) -> Iterator[None]:
             for key in ('ann_file', 'data_root'):
                 value = dataset.get(key) if isinstance(dataset, dict) else None
                 if path and isinstance(value, str) and value and os.path.join('/', value).rstrip('/') in path:
-                    raise FileNotFoundError(f'{error.filename} does not exist: prepare the data set, or set {name}.{key} '
-                                            '(in the config or by --cfg-options) to where it is') from error
+                    raise FileNotFoundError(
+                        f'{error.filename} does not exist: prepare the data set, or set {name}.{key} '
+                        '(in the config or by --cfg-options) to where it is') from error
         raise
 
 

@@ -1,7 +1,9 @@
-"""Choose a data set of a suite in one place: ``cfg.task`` decides lists, classes, metric, resizing and the method's per-task settings.
+"""Choose a data set of a suite in one place: ``cfg.task`` decides lists, classes, metric, resizing and the method's
+per-task settings.
 
-A config names a suite once (``configs/_base_/datasets/<suite>.py``) and works as it stands for the task written there. Any other task is
-``--cfg-options task.name=svhn``; :func:`apply_task` then rewrites everything that depends on it. The keys of ``cfg.task``:
+A config names a suite once (``configs/_base_/datasets/<suite>.py``) and works as it stands for the task written there.
+Any other task is ``--cfg-options task.name=svhn``; :func:`apply_task` then rewrites everything that depends on it. The
+keys of ``cfg.task``:
 
 =========  ==========================================================================================
 suite      'vtab', 'fgvc', 'elevater', or the .json file of a suite of one's own
@@ -34,10 +36,12 @@ KEYS = ('suite', 'name', 'root', 'phase', 'shots', 'shot_seed')
 
 
 def find_dicts(node: Any, kind: str) -> Iterator[Dict[str, Any]]:
-    """Every dict of ``type=kind`` in a tree of dicts and lists; the scope before the dot counts only where both have one."""
+    """Every dict of ``type=kind`` in a tree of dicts and lists; the scope before the dot counts only where both have
+    one."""
     if isinstance(node, dict):
         found = node.get('type')
-        if isinstance(found, str) and (found == kind or ('.' in found) != ('.' in kind) and found.split('.')[-1] == kind.split('.')[-1]):
+        if isinstance(found, str) and (found == kind or
+                                       ('.' in found) != ('.' in kind) and found.split('.')[-1] == kind.split('.')[-1]):
             yield node
         for child in node.values():
             yield from find_dicts(child, kind)
@@ -52,12 +56,14 @@ def _read(cfg: Config) -> ConfigDict:
     Raises:
         ValueError: If a key is unknown or the suite is not said.
     """
-    task = ConfigDict(dict(zip(('suite', 'name'), cfg.task.rsplit('/', 1)))) if isinstance(cfg.task, str) else ConfigDict(cfg.task)
+    task = ConfigDict(dict(zip(
+        ('suite', 'name'), cfg.task.rsplit('/', 1)))) if isinstance(cfg.task, str) else ConfigDict(cfg.task)
     for key in task:
         if key not in KEYS:
             raise ValueError(f'task.{key} is no option' + nearest(key, KEYS))
     if 'suite' not in task or 'name' not in task:
-        raise ValueError("task needs 'suite' and 'name', for example task=dict(suite='vtab', name='cifar') or task='vtab/cifar'")
+        raise ValueError(
+            "task needs 'suite' and 'name', for example task=dict(suite='vtab', name='cifar') or task='vtab/cifar'")
     return task
 
 
@@ -69,14 +75,17 @@ def _set_data(cfg: Config, suite: Suite, task: ConfigDict) -> None:
     for name, split in (('train_dataloader', train), ('val_dataloader', evaluated), ('test_dataloader', evaluated)):
         datasets = list(find_dicts(cfg.get(name), suite.dataset))
         if cfg.get(name) is not None and not datasets:
-            raise ValueError(f'{name} holds no dataset of type {suite.dataset!r}, which task.suite={suite.name!r} needs')
+            raise ValueError(
+                f'{name} holds no dataset of type {suite.dataset!r}, which task.suite={suite.name!r} needs')
         for dataset in datasets:
             dataset.update(task=task.name, split=split)
             if suite.name != suite.form:
                 dataset['suite'] = suite.name
             if task.get('root'):
                 dataset['data_root'] = task.root
-            dataset.update({key: task[key] for key in ('shots', 'shot_seed') if suite.form == 'elevater' and key in task})
+            dataset.update(
+                {key: task[key]
+                 for key in ('shots', 'shot_seed') if suite.form == 'elevater' and key in task})
             if get_task(suite, task.name).resize == 'squash':
                 dataset['pipeline'] = squash(dataset['pipeline'])
 
@@ -88,7 +97,8 @@ def prepare_suite(cfg: Config, suite: Suite) -> None:
         ValueError: If the config has no ``task``, or no base file of that suite lies beside it.
     """
     if not cfg.get('task'):
-        raise ValueError(f"the config has no 'task': begin it with _base_/datasets/{suite.form}.py, or another suite's base")
+        raise ValueError(
+            f"the config has no 'task': begin it with _base_/datasets/{suite.form}.py, or another suite's base")
     if not list(find_dicts([cfg.get(name) for name in LOADERS], suite.dataset)):
         _switch_suite(cfg, suite)
 
@@ -108,7 +118,10 @@ def _switch_suite(cfg: Config, suite: Suite) -> None:
     theirs = Config.fromfile(str(base))
     for name in LOADERS:
         if cfg.get(name) is not None:
-            kept = {key: cfg[name][key] for key in ('batch_size', 'num_workers', 'persistent_workers', 'drop_last') if key in cfg[name]}
+            kept = {
+                key: cfg[name][key]
+                for key in ('batch_size', 'num_workers', 'persistent_workers', 'drop_last') if key in cfg[name]
+            }
             cfg[name] = ConfigDict({**theirs[name], **kept})
     for name in ('val_evaluator', 'test_evaluator', 'data_preprocessor'):
         cfg[name] = theirs[name]
@@ -153,7 +166,8 @@ def _set_model(cfg: Config, spec: Task) -> None:
             if kind not in ('FeatureHead', 'LinearClsHead'):
                 raise ValueError(f"{spec.name} has several labels per image: the head must be 'mmpetl.FeatureHead', "
                                  f"not {head.get('type')!r}")
-            # FeatureHead is LinearClsHead with options. The loss is the mean over images and classes; mmpretrain's sums over the classes.
+            # FeatureHead is LinearClsHead with options. The loss is the mean over images and classes; mmpretrain's sums
+            # over the classes.
             head.update(type='mmpetl.FeatureHead', multi_label=True,
                         loss=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1 / spec.num_classes))
     for owner in (cfg, cfg.get('model') or {}):
@@ -188,7 +202,8 @@ def apply_task(cfg: Config, cfg_options: Optional[Mapping[str, Any]] = None) -> 
 
     Args:
         cfg: The config, changed in place.
-        cfg_options: What the user set by hand; merged once more at the end, so that it wins over the task's published settings.
+        cfg_options: What the user set by hand; merged once more at the end, so that it wins over the task's published
+            settings.
 
     Returns:
         ``cfg``.

@@ -1,4 +1,5 @@
-"""Weight files in and out: opening them safely, mapping published formats to the names of the backbones, adapter files."""
+"""Weight files in and out: opening them safely, mapping published formats to the names of the backbones, adapter
+files."""
 
 from .convert import convert, detect
 from .errors import WeightFileError

@@ -1,7 +1,7 @@
 """The adapter file: what was trained, and what it was trained on, in one ``.safetensors``.
 
-Tensors are stored under the model's own key names (``backbone.petl.0....``, ``head....``). A JSON header under the metadata key
-``mmpetl`` says which methods they belong to and which frozen weights they expect.
+Tensors are stored under the model's own key names (``backbone.petl.0....``, ``head....``). A JSON header under the
+metadata key ``mmpetl`` says which methods they belong to and which frozen weights they expect.
 """
 
 import json
@@ -16,17 +16,29 @@ from .errors import WeightFileError
 from .guards import is_escape, parse_json, read_safetensors_header
 
 METADATA_KEY = 'mmpetl'
-#: Under this key the header travels in the ``_metadata`` of a state dict, which MMEngine and torch hand to the module that loads.
+#: Under this key the header travels in the ``_metadata`` of a state dict, which MMEngine and torch hand to the module
+#: that loads.
 STATE_KEY = 'mmpetl_adapter'
 #: Version of the layout. A reader refuses a higher one and upgrades a lower one.
 FORMAT = 1
 
 #: Header keys: (type, required).
 _FIELDS: dict[str, tuple[Any, bool]] = {
-    'format': (int, True), 'mmpetl_version': (str, True), 'name': (str, True), 'methods': (list, True), 'tune': (list, True),
-    'trunk': (str, True), 'backbone': (str, True), 'base': (dict, True), 'counts': (dict, True), 'head': (list, False),
-    'classes': ((list, type(None)), False), 'preprocessing': ((dict, type(None)), False), 'metrics': (dict, False),
-    'versions': (dict, False), 'extra': (dict, False),
+    'format': (int, True),
+    'mmpetl_version': (str, True),
+    'name': (str, True),
+    'methods': (list, True),
+    'tune': (list, True),
+    'trunk': (str, True),
+    'backbone': (str, True),
+    'base': (dict, True),
+    'counts': (dict, True),
+    'head': (list, False),
+    'classes': ((list, type(None)), False),
+    'preprocessing': ((dict, type(None)), False),
+    'metrics': (dict, False),
+    'versions': (dict, False),
+    'extra': (dict, False),
 }
 
 
@@ -36,12 +48,12 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
     Args:
         path (str | PathLike): Destination, ``*.safetensors``.
         tensors (Mapping[str, Tensor]): What was trained, under the model's key names.
-        header (Mapping): Required: ``methods`` (list of config dicts), ``tune`` (list of patterns), ``trunk`` ('eval' or 'train'),
-            ``backbone`` (type name), ``base`` (dict with id, checkpoint and fingerprint, each a string or None). Optional:
-            ``name``, ``head`` (keys among the tensors that belong to the head), ``classes``, ``preprocessing``, ``metrics``,
-            ``versions``, ``counts`` (numbers of trainable parameters: total, head, petl, ...), ``extra``. ``format``,
-            ``mmpetl_version``, ``counts.stored`` (elements in the file, buffers included), and absent ``name`` and ``counts`` are
-            filled in.
+        header (Mapping): Required: ``methods`` (list of config dicts), ``tune`` (list of patterns), ``trunk`` ('eval'
+            or 'train'), ``backbone`` (type name), ``base`` (dict with id, checkpoint and fingerprint, each a string or
+            None). Optional: ``name``, ``head`` (keys among the tensors that belong to the head), ``classes``,
+            ``preprocessing``, ``metrics``, ``versions``, ``counts`` (numbers of trainable parameters: total, head,
+            petl, ...), ``extra``. ``format``, ``mmpetl_version``, ``counts.stored`` (elements in the file, buffers
+            included), and absent ``name`` and ``counts`` are filled in.
 
     Raises:
         WeightFileError: A header or a path that :func:`load` would refuse; nothing is written.
@@ -59,7 +71,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
     try:
         text = json.dumps(full, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise WeightFileError(path, f'the header cannot be written as JSON: {error}', 'use plain numbers, strings, lists') from None
+        raise WeightFileError(path, f'the header cannot be written as JSON: {error}',
+                              'use plain numbers, strings, lists') from None
     check_header(path, parse_json(text), {key: tuple(tensor.shape) for key, tensor in plain.items()})
     # clones: the safetensors library refuses tensors that share memory, adapters may tie theirs
     data = to_bytes({key: tensor.clone() for key, tensor in plain.items()}, {METADATA_KEY: text})
@@ -76,7 +89,8 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[st
 
     Raises:
         FileNotFoundError: No such file.
-        WeightFileError: Not an adapter file, damaged, written by a newer mmpetl, or a header that contradicts its tensors.
+        WeightFileError: Not an adapter file, damaged, written by a newer mmpetl, or a header that contradicts its
+            tensors.
     """
     from .io import file_kind, read_tensors
     path = os.path.expanduser(os.fspath(path))

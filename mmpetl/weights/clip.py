@@ -1,4 +1,5 @@
-"""Image towers of CLIP: OpenAI and open_clip names, Hugging Face names. Canonical form: mmpretrain's ViT with ``pre_norm``."""
+"""Image towers of CLIP: OpenAI and open_clip names, Hugging Face names. Canonical form: mmpretrain's ViT with
+``pre_norm``."""
 
 from .rename import Ignored, Rules, State, rename
 from .report import Report
@@ -23,7 +24,8 @@ OPENAI: Rules = (
 OPENAI_IGNORED: Ignored = ((r'input_resolution|image_size', 'not a weight'),)
 #: Keys beside the image tower.
 OPENAI_OUTER: Ignored = (
-    (r'(?:module\.)?(text\.|transformer\.|token_embedding|positional_embedding|ln_final|text_projection|cls_emb|attn_mask).*', _TEXT),
+    (r'(?:module\.)?(text\.|transformer\.|token_embedding|positional_embedding|ln_final|text_projection|cls_emb|attn_mask).*',
+     _TEXT),
     (r'(?:module\.)?(logit_scale|logit_bias|input_resolution|context_length|vocab_size)', 'not part of the trunk'),
 )
 
@@ -46,7 +48,8 @@ HF_OUTER: Ignored = ((r'text_(model|projection)\..*', _TEXT), (r'logit_scale|log
 
 def from_openai(state: State, report: Report) -> State:
     """``visual.*`` of OpenAI's archives and of open_clip, prefix removed; half precision becomes single."""
-    report.notes.append('no tensor tells the activation: OpenAI trained with QuickGELU, most open_clip releases with GELU (act_cfg)')
+    report.notes.append(
+        'no tensor tells the activation: OpenAI trained with QuickGELU, most open_clip releases with GELU (act_cfg)')
     return _shaped(rename(state, OPENAI, OPENAI_IGNORED, report))
 
 

@@ -2,10 +2,11 @@
 
 Every format maps to the common form of its family, every architecture takes the common forms it can use::
 
-    jax-vit, timm-vit, dinov2-registers, hf-vit, openai-clip, hf-clip, mmpretrain-vit -> image ViT -> vit, clip, videomae (inflated)
-    videomae, hf-videomae, mmaction-videomae                                          -> VideoMAE  -> videomae
-    swin, timm-swin, hf-swin, mmpretrain-swin                                         -> Swin      -> swin, video_swin (inflated)
-    video-swin (original, mmaction2, V-PETL)                                          -> Video Swin -> video_swin
+    jax-vit, timm-vit, dinov2-registers, hf-vit, openai-clip, hf-clip, mmpretrain-vit -> image ViT -> vit, clip,
+    videomae (inflated) videomae, hf-videomae, mmaction-videomae                                          -> VideoMAE
+    -> videomae swin, timm-swin, hf-swin, mmpretrain-swin                                         -> Swin      -> swin,
+    video_swin (inflated) video-swin (original, mmaction2, V-PETL)                                          -> Video
+    Swin -> video_swin
 """
 
 import re
@@ -51,35 +52,77 @@ def _merges_late(state: State) -> bool:
     return _has(state, 'layers.1.downsample.') and not _has(state, 'layers.0.downsample.')
 
 
-_PROJ, _PROJECTION, _HF = 'patch_embed.proj.weight', 'patch_embed.projection.weight', 'embeddings.patch_embeddings.projection.weight'
+_PROJ, _PROJECTION = 'patch_embed.proj.weight', 'patch_embed.projection.weight'
+_HF = 'embeddings.patch_embeddings.projection.weight'
 _CLS_HEAD: Rules = ((r'cls_head\.fc_cls\.(weight|bias)', r'head.\1'),)
 
 FORMATS: dict[str, Format] = {
-    'jax-vit': Format('vit', 'embedding/kernel', lambda s: True, vit.from_jax),
-    'openai-clip': Format('vit', 'class_embedding', lambda s: 'conv1.weight' in s, clip.from_openai, outer_ignored=clip.OPENAI_OUTER),
-    'hf-clip': Format('vit', 'embeddings.patch_embedding.weight', lambda s: _has(s, 'pre_lay'), clip.from_hf,
-                      outer_ignored=clip.HF_OUTER),
-    'dinov2-registers': Format('vit', _PROJ, lambda s: False, vit.from_timm),
-    'hf-dinov2-registers': Format('vit', _HF, lambda s: False, vit.from_hf),
-    'timm-vit': Format('vit', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'blocks.'), vit.from_timm),
-    'hf-vit': Format('vit', _HF, lambda s: s[_HF].ndim == 4 and 'embeddings.cls_token' in s, vit.from_hf,
-                     outer=((r'classifier\.(weight|bias)', r'classifier.\1'),)),
-    'mmpretrain-vit': Format('vit', _PROJECTION, lambda s: s[_PROJECTION].ndim == 4 and _has(s, 'layers.'), vit.from_mmpretrain),
-    'videomae': Format('videomae', _PROJ, lambda s: s[_PROJ].ndim == 5 and _has(s, 'blocks.'), videomae.from_original),
-    'hf-videomae': Format('videomae', _HF, lambda s: s[_HF].ndim == 5, videomae.from_hf,
-                          outer=((r'fc_norm\.(weight|bias)', r'fc_norm.\1'), (r'classifier\.(weight|bias)', r'head.\1'))),
-    'mmaction-videomae': Format('videomae', _PROJECTION, lambda s: s[_PROJECTION].ndim == 5, videomae.from_mmaction, outer=()),
-    'timm-swin': Format('swin', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'layers.') and _merges_late(s), swin.from_timm),
-    'swin': Format('swin', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'layers.'), swin.from_original),
-    'hf-swin': Format('swin', _HF, lambda s: s[_HF].ndim == 4 and _has(s, 'encoder.layers.0.blocks.'), swin.from_hf),
-    'mmpretrain-swin': Format('swin', _PROJECTION, lambda s: _has(s, 'stages.'), swin.from_mmpretrain),
-    'video-swin': Format('video_swin', _PROJ, lambda s: s[_PROJ].ndim == 5 and _has(s, 'layers.'), video_swin.from_video,
-                         outer=_CLS_HEAD),
+    'jax-vit':
+    Format('vit', 'embedding/kernel', lambda s: True, vit.from_jax),
+    'openai-clip':
+    Format('vit', 'class_embedding', lambda s: 'conv1.weight' in s, clip.from_openai, outer_ignored=clip.OPENAI_OUTER),
+    'hf-clip':
+    Format(
+        'vit',
+        'embeddings.patch_embedding.weight',
+        lambda s: _has(s, 'pre_lay'),
+        clip.from_hf,
+        outer_ignored=clip.HF_OUTER),
+    'dinov2-registers':
+    Format('vit', _PROJ, lambda s: False, vit.from_timm),
+    'hf-dinov2-registers':
+    Format('vit', _HF, lambda s: False, vit.from_hf),
+    'timm-vit':
+    Format('vit', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'blocks.'), vit.from_timm),
+    'hf-vit':
+    Format(
+        'vit',
+        _HF,
+        lambda s: s[_HF].ndim == 4 and 'embeddings.cls_token' in s,
+        vit.from_hf,
+        outer=((r'classifier\.(weight|bias)', r'classifier.\1'), )),
+    'mmpretrain-vit':
+    Format('vit', _PROJECTION, lambda s: s[_PROJECTION].ndim == 4 and _has(s, 'layers.'), vit.from_mmpretrain),
+    'videomae':
+    Format('videomae', _PROJ, lambda s: s[_PROJ].ndim == 5 and _has(s, 'blocks.'), videomae.from_original),
+    'hf-videomae':
+    Format(
+        'videomae',
+        _HF,
+        lambda s: s[_HF].ndim == 5,
+        videomae.from_hf,
+        outer=((r'fc_norm\.(weight|bias)', r'fc_norm.\1'), (r'classifier\.(weight|bias)', r'head.\1'))),
+    'mmaction-videomae':
+    Format('videomae', _PROJECTION, lambda s: s[_PROJECTION].ndim == 5, videomae.from_mmaction, outer=()),
+    'timm-swin':
+    Format('swin', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'layers.') and _merges_late(s), swin.from_timm),
+    'swin':
+    Format('swin', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'layers.'), swin.from_original),
+    'hf-swin':
+    Format('swin', _HF, lambda s: s[_HF].ndim == 4 and _has(s, 'encoder.layers.0.blocks.'), swin.from_hf),
+    'mmpretrain-swin':
+    Format('swin', _PROJECTION, lambda s: _has(s, 'stages.'), swin.from_mmpretrain),
+    'video-swin':
+    Format(
+        'video_swin',
+        _PROJ,
+        lambda s: s[_PROJ].ndim == 5 and _has(s, 'layers.'),
+        video_swin.from_video,
+        outer=_CLS_HEAD),
 }
 #: Other names under which people know a format.
 ALIASES = {
-    'mae': 'timm-vit', 'mocov3': 'timm-vit', 'deit': 'timm-vit', 'dinov2': 'timm-vit', 'open-clip': 'openai-clip', 'hf-dinov2': 'hf-vit',
-    'hf-mae': 'hf-vit', 'swin-22k': 'swin', 'mmaction-video-swin': 'video-swin', 'v-petl': 'video-swin', 'npz': 'jax-vit',
+    'mae': 'timm-vit',
+    'mocov3': 'timm-vit',
+    'deit': 'timm-vit',
+    'dinov2': 'timm-vit',
+    'open-clip': 'openai-clip',
+    'hf-dinov2': 'hf-vit',
+    'hf-mae': 'hf-vit',
+    'swin-22k': 'swin',
+    'mmaction-video-swin': 'video-swin',
+    'v-petl': 'video-swin',
+    'npz': 'jax-vit',
 }
 
 
@@ -144,7 +187,8 @@ def _prefixes(state: Mapping[str, torch.Tensor], anchor: str) -> list[str]:
     """
     found = [key.removesuffix(anchor) for key in state if key.endswith(anchor)]
     found = [prefix for prefix in found if not prefix or prefix[-1] in './']
-    return sorted(found, key=lambda p: ('momentum' in p or 'student' in p or 'ema' in p.split('.') or 'decoder' in p, len(p), p))
+    return sorted(
+        found, key=lambda p: ('momentum' in p or 'student' in p or 'ema' in p.split('.') or 'decoder' in p, len(p), p))
 
 
 def _inside(state: Mapping[str, torch.Tensor], prefix: str) -> State:
@@ -154,7 +198,10 @@ def _inside(state: Mapping[str, torch.Tensor], prefix: str) -> State:
 def _nearest(state: Mapping[str, torch.Tensor]) -> str:
     """Say which format shares most words with the keys."""
     words = Counter(word for key in state for word in re.split(r'[./]', key) if not word.isdigit())
-    scores = {name: sum(words[word] > 0 for word in vocabulary) / len(vocabulary) for name, vocabulary in _vocabulary().items()}
+    scores = {
+        name: sum(words[word] > 0 for word in vocabulary) / len(vocabulary)
+        for name, vocabulary in _vocabulary().items()
+    }
     best = max(scores, key=lambda name: scores[name])
     if not scores[best]:
         return f'nothing in it looks like weights of {", ".join(FORMATS)}'
@@ -176,25 +223,26 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
 
     Args:
         state_dict (Mapping): Tensors under their published names, any prefix; other entries are left aside.
-        target_shapes (dict | None): ``{key: shape}`` of the backbone's own state dict. Keys below ``petl.`` are not part of the
-            trunk and are ignored. None: keep the shapes of the file.
+        target_shapes (dict | None): ``{key: shape}`` of the backbone's own state dict. Keys below ``petl.`` are not
+            part of the trunk and are ignored. None: keep the shapes of the file.
         arch (str): 'vit', 'clip', 'swin', 'videomae' or 'video_swin'.
         as_name (str | None): Format of ``state_dict``; None finds out.
-        grid (tuple | None): Target grid of patches, (H, W) or (T, H, W); needed where it is not square or is inflated to
-            another size.
+        grid (tuple | None): Target grid of patches, (H, W) or (T, H, W); needed where it is not square or is inflated
+            to another size.
 
     Returns:
         tuple: State dict with the backbone's key names (no prefix, half precision becomes single) and the match report.
 
     Raises:
-        ValueError: Unknown format or architecture, a trunk key that the file lacks, a key of the file that nothing explains, or a
-            shape that cannot be brought to the target's.
+        ValueError: Unknown format or architecture, a trunk key that the file lacks, a key of the file that nothing
+            explains, or a shape that cannot be brought to the target's.
     """
     if arch not in ARCHS:
         raise ValueError(f'no architecture {arch!r}; known: {", ".join(ARCHS)}')
     tensors = {key: _single(value) for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
     if not tensors and state_dict:
-        raise ValueError(f'no tensor among the entries {shorten([str(key) for key in state_dict])}; give the state dict inside')
+        raise ValueError(
+            f'no tensor among the entries {shorten([str(key) for key in state_dict])}; give the state dict inside')
     name, prefix = _find(tensors, as_name)
     target, known = ARCHS[arch], FORMATS[name]
     if known.family not in target.families:
@@ -254,8 +302,9 @@ def _match(state: State, shapes: Shapes, report: Report, initial: Ignored, spare
                 report.initial[key] = reason
             continue
         if tuple(state[key].shape) != shape:
-            raise ValueError(f'{key}: shape {tuple(state[key].shape)} in the {report.source} file, {shape} in the backbone; '
-                             'check arch, patch_size and img_size of the config')
+            raise ValueError(
+                f'{key}: shape {tuple(state[key].shape)} in the {report.source} file, {shape} in the backbone; '
+                'check arch, patch_size and img_size of the config')
         result[key] = state[key]
         if key not in touched:
             report.loaded.append(key)
@@ -280,12 +329,15 @@ def _complain(report: Report, name: str) -> None:
     parts = [f'{len(keys)} keys {word} ({shorten(keys)})' for word, keys in
              (('missing', report.missing), ('unexplained', report.unexpected)) if keys]
     hints = [hint for word, hint in _HINTS if any(word in key for key in [*report.missing, *report.unexpected])]
-    raise ValueError(f'{name} weights do not fit the {report.arch!r} backbone: {", ".join(parts)}' + (f'; {hints[0]}' if hints else ''))
+    raise ValueError(f'{name} weights do not fit the {report.arch!r} backbone: {", ".join(parts)}' +
+                     (f'; {hints[0]}' if hints else ''))
 
 
 _HINTS = (
     ('pre_norm', 'a norm before the blocks belongs to CLIP: set pre_norm=True exactly for CLIP weights'),
     ('gamma', 'layer scale: set layer_scale_init_value=0 for weights without it'),
     ('dist_token', 'distilled models have a second class token, which this backbone has not'),
-    ('layers.', 'check the depth in arch'), ('blocks.', 'check the depth in arch'), ('stages.', 'check the depths in arch'),
+    ('layers.', 'check the depth in arch'),
+    ('blocks.', 'check the depth in arch'),
+    ('stages.', 'check the depths in arch'),
 )

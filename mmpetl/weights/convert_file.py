@@ -58,7 +58,8 @@ def write_converted(path: str, state: State, report: Report, source: str, head: 
         report (Report): Its match report; in its extras, a CLIP projection becomes ``neck.proj``, and register
             tokens become the prompts of a shallow VPT named ``registers``.
         source (str): File that it came from, noted by name in the output.
-        head (str | None): Prefix under which the file's classifier is written, such as ``cls_head.fc_cls``; None leaves it out.
+        head (str | None): Prefix under which the file's classifier is written, such as ``cls_head.fc_cls``; None leaves
+            it out.
 
     Raises:
         WeightFileError: The file has no classifier to write as head.
@@ -73,10 +74,21 @@ def write_converted(path: str, state: State, report: Report, source: str, head: 
         if not parts:
             raise WeightFileError(source, 'has no classifier to write', 'leave --head out')
         full |= {f'{head}.{key.removeprefix("head.")}': tensor.contiguous() for key, tensor in parts.items()}
-    meta = {'mmpetl_version': __version__, 'converted_from': os.path.basename(source), 'format': report.source, 'arch': report.arch}
+    meta = {
+        'mmpetl_version': __version__,
+        'converted_from': os.path.basename(source),
+        'format': report.source,
+        'arch': report.arch
+    }
     if path.endswith('.safetensors'):
         from safetensors.torch import save
-        data = save({key: tensor.clone() for key, tensor in full.items()}, {'format': 'pt', 'converted': json.dumps(meta)})
+        data = save({
+            key: tensor.clone()
+            for key, tensor in full.items()
+        }, {
+            'format': 'pt',
+            'converted': json.dumps(meta)
+        })
     else:
         buffer = io.BytesIO()
         torch.save({'state_dict': full, 'meta': meta}, buffer)

@@ -42,7 +42,8 @@ def to_onnx(module: nn.Module, example: torch.Tensor, path: str | os.PathLike[st
         float: Largest absolute difference; NaN without comparison.
 
     Raises:
-        WeightFileError: A module in training mode, a failing export, or a graph that computes something else; nothing is written.
+        WeightFileError: A module in training mode, a failing export, or a graph that computes something else; nothing
+            is written.
     """
     path = os.fspath(path)
     if module.training:
@@ -58,29 +59,45 @@ def to_onnx(module: nn.Module, example: torch.Tensor, path: str | os.PathLike[st
             want = wrapped(x)
         difference = max(difference, float((_run(data, x) - want).abs().max()))
         if not difference <= (tolerance or 0.) * max(1., float(want.abs().max())):
-            raise WeightFileError(path, f'the exported graph differs from the model by {difference:.1e}', 'report the model that shows it')
+            raise WeightFileError(path, f'the exported graph differs from the model by {difference:.1e}',
+                                  'report the model that shows it')
     atomic_write(path, lambda file: file.write(data))
     return difference
 
 
 def _exported(module: nn.Module, example: torch.Tensor, path: str, dynamic_batch: bool) -> bytes:
     """Bytes of the graph, weights inside."""
-    options: list[dict[str, Any]] = [{'dynamic_shapes': {'x': {0: 'batch'}}}] if dynamic_batch and example.shape[0] > 1 else []
+    options: list[dict[str, Any]] = [{
+        'dynamic_shapes': {
+            'x': {
+                0: 'batch'
+            }
+        }
+    }] if dynamic_batch and example.shape[0] > 1 else []
     error: Exception | None = None
     for option in [*options, {}]:
         try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(
+                    io.StringIO()), tempfile.TemporaryDirectory() as folder:
                 warnings.simplefilter('ignore')
                 target = os.path.join(folder, 'model.onnx')
-                torch.onnx.export(module, (example,), target, input_names=['x'], output_names=['y'], dynamo=True, external_data=False,
-                                  verbose=False, **option)
+                torch.onnx.export(
+                    module, (example, ),
+                    target,
+                    input_names=['x'],
+                    output_names=['y'],
+                    dynamo=True,
+                    external_data=False,
+                    verbose=False,
+                    **option)
                 with open(target, 'rb') as file:
                     return file.read()
         except Exception as caught:  # the exporter raises many types, most with long reports
             error = caught
     cause = error.__cause__ or error
     text = re.sub(r'\x1b\[\d*m', '', str(cause)).strip().splitlines() or ['']
-    raise WeightFileError(path, f'cannot be exported: {type(cause).__name__}: {text[0][:200]}', 'merge the adapter first') from None
+    raise WeightFileError(path, f'cannot be exported: {type(cause).__name__}: {text[0][:200]}',
+                          'merge the adapter first') from None
 
 
 def _run(data: bytes, example: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """LoRA adapters in the format of peft, for a base model of another library.
 
-Two files, ``adapter_model.safetensors`` and ``adapter_config.json``, which ``peft.PeftModel.from_pretrained`` opens. Where the
-other library fuses query, key and value into one linear layer, the updates of the parts become one update of the whole: factors
-are stacked, ranks add up.
+Two files, ``adapter_model.safetensors`` and ``adapter_config.json``, which ``peft.PeftModel.from_pretrained`` opens.
+Where the other library fuses query, key and value into one linear layer, the updates of the parts become one update of
+the whole: factors are stacked, ranks add up.
 """
 
 import json
@@ -18,12 +18,26 @@ from .io import atomic_write, write_json
 
 _HF4 = {'q': 'attention.attention.query', 'k': 'attention.attention.key', 'v': 'attention.attention.value',
         'proj': 'attention.output.dense', 'fc1': 'intermediate.dense', 'fc2': 'output.dense'}
-_HF5 = {'q': 'attention.q_proj', 'k': 'attention.k_proj', 'v': 'attention.v_proj', 'proj': 'attention.o_proj', 'fc1': 'mlp.fc1',
-        'fc2': 'mlp.fc2'}
+_HF5 = {
+    'q': 'attention.q_proj',
+    'k': 'attention.k_proj',
+    'v': 'attention.v_proj',
+    'proj': 'attention.o_proj',
+    'fc1': 'mlp.fc1',
+    'fc2': 'mlp.fc2'
+}
 _TIMM = {'q': 'attn.qkv', 'k': 'attn.qkv', 'v': 'attn.qkv', 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
-_CLIP = {**{op: f'self_attn.{op}_proj' for op in 'qkv'}, 'proj': 'self_attn.out_proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+_CLIP = {
+    **{
+        op: f'self_attn.{op}_proj'
+        for op in 'qkv'
+    }, 'proj': 'self_attn.out_proj',
+    'fc1': 'mlp.fc1',
+    'fc2': 'mlp.fc2'
+}
 
-#: (architecture, library) -> (block, modules of the ops). 'hf' and 'hf4': module names of transformers 5 and 4, which differ.
+#: (architecture, library) -> (block, modules of the ops). 'hf' and 'hf4': module names of transformers 5 and 4, which
+#: differ.
 MODULES: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
     ('vit', 'timm'): ('blocks.{}', _TIMM),
     ('vit', 'mmpretrain'): ('layers.{}', {**_TIMM, 'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}),
@@ -38,16 +52,22 @@ MODULES: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
     ('videomae', 'hf4'): ('encoder.layer.{}', _HF4),
 }
 
-_FACTOR = re.compile(r'(?:.*\.)?petl\.(?P<name>[^.]+)\.blocks\.(?P<block>\d+)\.(?P<op>q|k|v|proj|fc1|fc2)\.(?P<factor>down|up)')
+_FACTOR = re.compile(
+    r'(?:.*\.)?petl\.(?P<name>[^.]+)\.blocks\.(?P<block>\d+)\.(?P<op>q|k|v|proj|fc1|fc2)\.(?P<factor>down|up)')
 
 
-def lora_to_peft(tensors: Mapping[str, torch.Tensor], methods: list[dict[str, Any]], arch: str, library: str, prefix: str = '',
-                 base: str | None = None, scales: Mapping[int, float] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def lora_to_peft(tensors: Mapping[str, torch.Tensor],
+                 methods: list[dict[str, Any]],
+                 arch: str,
+                 library: str,
+                 prefix: str = '',
+                 base: str | None = None,
+                 scales: Mapping[int, float] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Translate the LoRA of an adapter file.
 
     Args:
-        tensors (Mapping): Tensors of the adapter; those outside ``petl.`` (head, tuned trunk parameters) are not LoRA and are
-            left to the caller.
+        tensors (Mapping): Tensors of the adapter; those outside ``petl.`` (head, tuned trunk parameters) are not LoRA
+            and are left to the caller.
         methods (list): ``header['methods']``.
         arch (str): 'vit', 'dinov2', 'clip' or 'videomae'.
         library (str): Library of the base model, see :data:`MODULES`.
@@ -63,10 +83,13 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor], methods: list[dict[str, An
         ValueError: Another method than one LoRA, an unknown pair, or a base on which peft has no effect.
     """
     if arch == 'videomae' and library in ('mmaction2', 'original'):
-        raise ValueError(f'{arch} of {library} multiplies by qkv.weight itself and never calls the layer that peft replaces: the adapter '
-                         "would have no effect; export to 'hf' or merge it")
+        raise ValueError(
+            f'{arch} of {library} multiplies by qkv.weight itself and never calls the layer that peft replaces: the '
+            f'adapter '
+            "would have no effect; export to 'hf' or merge it")
     if (arch, library) not in MODULES:
-        raise ValueError(f'no peft export for {arch!r} of {library!r}; known: {", ".join(f"{a} of {b}" for a, b in MODULES)}')
+        raise ValueError(
+            f'no peft export for {arch!r} of {library!r}; known: {", ".join(f"{a} of {b}" for a, b in MODULES)}')
     method = _only_lora(methods)
     block_name, modules = MODULES[arch, library]
     grouped: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
@@ -131,10 +154,26 @@ def _scale(method: Mapping[str, Any], block: int, rank: int, scales: Mapping[int
 def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: float, base: str | None) -> dict[str, Any]:
     rank, alpha = max(ranks.values()), max(alphas.values())
     return dict(
-        peft_type='LORA', task_type=None, base_model_name_or_path=base, inference_mode=True, r=rank, lora_alpha=alpha,
-        lora_dropout=dropout, bias='none', fan_in_fan_out=False, init_lora_weights=True, modules_to_save=None, target_modules=sorted(ranks),
-        rank_pattern={module: value for module, value in ranks.items() if value != rank},
-        alpha_pattern={module: value for module, value in alphas.items() if value != alpha})
+        peft_type='LORA',
+        task_type=None,
+        base_model_name_or_path=base,
+        inference_mode=True,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        bias='none',
+        fan_in_fan_out=False,
+        init_lora_weights=True,
+        modules_to_save=None,
+        target_modules=sorted(ranks),
+        rank_pattern={
+            module: value
+            for module, value in ranks.items() if value != rank
+        },
+        alpha_pattern={
+            module: value
+            for module, value in alphas.items() if value != alpha
+        })
 
 
 def write_peft(folder: str | os.PathLike[str], state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Checks made on a file before any tensor of it is read.
 
-Archives say how large their members become and headers say which shapes follow. Both are claims of whoever wrote the file, so
-they are compared with the bytes that are really there before memory is taken for them.
+Archives say how large their members become and headers say which shapes follow. Both are claims of whoever wrote the
+file, so they are compared with the bytes that are really there before memory is taken for them.
 """
 
 import json
@@ -21,8 +21,22 @@ MAX_HEADER = 100_000_000
 
 #: Bytes per element of each safetensors type that torch can hold.
 ITEM_SIZE = {
-    'F64': 8, 'F32': 4, 'F16': 2, 'BF16': 2, 'I64': 8, 'I32': 4, 'I16': 2, 'I8': 1, 'U8': 1, 'U16': 2, 'U32': 4, 'U64': 8,
-    'BOOL': 1, 'F8_E4M3': 1, 'F8_E5M2': 1, 'C64': 8,
+    'F64': 8,
+    'F32': 4,
+    'F16': 2,
+    'BF16': 2,
+    'I64': 8,
+    'I32': 4,
+    'I16': 2,
+    'I8': 1,
+    'U8': 1,
+    'U16': 2,
+    'U32': 4,
+    'U64': 8,
+    'BOOL': 1,
+    'F8_E4M3': 1,
+    'F8_E5M2': 1,
+    'C64': 8,
 }
 
 _DRIVE = re.compile(r'^[A-Za-z]:')
@@ -45,14 +59,15 @@ def check_zip(path: str, size: int) -> list[str]:
         list[str]: Names of its members.
 
     Raises:
-        WeightFileError: Truncated archive, member names that escape or occur twice, encrypted members, members that overlap, or
-            contents that would grow beyond reason (a zip bomb).
+        WeightFileError: Truncated archive, member names that escape or occur twice, encrypted members, members that
+            overlap, or contents that would grow beyond reason (a zip bomb).
     """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
-        raise WeightFileError(path, f'damaged or truncated archive: {error}', 'download or copy the file again') from None
+        raise WeightFileError(path, f'damaged or truncated archive: {error}',
+                              'download or copy the file again') from None
     names = [member.filename for member in members]
     for name in names:
         if is_escape(name):
@@ -64,7 +79,8 @@ def check_zip(path: str, size: int) -> list[str]:
     packed = sum(member.compress_size for member in members)
     unpacked = sum(member.file_size for member in members)
     if packed > size:
-        raise WeightFileError(path, f'archive members overlap: {packed} packed bytes in a file of {size}', 'do not use this file')
+        raise WeightFileError(path, f'archive members overlap: {packed} packed bytes in a file of {size}',
+                              'do not use this file')
     if unpacked > max(SMALL, MAX_RATIO * size):
         raise WeightFileError(path, f'zip bomb: {size} bytes would become {unpacked}', 'do not use this file')
     return names
@@ -141,7 +157,8 @@ def _check_entries(path: str, header: dict[str, Any], room: int) -> dict[str, tu
             raise WeightFileError(path, f'tensor {key[:80]!r}: shape {shape} does not fit its {stop - start} bytes',
                                   'do not use this file')
         if stop > room:
-            raise WeightFileError(path, f'truncated: tensor {key[:80]!r} ends {stop - room} bytes after the end of the file',
+            raise WeightFileError(path,
+                                  f'truncated: tensor {key[:80]!r} ends {stop - room} bytes after the end of the file',
                                   'download or copy the file again')
         spans.append((start, stop))
         entries[key] = (dtype, tuple(shape))

@@ -1,7 +1,7 @@
 """Opening any weight file safely, and writing files that are never half there.
 
-Suffix and content decide together: the first bytes say what a file is, and a suffix that promises a format without pickle
-(``.safetensors``, ``.npz``) is held to its promise.
+Suffix and content decide together: the first bytes say what a file is, and a suffix that promises a format without
+pickle (``.safetensors``, ``.npz``) is held to its promise.
 """
 
 import difflib
@@ -24,8 +24,13 @@ from .torchscript import load_torchscript
 __all__ = ['WeightFileError', 'atomic_write', 'file_kind', 'load_file', 'normalise', 'write_json']
 
 _FOREIGN = {
-    b'version https://git-lfs': 'a Git LFS pointer, not the file itself', b'<!DOCTYPE': 'an HTML page', b'<html': 'an HTML page',
-    b'\x1f\x8b': 'a gzip archive', b'\x89HDF': 'an HDF5 file', b'\x93NUMPY': 'a single array (.npy)', b'{': 'a JSON text',
+    b'version https://git-lfs': 'a Git LFS pointer, not the file itself',
+    b'<!DOCTYPE': 'an HTML page',
+    b'<html': 'an HTML page',
+    b'\x1f\x8b': 'a gzip archive',
+    b'\x89HDF': 'an HDF5 file',
+    b'\x93NUMPY': 'a single array (.npy)',
+    b'{': 'a JSON text',
 }
 
 
@@ -48,7 +53,8 @@ def file_kind(path: str) -> str:
     kind = _kind_of_bytes(path, head, size)
     suffix = os.path.splitext(path)[1].lower()
     if suffix in ('.safetensors', '.npz') and kind != suffix[1:]:
-        raise WeightFileError(path, f'the name says {suffix}, the content is a {kind} file', 'give it the suffix of its content')
+        raise WeightFileError(path, f'the name says {suffix}, the content is a {kind} file',
+                              'give it the suffix of its content')
     return kind
 
 
@@ -67,7 +73,8 @@ def _kind_of_bytes(path: str, head: bytes, size: int) -> str:
         return 'safetensors'
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
-            raise WeightFileError(path, f'{what}, not a weight file', 'give a .pth, .pt, .bin, .safetensors or .npz file')
+            raise WeightFileError(path, f'{what}, not a weight file',
+                                  'give a .pth, .pt, .bin, .safetensors or .npz file')
     if head[:1] == b'\x80' and head[1:2] in (b'\x02', b'\x03', b'\x04', b'\x05'):
         return 'legacy'
     if b'PK' == head[:2] or os.path.splitext(path)[1].lower() in ('.safetensors', '.npz'):
@@ -82,7 +89,8 @@ def _check_exists(path: str) -> None:
         raise WeightFileError(path, 'a folder, not a weight file', 'name the file inside it')
     folder, name = os.path.split(os.path.abspath(path))
     near = difflib.get_close_matches(name, os.listdir(folder) if os.path.isdir(folder) else [], n=1)
-    hint = f'; did you mean {near[0]}?' if near else ('' if os.path.isdir(folder) else f'; folder {folder} does not exist either')
+    hint = f'; did you mean {near[0]}?' if near else (
+        '' if os.path.isdir(folder) else f'; folder {folder} does not exist either')
     raise FileNotFoundError(f'{path}: no such weight file{hint}')
 
 
@@ -90,11 +98,13 @@ def load_file(path: str | os.PathLike[str], map_location: Any = 'cpu') -> dict[s
     """Open a weight file of any known kind; nothing inside it is ever executed.
 
     Args:
-        path (str | PathLike): Torch zip or legacy pickle, TorchScript archive, ``.safetensors``, ``.npz`` or adapter file.
+        path (str | PathLike): Torch zip or legacy pickle, TorchScript archive, ``.safetensors``, ``.npz`` or adapter
+            file.
         map_location: As for :func:`torch.load`. Callables and None leave the formats without devices on the CPU.
 
     Returns:
-        dict: ``{'state_dict': {key: Tensor}, ...}``. A checkpoint's other entries are kept as they are. An adapter file also has
+        dict: ``{'state_dict': {key: Tensor}, ...}``. A checkpoint's other entries are kept as they are. An adapter file
+            also has
         ``'meta'``, its header, which the state dict carries along in ``_metadata['backbone']['mmpetl_adapter']``.
 
     Raises:
@@ -135,7 +145,8 @@ def normalise(loaded: Any, path: str = 'state dict') -> dict[str, Any]:
     tensors = OrderedDict((key, value) for key, value in loaded.items() if isinstance(value, torch.Tensor))
     if tensors:
         return {'state_dict': tensors, **{key: value for key, value in loaded.items() if key not in tensors}}
-    raise WeightFileError(path, f'no state dict among its entries {sorted(map(str, loaded))[:8]}', 're-save its state_dict()')
+    raise WeightFileError(path, f'no state dict among its entries {sorted(map(str, loaded))[:8]}',
+                          're-save its state_dict()')
 
 
 def _load_safetensors(path: str, size: int, map_location: Any) -> dict[str, Any]:
@@ -164,7 +175,8 @@ def read_tensors(path: str, keys: list[str]) -> 'OrderedDict[str, torch.Tensor]'
 
 
 def _load_npz(path: str) -> 'OrderedDict[str, torch.Tensor]':
-    """Arrays of an ``.npz`` as tensors; object arrays (which would need pickle) are refused, text arrays are left out."""
+    """Arrays of an ``.npz`` as tensors; object arrays (which would need pickle) are refused, text arrays are left
+    out."""
     tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -249,6 +261,7 @@ def _sync_folder(folder: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
-    """Write ``obj`` as indented JSON, atomically; a value JSON cannot hold is a TypeError or ValueError and writes nothing."""
+    """Write ``obj`` as indented JSON, atomically; a value JSON cannot hold is a TypeError or ValueError and writes
+    nothing."""
     data = (json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + '\n').encode()
     atomic_write(path, lambda file: file.write(data))

@@ -1,8 +1,8 @@
 """Weights out of ONNX graphs, under the names of the publisher's own state dict.
 
-An export keeps parameters as initialisers. Those that enter an operator unchanged keep their names; the matrices of linear
-layers are stored transposed under anonymous names and are found through the names of the nodes that use them. Only the graph
-is read; nothing is executed and no external data file is followed.
+An export keeps parameters as initialisers. Those that enter an operator unchanged keep their names; the matrices of
+linear layers are stored transposed under anonymous names and are found through the names of the nodes that use them.
+Only the graph is read; nothing is executed and no external data file is followed.
 """
 
 import os
@@ -39,7 +39,8 @@ class Graph:
         except (DecodeError, ValueError, OSError) as error:
             raise WeightFileError(self.path, f'not an ONNX file: {error}', 'download it again') from None
         if any(item.data_location == onnx.TensorProto.EXTERNAL for item in graph.initializer):
-            raise WeightFileError(self.path, 'keeps its weights in another file', 'give an ONNX file that holds its weights')
+            raise WeightFileError(self.path, 'keeps its weights in another file',
+                                  'give an ONNX file that holds its weights')
         self.nodes: list[Any] = list(graph.node)
         try:
             self.arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
@@ -60,7 +61,8 @@ class Graph:
     def linears(self) -> Iterator[tuple[str, np.ndarray]]:
         """Module path and weight (out, in) of every linear layer, float or int8.
 
-        An int8 weight is stored as (in, out) with a scale and a zero point per output channel: (q - zero_point) * scale.
+        An int8 weight is stored as (in, out) with a scale and a zero point per output channel: (q - zero_point) *
+        scale.
         """
         for node in self.nodes:
             arrays = self.inputs(node)
@@ -69,14 +71,16 @@ class Graph:
             elif node.op_type == 'MatMulInteger' and node.name.endswith('/MatMul_quant') and arrays:
                 base = node.input[1].removesuffix('_quantized')
                 if f'{base}_scale' not in self.arrays:
-                    raise WeightFileError(self.path, f'no scale for the int8 matrix {base}', 'export with per-channel scales')
+                    raise WeightFileError(self.path, f'no scale for the int8 matrix {base}',
+                                          'export with per-channel scales')
                 zero = self.arrays.get(f'{base}_zero_point', np.zeros((), np.int8)).astype(np.float32)
                 weight = (arrays[0].astype(np.float32) - zero) * self.arrays[f'{base}_scale']
                 yield _module(node.name.removesuffix('/MatMul_quant')), weight.T
 
 
 def _module(node_name: str) -> str:
-    """``/blocks/blocks.0/attn/qkv`` -> ``blocks.0.attn.qkv``: exporters write the container and then its numbered member."""
+    """``/blocks/blocks.0/attn/qkv`` -> ``blocks.0.attn.qkv``: exporters write the container and then its numbered
+    member."""
     parts = node_name.strip('/').split('/')
     kept = [part for part, following in zip(parts, [*parts[1:], '']) if not following.startswith(f'{part}.')]
     return '.'.join(kept)
@@ -94,8 +98,8 @@ def dinov2_from_onnx(path: str | os.PathLike[str], prefix: str = 'model.') -> 'O
         prefix (str): What the exporter put before the published names.
 
     Returns:
-        OrderedDict[str, Tensor]: fp32, names as in facebookresearch/dinov2 (``blocks.0.attn.qkv.weight``, ``ls1.gamma``, ...),
-        ``pos_embed`` (1, 1 + H * W, C) on the grid of pre-training.
+        OrderedDict[str, Tensor]: fp32, names as in facebookresearch/dinov2 (``blocks.0.attn.qkv.weight``,
+        ``ls1.gamma``, ...), ``pos_embed`` (1, 1 + H * W, C) on the grid of pre-training.
 
     Raises:
         WeightFileError: A graph that is not such an export.
@@ -112,11 +116,13 @@ def dinov2_from_onnx(path: str | os.PathLike[str], prefix: str = 'model.') -> 'O
 
 
 def clip_visual_from_onnx(path: str | os.PathLike[str]) -> 'OrderedDict[str, torch.Tensor]':
-    """Read the image tower of a CLIP model exported from Hugging Face transformers, float or dynamically quantised to int8.
+    """Read the image tower of a CLIP model exported from Hugging Face transformers, float or dynamically quantised to
+    int8.
 
     Returns:
-        OrderedDict[str, Tensor]: fp32, Hugging Face names (``vision_model.encoder.layers.0.self_attn.q_proj.weight``, ...) and,
-        if present, ``visual_projection.weight`` (embedding, C). Int8 weights are de-quantised; what rounding took is lost.
+        OrderedDict[str, Tensor]: fp32, Hugging Face names (``vision_model.encoder.layers.0.self_attn.q_proj.weight``,
+        ...) and, if present, ``visual_projection.weight`` (embedding, C). Int8 weights are de-quantised; what rounding
+        took is lost.
 
     Raises:
         WeightFileError: A graph that is not such an export.
@@ -124,20 +130,23 @@ def clip_visual_from_onnx(path: str | os.PathLike[str]) -> 'OrderedDict[str, tor
     graph = Graph(path)
     state = OrderedDict((key, _tensor(value)) for key, value in graph.arrays.items() if key.startswith('vision_model.'))
     state.update((f'{module}.weight', _tensor(weight)) for module, weight in graph.linears())
-    if 'vision_model.pre_layrnorm.weight' not in state or 'vision_model.encoder.layers.0.self_attn.q_proj.weight' not in state:
-        raise WeightFileError(path, 'no CLIP image tower in this graph', 'give an export of a Hugging Face CLIP vision model')
+    if not {'vision_model.pre_layrnorm.weight', 'vision_model.encoder.layers.0.self_attn.q_proj.weight'} <= set(state):
+        raise WeightFileError(path, 'no CLIP image tower in this graph',
+                              'give an export of a Hugging Face CLIP vision model')
     return state
 
 
 def _positions(graph: Graph, cls_token: torch.Tensor) -> torch.Tensor:
     """Join the class position and the patch grid, which the export keeps apart.
 
-    The class position is the array joined to the resized grid by a Concat; in published files it equals the class token bit by
-    bit, so that the exporter stores it as an alias of that.
+    The class position is the array joined to the resized grid by a Concat; in published files it equals the class token
+    bit by bit, so that the exporter stores it as an alias of that.
     """
     dim = cls_token.shape[-1]
     for node in graph.nodes:
-        found = [array for array in graph.inputs(node) if array.ndim == 3 and array.shape[-1] == dim and array.shape[1] > 1]
+        found = [
+            array for array in graph.inputs(node) if array.ndim == 3 and array.shape[-1] == dim and array.shape[1] > 1
+        ]
         if node.op_type == 'Reshape' and found:
             grid = _tensor(found[0])
             break
@@ -146,5 +155,6 @@ def _positions(graph: Graph, cls_token: torch.Tensor) -> torch.Tensor:
     joins = [graph.inputs(node) for node in graph.nodes if node.op_type == 'Concat']
     heads = [arrays[0] for arrays in joins if len(arrays) == 1 and arrays[0].shape == (1, 1, dim)]
     if not heads:
-        raise WeightFileError(graph.path, 'no position of the class token in this graph', 'export the model with its pos_embed')
+        raise WeightFileError(graph.path, 'no position of the class token in this graph',
+                              'export the model with its pos_embed')
     return torch.cat([_tensor(heads[-1]), grid], dim=1)

@@ -8,8 +8,8 @@ import torch
 from .report import Report
 
 State = dict[str, torch.Tensor]
-#: (pattern, new name); ``\1`` inserts a group. A new name with ``@q``, ``@k`` or ``@v`` at its end is one third of a fused
-#: tensor; one that starts with ``+`` goes to ``Report.extras``.
+#: (pattern, new name); ``\1`` inserts a group. A new name with ``@q``, ``@k`` or ``@v`` at its end is one third of a
+#: fused tensor; one that starts with ``+`` goes to ``Report.extras``.
 Rules = Sequence[tuple[str, str]]
 #: (pattern, why the key is not needed).
 Ignored = Sequence[tuple[str, str]]

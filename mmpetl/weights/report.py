@@ -14,14 +14,15 @@ class Report:
         arch (str): Target architecture.
         loaded (list[str]): Target keys filled from the file with unchanged shape.
         reshaped (list[tuple]): (target key, shape in the file, shape in the target, how).
-        generated (dict[str, str]): Target keys that files do not store and that follow from the shapes, with the reason.
+        generated (dict[str, str]): Target keys that files do not store and that follow from the shapes, with the
+            reason.
         initial (dict[str, str]): Target keys that no such file has and that keep their initial value, with the reason.
         missing (list[str]): Target keys that the file should have and has not.
         left_out (dict[str, str]): Keys of the file that are not used, with the reason.
         unexpected (list[str]): Keys of the file that nothing explains.
         notes (list[str]): What else a reader should know, such as approximations.
-        extras (dict[str, Tensor]): Tensors outside the trunk that may be of use: ``head.weight``, ``head.bias``, ``proj``
-            (CLIP: width x embedding), ``register_tokens``, ``pre_logits.weight``, ``pre_logits.bias``.
+        extras (dict[str, Tensor]): Tensors outside the trunk that may be of use: ``head.weight``, ``head.bias``,
+            ``proj`` (CLIP: width x embedding), ``register_tokens``, ``pre_logits.weight``, ``pre_logits.bias``.
     """
     source: str
     arch: str

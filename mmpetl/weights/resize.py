@@ -58,7 +58,10 @@ def _distances(window: tuple[int, ...]) -> tuple[int, int, int]:
     return 2 * depth - 1, 2 * height - 1, 2 * width - 1
 
 
-def bias_window(rows: int, tokens: int | None = None, like: tuple[int, ...] | None = None, dims: int = 2) -> tuple[int, ...]:
+def bias_window(rows: int,
+                tokens: int | None = None,
+                like: tuple[int, ...] | None = None,
+                dims: int = 2) -> tuple[int, ...]:
     """Find the window to which a bias table belongs.
 
     Args:
@@ -82,7 +85,8 @@ def bias_window(rows: int, tokens: int | None = None, like: tuple[int, ...] | No
                 found.append((depth, width, width) if dims == 3 else (width, width))
     found = [window for window in found if window[-1] > 1] or found
     if like is not None and len(found) > 1:
-        near = [window for window in found if window == like] or [w for w in found if w[0] == like[0] or w[1:] == like[1:]]
+        near = [window
+                for window in found if window == like] or [w for w in found if w[0] == like[0] or w[1:] == like[1:]]
         found = near[:1] or found
     if len(found) != 1:
         raise ValueError(f'a relative-position bias table of {rows} rows fits {len(found)} window sizes: {found[:4]}')

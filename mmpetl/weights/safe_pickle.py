@@ -1,8 +1,9 @@
 """``torch.load`` that can open every honest checkpoint of the OpenMMLab stack and runs nothing.
 
 ``weights_only=True`` refuses the checkpoints that MMEngine's own Runner writes, because its message hub holds
-``HistoryBuffer`` objects. The names below are the least that makes them load. ``builtins.getattr`` is among the pickled names
-(a buffer pickles its four bound statistics methods); it is answered by a function that gives out those four and nothing else.
+``HistoryBuffer`` objects. The names below are the least that makes them load. ``builtins.getattr`` is among the pickled
+names (a buffer pickles its four bound statistics methods); it is answered by a function that gives out those four and
+nothing else.
 """
 
 import argparse
@@ -18,7 +19,8 @@ from .errors import WeightFileError
 from .guards import MAX_RATIO, SMALL
 
 #: Where torch's messages name what a pickle asked for.
-_REFUSALS = (r"but got <class '([\w.]+)'>", r'Unsupported (?:global|class|operand)[^A-Za-z]*(?:GLOBAL )?([\w.]+(?:\([^)]*\))?)',
+_REFUSALS = (r"but got <class '([\w.]+)'>",
+             r'Unsupported (?:global|class|operand)[^A-Za-z]*(?:GLOBAL )?([\w.]+(?:\([^)]*\))?)',
              r'(?:instantiate|GLOBAL|class) (\w+(?:\.\w+)+)')
 _STATISTICS = ('min', 'max', 'mean', 'current')
 
@@ -74,7 +76,8 @@ def load_pickle(path: str, map_location: Any, size: int) -> Any:
     try:
         with torch.serialization.safe_globals(allowed_globals()):
             loaded = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, UnicodeDecodeError, ...
+    # torch raises RuntimeError, UnpicklingError, EOFError, KeyError, UnicodeDecodeError, ...
+    except Exception as error:
         _explain(path, error)
     logical = sum(t.numel() * t.element_size() for t in _tensors(loaded, set()) if t.layout is torch.strided)
     if logical > max(SMALL, MAX_RATIO * size):
@@ -90,7 +93,8 @@ def _explain(path: str, error: Exception) -> NoReturn:
                               'nothing was run; if you trust the file, re-save its state_dict alone') from None
     if isinstance(error, pickle.UnpicklingError) or 'weights_only' in text or 'Weights only' in text:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        raise WeightFileError(path, f'refused: not a plain state dict: {lines[0][:200] if lines else type(error).__name__}',
+        raise WeightFileError(path,
+                              f'refused: not a plain state dict: {lines[0][:200] if lines else type(error).__name__}',
                               'nothing was run; re-save its state_dict alone') from None
     raise WeightFileError(path, f'damaged or truncated torch file: {type(error).__name__}: {text[:200]}',
                           'download or copy the file again') from None

@@ -1,6 +1,8 @@
-"""Image Swin transformers: the original, timm and Hugging Face into mmpretrain's names, and the order inside patch merging.
+"""Image Swin transformers: the original, timm and Hugging Face into mmpretrain's names, and the order inside patch
+merging.
 
-Canonical form: the original repository's names (``layers.i.blocks.j.attn.qkv``, ``layers.i.downsample`` after stage i, ``norm``).
+Canonical form: the original repository's names (``layers.i.blocks.j.attn.qkv``, ``layers.i.downsample`` after stage i,
+``norm``).
 """
 
 import torch
@@ -24,8 +26,11 @@ ORIGINAL: Rules = (
     (r'fc\.0\.' + _WB, r'+head.\1'),
 )
 IGNORED: Ignored = (
-    (r'.*attn_mask', 'window mask, built by the model'), (r'(head|fc|cls_head)\..*', HEAD), (r'decoder.*|mask_token', DECODER),
-    (r'.*(qkv_adapter|control_trans).*', PETL_NAMES[0][1]), *PETL_NAMES,
+    (r'.*attn_mask', 'window mask, built by the model'),
+    (r'(head|fc|cls_head)\..*', HEAD),
+    (r'decoder.*|mask_token', DECODER),
+    (r'.*(qkv_adapter|control_trans).*', PETL_NAMES[0][1]),
+    *PETL_NAMES,
 )
 
 _HF_BLOCK = r'encoder\.layers\.(\d+)\.blocks\.(\d+)\.'
@@ -67,8 +72,8 @@ _FROM_MMPRETRAIN: Rules = (
 def merge_order_to_mmpretrain(tensor: torch.Tensor) -> torch.Tensor:
     """Reorder the inputs of patch merging, last axis 4C, from the original order to mmpretrain's.
 
-    The original concatenates the four pixels (0,0) (1,0) (0,1) (1,1), each with all its channels. mmcv unfolds: every channel
-    with its pixels (0,0) (0,1) (1,0) (1,1).
+    The original concatenates the four pixels (0,0) (1,0) (0,1) (1,1), each with all its channels. mmcv unfolds: every
+    channel with its pixels (0,0) (0,1) (1,0) (1,1).
     """
     split = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
     return split.transpose(-1, -2).flatten(-2).contiguous()
@@ -138,7 +143,8 @@ def fit_tables(state: State, shapes: dict[str, tuple[int, ...]], report: Report,
         table, index_key = state[key], key.replace('bias_table', 'index')
         stored = state.pop(index_key, None)
         shape = shapes.get(key, tuple(table.shape))
-        tokens = shapes[index_key][0] if index_key in shapes else None if stored is None or key in shapes else stored.shape[0]
+        tokens = shapes[index_key][
+            0] if index_key in shapes else None if stored is None or key in shapes else stored.shape[0]
         target = bias_window(shape[0], tokens, dims=dims)
         if tuple(table.shape) != shape and table.shape[1] == shape[1]:
             source = bias_window(table.shape[0], None if stored is None else stored.shape[0], like=target, dims=dims)
@@ -153,7 +159,8 @@ def fit_tables(state: State, shapes: dict[str, tuple[int, ...]], report: Report,
 def initial_keys(shapes: dict[str, tuple[int, ...]]) -> Ignored:
     """Target keys that published files lack by nature: norms of all outputs but the last stage's."""
     last = max(depth(shapes, 'stages'), depth(shapes, 'layers')) - 1
-    return tuple((rf'norm{stage}\.(weight|bias)', 'norm of an inner output, which such files do not have') for stage in range(last))
+    return tuple((rf'norm{stage}\.(weight|bias)', 'norm of an inner output, which such files do not have')
+                 for stage in range(last))
 
 
 #: Canonical keys that a target may lack.

@@ -1,8 +1,8 @@
 """Tensors of a TorchScript archive, read without running the code that it carries.
 
-``torch.jit.load`` compiles and may run the archive's own code. Its weights need none of that: ``data.pkl`` describes the
-module tree, ``data/N`` holds one storage each. The tree is rebuilt here as plain dictionaries; no name from the archive is ever
-imported.
+``torch.jit.load`` compiles and may run the archive's own code. Its weights need none of that: ``data.pkl`` describes
+the module tree, ``data/N`` holds one storage each. The tree is rebuilt here as plain dictionaries; no name from the
+archive is ever imported.
 """
 
 import math
@@ -16,9 +16,16 @@ import torch
 from .errors import WeightFileError
 
 _STORAGE = {
-    'DoubleStorage': torch.float64, 'FloatStorage': torch.float32, 'HalfStorage': torch.float16, 'BFloat16Storage': torch.bfloat16,
-    'LongStorage': torch.int64, 'IntStorage': torch.int32, 'ShortStorage': torch.int16, 'CharStorage': torch.int8,
-    'ByteStorage': torch.uint8, 'BoolStorage': torch.bool,
+    'DoubleStorage': torch.float64,
+    'FloatStorage': torch.float32,
+    'HalfStorage': torch.float16,
+    'BFloat16Storage': torch.bfloat16,
+    'LongStorage': torch.int64,
+    'IntStorage': torch.int32,
+    'ShortStorage': torch.int16,
+    'CharStorage': torch.int8,
+    'ByteStorage': torch.uint8,
+    'BoolStorage': torch.bool,
 }
 _LISTS = ('build_intlist', 'build_tensorlist', 'build_doublelist', 'build_boollist')
 
@@ -78,7 +85,8 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc,name-defined]
             raise pickle.UnpicklingError(f'storage {pid!r:.80}')
         return _Pending(str(key), dtype, numel)
 
-    def rebuild(self, pending: _Pending, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> torch.Tensor:
+    def rebuild(self, pending: _Pending, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_:
+                Any) -> torch.Tensor:
         """Tensor of ``shape`` over the storage, after comparing the claim with the bytes present."""
         flat = self.storages.get(pending.key)
         if flat is None:

@@ -21,8 +21,8 @@ def from_video(state: State, report: Report) -> State:
 def inflate(state: State, shapes: dict[str, tuple[int, ...]], report: Report) -> State:
     """Give image Swin weights a time axis (Video Swin, https://arxiv.org/abs/2106.13230, section 3.3).
 
-    The patch kernel is repeated over the tubelet and divided by its length; a bias table is repeated for every distance in
-    time. On a clip of one repeated image the result gives the image model's features.
+    The patch kernel is repeated over the tubelet and divided by its length; a bias table is repeated for every distance
+    in time. On a clip of one repeated image the result gives the image model's features.
 
     Args:
         state (dict): Canonical image tensors.

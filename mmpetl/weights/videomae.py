@@ -1,5 +1,5 @@
-"""VideoMAE under mmaction2's names: original pre-training and fine-tuning files, Hugging Face, AdaptFormer's and V-PETL's split
-projections, and image transformers inflated in time.
+"""VideoMAE under mmaction2's names: original pre-training and fine-tuning files, Hugging Face, AdaptFormer's and
+V-PETL's split projections, and image transformers inflated in time.
 """
 
 import torch
@@ -84,8 +84,8 @@ _FROM_VIT: Rules = (
 def inflate(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
     """Turn a canonical image transformer into a video one.
 
-    The patch kernel is repeated over the tubelet and divided by its length, the position grid is repeated over time, the final
-    norm becomes the norm after pooling. Exact for the blocks; approximate in that the class token is dropped.
+    The patch kernel is repeated over the tubelet and divided by its length, the position grid is repeated over time,
+    the final norm becomes the norm after pooling. Exact for the blocks; approximate in that the class token is dropped.
 
     Args:
         state (dict): Canonical image tensors (mmpretrain's names).
@@ -94,17 +94,20 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, .
         report (Report): Receives what changes.
 
     Raises:
-        ValueError: No target shapes, a grid that cannot be told, or weights with a norm before the blocks (CLIP), for which
-            mmaction2's backbone has no place.
+        ValueError: No target shapes, a grid that cannot be told, or weights with a norm before the blocks (CLIP), for
+            which mmaction2's backbone has no place.
     """
     kernel = 'patch_embed.projection.weight'
     target = shapes.get(kernel)
     if target is None or len(target) != 5:
         raise ValueError(f'{kernel}: to inflate image weights give the shapes of the video backbone')
     if 'pre_norm.weight' in state:
-        # Without this norm CLIP's features are lost: on photographs their centred cosine to the true ones is -0.01 (ViT-B/16).
-        raise ValueError("pre_norm.weight: CLIP normalises tokens before the first block, for which mmaction2's video backbone has no "
-                         'place; inflate weights without it (supervised ViT, MAE, DINOv2)')
+        # Without this norm CLIP's features are lost: on photographs their centred cosine to the true ones is -0.01
+        # (ViT-B/16).
+        raise ValueError(
+            "pre_norm.weight: CLIP normalises tokens before the first block, for which mmaction2's video backbone has "
+            "no "
+            'place; inflate weights without it (supervised ViT, MAE, DINOv2)')
     take_registers(state, report)
     old = tuple(state[kernel].shape)
     state[kernel] = state[kernel][:, :, None].repeat(1, 1, target[2], 1, 1) / target[2]
@@ -134,9 +137,11 @@ def _inflate_positions(state: State, shape: tuple[int, ...], grid: tuple[int, ..
     if grid is None and shape[1] % table.shape[1] == 0:
         grid = (shape[1] // table.shape[1], side, side)
     if grid is None or grid[0] * grid[1] * grid[2] != shape[1]:
-        raise ValueError(f'pos_embed: {shape[1]} video positions; give grid=(T, H, W) to inflate a {side} x {side} image grid')
+        raise ValueError(
+            f'pos_embed: {shape[1]} video positions; give grid=(T, H, W) to inflate a {side} x {side} image grid')
     state['pos_embed'] = resize_grid(table, (side, side), (grid[1], grid[2])).repeat(1, grid[0], 1)
-    report.reshaped.append(('pos_embed', tuple(table.shape), tuple(state['pos_embed'].shape), f'resized to {grid[1:]}, repeated over time'))
+    report.reshaped.append(('pos_embed', tuple(table.shape), tuple(state['pos_embed'].shape),
+                            f'resized to {grid[1:]}, repeated over time'))
 
 
 def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
@@ -155,7 +160,8 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
     elif tuple(table.shape) != shape:
         source, target = _grids(table.shape[1], shape[1], grid)
         state['pos_embed'] = resize_volume(table, source, target)
-        report.reshaped.append(('pos_embed', tuple(table.shape), shape, f'grid {source} -> {target}, bicubic over space, linear over time'))
+        report.reshaped.append(('pos_embed', tuple(table.shape), shape,
+                                f'grid {source} -> {target}, bicubic over space, linear over time'))
     return state
 
 

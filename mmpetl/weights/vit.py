@@ -1,7 +1,8 @@
 """Image transformers under mmpretrain's names: JAX, timm-like (MAE, MoCo v3, DeiT, DINOv2), Hugging Face.
 
 The common form ("canonical") of every image ViT file is mmpretrain's ``VisionTransformer``: ``layers.i.ln1``,
-``layers.i.attn.qkv``, ``layers.i.ffn.layers.0.0``, ``ln1`` (final norm), ``ln2`` (norm after average pooling), ``pre_norm``.
+``layers.i.attn.qkv``, ``layers.i.ffn.layers.0.0``, ``ln1`` (final norm), ``ln2`` (norm after average pooling),
+``pre_norm``.
 """
 
 import torch
@@ -41,7 +42,8 @@ HF: Rules = (
     (r'embeddings\.patch_embeddings\.projection\.(weight|bias)', r'patch_embed.projection.\1'),
     (_HF_LAYER + r'(?:layernorm_before|norm1)\.(weight|bias)', r'layers.\1.ln1.\2'),
     (_HF_LAYER + r'(?:layernorm_after|norm2)\.(weight|bias)', r'layers.\1.ln2.\2'),
-    (_HF_LAYER + r'attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(weight|bias)', r'layers.\1.attn.qkv.\3@\2'),
+    (_HF_LAYER + r'attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)\.(weight|bias)',
+     r'layers.\1.attn.qkv.\3@\2'),
     (_HF_LAYER + r'attention\.(?:output\.dense|o_proj)\.(weight|bias)', r'layers.\1.attn.proj.\2'),
     (_HF_LAYER + r'(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)', r'layers.\1.ffn.layers.0.0.\2'),
     (_HF_LAYER + r'(?:output\.dense|mlp\.fc2)\.(weight|bias)', r'layers.\1.ffn.layers.1.\2'),
@@ -53,7 +55,10 @@ HF: Rules = (
     (r'classifier\.(weight|bias)', r'+head.\1'),
 )
 HF_IGNORED: Ignored = (
-    (r'embeddings\.(mask_token|position_ids)', DECODER), (r'pooler\..*', HEAD), (r'(decoder|mask_token).*', DECODER), *PETL_NAMES,
+    (r'embeddings\.(mask_token|position_ids)', DECODER),
+    (r'pooler\..*', HEAD),
+    (r'(decoder|mask_token).*', DECODER),
+    *PETL_NAMES,
 )
 
 _JAX_BLOCK = r'Transformer/encoderblock_(\d+)/'
@@ -63,17 +68,22 @@ JAX: Rules = (
     (r'Transformer/posembed_input/pos_embedding', 'pos_embed'),
     (r'embedding/kernel', 'patch_embed.projection.weight'),
     (r'embedding/bias', 'patch_embed.projection.bias'),
-    (_JAX_BLOCK + r'LayerNorm_0/scale', r'layers.\1.ln1.weight'), (_JAX_BLOCK + r'LayerNorm_0/bias', r'layers.\1.ln1.bias'),
-    (_JAX_BLOCK + r'LayerNorm_2/scale', r'layers.\1.ln2.weight'), (_JAX_BLOCK + r'LayerNorm_2/bias', r'layers.\1.ln2.bias'),
+    (_JAX_BLOCK + r'LayerNorm_0/scale', r'layers.\1.ln1.weight'),
+    (_JAX_BLOCK + r'LayerNorm_0/bias', r'layers.\1.ln1.bias'),
+    (_JAX_BLOCK + r'LayerNorm_2/scale', r'layers.\1.ln2.weight'),
+    (_JAX_BLOCK + r'LayerNorm_2/bias', r'layers.\1.ln2.bias'),
     (_JAX_ATTENTION + r'(q|k|v)(?:uery|ey|alue)/kernel', r'layers.\1.attn.qkv.weight@\2'),
     (_JAX_ATTENTION + r'(q|k|v)(?:uery|ey|alue)/bias', r'layers.\1.attn.qkv.bias@\2'),
-    (_JAX_ATTENTION + r'out/kernel', r'layers.\1.attn.proj.weight'), (_JAX_ATTENTION + r'out/bias', r'layers.\1.attn.proj.bias'),
+    (_JAX_ATTENTION + r'out/kernel', r'layers.\1.attn.proj.weight'),
+    (_JAX_ATTENTION + r'out/bias', r'layers.\1.attn.proj.bias'),
     (_JAX_BLOCK + r'MlpBlock_3/Dense_0/kernel', r'layers.\1.ffn.layers.0.0.weight'),
     (_JAX_BLOCK + r'MlpBlock_3/Dense_0/bias', r'layers.\1.ffn.layers.0.0.bias'),
     (_JAX_BLOCK + r'MlpBlock_3/Dense_1/kernel', r'layers.\1.ffn.layers.1.weight'),
     (_JAX_BLOCK + r'MlpBlock_3/Dense_1/bias', r'layers.\1.ffn.layers.1.bias'),
-    (r'Transformer/encoder_norm/scale', 'ln1.weight'), (r'Transformer/encoder_norm/bias', 'ln1.bias'),
-    (r'(head|pre_logits)/kernel', r'+\1.weight'), (r'(head|pre_logits)/bias', r'+\1.bias'),
+    (r'Transformer/encoder_norm/scale', 'ln1.weight'),
+    (r'Transformer/encoder_norm/bias', 'ln1.bias'),
+    (r'(head|pre_logits)/kernel', r'+\1.weight'),
+    (r'(head|pre_logits)/bias', r'+\1.bias'),
 )
 
 
@@ -118,7 +128,8 @@ def _positions(state: State) -> State:
 
 def fold_layer_scale(state: State, report: Report) -> None:
     """Multiply LayerScale into the linear layer before it, exactly: diag(g) (W x + b) = (diag(g) W) x + g b."""
-    pairs = (('attn.gamma1.weight', 'attn.proj'), ('ffn.gamma2.weight', 'ffn.layers.1'), ('ffn.gamma2.weight', 'ffn.w3'))
+    pairs = (('attn.gamma1.weight', 'attn.proj'), ('ffn.gamma2.weight', 'ffn.layers.1'), ('ffn.gamma2.weight',
+                                                                                          'ffn.w3'))
     for i in range(depth(state, 'layers')):
         for scale, linear in pairs:
             gamma, name = state.get(f'layers.{i}.{scale}'), f'layers.{i}.{linear}'
@@ -161,8 +172,9 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
 def take_registers(state: State, report: Report) -> None:
     """Move register tokens to the report's extras, if that was asked for by name.
 
-    mmpretrain's ViT has no register tokens, and leaving them out changes the features of a model trained with them. In the place of
-    shallow prompts they do exactly what they did: ``petl=[dict(type='VPT', name='registers', num_tokens=4, deep=False)]``.
+    mmpretrain's ViT has no register tokens, and leaving them out changes the features of a model trained with them. In
+    the place of shallow prompts they do exactly what they did: ``petl=[dict(type='VPT', name='registers', num_tokens=4,
+    deep=False)]``.
 
     Raises:
         ValueError: The file has registers and the format name ``'dinov2-registers'`` was not given.
@@ -172,14 +184,16 @@ def take_registers(state: State, report: Report) -> None:
         return
     if not report.source.endswith('dinov2-registers'):
         raise ValueError(
-            f'register_tokens: the file has {registers.shape[1]} register tokens, for which the plain backbone has no place; convert it '
+            f'register_tokens: the file has {registers.shape[1]} register tokens, for which the plain backbone has no '
+            f'place; convert it '
             "with --as dinov2-registers and give the backbone petl=[dict(type='VPT', name='registers', "
             f'num_tokens={registers.shape[1]}, deep=False)], or take the release without registers')
     report.extras['register_tokens'] = registers
     report.left_out['register_tokens'] = 'take the place of shallow prompts: VPT, deep=False'
 
 
-def fit_positions(table: torch.Tensor, shape: tuple[int, ...], with_cls: bool, grid: tuple[int, ...] | None) -> torch.Tensor:
+def fit_positions(table: torch.Tensor, shape: tuple[int, ...], with_cls: bool,
+                  grid: tuple[int, ...] | None) -> torch.Tensor:
     """Resize ``table`` (1, [1 +] h * w, C) to ``shape``; the source grid is square.
 
     Raises:
@@ -190,7 +204,10 @@ def fit_positions(table: torch.Tensor, shape: tuple[int, ...], with_cls: bool, g
     side = square(shape[1] - extra)
     target = grid or ((side, side) if side else None)
     if source is None or target is None or target[0] * target[1] != shape[1] - extra or table.shape[2] != shape[2]:
-        raise ValueError(f'pos_embed: cannot resize {tuple(table.shape)} to {tuple(shape)}; for a grid that is not square give grid=(H, W)')
+        raise ValueError(
+            f'pos_embed: cannot resize {tuple(table.shape)} to {tuple(shape)}; for a grid that is not square give '
+            f'grid=(H, W)'
+        )
     return resize_grid(table, (source, source), (target[0], target[1]), extra)
 
 

@@ -31,8 +31,14 @@ def run(model, x):
 def filled(base, *names, std=0.1):
     bank = AdapterBank(base)
     for seed, name in enumerate(names):
-        petl = {'lora': LORA, 'wide': [dict(type='LoRA', rank=4, ops='q,proj,fc1', alpha=8)], 'apt': [dict(type='APT', num_tokens=3)],
-                'former': [dict(type='AdaptFormer', mid_dims=4, drop_rate=0.)], 'ssf': [dict(type='SSF')], 'tuned': LORA}[name]
+        petl = {
+            'lora': LORA,
+            'wide': [dict(type='LoRA', rank=4, ops='q,proj,fc1', alpha=8)],
+            'apt': [dict(type='APT', num_tokens=3)],
+            'former': [dict(type='AdaptFormer', mid_dims=4, drop_rate=0.)],
+            'ssf': [dict(type='SSF')],
+            'tuned': LORA
+        }[name]
         bank.add(name, petl, tune=['ln1.*', 'layers.1.ln2.*'] if name == 'tuned' else ())
         perturb(bank[name].methods[next(iter(bank[name].methods))], std, seed)
         perturb(base.head, 0.3, seed)
@@ -50,7 +56,10 @@ def test_each_adapter_acts_as_alone(base, tmp_path):
     for name in bank.names:
         bank.save(name, str(tmp_path / f'{name}.safetensors'))
         bank.switch(name)
-        assert {k for k in base.state_dict() if 'petl' in k} == {f'backbone.petl.{k}' for k in base.backbone.petl.state_dict()} != set()
+        assert {k
+                for k in base.state_dict()
+                if 'petl' in k} == {f'backbone.petl.{k}'
+                                    for k in base.backbone.petl.state_dict()} != set()
         alone = build_model(read_config(str(write_config(tmp_path, []))))
         alone.backbone.init_weights()
         fresh = AdapterBank(alone)
@@ -171,13 +180,15 @@ def test_hot_swap(base, tmp_path):
 
 def test_refusals(base):
     bank = filled(base, 'lora')
-    for action, said in [
-            (lambda: bank.switch('lora2'), "did you mean 'lora'"), (lambda: bank.add('lora', LORA), 'already'),
-            (lambda: bank.add('a/b', LORA), 'letters'), (lambda: bank.add('b', [dict(type='LoRa')]), "did you mean 'LoRA'"),
-            (lambda: bank.add('b', LORA, tune=['lnx']), 'matches no parameter'), (lambda: bank.add('b', LORA, trunk='on'), 'trunk must be'),
-            (lambda: bank.add('b', LORA, head=dict(hed={})), "did you mean 'head'"), (lambda: bank.combine('c', {}), 'nothing to combine'),
-            (lambda: bank.combine('c', dict(lora=1), 'tie'), "did you mean 'ties'"),
-            (lambda: bank.combine('c', dict(lora=1), 'ties', density=0), 'density')]:
+    for action, said in [(lambda: bank.switch('lora2'), "did you mean 'lora'"),
+                         (lambda: bank.add('lora', LORA), 'already'), (lambda: bank.add('a/b', LORA), 'letters'),
+                         (lambda: bank.add('b', [dict(type='LoRa')]), "did you mean 'LoRA'"),
+                         (lambda: bank.add('b', LORA, tune=['lnx']), 'matches no parameter'),
+                         (lambda: bank.add('b', LORA, trunk='on'), 'trunk must be'),
+                         (lambda: bank.add('b', LORA, head=dict(hed={})), "did you mean 'head'"),
+                         (lambda: bank.combine('c', {}), 'nothing to combine'),
+                         (lambda: bank.combine('c', dict(lora=1), 'tie'), "did you mean 'ties'"),
+                         (lambda: bank.combine('c', dict(lora=1), 'ties', density=0), 'density')]:
         with pytest.raises(ValueError, match=said):
             action()
     assert bank.names == ['lora'] and bank.active == 'lora'
@@ -188,7 +199,8 @@ def test_refusals(base):
 
 
 def test_linear_combination(base, tmp_path):
-    """Half of two LoRAs is one LoRA of stacked factors; a single adapter with factor 1 is its merged self; zero is the base."""
+    """Half of two LoRAs is one LoRA of stacked factors; a single adapter with factor 1 is its merged self; zero is the
+    base."""
     bank = filled(base, 'lora', 'wide', 'tuned', 'ssf', std=0.05)
     bank.combine('same', dict(ssf=1.))
     with bank.using('ssf'):
@@ -237,16 +249,20 @@ def test_dare_keeps_the_expected_sum():
     assert torch.equal(combine_deltas(changes, [1., 1.], 'dare', density=1.)['w'], torch.full((200, 200), 3.))
 
 
-# -- several adapters in one batch ----------------------------------------------------------------------------------------------------
+# -- several adapters in one batch ------------------------------------------------------------------------------------
 
 ROWS = {
     'lora': [dict(type='LoRA', rank=2, ops='qkv')], 'fc': [dict(type='LoRA', rank=3, ops='proj,fc1,fc2', alpha=6)],
     'former': [dict(type='AdaptFormer', mid_dims=4, drop_rate=0.)],
     'adapter': [dict(type='Adapter', mid_dims=4)], 'ssf': [dict(type='SSF')]}
 KEYS = {
-    'vpt': [dict(type='VPT', num_tokens=3)], 'vpt5': [dict(type='VPT', num_tokens=5)], 'apt': [dict(type='APT', num_tokens=4)],
-    'prefix': [dict(type='Prefix', num_tokens=2, mid_dims=4)], 'two': [dict(type='VPT', num_tokens=2), dict(type='LoRA', rank=2)],
-    'e2vpt': [dict(type='E2VPT', num_tokens=2, num_kv_tokens=3, segments=4)]}
+    'vpt': [dict(type='VPT', num_tokens=3)],
+    'vpt5': [dict(type='VPT', num_tokens=5)],
+    'apt': [dict(type='APT', num_tokens=4)],
+    'prefix': [dict(type='Prefix', num_tokens=2, mid_dims=4)],
+    'two': [dict(type='VPT', num_tokens=2), dict(type='LoRA', rank=2)],
+    'e2vpt': [dict(type='E2VPT', num_tokens=2, num_kv_tokens=3, segments=4)]
+}
 
 
 def mixed_bank(backbone, kinds):
@@ -276,7 +292,8 @@ def check_mixed(model, bank, ids, backbone):
                 if ids[a] != ids[b]:
                     with bank.using(ids[b]):
                         other = features(model(x[a:a + 1]))
-                    assert (got[a:a + 1] - other).abs().max() > 1e-3, 'the adapters must differ for the check to mean anything'
+                    assert (got[a:a + 1] -
+                            other).abs().max() > 1e-3, 'the adapters must differ for the check to mean anything'
 
 
 @pytest.mark.parametrize('name', list(BACKBONE))
@@ -295,8 +312,13 @@ def test_keys_and_prompts_in_one_batch(name):
 
 
 def test_shallow_prompts_in_one_batch():
-    kinds = {'three': [dict(type='VPT', num_tokens=3, deep=False)], 'five': [dict(type='VPT', num_tokens=5, deep=False)],
-             'lora': ROWS['lora'], 'deep': KEYS['vpt'], 'apt': KEYS['apt']}
+    kinds = {
+        'three': [dict(type='VPT', num_tokens=3, deep=False)],
+        'five': [dict(type='VPT', num_tokens=5, deep=False)],
+        'lora': ROWS['lora'],
+        'deep': KEYS['vpt'],
+        'apt': KEYS['apt']
+    }
     model, bank = mixed_bank(BACKBONE['vit'], kinds)
     check_mixed(model, bank, ['five', 'lora', 'three', None], BACKBONE['vit'])
     with pytest.raises(ValueError, match='different blocks'), bank.mixed(['five', 'deep']):

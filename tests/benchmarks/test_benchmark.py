@@ -18,7 +18,8 @@ C, F, N, L, H = 768, 3072, 197, 12, 12
 
 
 def costs(row, **options):
-    return benchmark.static_costs(BACKBONE['vit'], row, 'base', options.get('memory', 'standard'), options.get('batch', 1))
+    return benchmark.static_costs(BACKBONE['vit'], row, 'base', options.get('memory', 'standard'),
+                                  options.get('batch', 1))
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +50,8 @@ def test_operations_of_lora_by_closed_formula(full):
 def test_kept_bytes_of_plain_full_fine_tuning_by_closed_formula(full):
     tokens = 4 * N * C
     patches = 4 * 196 * 768  # the patch embedding reads the image itself, which is not counted
-    # Inputs of two norms, their outputs (inputs of qkv and fc1), copies of q, k, v, attention output; GELU's input and output: 4 C each.
+    # Inputs of two norms, their outputs (inputs of qkv and fc1), copies of q, k, v, attention output; GELU's input and
+    # output: 4 C each.
     block = tokens * (2 + 2 + 3 + 1 + 4 + 4) + 4 * H * N * N + 2 * 2 * 4 * N
     final = tokens + 2 * 4 * N
     assert full['plain_kept'] == pytest.approx(L * block + final, abs=patches)
@@ -59,17 +61,21 @@ def test_published_figures_of_kept_bytes():
     """MiB of a batch of 8, explicit attention, with a head of 100 classes: measured on independent code."""
     head = 8 * N * C * 4 / 2**20  # reading the class token keeps all of them
     for petl, mib in (([dict(type='AdaptFormer', mid_dims=64)], 641.4 - head), ([dict(type='SSF')], 1297.4 - head),
-                      ([dict(type='VPT', num_tokens=50)], 907.0 - head), ([dict(type='SynQT', num_tokens=16, drop_dead=False)], 234.5)):
+                      ([dict(type='VPT',
+                             num_tokens=50)], 907.0 - head), ([dict(type='SynQT', num_tokens=16,
+                                                                    drop_dead=False)], 234.5)):
         with benchmark.on_meta():
             form = benchmark.plain(benchmark.build(BACKBONE['vit'], dict(petl=petl))).train()
-            assert benchmark.saved_bytes(form, torch.empty(8, 3, 224, 224)) / 2**20 == pytest.approx(mib, rel=0.005), petl
+            assert benchmark.saved_bytes(form, torch.empty(8, 3, 224, 224)) / 2**20 == pytest.approx(
+                mib, rel=0.005), petl
 
 
 def test_nothing_is_kept_below_the_first_adapted_block():
     kept = []
     for petl in ([], [dict(type='LoRA', rank=8, layers='6-11')], [dict(type='LoRA', rank=8)]):
         with benchmark.on_meta():
-            kept.append(benchmark.saved_bytes(benchmark.build(BACKBONE['vit'], dict(petl=petl)), torch.empty(1, 3, 224, 224)))
+            kept.append(
+                benchmark.saved_bytes(benchmark.build(BACKBONE['vit'], dict(petl=petl)), torch.empty(1, 3, 224, 224)))
     assert kept[0] == 0 and 0.45 < kept[1] / kept[2] < 0.51
 
 
@@ -98,9 +104,11 @@ def test_run_and_page(tmp_path, monkeypatch, capsys):
         assert row['time_of_plain']['median'] > 0
     assert len({r['plain_kept'] for r in found['backbones']['vit']['rows']}) == 2  # full, VPT
     assert 'time_of_full' not in found['backbones']['video_swin']['rows'][0]
-    assert found['hardware']['torch'] == torch.__version__ and path.with_name('kept_over_parameters.png').stat().st_size > 10_000
+    assert found['hardware']['torch'] == torch.__version__ and path.with_name(
+        'kept_over_parameters.png').stat().st_size > 10_000
     page = benchmark_report.write_docs(tmp_path, tmp_path / 'page.md').read_text()
-    assert f'torch {torch.__version__}' in page and page.count('| VPT light |') == 1 and 'ms' not in page.split('### Every method')[1]
+    assert f'torch {torch.__version__}' in page and page.count('| VPT light |') == 1 and 'ms' not in page.split(
+        '### Every method')[1]
 
 
 def test_page_without_results(tmp_path):

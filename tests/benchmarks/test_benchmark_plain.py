@@ -23,7 +23,10 @@ def results(model, x):
     weights = torch.linspace(-1, 1, y.shape[1], dtype=y.dtype)
     model.zero_grad()
     (y * weights).sum().backward()
-    return y.detach(), {n.removeprefix('model.'): p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return y.detach(), {
+        n.removeprefix('model.'): p.grad.clone()
+        for n, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def compare(model, x, tolerance):
@@ -54,10 +57,13 @@ def test_full_fine_tuning(name):
 
 
 def test_options_that_the_table_does_not_show():
-    options = [[dict(type='FacT', kind='tt', rank=3, scale=0.3, drop_rate=0.)], [dict(type='APT', num_tokens=3, reparam='exp')],
-               [dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4, segment_layout='contiguous', share_kv=False)],
-               [dict(type='VPT', num_tokens=3, deep=False)], [dict(type='Prefix', num_tokens=3, mid_dims=None)],
-               [dict(type='KAdaptation', phm_dim=4, rank=2, rule_rank=2, post_scale_q=True, tie_factors=True)]]
+    options = [
+        [dict(type='FacT', kind='tt', rank=3, scale=0.3,
+              drop_rate=0.)], [dict(type='APT', num_tokens=3, reparam='exp')],
+        [dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4, segment_layout='contiguous', share_kv=False)],
+        [dict(type='VPT', num_tokens=3, deep=False)], [dict(type='Prefix', num_tokens=3, mid_dims=None)],
+        [dict(type='KAdaptation', phm_dim=4, rank=2, rule_rank=2, post_scale_q=True, tie_factors=True)]
+    ]
     for petl in options:
         torch.manual_seed(0)
         model = BACKBONE['vit'].build(petl).double()

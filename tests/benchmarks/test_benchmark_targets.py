@@ -15,7 +15,8 @@ import benchmark_targets  # noqa: E402
 
 def test_rows_say_whether_a_target_is_met():
     row = benchmark_targets.row
-    values = (dict(standard=1., light=2.), dict(standard=1.1, light=1.), dict(standard=1.1, light=1.1, lightest=0.9), 1.1)
+    values = (dict(standard=1., light=2.), dict(standard=1.1, light=1.), dict(standard=1.1, light=1.1,
+                                                                              lightest=0.9), 1.1)
     assert [row('w', 1., v)['met'] for v in values] == ['met', 'met by light', 'met by lightest', 'missed']
     assert row('w', 80., dict(standard=81.25, light=70., plain=100.), '.1f', ' MiB') == dict(
         work='w', target='≤ 80 MiB', standard='81.2 MiB', light='70.0 MiB', lightest='–', met='met by light', note='')
@@ -25,7 +26,8 @@ def test_rows_say_whether_a_target_is_met():
 def test_pruned_model_on_the_meta_device_has_the_shapes_of_a_real_one(monkeypatch):
     petl = dict(type='E2VPT', num_tokens=6, num_kv_tokens=2, segments=4)
     build = benchmark_targets.build
-    monkeypatch.setattr(benchmark_targets, 'build', lambda kind, row, memory: build(kind, dict(tiny=row['petl']), 'tiny', memory))
+    monkeypatch.setattr(benchmark_targets, 'build',
+                        lambda kind, row, memory: build(kind, dict(tiny=row['petl']), 'tiny', memory))
     real = benchmark_targets.pruned(petl)
     with benchmark_targets.on_meta():
         meta = benchmark_targets.pruned(petl)

@@ -41,4 +41,5 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, 'argv', ['cached_ratio.py', '--methods', 'SynQT, P=16', '--out', str(tmp_path / 'r.json')])
     tool.main()
     out = capsys.readouterr().out
-    assert 'ViT-base/16 at 224 px' in out and '8.0' in out and '(7.0-9.0)' in out and '1.000 MiB' in out and (tmp_path / 'r.json').is_file()
+    assert 'ViT-base/16 at 224 px' in out and '8.0' in out and '(7.0-9.0)' in out and '1.000 MiB' in out and (
+        tmp_path / 'r.json').is_file()

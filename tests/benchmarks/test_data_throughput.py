@@ -26,9 +26,12 @@ def test_every_recipe_names_a_config_and_a_measured_pipeline():
 def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data_throughput, 'make_video', lambda folder: folder)
     monkeypatch.setattr(data_throughput, 'video_datasets', lambda videos, folder: {})
-    monkeypatch.setattr(sys, 'argv', ['data_throughput.py', '--rounds', '1', '--images', '2', '--skip-steps', '--out', str(tmp_path)])
+    monkeypatch.setattr(
+        sys, 'argv', ['data_throughput.py', '--rounds', '1', '--images', '2', '--skip-steps', '--out',
+                      str(tmp_path)])
     data_throughput.main()
     (path, ) = tmp_path.glob('*/data.json')
     rows = dict(json.loads(path.read_text())['tables'][0]['rows'])
-    assert list(rows) == ['vtab', 'vtab, decoded by OpenCV', 'vtab cached', 'fgvc'] and float(rows['vtab cached'].split()[0]) > 1.5
+    assert list(rows) == ['vtab', 'vtab, decoded by OpenCV', 'vtab cached', 'fgvc'] and float(
+        rows['vtab cached'].split()[0]) > 1.5
     assert 'over stock' in capsys.readouterr().out

@@ -13,11 +13,14 @@ def load():
 
 
 def test_every_variant_is_measured_against_stock(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['video_throughput.py', '--rounds', '1', '--size', '32', '--batch', '1', '--depth', '1'])
+    monkeypatch.setattr(sys, 'argv',
+                        ['video_throughput.py', '--rounds', '1', '--size', '32', '--batch', '1', '--depth', '1'])
     assert load().main() == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if 'ms per video' in line]
-    assert [line.split(':')[0].strip() for line in lines] == ['test, 5 clips x 3 crops'] * 2 + ['training, 2 copies'] * 2 + [
-        'step, full', 'step, full', 'step, APT 100', 'step, LoRA 8 on q, v', 'step, linear']
+    assert [line.split(':')[0].strip()
+            for line in lines] == ['test, 5 clips x 3 crops'] * 2 + ['training, 2 copies'] * 2 + [
+                'step, full', 'step, full', 'step, APT 100', 'step, LoRA 8 on q, v', 'step, linear'
+            ]
     assert ['x stock' in line for line in lines] == [False, True] * 2 + [False, True, True, True, True]
 
 

@@ -33,8 +33,8 @@ def randomise(model):
 def source(tmp_path):
     """A file with timm's names, written from a stock model by the inverse of the published table."""
     model = randomise(image_vit())
-    names = [('.ffn.layers.0.0.', '.mlp.fc1.'), ('.ffn.layers.1.', '.mlp.fc2.'), ('layers.', 'blocks.'), ('.ln1.', '.norm1.'),
-             ('.ln2.', '.norm2.'), ('patch_embed.projection', 'patch_embed.proj')]
+    names = [('.ffn.layers.0.0.', '.mlp.fc1.'), ('.ffn.layers.1.', '.mlp.fc2.'), ('layers.', 'blocks.'),
+             ('.ln1.', '.norm1.'), ('.ln2.', '.norm2.'), ('patch_embed.projection', 'patch_embed.proj')]
     state = {}
     for key, value in model.state_dict().items():
         for old, new in names:
@@ -51,7 +51,10 @@ def test_round_trip_into_a_stock_model(source, tmp_path, capsys, name):
     main([str(path), str(tmp_path / name), '--head', 'head.fc'])
     state = load_file(tmp_path / name)['state_dict']
     target = image_vit()
-    target.load_state_dict({key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')})
+    target.load_state_dict({
+        key.removeprefix('backbone.'): value
+        for key, value in state.items() if key.startswith('backbone.')
+    })
     assert all(torch.equal(a, b) for a, b in zip(target.state_dict().values(), model.state_dict().values()))
     assert torch.equal(state['head.fc.weight'], torch.ones(5, 32))
     assert capsys.readouterr().out.startswith(f'timm-vit -> vit: {len(model.state_dict())} loaded')
@@ -64,7 +67,8 @@ def test_to_the_backbone_of_a_config(source, tmp_path, capsys):
     main([str(path), str(tmp_path / 'video.pth'), '--config', str(tmp_path / 'config.py')])
     assert 'timm-vit -> videomae' in capsys.readouterr().out
     from mmaction.models.backbones.vit_mae import VisionTransformer
-    stock = VisionTransformer(img_size=24, patch_size=4, embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True, num_frames=4)
+    stock = VisionTransformer(
+        img_size=24, patch_size=4, embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True, num_frames=4)
     state = load_file(tmp_path / 'video.pth')['state_dict']
     stock.load_state_dict({key.removeprefix('backbone.'): value for key, value in state.items()}, strict=True)
 
@@ -76,8 +80,17 @@ def test_registers_become_shallow_prompts(tmp_path):
     from timm.models.vision_transformer import VisionTransformer
 
     from mmpetl.registry import MODELS
-    peer = randomise(VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0, init_values=1.,
-                                       reg_tokens=4, no_embed_class=True))
+    peer = randomise(
+        VisionTransformer(
+            img_size=16,
+            patch_size=4,
+            embed_dim=32,
+            depth=2,
+            num_heads=2,
+            num_classes=0,
+            init_values=1.,
+            reg_tokens=4,
+            no_embed_class=True))
     torch.save(peer.state_dict(), tmp_path / 'published.pth')
     with pytest.raises(ValueError, match=r"4 register tokens.*name='registers', num_tokens=4, deep=False"):
         main([str(tmp_path / 'published.pth'), str(tmp_path / 'out.pth')])
@@ -95,17 +108,21 @@ def test_registers_become_shallow_prompts(tmp_path):
 
 
 def test_npz_to_safetensors(tmp_path):
-    np.savez(tmp_path / 'bad.npz', **{'embedding/kernel': np.zeros((4, 4, 3, 8), np.float32), 'odd': np.zeros(2, np.float32)})
+    np.savez(tmp_path / 'bad.npz', **{
+        'embedding/kernel': np.zeros((4, 4, 3, 8), np.float32),
+        'odd': np.zeros(2, np.float32)
+    })
     with pytest.raises(ValueError, match=r'1 keys unexplained \(odd\)'):
         main([str(tmp_path / 'bad.npz'), str(tmp_path / 'out.safetensors')])
     assert not (tmp_path / 'out.safetensors').exists()
 
 
-@pytest.mark.parametrize('arguments, cause', [
-    (['out.txt'], 'unknown output format'), (['published.pth'], 'is the source itself'),
-    (['out.pth', '--as', 'swim'], "no weight format 'swim'"),
-    (['out.pth', '--arch', 'swin'], 'timm-vit weights do not fit'), (['out.pth', '--arch', 'videomae'], 'give the shapes'),
-    (['out.pth', '--config', 'config.py', '--arch', 'vit'], "its backbone is 'videomae'")])
+@pytest.mark.parametrize('arguments, cause',
+                         [(['out.txt'], 'unknown output format'), (['published.pth'], 'is the source itself'),
+                          (['out.pth', '--as', 'swim'], "no weight format 'swim'"),
+                          (['out.pth', '--arch', 'swin'], 'timm-vit weights do not fit'),
+                          (['out.pth', '--arch', 'videomae'], 'give the shapes'),
+                          (['out.pth', '--config', 'config.py', '--arch', 'vit'], "its backbone is 'videomae'")])
 def test_refusals_leave_no_file(source, tmp_path, monkeypatch, arguments, cause):
     _, path = source
     (tmp_path / 'config.py').write_text(CONFIG)

@@ -24,13 +24,16 @@ def vtab(tmp_path):
 
 
 def test_good_data(vtab, capsys):
-    assert main(['data', 'check', 'vtab', '--root', str(vtab), '--task', 'kitti', '--json', str(vtab / 'out/report.json')]) == 0
+    assert main(
+        ['data', 'check', 'vtab', '--root',
+         str(vtab), '--task', 'kitti', '--json',
+         str(vtab / 'out/report.json')]) == 0
     text = capsys.readouterr().out
     assert '1 of 1 tasks are in order, every image readable' in text and '711' in text and '4/4' in text
     report, = json.loads((vtab / 'out/report.json').read_text())
     want = hashlib.sha256((vtab / 'kitti/test.txt').read_bytes()).hexdigest()
-    assert report['splits']['test'] == dict(file=str(vtab / 'kitti/test.txt'), sha256=want, count=711, expected=711, classes=4,
-                                            smallest=177, largest=178)
+    assert report['splits']['test'] == dict(
+        file=str(vtab / 'kitti/test.txt'), sha256=want, count=711, expected=711, classes=4, smallest=177, largest=178)
     assert want[:12] in text and not report['problems']
 
 
@@ -45,8 +48,8 @@ def test_everything_that_can_be_wrong(vtab, capsys):
     assert len(report.broken) == 1 and 'val200/000005.png' in report.broken[0]
     assert report.duplicates == [(str(images / 'train800/000000.png'), str(images / 'test/000007.png'))]
     text = '\n'.join(report.problems)
-    for part in ('test has 700 images, published are 711', '1 of 1700 images are missing', '1 of 1700 images cannot be decoded',
-                 '1 test images are byte for byte in the training lists'):
+    for part in ('test has 700 images, published are 711', '1 of 1700 images are missing',
+                 '1 of 1700 images cannot be decoded', '1 test images are byte for byte in the training lists'):
         assert part in text
     assert main(['data', 'check', 'vtab', '--root', str(vtab), '--task', 'kitti']) == 1
     assert '0 of 1 tasks are in order' in capsys.readouterr().out

@@ -15,7 +15,15 @@ VERSIONS = {'torch': '2.12.1+cpu', 'mmengine': '0.10.6', 'rich': '14.0'}
 def test_versions():
     lines = ['torch>=2.11,<2.14', 'mmengine==0.10.7', 'rich', 'einops', "absent; python_version < '3'"]
     found = {f.name: f for f in doctor.version_findings(lines, VERSIONS.get)}
-    assert {name: f.state for name, f in found.items()} == {'torch': 'ok', 'mmengine': 'wrong', 'rich': 'ok', 'einops': 'wrong'}
+    assert {
+        name: f.state
+        for name, f in found.items()
+    } == {
+        'torch': 'ok',
+        'mmengine': 'wrong',
+        'rich': 'ok',
+        'einops': 'wrong'
+    }
     assert found['mmengine'].mend == "pip install 'mmengine==0.10.7'"
     assert found['einops'].text == 'not installed'
 

@@ -35,7 +35,8 @@ def timm_model():
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize('petl, said', [(LORA, 'folded lora'), ([dict(type='APT', num_tokens=2)], 'not folded')], ids=['LoRA', 'APT'])
+@pytest.mark.parametrize(
+    'petl, said', [(LORA, 'folded lora'), ([dict(type='APT', num_tokens=2)], 'not folded')], ids=['LoRA', 'APT'])
 def test_onnx(tmp_path, capsys, petl, said):
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
@@ -102,7 +103,12 @@ def test_peft_on_timm(tmp_path):
     import mmpetl
     mmpetl.save_adapter(model, str(tmp_path / 'zero.safetensors'))
     config = write_config(tmp_path, LORA)
-    assert main(['export', str(config), str(tmp_path / 'zero.safetensors'), '-o', str(tmp_path / 'base.safetensors'), '--to', 'timm']) == 0
+    assert main([
+        'export',
+        str(config),
+        str(tmp_path / 'zero.safetensors'), '-o',
+        str(tmp_path / 'base.safetensors'), '--to', 'timm'
+    ]) == 0
     assert base.exists()
     peer = timm_model()
     peer.load_state_dict(load_file(tmp_path / 'base.safetensors')['state_dict'], strict=True)
@@ -129,15 +135,17 @@ def test_transformers(tmp_path):
 def test_transformers_folder(tmp_path):
     exported(tmp_path, LORA, 'hf', '--to', 'hf')
     config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
-    assert (config['hidden_size'], config['num_attention_heads'], config['num_labels'], config['image_size']) == (32, 4, 3, 32)
+    assert (config['hidden_size'], config['num_attention_heads'], config['num_labels'], config['image_size']) == (32, 4,
+                                                                                                                  3, 32)
     state = load_file(tmp_path / 'hf' / 'model.safetensors')['state_dict']
     assert state['classifier.weight'].shape == (3, 32) and not [k for k in state if 'petl' in k]
 
 
-@pytest.mark.parametrize('out, words, said', [
-    ('m.bin', (), 'cannot tell the format'), ('m.pth', ('--to', 'onnx'), '*.onnx'),
-    ('m.pth', ('--to', 'timm'), 'apt (APT) is not a change'),
-    ('m.pth', ('--to', 'openai'), "no export of 'vit' to 'openai'"), ('folder', ('--to', 'peft'), 'peft opens one LoRA')])
+@pytest.mark.parametrize('out, words, said', [('m.bin', (), 'cannot tell the format'),
+                                              ('m.pth', ('--to', 'onnx'), '*.onnx'),
+                                              ('m.pth', ('--to', 'timm'), 'apt (APT) is not a change'),
+                                              ('m.pth', ('--to', 'openai'), "no export of 'vit' to 'openai'"),
+                                              ('folder', ('--to', 'peft'), 'peft opens one LoRA')])
 def test_refusals(tmp_path, capsys, out, words, said):
     config = write_config(tmp_path, [dict(type='APT', num_tokens=2)])
     write_adapter(config, tmp_path / 'a.safetensors')

@@ -53,7 +53,8 @@ def test_weights_and_training_checkpoint(tmp_path, capsys):
     assert found['fingerprint'] == fingerprint(state) and found['not_finite'] == []
     assert found['fits'][0] == 'mmpetl.VisionTransformer'
     state['cls_token'] = state['cls_token'] * float('nan')
-    torch.save(dict(state_dict=state, optimizer=dict(state={}, param_groups=[]), meta=dict(epoch=3)), tmp_path / 'epoch_3.pth')
+    torch.save(
+        dict(state_dict=state, optimizer=dict(state={}, param_groups=[]), meta=dict(epoch=3)), tmp_path / 'epoch_3.pth')
     found = described(capsys, tmp_path / 'epoch_3.pth')
     assert found['content'] == 'training checkpoint' and found['not_finite'] == ['cls_token']
     assert set(found['entries']) == {'optimizer', 'meta'}

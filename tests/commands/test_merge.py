@@ -1,4 +1,5 @@
-"""mmpetl merge: what it writes loads into stock upstream models and computes the same; what it refuses leaves no file."""
+"""mmpetl merge: what it writes loads into stock upstream models and computes the same; what it refuses leaves no
+file."""
 
 import pytest
 import torch
@@ -37,7 +38,11 @@ def test_backbone_alone(tmp_path):
     config = write_config(tmp_path, LORA)
     model = write_adapter(config, tmp_path / 'a.safetensors')
     out = tmp_path / 'm.pth'
-    assert main(['merge', str(config), str(tmp_path / 'a.safetensors'), '-o', str(out), '--backbone-only', '--no-verify']) == 0
+    assert main(
+        ['merge',
+         str(config),
+         str(tmp_path / 'a.safetensors'), '-o',
+         str(out), '--backbone-only', '--no-verify']) == 0
     stock = VisionTransformer(**ARCH)
     stock.load_state_dict(load_file(out)['state_dict'], strict=True)
     stock.eval()
@@ -63,8 +68,8 @@ def test_another_base(tmp_path, capsys):
     assert not (tmp_path / 'm.pth').exists()
 
 
-@pytest.mark.parametrize('petl, named', [
-    ([dict(type='APT', num_tokens=2)], 'apt (APT)'), ([*LORA, dict(type='AdaptFormer', mid_dims=4)], 'adaptformer (AdaptFormer)')])
+@pytest.mark.parametrize('petl, named', [([dict(type='APT', num_tokens=2)], 'apt (APT)'),
+                                         ([*LORA, dict(type='AdaptFormer', mid_dims=4)], 'adaptformer (AdaptFormer)')])
 def test_what_cannot_be_folded_is_named(tmp_path, capsys, petl, named):
     config, out = write_config(tmp_path, petl), tmp_path / 'm.pth'
     write_adapter(config, tmp_path / 'a.safetensors')
@@ -98,7 +103,8 @@ def test_a_key_shift_may_go_only_without_extra_keys():
         before = features(model(backbone.inputs()))
         assert mmpetl.merge(model).max_difference <= 1e-5
         assert (features(model(backbone.inputs())) - before).abs().max() <= 1e-5
-    for extra in (dict(type='APT', num_tokens=2), dict(type='Prefix', num_tokens=2, mid_dims=4), dict(type='VPT', num_tokens=2)):
+    for extra in (dict(type='APT', num_tokens=2), dict(type='Prefix', num_tokens=2,
+                                                       mid_dims=4), dict(type='VPT', num_tokens=2)):
         mixed = backbone.build([dict(type='SSF'), extra])
         with pytest.raises(ValueError, match=f'{extra["type"]}.* cannot be folded'):
             mmpetl.merge(mixed)

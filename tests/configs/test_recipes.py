@@ -1,4 +1,5 @@
-"""Every published recipe: what its docstring says, and two training steps at toy size on generated data of the right form."""
+"""Every published recipe: what its docstring says, and two training steps at toy size on generated data of the right
+form."""
 
 import sys
 from pathlib import Path
@@ -30,7 +31,8 @@ def load(path, **options):
 
 @pytest.mark.parametrize('path', CONFIGS)
 def test_config_says_what_it_is(path):
-    """Docstring with the command, the trainable parameters, and an expectation marked published, measured or unknown."""
+    """Docstring with the command, the trainable parameters, and an expectation marked published, measured or
+    unknown."""
     doc = (ROOT / path).read_text().split('"""')[1]
     assert path in doc and 'Trainable' in doc and 'Expected' in doc and 'Measured: ' in doc
     expected = doc[doc.index('Expected'):]
@@ -60,7 +62,10 @@ def shrink(cfg, root, head_channels=32):
         cfg.model.neck.update(in_channels=32, out_channels=16, checkpoint=None)
         head_channels = 16
     cfg.model.head.in_channels = head_channels
-    for pipeline in [d.pipeline for loader in (cfg.train_dataloader, cfg.test_dataloader) for d in find_dicts(loader, cfg_type(cfg))]:
+    for pipeline in [
+            d.pipeline for loader in (cfg.train_dataloader, cfg.test_dataloader)
+            for d in find_dicts(loader, cfg_type(cfg))
+    ]:
         for t in pipeline:
             for key in ('scale', 'crop_size'):
                 if key in t:

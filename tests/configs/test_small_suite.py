@@ -30,10 +30,13 @@ def test_config(path):
         dataset = cfg.test_dataloader.dataset
         assert cfg.model.head.num_classes == task.num_classes and dataset.task == task.name
         assert dataset.data_root.endswith(f'.cache/mmpetl/small_suite/{suite.form}')
-        assert {t.get('scale') or t.get('crop_size') for t in dataset.pipeline} >= {(56, 56) if suite.form == 'vtab' else 56}
+        assert {t.get('scale') or t.get('crop_size')
+                for t in dataset.pipeline} >= {(56, 56) if suite.form == 'vtab' else 56}
     with on_meta():
         counted = summary(build_model(cfg, weights=False))
-    numbers = [int(n.replace(',', '')) for n in re.findall(r'[\d,]*\d', doc[doc.index('Trainable: '):].split(' per class')[0])]
+    numbers = [
+        int(n.replace(',', '')) for n in re.findall(r'[\d,]*\d', doc[doc.index('Trainable: '):].split(' per class')[0])
+    ]
     head = numbers.pop()
     assert counted.head == head * task.num_classes and counted.without_head == sum(numbers)
     assert cfg.sweep.seeds and cfg.test_dataloader.dataset.pipeline[0].type == 'mmpetl.LoadImage'

@@ -30,7 +30,12 @@ def load(path):
 def build(cfg):
     """The model without its memory: parameters on the meta device."""
     init_default_scope('mmaction')
-    model = {**cfg.model, 'data_preprocessor': {k: v for k, v in cfg.model.data_preprocessor.items() if k != 'blending'}}
+    model = {
+        **cfg.model, 'data_preprocessor': {
+            k: v
+            for k, v in cfg.model.data_preprocessor.items() if k != 'blending'
+        }
+    }
     with real_size():
         return MODELS.build(model)
 
@@ -56,7 +61,8 @@ def test_header_names_its_file_and_what_is_expected(path):
     videos = int(re.search(r'xb(\d+)', path.stem)[1])
     epochs = int(re.search(r'-(\d+)e_', path.stem)[1])
     assert cfg.train_dataloader.batch_size == videos and cfg.train_cfg.max_epochs == epochs
-    assert cfg.param_scheduler[-1]['end'] == epochs and cfg.param_scheduler[-1]['T_max'] == epochs - cfg.param_scheduler[0]['end']
+    assert cfg.param_scheduler[-1]['end'] == epochs and cfg.param_scheduler[-1][
+        'T_max'] == epochs - cfg.param_scheduler[0]['end']
 
 
 def test_blending_can_be_built():
@@ -96,8 +102,12 @@ def test_optimizer_groups_of_apt():
     """Prompts, their factors and the head's weight decay, one-dimensional tensors do not; nothing frozen is held."""
     cfg = load(first('^apt-400_videomae-small.*hmdb51'))
     model = build(cfg)
-    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(dict(type=cfg.optim_wrapper.constructor, optim_wrapper_cfg=dict(
-        type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer), paramwise_cfg=cfg.optim_wrapper.paramwise_cfg))(model)
+    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(
+        dict(
+            type=cfg.optim_wrapper.constructor,
+            optim_wrapper_cfg=dict(type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer),
+            paramwise_cfg=cfg.optim_wrapper.paramwise_cfg))(
+                model)
     groups = wrapper.optimizer.param_groups
     decayed = {id(p) for g in groups for p in g['params'] if g['weight_decay'] > 0}
     held = {id(p): p for g in groups for p in g['params']}
@@ -110,8 +120,12 @@ def test_optimizer_groups_of_apt():
 def test_layer_wise_rates_of_full_fine_tuning():
     cfg = load(first('^full_videomae-small.*hmdb51'))
     model = build(cfg)
-    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(dict(type=f'mmaction.{cfg.optim_wrapper.constructor}', optim_wrapper_cfg=dict(
-        type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer), paramwise_cfg=cfg.optim_wrapper.paramwise_cfg))(model)
+    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(
+        dict(
+            type=f'mmaction.{cfg.optim_wrapper.constructor}',
+            optim_wrapper_cfg=dict(type='OptimWrapper', optimizer=cfg.optim_wrapper.optimizer),
+            paramwise_cfg=cfg.optim_wrapper.paramwise_cfg))(
+                model)
     rate = {id(p): g['lr'] for g in wrapper.optimizer.param_groups for p in g['params']}
     of = {n: rate[id(p)] for n, p in model.named_parameters()}
     assert of['cls_head.fc_cls.weight'] == pytest.approx(5e-4)
@@ -129,7 +143,8 @@ def test_layer_wise_rates_of_full_fine_tuning():
     ('^full_videomae-base.*ucf101', 8, 2.5e-4),
 ])
 def test_rates_follow_the_number_of_videos(pattern, gpus, expected):
-    """MMEngine multiplies the rate by videos per step over ``base_batch_size``; these are the published effective rates."""
+    """MMEngine multiplies the rate by videos per step over ``base_batch_size``; these are the published effective
+    rates."""
     cfg = load(first(pattern))
     assert cfg.auto_scale_lr.enable
     rate = cfg.optim_wrapper.optimizer.lr * cfg.train_dataloader.batch_size * gpus / cfg.auto_scale_lr.base_batch_size

@@ -1,7 +1,8 @@
-"""What a training step keeps, against closed forms and limits; ViT-B, VideoMAE-B and Video Swin-B are measured on the meta device.
+"""What a training step keeps, against closed forms and limits; ViT-B, VideoMAE-B and Video Swin-B are measured on the
+meta device.
 
-C stands for one (B, N, C) tensor. A block through which a gradient flows must keep 10 C per token: the inputs of both norms, q, k, v, the
-output of the attention, and the input of the activation (4 C).
+C stands for one (B, N, C) tensor. A block through which a gradient flows must keep 10 C per token: the inputs of both
+norms, q, k, v, the output of the attention, and the input of the activation (4 C).
 """
 
 import pytest
@@ -27,9 +28,16 @@ def kept(name, petl, shape=None, batch=8, **options):
 
 
 @pytest.mark.parametrize('name, memory, limit', [
-    ('SSF', 'standard', 0.6), ('FacT-TT', 'standard', 0.6), ('FacT-TK', 'standard', 0.6), ('AdaptFormer', 'standard', 0.48),
-    ('Adapter', 'standard', 0.52), ('Compacter', 'light', 0.47), ('AdaptFormer', 'light', 0.44), ('Adapter', 'light', 0.47),
-    ('AdaptFormer', 'lightest', 0.27), ('SynQT', 'standard', 0.056),
+    ('SSF', 'standard', 0.6),
+    ('FacT-TT', 'standard', 0.6),
+    ('FacT-TK', 'standard', 0.6),
+    ('AdaptFormer', 'standard', 0.48),
+    ('Adapter', 'standard', 0.52),
+    ('Compacter', 'light', 0.47),
+    ('AdaptFormer', 'light', 0.44),
+    ('Adapter', 'light', 0.47),
+    ('AdaptFormer', 'lightest', 0.27),
+    ('SynQT', 'standard', 0.056),
 ])
 def test_share_of_full_fine_tuning(name, memory, limit):
     assert kept('vit', CASE[name].real, memory=memory) <= limit * FULL
@@ -40,13 +48,20 @@ def test_prompts_of_vpt():
 
 
 def test_a_block_keeps_what_it_must():
-    """Two more blocks of LoRA keep 20 C and the code of the update; with separate products, q does not keep k's and v's memory."""
+    """Two more blocks of LoRA keep 20 C and the code of the update; with separate products, q does not keep k's and v's
+    memory."""
     token, found = 8 * 17 * 32 * 4, []
     for depth in (3, 5):
         arch = dict(embed_dims=32, num_layers=depth, num_heads=4, feedforward_channels=128)
         with on_meta():
-            model = MODELS.build(dict(type='mmpetl.VisionTransformer', arch=arch, img_size=32, patch_size=8, memory='light',
-                                      petl=[dict(type='LoRA', rank=2)]))
+            model = MODELS.build(
+                dict(
+                    type='mmpetl.VisionTransformer',
+                    arch=arch,
+                    img_size=32,
+                    patch_size=8,
+                    memory='light',
+                    petl=[dict(type='LoRA', rank=2)]))
             model.train()
             found.append(saved_bytes(model, torch.empty(8, 3, 32, 32)))
     statistics = 8 * 17 * 4 * (2 * 2 + 4)  # mean and deviation of two norms, one number per query and head
@@ -132,12 +147,14 @@ def test_a_compiled_training_step_is_one_graph():
 
 
 def test_pruning_prompts_shrinks_the_step():
-    """In the stream (the textbook form) half of 50 prompts is a tenth of the tokens; as keys and values all 50 cost less than that."""
+    """In the stream (the textbook form) half of 50 prompts is a tenth of the tokens; as keys and values all 50 cost
+    less than that."""
     found = {}
     for full in (True, False):
         for prompts in (50, 25):
             with on_meta():
-                model = MODELS.build(dict(type='mmpetl.VisionTransformer', arch='base', petl=[dict(type='E2VPT', num_tokens=prompts)]))
+                model = MODELS.build(
+                    dict(type='mmpetl.VisionTransformer', arch='base', petl=[dict(type='E2VPT', num_tokens=prompts)]))
                 model.petl.full_prompts = full
                 model.petl.refresh()
                 model.train()

@@ -118,8 +118,9 @@ def test_a_config(tmp_path, capsys):
     (tmp_path / 'base.pth').unlink()  # nothing is loaded
     p = plan(read_config(str(config)), 'toy')
     counted = mmpetl.summary(model)
-    assert (p.without_head, p.head, p.total, p.base) == (counted.without_head, counted.head, counted.total, counted.base) == (
-        512, 99, 611, sum(t.numel() for n, t in model.backbone.named_parameters() if 'petl' not in n))
+    assert (p.without_head, p.head, p.total,
+            p.base) == (counted.without_head, counted.head, counted.total, counted.base) == (
+                512, 99, 611, sum(t.numel() for n, t in model.backbone.named_parameters() if 'petl' not in n))
     assert abs(p.adapter_bytes - path.stat().st_size) <= 0.1 * path.stat().st_size
     assert p.input == (3, 32, 32) and p.batch == 4
     assert p.weight_bytes == 4 * sum(t.numel() for t in model.state_dict().values())
@@ -147,7 +148,8 @@ def test_what_the_pipeline_says():
     assert input_shape(ConfigDict(), image) == (3, 32, 32) and batch_size(ConfigDict()) == 1
 
 
-@pytest.mark.parametrize('optimizer, states', [(dict(type='SGD', momentum=0.9), 1), (dict(type='SGD'), 0), (dict(type='AdamW'), 2)])
+@pytest.mark.parametrize('optimizer, states', [(dict(type='SGD', momentum=0.9), 1), (dict(type='SGD'), 0),
+                                               (dict(type='AdamW'), 2)])
 def test_optimizers(optimizer, states):
     from mmengine.config import ConfigDict
     assert optimizer_states(ConfigDict(optim_wrapper=dict(optimizer=optimizer))) == (states, [])

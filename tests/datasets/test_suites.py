@@ -14,7 +14,7 @@ from mmpetl.datasets.tables import SUITES, get_suite, get_task
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import suite_data
 
-# -- tables -----------------------------------------------------------------------------------------------------------------------------
+# -- tables -----------------------------------------------------------------------------------------------------------
 
 def test_tables_hold_44_tasks_in_published_numbers():
     assert {name: len(s.tasks) for name, s in SUITES.items()} == {'vtab': 19, 'fgvc': 5, 'elevater': 20}
@@ -24,7 +24,15 @@ def test_tables_hold_44_tasks_in_published_numbers():
     assert sum(t.num_classes for t in SUITES['elevater'].tasks.values()) == 1151
     assert round(sum(769 * t.num_classes for t in SUITES['vtab'].tasks.values()) / 19) == 38045
     metrics = [t.metric for t in SUITES['elevater'].tasks.values()]
-    assert {m: metrics.count(m) for m in set(metrics)} == {'accuracy': 14, 'mean_per_class': 4, 'roc_auc': 1, 'map11': 1}
+    assert {
+        m: metrics.count(m)
+        for m in set(metrics)
+    } == {
+        'accuracy': 14,
+        'mean_per_class': 4,
+        'roc_auc': 1,
+        'map11': 1
+    }
     assert [t.name for t in SUITES['elevater'].tasks.values() if t.multi_label] == ['voc-2007-classification']
     for suite in SUITES.values():
         for task in suite.tasks.values():
@@ -38,7 +46,7 @@ def test_unknown_names_say_what_is_near(call):
         call()
 
 
-# -- VTAB-1k ----------------------------------------------------------------------------------------------------------------------------
+# -- VTAB-1k ----------------------------------------------------------------------------------------------------------
 
 def test_vtab_text_lists(tmp_path):
     suite_data.write_vtab(tmp_path, 'eurosat', dict(train800=12, val200=4, test=6))
@@ -47,7 +55,8 @@ def test_vtab_text_lists(tmp_path):
         assert len(data) == count
     info = data.get_data_info(3)
     assert info['gt_label'] == 3 and Path(info['img_path']) == tmp_path / 'eurosat/images/test/000003.png'
-    assert data.metainfo['classes'] == tuple('0123456789') and data.metainfo['num_classes'] == 10 and data.get_cat_ids(3) == [3]
+    assert data.metainfo['classes'] == tuple('0123456789') and data.metainfo['num_classes'] == 10 and data.get_cat_ids(
+        3) == [3]
 
 
 def test_vtab_json_lists_with_and_without_the_images_folder(tmp_path):
@@ -98,7 +107,7 @@ def test_class_names_are_read_and_counted(tmp_path):
         VTAB1k('kitti', 'test', str(tmp_path))
 
 
-# -- FGVC -------------------------------------------------------------------------------------------------------------------------------
+# -- FGVC -------------------------------------------------------------------------------------------------------------
 
 def test_fgvc_ids_are_contiguous_over_the_union_of_the_lists(tmp_path):
     suite_data.write_fgvc(tmp_path, 'OxfordFlowers', dict(train=1, val=1, test=1))
@@ -111,7 +120,10 @@ def test_fgvc_ids_are_contiguous_over_the_union_of_the_lists(tmp_path):
     val = FGVC('OxfordFlowers', 'val', str(tmp_path))
     assert sorted(train.get_gt_labels()) == list(range(102))
     assert sorted(val.get_gt_labels()) == list(range(1, 102))
-    by_folder = {Path(train.get_data_info(i)['img_path']).parent.name: train.get_data_info(i)['gt_label'] for i in range(len(train))}
+    by_folder = {
+        Path(train.get_data_info(i)['img_path']).parent.name: train.get_data_info(i)['gt_label']
+        for i in range(len(train))
+    }
     for i in range(len(val)):
         info = val.get_data_info(i)
         assert by_folder[Path(info['img_path']).parent.name] == info['gt_label']
@@ -131,7 +143,7 @@ def test_fgvc_string_ids_and_wrong_number_of_classes(tmp_path):
         FGVC('OxfordFlowers', 'train', str(tmp_path))
 
 
-# -- ELEVATER ---------------------------------------------------------------------------------------------------------------------------
+# -- ELEVATER ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('task', ['eurosat_clip', 'kitti-distance'])  # text index, COCO index
 @pytest.mark.parametrize('zipped', [True, False])
@@ -156,7 +168,10 @@ def suite_data_decode(data: bytes) -> np.ndarray:
 
 def test_elevater_few_shot_lists(tmp_path):
     suite_data.write_elevater(tmp_path, 'eurosat_clip', dict(train=12, test=1))
-    lists = {s: Elevater('eurosat_clip', s, shots=5, shot_seed=1, data_root=str(tmp_path)) for s in ('few', 'fewtrain', 'fewval')}
+    lists = {
+        s: Elevater('eurosat_clip', s, shots=5, shot_seed=1, data_root=str(tmp_path))
+        for s in ('few', 'fewtrain', 'fewval')
+    }
     paths = {s: [d.get_data_info(i)['img_path'] for i in range(len(d))] for s, d in lists.items()}
     assert [len(paths[s]) for s in ('few', 'fewtrain', 'fewval')] == [50, 40, 10]
     assert sorted(lists['fewval'].get_gt_labels()) == list(range(10))

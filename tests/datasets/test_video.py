@@ -44,15 +44,17 @@ def videos(tmp_path_factory):
         audio.setnchannels(1), audio.setsampwidth(2), audio.setframerate(8000)
         audio.writeframes(bytes(8000))
     write_video_list(str(root / 'good.csv'), [(f'good {i}.mp4', i % 4) for i in range(8)])
-    write_video_list(str(root / 'bad.csv'), [('good 0.mp4', 0), ('zero.mp4', 1), ('truncated.mp4', 2), ('good 1.mp4', 1), ('audio.mp4', 3),
-                                             ('renamed.mp4', 0), ('text.mp4', 0)])
+    write_video_list(
+        str(root / 'bad.csv'), [('good 0.mp4', 0), ('zero.mp4', 1), ('truncated.mp4', 2), ('good 1.mp4', 1),
+                                ('audio.mp4', 3), ('renamed.mp4', 0), ('text.mp4', 0)])
     return root
 
 
 def pipeline(num_clips=1, test_mode=False, **init):
     return [
         dict(type='mmpetl.VideoInit', **init),
-        dict(type='mmpetl.VideoMAESampleFrames', clip_len=4, frame_interval=2, num_clips=num_clips, test_mode=test_mode),
+        dict(
+            type='mmpetl.VideoMAESampleFrames', clip_len=4, frame_interval=2, num_clips=num_clips, test_mode=test_mode),
         dict(type='mmpetl.VideoDecode'),
         dict(type='Resize', scale=(16, 16), keep_ratio=False),
         dict(type='Flip', flip_ratio=0.5),
@@ -64,7 +66,8 @@ def pipeline(num_clips=1, test_mode=False, **init):
 def build(root, name='good.csv', **kwargs):
     init_default_scope('mmaction')
     kwargs.setdefault('pipeline', pipeline())
-    return DATASETS.build(dict(type='mmpetl.VideoListDataset', ann_file=str(root / name), data_prefix=dict(video=str(root)), **kwargs))
+    return DATASETS.build(
+        dict(type='mmpetl.VideoListDataset', ann_file=str(root / name), data_prefix=dict(video=str(root)), **kwargs))
 
 
 @pytest.fixture
@@ -79,7 +82,7 @@ def log():
     logger.removeHandler(handler)
 
 
-# -- lists ---------------------------------------------------------------------------------------------------------------------------
+# -- lists ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -123,7 +126,7 @@ def test_written_lists_are_read(tmp_path, delimiter):
         assert [(e.path, e.label) for e in read_video_list(str(tmp_path / 'new/list.csv'), 13, asked)] == rows
 
 
-# -- decoders ------------------------------------------------------------------------------------------------------------------------
+# -- decoders ---------------------------------------------------------------------------------------------------------
 
 
 def decode(path, wanted, decoder):
@@ -151,7 +154,8 @@ def test_every_frame_is_decoded_once(videos, monkeypatch):
     decoder = VideoDecode()
     decoder(dict(results, frame_inds=np.array([0])))
     inner = decoder._decoders['decord']
-    monkeypatch.setattr(inner, '_decord_load_frames', lambda reader, inds: asked.extend(inds) or list(reader.get_batch(inds).asnumpy()))
+    monkeypatch.setattr(inner, '_decord_load_frames',
+                        lambda reader, inds: asked.extend(inds) or list(reader.get_batch(inds).asnumpy()))
     decoder(dict(VideoInit('decord')(results), frame_inds=np.array([3, 3, 1, 1, 3])))
     assert asked == [1, 3]
 
@@ -180,7 +184,8 @@ def test_bad_files_are_named_in_one_line(videos, decoder, name):
 
 
 def test_an_avi_cut_off(tmp_path):
-    """decord crashes (the whole process) when it reads such a file from memory; by its name it gives the frames that are there."""
+    """decord crashes (the whole process) when it reads such a file from memory; by its name it gives the frames that
+    are there."""
     rng = np.random.default_rng(0)
     writer = cv2.VideoWriter(str(tmp_path / 'whole.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 12, (64, 48))
     for _ in range(40):
@@ -188,10 +193,14 @@ def test_an_avi_cut_off(tmp_path):
     writer.release()
     data = (tmp_path / 'whole.avi').read_bytes()
     (tmp_path / 'cut.avi').write_bytes(data[:len(data) // 2])
-    script = ('import sys, mmpetl\nfrom mmpetl.datasets.video_io import VideoDecode, VideoInit\n'
-              'opened = VideoInit().transform(dict(filename=sys.argv[1]))\n'
-              'opened["frame_inds"] = [0, opened["total_frames"] // 2]\nprint(len(VideoDecode().transform(opened)["imgs"]))')
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script, str(tmp_path / 'cut.avi')], capture_output=True, text=True)
+    script = (
+        'import sys, mmpetl\nfrom mmpetl.datasets.video_io import VideoDecode, VideoInit\n'
+        'opened = VideoInit().transform(dict(filename=sys.argv[1]))\n'
+        'opened["frame_inds"] = [0, opened["total_frames"] // 2]\nprint(len(VideoDecode().transform(opened)["imgs"]))')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', script,
+                           str(tmp_path / 'cut.avi')],
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0 and done.stdout.split()[-1] == '2'
     cut, whole = (probe(str(tmp_path / f'{name}.avi'), 'open', choose_decoder()) for name in ('cut', 'whole'))
     assert cut.reason == f'it is cut off: {len(data) // 2:,} of {len(data):,} bytes are there' and not whole.reason
@@ -201,7 +210,8 @@ def test_a_picture_is_no_video(tmp_path):
     cv2.imwrite(str(tmp_path / 'picture.png'), np.zeros((48, 64, 3), np.uint8))
     (tmp_path / 'picture.png').rename(tmp_path / 'picture.mp4')
     pytest.importorskip('decord')
-    assert probe(str(tmp_path / 'picture.mp4'), 'open', 'decord').reason.startswith('decord cannot decode it: it has no duration')
+    assert probe(str(tmp_path / 'picture.mp4'), 'open',
+                 'decord').reason.startswith('decord cannot decode it: it has no duration')
 
 
 def test_opencv_stops_at_the_end_of_a_damaged_file():
@@ -239,7 +249,7 @@ def test_webm_without_a_frame_count(tmp_path):
     assert results['total_frames'] == 6 and abs(results['imgs'][0].mean() - 200) < 4
 
 
-# -- checking ------------------------------------------------------------------------------------------------------------------------
+# -- checking ---------------------------------------------------------------------------------------------------------
 
 
 def test_check_names_every_bad_video(videos):
@@ -280,8 +290,12 @@ def test_hanging_and_crashing_decoders_do_not_stop_the_check(tmp_path, monkeypat
         (tmp_path / f'{name}.mp4').write_text(name)
     start = time.monotonic()
     seen = []
-    found = check_videos([str(tmp_path / f'{n}.mp4') for n in ('hang', 'good', 'crash', 'fine')], 'open', 'decord', timeout=3.,
-                         workers=1, progress=seen.append)
+    found = check_videos([str(tmp_path / f'{n}.mp4') for n in ('hang', 'good', 'crash', 'fine')],
+                         'open',
+                         'decord',
+                         timeout=3.,
+                         workers=1,
+                         progress=seen.append)
     assert [p.reason for p in found] == ['it is not decoded within 3 s', '', 'the decoder crashed', '']
     assert found == seen and found[1].size == (4, 6)
     assert time.monotonic() - start < 50
@@ -301,7 +315,7 @@ def test_all_decoders_check(videos, decoder):
     assert [bool(p.reason) for p in found] == [False, False, True, True]
 
 
-# -- the data set --------------------------------------------------------------------------------------------------------------------
+# -- the data set -----------------------------------------------------------------------------------------------------
 
 
 def test_items(videos):
@@ -322,8 +336,14 @@ def test_home_folder_is_expanded(videos, monkeypatch):
 
 
 def test_all_views_of_a_video(videos):
-    data = build(videos, pipeline=[*pipeline(3, True)[:3], dict(type='mmpetl.ShortSideResize', size=16),
-                                   dict(type='mmpetl.ViewCrops', crop_size=16, num_crops=3), *pipeline()[5:]], test_mode=True)
+    data = build(
+        videos,
+        pipeline=[
+            *pipeline(3, True)[:3],
+            dict(type='mmpetl.ShortSideResize', size=16),
+            dict(type='mmpetl.ViewCrops', crop_size=16, num_crops=3), *pipeline()[5:]
+        ],
+        test_mode=True)
     item = data[7]
     assert item['inputs'].shape == (9, 3, 4, 16, 16)
     # The frames of good 7 are grey of value 10 i: views are clip by clip, three crops of each.
@@ -334,7 +354,8 @@ def test_all_views_of_a_video(videos):
 @pytest.fixture
 def check_here(monkeypatch):
     """Check without starting processes, which takes seconds."""
-    monkeypatch.setattr('mmpetl.datasets.video.check_videos', lambda paths, level, **_: [probe(p, level, 'decord') for p in paths])
+    monkeypatch.setattr('mmpetl.datasets.video.check_videos',
+                        lambda paths, level, **_: [probe(p, level, 'decord') for p in paths])
 
 
 @pytest.mark.usefixtures('check_here')
@@ -347,7 +368,8 @@ def test_stop_names_all_unreadable_videos(videos):
     with pytest.raises(VideoError, match='2 of 7 videos'):
         build(videos, 'bad.csv')
     with pytest.raises(VideoError, match='is data_prefix='):
-        DATASETS.build(dict(type='mmpetl.VideoListDataset', ann_file=str(videos / 'good.csv'), data_prefix=dict(video='/nowhere')))
+        DATASETS.build(
+            dict(type='mmpetl.VideoListDataset', ann_file=str(videos / 'good.csv'), data_prefix=dict(video='/nowhere')))
 
 
 @pytest.mark.usefixtures('check_here')
@@ -355,7 +377,8 @@ def test_skip_leaves_them_out_and_counts_them(videos, log):
     data = build(videos, 'bad.csv', check='open', on_error='skip')
     assert len(data) == 2
     text = '\n'.join(log)
-    assert text.count('unreadable video left out') == 5 and '5 of 7 videos cannot be read; training uses the other 2' in text
+    assert text.count(
+        'unreadable video left out') == 5 and '5 of 7 videos cannot be read; training uses the other 2' in text
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -389,7 +412,8 @@ def test_repeated_augmentation_decodes_once(videos, monkeypatch):
     data = build(videos, num_repeats=3)
     calls = []
     decode_once = VideoDecode.transform
-    monkeypatch.setattr(VideoDecode, 'transform', lambda self, results: calls.append(results['filename']) or decode_once(self, results))
+    monkeypatch.setattr(VideoDecode, 'transform',
+                        lambda self, results: calls.append(results['filename']) or decode_once(self, results))
     torch.manual_seed(0), np.random.seed(1)
     copies = data[7]
     assert len(copies) == 3 and len(calls) == 1
@@ -398,11 +422,20 @@ def test_repeated_augmentation_decodes_once(videos, monkeypatch):
 
 
 def test_repeated_augmentation_in_a_loader(videos):
-    data_cfg = dict(type='mmpetl.VideoListDataset', ann_file=str(videos / 'good.csv'), data_prefix=dict(video=str(videos)),
-                    pipeline=pipeline(), num_repeats=2)
+    data_cfg = dict(
+        type='mmpetl.VideoListDataset',
+        ann_file=str(videos / 'good.csv'),
+        data_prefix=dict(video=str(videos)),
+        pipeline=pipeline(),
+        num_repeats=2)
     init_default_scope('mmaction')
-    loader = Runner.build_dataloader(dict(dataset=data_cfg, batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-                                          collate_fn=dict(type='repeat_pseudo_collate')))
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=data_cfg,
+            batch_size=4,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='repeat_pseudo_collate')))
     batches = list(loader)
     assert isinstance(loader.sampler, DefaultSampler) and len(batches) == 2
     assert len(batches[0]['inputs']) == 8

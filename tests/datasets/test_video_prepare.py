@@ -17,12 +17,14 @@ from mmpetl.datasets.video_prepare import main
 def small(monkeypatch, name, num_classes, splits):
     """Pretend that the data set was published in the size of the test's archive."""
     info = VIDEO_SETS[name]
-    monkeypatch.setitem(VIDEO_SETS, name, VideoSet(name, info.title, num_classes, splits, info.videos, info.lists, info.source))
+    monkeypatch.setitem(VIDEO_SETS, name,
+                        VideoSet(name, info.title, num_classes, splits, info.videos, info.lists, info.source))
 
 
 def write_video(path, size=(48, 64)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG' if path.suffix == '.avi' else 'mp4v'), 12, size[::-1])
+    writer = cv2.VideoWriter(
+        str(path), cv2.VideoWriter_fourcc(*'MJPG' if path.suffix == '.avi' else 'mp4v'), 12, size[::-1])
     for i in range(5):
         writer.write(np.full((*size, 3), 40 * i, np.uint8))
     writer.release()
@@ -47,9 +49,11 @@ def make_ucf101(root):
         for i in (1, 2, 3):
             write_video(root / f'UCF-101/{name}/v_{name}_g0{i}_c01.avi')
     for split in (1, 2, 3):
-        (lists / f'trainlist0{split}.txt').write_text('ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi 1\r\nYoYo/v_YoYo_g01_c01.avi 2\r\n'
-                                                      'YoYo/v_YoYo_g02_c01.avi 2\r\n')
-        (lists / f'testlist0{split}.txt').write_text('ApplyEyeMakeup/v_ApplyEyeMakeup_g03_c01.avi\nYoYo/v_YoYo_g03_c01.avi\n')
+        (lists / f'trainlist0{split}.txt').write_text(
+            'ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi 1\r\nYoYo/v_YoYo_g01_c01.avi 2\r\n'
+            'YoYo/v_YoYo_g02_c01.avi 2\r\n')
+        (lists /
+         f'testlist0{split}.txt').write_text('ApplyEyeMakeup/v_ApplyEyeMakeup_g03_c01.avi\nYoYo/v_YoYo_g03_c01.avi\n')
 
 
 def make_ssv2(root):
@@ -57,10 +61,26 @@ def make_ssv2(root):
         write_video(root / f'20bn-something-something-v2/{i}.mp4')
     (root / 'labels').mkdir()
     (root / 'labels/labels.json').write_text(json.dumps({'Holding something': '1', 'Closing something': '0'}))
-    (root / 'labels/train.json').write_text(json.dumps([{'id': '11', 'label': 'closing a box', 'template': 'Closing [something]'},
-                                                        {'id': '12', 'label': 'holding a cup', 'template': 'Holding [something]'}]))
-    (root / 'labels/validation.json').write_text(json.dumps([{'id': '13', 'label': 'x', 'template': 'Holding [something]'},
-                                                             {'id': '11', 'label': 'x', 'template': 'Closing [something]'}]))
+    (root / 'labels/train.json').write_text(
+        json.dumps([{
+            'id': '11',
+            'label': 'closing a box',
+            'template': 'Closing [something]'
+        }, {
+            'id': '12',
+            'label': 'holding a cup',
+            'template': 'Holding [something]'
+        }]))
+    (root / 'labels/validation.json').write_text(
+        json.dumps([{
+            'id': '13',
+            'label': 'x',
+            'template': 'Holding [something]'
+        }, {
+            'id': '11',
+            'label': 'x',
+            'template': 'Closing [something]'
+        }]))
 
 
 def rows(path):
@@ -72,8 +92,10 @@ def test_hmdb51(tmp_path, monkeypatch, capsys):
     small(monkeypatch, 'hmdb51', 2, {f'split{i}': (4, 2) for i in (1, 2, 3)})
     assert main('hmdb51', '', [str(tmp_path)]) == 0
     hair, wave = 'hmdb51_org/brush_hair/brush_hair take_', 'hmdb51_org/wave/wave take_'
-    assert rows(tmp_path / 'split1/train.csv') == [(f'{hair}0.avi', 0), (f'{hair}1.avi', 0), (f'{wave}0.avi', 1), (f'{wave}1.avi', 1)]
-    assert rows(tmp_path / 'split3/test.csv') == rows(tmp_path / 'split3/val.csv') == [(f'{hair}0.avi', 0), (f'{wave}0.avi', 1)]
+    assert rows(tmp_path / 'split1/train.csv') == [(f'{hair}0.avi', 0), (f'{hair}1.avi', 0), (f'{wave}0.avi', 1),
+                                                   (f'{wave}1.avi', 1)]
+    assert rows(tmp_path / 'split3/test.csv') == rows(tmp_path / 'split3/val.csv') == [(f'{hair}0.avi', 0),
+                                                                                       (f'{wave}0.avi', 1)]
     assert (tmp_path / 'classes.txt').read_text().split() == ['brush_hair', 'wave']
     assert f'2 classes, 6 videos in {tmp_path}/hmdb51_org' in capsys.readouterr().out
 
@@ -83,9 +105,12 @@ def test_ucf101_with_commas(tmp_path, monkeypatch):
     small(monkeypatch, 'ucf101', 2, {f'split{i}': (3, 2) for i in (1, 2, 3)})
     assert main('ucf101', '', [str(tmp_path), '--delimiter', 'comma', '--out', str(tmp_path / 'lists')]) == 0
     # The videos do not lie below the lists, so their paths are absolute.
-    assert (tmp_path / 'lists/split2/train.csv').read_text().splitlines()[1] == f'{tmp_path}/UCF-101/YoYo/v_YoYo_g01_c01.avi,1'
-    assert rows(tmp_path / 'lists/split2/test.csv') == [(f'{tmp_path}/UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g03_c01.avi', 0),
-                                                        (f'{tmp_path}/UCF-101/YoYo/v_YoYo_g03_c01.avi', 1)]
+    assert (tmp_path /
+            'lists/split2/train.csv').read_text().splitlines()[1] == f'{tmp_path}/UCF-101/YoYo/v_YoYo_g01_c01.avi,1'
+    assert rows(tmp_path / 'lists/split2/test.csv') == [
+        (f'{tmp_path}/UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g03_c01.avi', 0),
+        (f'{tmp_path}/UCF-101/YoYo/v_YoYo_g03_c01.avi', 1)
+    ]
 
 
 def test_ssv2_leak_between_lists_is_found(tmp_path, monkeypatch, capsys):
@@ -95,7 +120,8 @@ def test_ssv2_leak_between_lists_is_found(tmp_path, monkeypatch, capsys):
     assert '1 videos are in both lists, for example 11.mp4' in capsys.readouterr().out
     assert not (tmp_path / 'train.csv').exists()
     assert main('ssv2', '', [str(tmp_path), '--allow-partial']) == 1
-    assert rows(tmp_path / 'train.csv') == [(f'20bn-something-something-v2/{i}.mp4', label) for i, label in ((11, 0), (12, 1))]
+    assert rows(tmp_path / 'train.csv') == [(f'20bn-something-something-v2/{i}.mp4', label)
+                                            for i, label in ((11, 0), (12, 1))]
 
 
 def test_counts_and_missing_videos_are_reported(tmp_path, capsys):
@@ -113,7 +139,8 @@ def test_packed_archives_and_empty_folders_say_what_to_do(tmp_path, capsys):
     (tmp_path / 'hmdb51_org/wave.rar').touch()
     assert main('hmdb51', '', [str(tmp_path)]) == 1
     first, second = capsys.readouterr().err.strip().splitlines()
-    assert first.startswith('error: no videos below') and 'holds .rar archives and no videos: unpack each of them' in second
+    assert first.startswith(
+        'error: no videos below') and 'holds .rar archives and no videos: unpack each of them' in second
 
 
 def test_published_sizes():
@@ -143,7 +170,8 @@ def test_reencoding_is_atomic_and_can_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv('PATH', str(program.parent))
     assert main('hmdb51', '', [str(tmp_path), '--short-side', '256', '--workers', '2']) == 1
     assert 'wave take_0.avi cannot be re-encoded: moov atom not found' in capsys.readouterr().out
-    encoded = sorted(p.relative_to(tmp_path / 'videos_256') for p in (tmp_path / 'videos_256').rglob('*') if p.is_file())
+    encoded = sorted(
+        p.relative_to(tmp_path / 'videos_256') for p in (tmp_path / 'videos_256').rglob('*') if p.is_file())
     wanted = [f'brush_hair/brush_hair take_{i}.mp4' for i in (0, 1, 2)] + [f'wave/wave take_{i}.mp4' for i in (1, 2)]
     assert [str(p) for p in encoded] == wanted
     assert rows(tmp_path / 'split1/test.csv') == [('videos_256/brush_hair/brush_hair take_2.mp4', 0),
@@ -163,8 +191,8 @@ def test_without_ffmpeg(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(shutil.which('ffmpeg') is None, reason='ffmpeg is not installed')
-@pytest.mark.parametrize('size, side, expected', [((49, 65), 32, (32, 42)), ((65, 49), 32, (42, 32)), ((49, 65), 256, (48, 64)),
-                                                  ((96, 96), 32, (32, 32))])
+@pytest.mark.parametrize('size, side, expected', [((49, 65), 32, (32, 42)), ((65, 49), 32, (42, 32)),
+                                                  ((49, 65), 256, (48, 64)), ((96, 96), 32, (32, 32))])
 def test_ffmpeg_shrinks_to_even_sides(tmp_path, size, side, expected):
     write_video(tmp_path / 'a.avi', size)
     assert video_prepare.encode(tmp_path / 'a.avi', tmp_path / 'new/a.mp4', side, 'ffmpeg') == ''

@@ -60,7 +60,8 @@ def test_crops_start_where_the_published_ones_do(golden):
 @pytest.mark.parametrize('length', [*range(1, 70), 100, 731])
 def test_sampled_frames_exist(length):
     for options in (dict(), dict(mode='uniform'), dict(num_clips=4, test_mode=True), dict(num_clips=1, test_mode=True),
-                    dict(mode='uniform', num_clips=2, test_mode=True), dict(mode='uniform', num_clips=1, test_mode=True)):
+                    dict(mode='uniform', num_clips=2,
+                         test_mode=True), dict(mode='uniform', num_clips=1, test_mode=True)):
         found = VideoMAESampleFrames(CLIP, 4, **options).sample(length)
         assert found.shape == (options.get('num_clips', 1), CLIP)
         assert found.min() >= 0 and found.max() < length
@@ -82,7 +83,8 @@ def test_uniform_sampling_equals_mmaction2_where_that_is_right(length):
 
 
 def test_vpetl_training_clips_are_mmaction2s():
-    """8 frames at stride 2: the offset is uniform in [0, n - 16], the last frame reached is repeated in short videos."""
+    """8 frames at stride 2: the offset is uniform in [0, n - 16], the last frame reached is repeated in short
+    videos."""
     sample = upstream(type='SampleFrames', clip_len=8, frame_interval=2, num_clips=1, out_of_bound_opt='repeat_last')
     starts = {int(sample(dict(total_frames=20, start_index=0))['frame_inds'][0]) for _ in range(200)}
     assert starts == set(range(5))
@@ -90,7 +92,8 @@ def test_vpetl_training_clips_are_mmaction2s():
 
 
 def test_vpetl_test_clips():
-    """The dossier's example: 91 frames at stride 2 give 46 frames and clips that start at the 0th, 12th, 25th and 38th of them."""
+    """The dossier's example: 91 frames at stride 2 give 46 frames and clips that start at the 0th, 12th, 25th and 38th
+    of them."""
     views = VideoMAESampleFrames(8, 2, num_clips=4, test_mode=True).sample(91)
     assert views[:, 0].tolist() == [0, 24, 50, 76]
     assert views[3].tolist() == [76, 78, 80, 82, 84, 86, 88, 90]
@@ -107,8 +110,8 @@ def test_sampler_refuses_what_cannot_be():
         VideoMAESampleFrames(num_clips=5)
 
 
-@pytest.mark.parametrize('shape, expected', [((240, 320), (224, 298)), ((320, 240), (298, 224)), ((224, 224), (224, 224)),
-                                             ((49, 65), (224, 297))])
+@pytest.mark.parametrize('shape, expected', [((240, 320), (224, 298)), ((320, 240), (298, 224)),
+                                             ((224, 224), (224, 224)), ((49, 65), (224, 297))])
 def test_short_side_resize_rounds_down(shape, expected):
     results = ShortSideResize(224)(dict(imgs=[np.zeros((*shape, 3), np.uint8)]))
     assert results['imgs'][0].shape[:2] == results['img_shape'] == expected
@@ -118,8 +121,12 @@ def test_short_side_resize_rounds_down(shape, expected):
 def test_views_come_clip_by_clip_from_left_to_right(tall):
     """Every pixel tells its column and frame, so each view shows where it was cut."""
     clips, clip_len, size, long = 2, 3, 8, 13
-    frames = [np.stack([np.tile(np.arange(long), (size, 1)), np.full((size, long), f), np.zeros((size, long))], -1).astype(np.uint8)
-              for f in range(clips * clip_len)]
+    frames = [
+        np.stack([np.tile(
+            np.arange(long),
+            (size, 1)), np.full(
+                (size, long), f), np.zeros((size, long))], -1).astype(np.uint8) for f in range(clips * clip_len)
+    ]
     if tall:
         frames = [f.transpose(1, 0, 2) for f in frames]
     results = ViewCrops(size, 3)(dict(imgs=frames, num_clips=clips, clip_len=clip_len))
@@ -135,7 +142,7 @@ def test_small_frames_are_refused():
         ViewCrops(224)(dict(imgs=[np.zeros((100, 300, 3), np.uint8)]))
 
 
-# -- RandAugment ---------------------------------------------------------------------------------------------------------------------
+# -- RandAugment ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('magnitude, std', [(4, 0.2), (7, 0.5)])
@@ -151,7 +158,8 @@ def test_randaugment_equals_timm_on_every_frame(magnitude, std):
         found = ours(dict(imgs=list(frames)))['imgs']
         for frame, ours_frame in zip(frames, found):
             random.seed(seed), np.random.seed(seed)
-            np.testing.assert_array_equal(ours_frame, np.asarray(theirs(Image.fromarray(frame))), err_msg=f'seed {seed}')
+            np.testing.assert_array_equal(
+                ours_frame, np.asarray(theirs(Image.fromarray(frame))), err_msg=f'seed {seed}')
         changed += not np.array_equal(found[0], frames[0])
     assert changed > 30
 
@@ -166,7 +174,8 @@ def test_all_operations_are_drawn_and_levels_follow_their_formulas():
 
 
 def test_clips_stay_a_clip_in_the_training_pipelines():
-    """RandAugment, random resized crop, flip and erasing: a clip of equal frames stays one, so motion is never invented."""
+    """RandAugment, random resized crop, flip and erasing: a clip of equal frames stays one, so motion is never
+    invented."""
     import mmaction.datasets  # noqa: F401
     frame = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     pipeline = Compose([
@@ -177,6 +186,7 @@ def test_clips_stay_a_clip_in_the_training_pipelines():
         dict(type='mmaction.RandomErasing', erase_prob=1., fill_color=(0, 0, 0)),
     ])
     for _ in range(20):
-        imgs = pipeline(dict(imgs=[frame.copy() for _ in range(4)], img_shape=frame.shape[:2], modality='RGB', label=0))['imgs']
+        imgs = pipeline(
+            dict(imgs=[frame.copy() for _ in range(4)], img_shape=frame.shape[:2], modality='RGB', label=0))['imgs']
         assert all(img.shape == (32, 32, 3) for img in imgs)
         assert all(np.array_equal(img, imgs[0]) for img in imgs)

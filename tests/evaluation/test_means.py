@@ -7,11 +7,13 @@ from mmpetl.evaluation import pe_score, ppt_score, suite_means
 
 # Per-task rows as published, in the order of the table.
 ROWS = {
-    'full': ('68.9 87.7 64.3 97.2 86.9 87.4 38.8 79.7 95.7 84.2 73.9 56.3 58.6 41.7 65.5 57.5 46.7 25.7 29.1', 75.88, 83.36, 47.64, 65.57),
-    'vpt-deep': ('78.8 90.8 65.8 98.0 88.3 78.1 49.6 81.8 96.1 83.4 68.4 68.5 60.0 46.5 72.8 73.6 47.9 32.9 37.8', 78.48, 82.43, 54.98,
-                 69.43),
-    'linear': ('63.4 85.0 63.2 97.0 86.3 36.6 51.0 78.5 87.5 68.6 74.0 34.3 30.6 33.2 55.4 12.5 20.0 9.6 19.2', 68.93, 77.16, 26.84,
-               52.94)}
+    'full': ('68.9 87.7 64.3 97.2 86.9 87.4 38.8 79.7 95.7 84.2 73.9 56.3 58.6 41.7 65.5 57.5 46.7 25.7 29.1', 75.88,
+             83.36, 47.64, 65.57),
+    'vpt-deep': ('78.8 90.8 65.8 98.0 88.3 78.1 49.6 81.8 96.1 83.4 68.4 68.5 60.0 46.5 72.8 73.6 47.9 32.9 37.8',
+                 78.48, 82.43, 54.98, 69.43),
+    'linear': ('63.4 85.0 63.2 97.0 86.3 36.6 51.0 78.5 87.5 68.6 74.0 34.3 30.6 33.2 55.4 12.5 20.0 9.6 19.2', 68.93,
+               77.16, 26.84, 52.94)
+}
 
 
 @pytest.mark.parametrize('name', ROWS)
@@ -52,7 +54,8 @@ def test_pe_equals_the_published_figure(score, params, want):
     assert pe_score(score / 100, params) == pytest.approx(want, abs=1e-4)
 
 
-@pytest.mark.parametrize('score, millions, want', [(71.44, 0.16, 0.71), (69.43, 0.56, 0.68), (84.78, 0.77, 0.82), (88.48, 0.46, 0.87)])
+@pytest.mark.parametrize('score, millions, want', [(71.44, 0.16, 0.71), (69.43, 0.56, 0.68), (84.78, 0.77, 0.82),
+                                                   (88.48, 0.46, 0.87)])
 def test_ppt_equals_the_published_table(score, millions, want):
     assert round(ppt_score(score / 100, millions * 1e6), 2) == want
 

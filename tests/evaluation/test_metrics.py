@@ -23,7 +23,8 @@ def golden():
 
 
 def test_functions_equal_golden(golden):
-    assert mean_per_class(golden['scores'], golden['labels']) == pytest.approx(float(golden['mean_per_class']), abs=1e-12)
+    assert mean_per_class(golden['scores'], golden['labels']) == pytest.approx(
+        float(golden['mean_per_class']), abs=1e-12)
     assert eleven_point_ap(golden['scores'], golden['multilabels']) == pytest.approx(float(golden['map11']), abs=1e-12)
     assert roc_auc(golden['auc_scores'], golden['auc_labels']) == pytest.approx(float(golden['auc']), abs=1e-12)
     top1 = Accuracy.calculate(torch.tensor(golden['scores']), torch.tensor(golden['labels']))[0][0]

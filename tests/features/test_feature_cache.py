@@ -80,7 +80,8 @@ def test_equals_training_without_the_cache_bitwise(toy, tmp_path, name):
     for (key, a), b in zip(plain.model.state_dict().items(), cached.model.state_dict().values()):
         assert torch.equal(a, b), key
     assert torch.equal(plain.random_state, cached.random_state)
-    # 24 pictures in batches of 8: 3 batches per epoch, 2 epochs, 3 batches of validation at the end; the cache runs the trunk 3 times.
+    # 24 pictures in batches of 8: 3 batches per epoch, 2 epochs, 3 batches of validation at the end; the cache runs the
+    # trunk 3 times.
     assert (calls, fewer) == (9, 6)
 
 
@@ -155,7 +156,7 @@ def test_everything_is_given_back(toy, tmp_path):
     assert type(runner.train_loop.dataloader.dataset).__name__ == 'CustomDataset'
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------------------------
+# -- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def flip(cfg):
@@ -221,18 +222,22 @@ def test_refuses_what_is_not_the_same_every_time(toy, tmp_path, change, message,
         train(cfg)
 
 
-@pytest.mark.parametrize('options,message', [(dict(modes='test'), "unknown modes 'test'"), (dict(dtype='float8'), 'unknown dtype'),
+@pytest.mark.parametrize('options,message', [(dict(modes='test'), "unknown modes 'test'"),
+                                             (dict(dtype='float8'), 'unknown dtype'),
                                              (dict(place='gpu'), 'unknown place')])
 def test_unknown_options(options, message):
     with pytest.raises(ValueError, match=message):
         FeatureCacheHook(**options)
 
 
-# -- the store ----------------------------------------------------------------------------------------------------------------------
+# -- the store --------------------------------------------------------------------------------------------------------
 
 
 def features(batch):
-    return [dict(u=torch.randn(batch, 5, 3), mask=torch.arange(2 * batch)), (torch.randn(2 * batch, 4, dtype=torch.float64), )]
+    return [
+        dict(u=torch.randn(batch, 5, 3), mask=torch.arange(2 * batch)),
+        (torch.randn(2 * batch, 4, dtype=torch.float64), )
+    ]
 
 
 @pytest.mark.parametrize('place', ['device', 'host', 'disk'])
@@ -246,7 +251,8 @@ def test_store_returns_what_was_put(tmp_path, place):
     assert torch.equal(out[0]['mask'], torch.tensor([2, 3, 2, 3, 2, 3]))
     assert out[1][0].dtype == torch.float64 and torch.equal(out[1][0][:2], second[1][0][2:4])
     assert store.nbytes == 5 * (15 * 4 + 2 * 8 + 2 * 4 * 8)
-    again, other = store.fetch([4, 1, 1], reuse=True), store.fetch([0, 2, 3], reuse=True)  # in the same memory: the last call counts
+    # in the same memory: the last call counts
+    again, other = store.fetch([4, 1, 1], reuse=True), store.fetch([0, 2, 3], reuse=True)
     assert again[0]['u'].data_ptr() == other[0]['u'].data_ptr() != out[0]['u'].data_ptr()
     assert torch.equal(other[0]['u'], torch.stack([first[0]['u'][0], first[0]['u'][2], second[0]['u'][0]]))
     assert torch.equal(store.fetch([4], reuse=True)[1][0], out[1][0][:2])  # another number of samples
@@ -266,7 +272,7 @@ def test_place_is_the_first_whose_free_half_suffices(monkeypatch, tmp_path):
         choose_place(5001, torch.device('cpu'), tmp_path)
 
 
-# -- two processes ------------------------------------------------------------------------------------------------------------------
+# -- two processes ----------------------------------------------------------------------------------------------------
 
 TWO = """
 import sys

@@ -29,7 +29,8 @@ default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, save_bes
 def _base(path, seed=0):
     from mmpretrain.models import VisionTransformer
     torch.manual_seed(seed)
-    trunk = VisionTransformer(arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32), img_size=16, patch_size=8)
+    trunk = VisionTransformer(
+        arch=dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32), img_size=16, patch_size=8)
     for parameter in trunk.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     torch.save(trunk.state_dict(), path)
@@ -133,7 +134,8 @@ def test_wrong_base_is_refused(run):
 
 def test_other_methods_and_heads_are_refused(run):
     adapter = str(run['work'] / 'adapter.safetensors')
-    runner = build_runner(_cfg(run, load_from=adapter, **{'model.backbone.petl': [dict(type='AdaptFormer', mid_dims=4)]}))
+    runner = build_runner(
+        _cfg(run, load_from=adapter, **{'model.backbone.petl': [dict(type='AdaptFormer', mid_dims=4)]}))
     with pytest.raises(ValueError, match='the adapter holds LoRA, the model has AdaptFormer'):
         runner.test()
     runner = build_runner(_cfg(run, load_from=adapter, **{'model.head.num_classes': 5}))

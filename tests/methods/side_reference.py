@@ -1,5 +1,5 @@
-"""Textbook forms of the side methods on a plain upstream VisionTransformer, for comparison: explicit softmax, keys and values formed,
-nothing cached, skipped or recomputed."""
+"""Textbook forms of the side methods on a plain upstream VisionTransformer, for comparison: explicit softmax, keys and
+values formed, nothing cached, skipped or recomputed."""
 
 import math
 from typing import Dict, List
@@ -76,7 +76,10 @@ def synqt(vit, s: State, image: Tensor, layers=(0, 1, 2)) -> Tensor:
     rows = rows + bottleneck(s, 'row_adapter', norm(s, 'row_norm', rows))
     gates = torch.tanh(gelu(linear(s, 'combine.gate', rows[:, 0])))
     weights = torch.cat([torch.ones_like(gates[:, :1]), gates], 1)
-    head = {'n.weight': vit.ln1.weight + s['head_norm.weight_offset'], 'n.bias': vit.ln1.bias + s['head_norm.bias_offset']}
+    head = {
+        'n.weight': vit.ln1.weight + s['head_norm.weight_offset'],
+        'n.bias': vit.ln1.bias + s['head_norm.bias_offset']
+    }
     return norm(head, 'n', (weights[..., None] * rows).mean(1))
 
 

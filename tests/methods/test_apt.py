@@ -47,7 +47,10 @@ def test_published_attention(tag):
     found = {'out': out.detach(), 'gx': x.grad}
     if tag != 'none':
         block = method.blocks['0']
-        found.update(gpk=block.key.grad, gpv=block.value.grad, **({'gscale': block.scale.grad} if method.reparam else {}))
+        found.update(
+            gpk=block.key.grad, gpv=block.value.grad, **({
+                'gscale': block.scale.grad
+            } if method.reparam else {}))
     assert {f'{tag}_{name}' for name in found} == {k for k in golden.files if k.rsplit('_', 1)[0] == tag}
     for name, value in found.items():
         np.testing.assert_allclose(value, golden[f'{tag}_{name}'], rtol=1e-6, atol=1e-6, err_msg=name)
@@ -64,7 +67,8 @@ def test_equals_a_gated_sum_of_two_attentions(reparam, dtype, tolerance):
         with torch.no_grad():
             block.scale.copy_(torch.tensor([[0.5, 1.2, 0.9, 1.7, 1.1], [2., 0.3, 1.5, 1.4, 0.7]]))
     q, k, v, w = (torch.randn(2, 4, 6, 8, dtype=dtype, requires_grad=True) for _ in range(4))
-    factors = 1. if reparam is None else (block.scale.clamp(min=1.) if reparam == 'max' else block.scale.exp())[..., None]
+    factors = 1. if reparam is None else (block.scale.clamp(min=1.) if reparam == 'max' else block.scale.exp())[...,
+                                                                                                                None]
     p_k, p_v = (block.key, block.value) if reparam is None else (block.key * factors[0], block.value * factors[1])
     own, prompt = q @ k.transpose(-1, -2) / math.sqrt(8), q @ p_k.t() / math.sqrt(8)
     gate = torch.sigmoid(prompt.logsumexp(-1, keepdim=True) - own.logsumexp(-1, keepdim=True))
@@ -130,7 +134,8 @@ def test_absorbed_scales_change_nothing(reparam):
     APT(specs(), num_tokens=3, reparam=None).load_state_dict(method.state_dict())
 
 
-@pytest.mark.parametrize('tokens,reparam,expected', [(400, False, 614400), (400, True, 624000), (1, True, 1560), (5, False, 7680)])
+@pytest.mark.parametrize('tokens,reparam,expected', [(400, False, 614400), (400, True, 624000), (1, True, 1560),
+                                                     (5, False, 7680)])
 @pytest.mark.parametrize('dim,heads', [(768, 12), (384, 6)])
 def test_count_is_alike_for_both_sizes(tokens, reparam, expected, dim, heads):
     method = APT(specs(12, dim, heads), num_tokens=tokens, reparam=reparam)
@@ -143,11 +148,11 @@ def test_blocks_and_tokens_can_differ():
     assert [method.on_kv(i)[0].shape[1] for i in (1, 2, 3)] == [2, 2, 7]
 
 
-@pytest.mark.parametrize('options,message', [
-    (dict(num_tokens=0), 'num_tokens must be a whole number >= 1'), (dict(num_tokens=-3), 'num_tokens must be'),
-    (dict(num_tokens=[1, 2, 3]), 'num_tokens has 3 values'), (dict(reparam='maxi'), "unknown reparam 'maxi'; did you mean 'max'"),
-    (dict(layers='0-2'), 'blocks 0..1')
-])
+@pytest.mark.parametrize('options,message', [(dict(num_tokens=0), 'num_tokens must be a whole number >= 1'),
+                                             (dict(num_tokens=-3), 'num_tokens must be'),
+                                             (dict(num_tokens=[1, 2, 3]), 'num_tokens has 3 values'),
+                                             (dict(reparam='maxi'), "unknown reparam 'maxi'; did you mean 'max'"),
+                                             (dict(layers='0-2'), 'blocks 0..1')])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match='APT') as error:
         APT(specs(), **options)
@@ -163,6 +168,11 @@ def test_compiles_to_one_graph():
 @pytest.mark.parametrize('dim,heads,tokens,expected', [(768, 12, 400, 703205), (384, 6, 1, 41213)])
 def test_trained_parameters_with_final_norm_and_head_for_ucf101(dim, heads, tokens, expected):
     backbone = VideoMAE(
-        embed_dims=dim, depth=12, num_heads=heads, mlp_ratio=4, petl=[dict(type='APT', num_tokens=tokens)], tune=['fc_norm.*'])
+        embed_dims=dim,
+        depth=12,
+        num_heads=heads,
+        mlp_ratio=4,
+        petl=[dict(type='APT', num_tokens=tokens)],
+        tune=['fc_norm.*'])
     head = torch.nn.Linear(dim, 101)
     assert sum(p.numel() for m in (backbone, head) for p in m.parameters() if p.requires_grad) == expected

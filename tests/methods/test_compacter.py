@@ -29,10 +29,16 @@ def textbook(layer: PHMLinear, rule, x):
 
 
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize('options', [
-    dict(), dict(train_rule=True), dict(train_rule=True, share_rule=False, rank=3), dict(share_rule=False), dict(pre_norm=False),
-    dict(subs=['attn', 'ffn'], mid_dims=[4, 12])
-], ids=str)
+@pytest.mark.parametrize(
+    'options', [
+        dict(),
+        dict(train_rule=True),
+        dict(train_rule=True, share_rule=False, rank=3),
+        dict(share_rule=False),
+        dict(pre_norm=False),
+        dict(subs=['attn', 'ffn'], mid_dims=[4, 12])
+    ],
+    ids=str)
 def test_equals_kronecker_products(options, dtype, tolerance):
     method = perturb(Compacter(specs(), **{'mid_dims': 8, **options})).to(dtype)
     torch.manual_seed(1)
@@ -59,7 +65,8 @@ def test_gradients_by_finite_differences():
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     names = list(dict(layer.named_parameters()))
     assert torch.autograd.gradcheck(
-        lambda x, *values: torch.func.functional_call(layer, dict(zip(names, values)), (x, None)), (x, *layer.parameters()))
+        lambda x, *values: torch.func.functional_call(layer, dict(zip(names, values)), (x, None)),
+        (x, *layer.parameters()))
 
 
 @pytest.mark.parametrize('options,expected', [
@@ -73,7 +80,10 @@ def test_count_of_clip_vit_base(options, expected):
 
 
 def test_rules_are_saved_whether_trained_or_not():
-    shapes = [{k: tuple(v.shape) for k, v in Compacter(specs(), mid_dims=8, train_rule=t).state_dict().items()} for t in (False, True)]
+    shapes = [{
+        k: tuple(v.shape)
+        for k, v in Compacter(specs(), mid_dims=8, train_rule=t).state_dict().items()
+    } for t in (False, True)]
     assert shapes[0] == shapes[1] and shapes[0]['rule'] == (4, 4, 4)
     assert sum(k.endswith('rule') for k in Compacter(specs(), mid_dims=8, share_rule=False).state_dict()) == 4
 
@@ -104,11 +114,12 @@ def test_released_start_adds_noise_of_unit_size():
     assert 0.5 < (method.on_branch(0, 'ffn', y, y, y) - y).std() < 2
 
 
-@pytest.mark.parametrize('options,message', [
-    (dict(phm_dim=5), 'phm_dim=5 does not divide the block width 24'), (dict(mid_dims=10), 'phm_dim=4 does not divide the mid_dims 10'),
-    (dict(mid_dims=0), 'mid_dims must be a whole number >= 1'), (dict(rank=0), 'rank must be'), (dict(phm_dim=0), 'phm_dim must be'),
-    (dict(init='normal'), "'zero_up' or 'released'"), (dict(subs='ff'), "unknown op 'f'")
-])
+@pytest.mark.parametrize('options,message', [(dict(phm_dim=5), 'phm_dim=5 does not divide the block width 24'),
+                                             (dict(mid_dims=10), 'phm_dim=4 does not divide the mid_dims 10'),
+                                             (dict(mid_dims=0), 'mid_dims must be a whole number >= 1'),
+                                             (dict(rank=0), 'rank must be'), (dict(phm_dim=0), 'phm_dim must be'),
+                                             (dict(init='normal'), "'zero_up' or 'released'"),
+                                             (dict(subs='ff'), "unknown op 'f'")])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match='Compacter') as error:
         Compacter(specs(), **options)

@@ -1,4 +1,5 @@
-"""E2VPT against the reference on golden arrays: key/value prompts, masks, removal; its counts, initial values and state."""
+"""E2VPT against the reference on golden arrays: key/value prompts, masks, removal; its counts, initial values and
+state."""
 
 import copy
 from pathlib import Path
@@ -47,11 +48,14 @@ def tiny_vit(depth=3, petl=None, out_type='cls_token', **kwargs):
 def load_reference(model, sd):
     """Weights of the reference's ViT (separate q, k, v), its prompts and key/value prompts into our names."""
     out = {
-        'cls_token': sd['embeddings.cls_token'], 'pos_embed': sd['embeddings.position_embeddings'],
+        'cls_token': sd['embeddings.cls_token'],
+        'pos_embed': sd['embeddings.position_embeddings'],
         'patch_embed.projection.weight': sd['embeddings.patch_embeddings.weight'],
-        'patch_embed.projection.bias': sd['embeddings.patch_embeddings.bias'], 'petl.e2vpt.prompts.0': sd['prompt_embeddings'][0],
+        'patch_embed.projection.bias': sd['embeddings.patch_embeddings.bias'],
+        'petl.e2vpt.prompts.0': sd['prompt_embeddings'][0],
         'petl.e2vpt.token_mask': sd['prompt_soft_tokens_mask_cls_token'],
-        'petl.e2vpt.segment_mask': sd['prompt_soft_tokens_pieces_mask_cls_token']}
+        'petl.e2vpt.segment_mask': sd['prompt_soft_tokens_pieces_mask_cls_token']
+    }
     for i in range(len(model.layers)):
         out[f'petl.e2vpt.kv_prompts.{i}'] = sd[f'encoder.layer.{i}.attn.deep_QKV_embeddings'][None]
         if i:
@@ -61,8 +65,8 @@ def load_reference(model, sd):
         for i in range(len(model.layers)):
             ref, own = f'encoder.layer.{i}.', f'layers.{i}.'
             out[f'{own}attn.qkv.{kind}'] = torch.cat([sd[f'{ref}attn.{op}.{kind}'] for op in ('query', 'key', 'value')])
-            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'), ('ffn.fc1', 'ffn.layers.0.0'),
-                                 ('ffn.fc2', 'ffn.layers.1')):
+            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'),
+                                 ('ffn.fc1', 'ffn.layers.0.0'), ('ffn.fc2', 'ffn.layers.1')):
                 out[f'{own}{ours}.{kind}'] = sd[f'{ref}{theirs}.{kind}']
     model.load_state_dict(out)
 
@@ -70,7 +74,8 @@ def load_reference(model, sd):
 @pytest.mark.parametrize('shared', [True, False])
 @pytest.mark.parametrize('behind', [0, 1])
 def test_golden_key_value_prompts(shared, behind):
-    """Output and gradient of sum(y^2). Whether prompts stand before or behind the tokens makes no difference in attention."""
+    """Output and gradient of sum(y^2). Whether prompts stand before or behind the tokens makes no difference in
+    attention."""
     z = golden('e2vpt_attn')
     model = tiny_vit(1, out_type='raw', share_kv=shared)  # a last block hands on all its tokens only to who reads them
     attention, prompts = model.layers[0].attn, model.petl.e2vpt.kv_prompts['0']
@@ -89,7 +94,10 @@ def test_golden_block():
     z = golden('e2vpt_attn')
     model = tiny_vit(1, out_type='raw')
     block = model.layers[0]
-    sd = {f'attn.qkv.{k}': torch.cat([z[f'attn.{op}.{k}'] for op in ('query', 'key', 'value')]) for k in ('weight', 'bias')}
+    sd = {
+        f'attn.qkv.{k}': torch.cat([z[f'attn.{op}.{k}'] for op in ('query', 'key', 'value')])
+        for k in ('weight', 'bias')
+    }
     for theirs, ours in (('attn.out', 'attn.proj'), ('block.attention_norm', 'ln1'), ('block.ffn_norm', 'ln2'),
                          ('block.ffn.fc1', 'ffn.layers.0.0'), ('block.ffn.fc2', 'ffn.layers.1')):
         sd.update({f'{ours}.{k}': z[f'{theirs}.{k}'] for k in ('weight', 'bias')})
@@ -102,8 +110,12 @@ def test_golden_block():
 
 def reference_model(z, variant):
     model = tiny_vit(variant=variant)
-    load_reference(model, {k.removeprefix('sd.enc.transformer.'): v for k, v in z.items() if k.startswith('sd.enc.transformer.')})
-    return model, lambda x: torch.nn.functional.linear(model(x)[0], z['sd.head.last_layer.weight'], z['sd.head.last_layer.bias'])
+    load_reference(model, {
+        k.removeprefix('sd.enc.transformer.'): v
+        for k, v in z.items() if k.startswith('sd.enc.transformer.')
+    })
+    return model, lambda x: torch.nn.functional.linear(
+        model(x)[0], z['sd.head.last_layer.weight'], z['sd.head.last_layer.bias'])
 
 
 @pytest.mark.parametrize('full', [False, True])
@@ -150,7 +162,11 @@ def test_a_closed_gate_in_attention_is_removal():
 def tiny_swin(**kwargs):
     torch.manual_seed(0)
     model = SwinTransformer(
-        dict(embed_dims=8, depths=[2, 2], num_heads=[1, 2]), img_size=32, patch_size=4, window_size=4, out_indices=(1, ))
+        dict(embed_dims=8, depths=[2, 2], num_heads=[1, 2]),
+        img_size=32,
+        patch_size=4,
+        window_size=4,
+        out_indices=(1, ))
     attach(model, [dict(type='E2VPT', num_tokens=10, num_kv_tokens=2, segments=4, **kwargs)])
     model.eval()
     return model, torch.randn(3, 3, 32, 32)
@@ -195,11 +211,13 @@ def test_counts(tokens, kv):
 
 
 def test_counts_of_the_reference():
-    """138,410 and 180,650 parameters with P = 10, K = 5 and masks; published runs on VTAB-1k with their heads and without masks."""
+    """138,410 and 180,650 parameters with P = 10, K = 5 and masks; published runs on VTAB-1k with their heads and
+    without masks."""
     for blocks, count in ((specs(), 138410), (swin_b_specs(), 180650)):
         assert sum(p.numel() for p in E2VPT(blocks, variant='released').parameters()) == count
     for tokens, kv, classes, count in ((5, 5, 100, 169060), (32, 5, 102, 419430)):
-        assert sum(p.numel() for p in E2VPT(specs(), num_tokens=tokens, num_kv_tokens=kv).parameters()) + 769 * classes == count
+        assert sum(p.numel()
+                   for p in E2VPT(specs(), num_tokens=tokens, num_kv_tokens=kv).parameters()) + 769 * classes == count
 
 
 def test_count_after_pruning():
@@ -212,7 +230,8 @@ def test_count_after_pruning():
 
 
 def test_initial_bounds():
-    """Prompts 0.0625 (ViT-B), 0.1846 (Swin-B); key/value prompts 0.1369 (K = 5, d = 64), 0.1936 (d = 32), 0.0875 ('xavier')."""
+    """Prompts 0.0625 (ViT-B), 0.1846 (Swin-B); key/value prompts 0.1369 (K = 5, d = 64), 0.1936 (d = 32), 0.0875
+    ('xavier')."""
     for blocks, kwargs, prompt, kv in ((specs(), {}, 0.0625, 0.136931), (swin_b_specs(), {}, 0.184637, 0.193649),
                                        (specs(), dict(kv_init='xavier'), 0.0625, 0.087482)):
         method = E2VPT(blocks, num_tokens=50, **kwargs)
@@ -316,11 +335,13 @@ def test_dropout():
     assert torch.equal(method.on_prompts(0)[0], method.prompts['0']) and torch.equal(*method.on_kv(0))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(num_tokens=0), 'E2VPT: num_tokens must be a whole number >= 1, got 0'), (dict(num_kv_tokens=-2), 'E2VPT: num_kv_tokens'),
-    (dict(segments=0), 'E2VPT: segments'), (dict(segments=7), 'segments=7 must divide the width 768 of block 0'),
-    (dict(segment_layout='interleave'), "did you mean 'interleaved'"), (dict(kv_init='kaimin'), 'kv_init'),
-    (dict(variant='release'), "did you mean 'released'"), (dict(pruned='input'), 'pruned')])
+@pytest.mark.parametrize('kwargs, message',
+                         [(dict(num_tokens=0), 'E2VPT: num_tokens must be a whole number >= 1, got 0'),
+                          (dict(num_kv_tokens=-2), 'E2VPT: num_kv_tokens'), (dict(segments=0), 'E2VPT: segments'),
+                          (dict(segments=7), 'segments=7 must divide the width 768 of block 0'),
+                          (dict(segment_layout='interleave'), "did you mean 'interleaved'"),
+                          (dict(kv_init='kaimin'), 'kv_init'), (dict(variant='release'), "did you mean 'released'"),
+                          (dict(pruned='input'), 'pruned')])
 def test_refusals(kwargs, message):
     with pytest.raises(ValueError, match=message):
         E2VPT(specs(), **kwargs)

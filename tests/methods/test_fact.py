@@ -30,9 +30,11 @@ def textbook_update(method, i, op):
         small = [m[j * r:(j + 1) * r] if op == 'fc1' else m[:, j * r:(j + 1) * r] for j in range(chunks)]
     else:
         first = 12 * i + dict(q=0, k=1, v=2, proj=3, fc1=4, fc2=8)[op]
-        slices = torch.stack([sum(method.core[:, :, c] * method.mix[c, first + j] for c in range(r)) for j in range(chunks)], -1)
+        slices = torch.stack(
+            [sum(method.core[:, :, c] * method.mix[c, first + j] for c in range(r)) for j in range(chunks)], -1)
         if op in ('fc1', 'fc2') and method.ref_layout:
-            # The published code reads the (r, r, 4) slices as an (r, 4 r) matrix and counts its columns as (slot, rank).
+            # The published code reads the (r, r, 4) slices as an (r, 4 r) matrix and counts its columns as (slot,
+            # rank).
             flat = slices.reshape(r, chunks * r)
             small = [flat[:, j * r:(j + 1) * r] for j in range(chunks)]
             small = [s.t() for s in small] if op == 'fc1' else small
@@ -100,10 +102,10 @@ def test_start_is_exact_and_everything_learns(options):
     assert [name for name, p in method.named_parameters() if torch.equal(p, before[name])] == []
 
 
-@pytest.mark.parametrize('options,message', [
-    (dict(rank=0), 'rank must be a whole number >= 1'), (dict(kind='cp'), "'tt' or 'tk'"), (dict(ops=['fc3']), "unknown op 'fc3'"),
-    (dict(ref_layout=True), "belongs to kind='tk'"), (dict(scale=[1., 2., 3.]), 'scale has 3 values')
-])
+@pytest.mark.parametrize('options,message', [(dict(rank=0), 'rank must be a whole number >= 1'),
+                                             (dict(kind='cp'), "'tt' or 'tk'"), (dict(ops=['fc3']), "unknown op 'fc3'"),
+                                             (dict(ref_layout=True), "belongs to kind='tk'"),
+                                             (dict(scale=[1., 2., 3.]), 'scale has 3 values')])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match='FacT') as error:
         FacT(specs(), **options)
@@ -134,5 +136,7 @@ def test_bfloat16_autocast():
 def test_compiles_to_one_graph(options):
     method, x = perturb(FacT(specs(), rank=3, **options)).eval(), torch.randn(2, 5, 24)
     compiled = torch.compile(
-        lambda t: method.on_linear(1, 'fc2', method.on_linear(1, 'fc1', t, t.repeat(1, 1, 4)), t), fullgraph=True, backend='eager')
+        lambda t: method.on_linear(1, 'fc2', method.on_linear(1, 'fc1', t, t.repeat(1, 1, 4)), t),
+        fullgraph=True,
+        backend='eager')
     assert torch.equal(compiled(x), method.on_linear(1, 'fc2', method.on_linear(1, 'fc1', x, x.repeat(1, 1, 4)), x))

@@ -27,17 +27,26 @@ def perturb(method, seed=0):
 
 
 def kron_update(method, i, op):
-    """Equation 4: the sum of Kronecker products of rules and factors, (Cin, Cout), each product formed by torch.kron."""
+    """Equation 4: the sum of Kronecker products of rules and factors, (Cin, Cout), each product formed by
+    torch.kron."""
     rule = method.rules[method.rule_name(i)][op]
     own = method.blocks[str(i)][method.ops[0] if method.tied else op]
     return sum(torch.kron(rule.left[j] @ rule.right[j], own.left[j] @ own.right[j]) for j in range(method.phm_dim))
 
 
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize('options', [
-    dict(), dict(rank=2), dict(rule_rank=3, rank=2), dict(bias='separate', ops=['q', 'fc1', 'fc2']), dict(share_rule=False),
-    dict(tie_factors=True), dict(post_scale_q=True), dict(bias=None, ops='qkv')
-], ids=str)
+@pytest.mark.parametrize(
+    'options', [
+        dict(),
+        dict(rank=2),
+        dict(rule_rank=3, rank=2),
+        dict(bias='separate', ops=['q', 'fc1', 'fc2']),
+        dict(share_rule=False),
+        dict(tie_factors=True),
+        dict(post_scale_q=True),
+        dict(bias=None, ops='qkv')
+    ],
+    ids=str)
 def test_equals_kronecker_products(options, dtype, tolerance):
     method = perturb(KAdaptation(specs(), phm_dim=4, scale=0.1, **options)).to(dtype)
     torch.manual_seed(1)
@@ -93,7 +102,8 @@ def attention(method, golden, x):
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason=f'{GOLDEN} is not there')
-@pytest.mark.parametrize('tag,options', [('a_prescale_untied', {}), ('b_postscale_tied', dict(tie_factors=True, post_scale_q=True))])
+@pytest.mark.parametrize('tag,options', [('a_prescale_untied', {}),
+                                         ('b_postscale_tied', dict(tie_factors=True, post_scale_q=True))])
 def test_published_attention(tag, options):
     golden = np.load(GOLDEN)
     method = KAdaptation(specs((64, ), int(golden['num_heads'])), phm_dim=32, scale=float(golden['scale']), **options)
@@ -136,7 +146,8 @@ def test_fold(dtype, tolerance, bias):
         weight, offset = torch.randn(24, 24, dtype=dtype) / 5, torch.randn(24, dtype=dtype)
         y = F.linear(x, weight, offset)
         expected = method.on_linear(0, op, x, y) if op in method.linear_ops(0) else y
-        torch.testing.assert_close(F.linear(x, *method.fold(0, op, weight, offset)), expected, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            F.linear(x, *method.fold(0, op, weight, offset)), expected, atol=tolerance, rtol=tolerance)
     assert method.fold(0, 'q', weight, None)[1] is None or bias
 
 
@@ -183,16 +194,21 @@ def test_released_form_learns_its_bias_only_and_mixes_tokens():
 def test_output_of_a_sample_does_not_depend_on_its_batch():
     method = perturb(KAdaptation(specs((24, )), phm_dim=4, scale=0.1))
     x = torch.randn(3, 5, 24)
-    torch.testing.assert_close(method.on_linear(0, 'q', x, x)[:1], method.on_linear(0, 'q', x[:1], x[:1]), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        method.on_linear(0, 'q', x, x)[:1], method.on_linear(0, 'q', x[:1], x[:1]), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize('options,message', [
-    (dict(phm_dim=32), 'phm_dim=32 does not divide the width 24'), (dict(phm_dim=0), 'phm_dim must be a whole number >= 1'),
-    (dict(phm_dim=4, rank=0), 'rank must be a whole number >= 1'), (dict(phm_dim=4, rule_rank=-1), 'rule_rank must be'),
-    (dict(phm_dim=4, ops=['q', 'fc3']), "unknown op 'fc3'; did you mean"), (dict(phm_dim=4, bias='both'), "'shared', 'separate' or None"),
-    (dict(phm_dim=4, ops=['q', 'fc1']), "use bias='separate'"), (dict(phm_dim=4, variant='paper2'), "'paper' or 'released'"),
-    (dict(phm_dim=4, ops=['q', 'fc1'], bias=None, tie_factors=True), 'cannot share factors'), (dict(phm_dim=4, layers=2), 'blocks 0..1')
-])
+@pytest.mark.parametrize('options,message',
+                         [(dict(phm_dim=32), 'phm_dim=32 does not divide the width 24'),
+                          (dict(phm_dim=0), 'phm_dim must be a whole number >= 1'),
+                          (dict(phm_dim=4, rank=0), 'rank must be a whole number >= 1'),
+                          (dict(phm_dim=4, rule_rank=-1), 'rule_rank must be'),
+                          (dict(phm_dim=4, ops=['q', 'fc3']), "unknown op 'fc3'; did you mean"),
+                          (dict(phm_dim=4, bias='both'), "'shared', 'separate' or None"),
+                          (dict(phm_dim=4, ops=['q', 'fc1']), "use bias='separate'"),
+                          (dict(phm_dim=4, variant='paper2'), "'paper' or 'released'"),
+                          (dict(phm_dim=4, ops=['q', 'fc1'], bias=None, tie_factors=True), 'cannot share factors'),
+                          (dict(phm_dim=4, layers=2), 'blocks 0..1')])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match='KAdaptation') as error:
         KAdaptation(specs(), **options)

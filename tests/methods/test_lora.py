@@ -63,7 +63,8 @@ def test_equals_peft():
     ours.square().sum().backward()
     theirs.square().sum().backward()
     for op in 'qv':
-        for mine, their in ((method.blocks['0'][op].down, layers[op].lora_A), (method.blocks['0'][op].up, layers[op].lora_B)):
+        for mine, their in ((method.blocks['0'][op].down, layers[op].lora_A), (method.blocks['0'][op].up,
+                                                                               layers[op].lora_B)):
             assert (mine.grad - their['default'].weight.grad).abs().max() <= 1e-4 * mine.grad.abs().max()
 
 

@@ -19,7 +19,10 @@ SPEC = BlockSpec(index=0, stage=0, dim=16, heads=2, ffn_dim=32, window=(2, 4, 4)
 
 
 def _load(name):
-    return {k: torch.from_numpy(v) if v.dtype.kind == 'f' else v for k, v in np.load(GOLDEN / name, allow_pickle=False).items()}
+    return {
+        k: torch.from_numpy(v) if v.dtype.kind == 'f' else v
+        for k, v in np.load(GOLDEN / name, allow_pickle=False).items()
+    }
 
 
 def _attention(arrays, method):
@@ -53,7 +56,8 @@ def _check(arrays, attention, parameters):
 
 
 @golden
-@pytest.mark.parametrize('ops, name', [('kv', 'patt_kv'), ('qv', 'patt_qv'), ('qkv', 'patt_qkv'), ('qk', 'patt_qk_fixed')])
+@pytest.mark.parametrize('ops, name', [('kv', 'patt_kv'), ('qv', 'patt_qv'), ('qkv', 'patt_qkv'),
+                                       ('qk', 'patt_qk_fixed')])
 def test_published_arrays(ops, name):
     arrays = _load(f'vpetl_attn_{name}.npz')
     method = PATT([SPEC], ops=ops, mid_dims=8, scale=0.8)
@@ -81,8 +85,12 @@ def test_released_qk_has_no_softmax():
 
 
 def _adapter(arrays, prefix, bottleneck):
-    names = {'down_proj.weight': bottleneck.down.weight, 'down_proj.bias': bottleneck.down.bias, 'up_proj.weight': bottleneck.up.weight,
-             'up_proj.bias': bottleneck.up.bias}
+    names = {
+        'down_proj.weight': bottleneck.down.weight,
+        'down_proj.bias': bottleneck.down.bias,
+        'up_proj.weight': bottleneck.up.weight,
+        'up_proj.bias': bottleneck.up.bias
+    }
     with torch.no_grad():
         for key, parameter in names.items():
             parameter.copy_(arrays[f'sd.{prefix}{key}'])
@@ -96,7 +104,8 @@ def test_published_adapter_and_mlp():
     names = _adapter(arrays, 'adaptmlp.', method.blocks['0']['ffn'])
     x = arrays['x'].clone().requires_grad_()
     hidden = F.gelu(F.linear(x, arrays['sd.fc1.weight'], arrays['sd.fc1.bias']))
-    y = method.on_branch(0, 'ffn', torch.zeros_like(x), x, F.linear(hidden, arrays['sd.fc2.weight'], arrays['sd.fc2.bias']))
+    y = method.on_branch(0, 'ffn', torch.zeros_like(x), x,
+                         F.linear(hidden, arrays['sd.fc2.weight'], arrays['sd.fc2.bias']))
     y.backward(arrays['cotangent'])
     assert (y - arrays['y']).abs().max() <= 1e-5
     assert (x.grad - arrays['gx']).abs().max() <= 1e-5
@@ -122,7 +131,8 @@ def test_textbook_form(ops):
     expected = dict(q=q, k=k, v=v)
     for part, op in enumerate(ops):
         rows = slice(16 * part, 16 * (part + 1))
-        expected[op] = expected[op] + 0.3 * (torch.tanh(x @ down.weight.T + down.bias) @ up.weight[rows].T + up.bias[rows])
+        expected[op] = expected[op] + 0.3 * (
+            torch.tanh(x @ down.weight.T + down.bias) @ up.weight[rows].T + up.bias[rows])
     for tensor, op in zip(got, 'qkv'):
         assert (tensor - expected[op]).abs().max() <= 1e-12
 

@@ -56,7 +56,14 @@ def test_golden(masked):
     z = golden('vpetl_attn_prefix_kv_fixed')
     method = Prefix(specs(1), num_tokens=3, mid_dims=8)
     layers = (('down', 0), ('up', 2))
-    names = {'table': 'wte.weight', **{f'{a}.{k}': f'control_trans.{n}.{k}' for a, n in layers for k in ('weight', 'bias')}}
+    names = {
+        'table': 'wte.weight',
+        **{
+            f'{a}.{k}': f'control_trans.{n}.{k}'
+            for a, n in layers
+            for k in ('weight', 'bias')
+        }
+    }
     method.blocks['0'].load_state_dict({own: z[f'sd.{theirs}'] for own, theirs in names.items()})
     tag = 'mask' if masked else 'nomask'
     x = z['x'].requires_grad_()
@@ -76,7 +83,8 @@ def test_softmax_runs_over_the_prefix_under_a_mask():
 
 
 def test_attention_over_a_prefix_is_a_weighted_mean_of_two_attentions():
-    """Closed form (He et al., arXiv 2110.04366, eq. 4): (1 - l) attn(x) + l attn(prefix), l the prefix's share of the softmax."""
+    """Closed form (He et al., arXiv 2110.04366, eq. 4): (1 - l) attn(x) + l attn(prefix), l the prefix's share of the
+    softmax."""
     torch.manual_seed(0)
     method = Prefix(specs(1), num_tokens=5, mid_dims=8)
     q, k, v = torch.randn(3, 2, 7, 16).unbind(0)
@@ -106,7 +114,9 @@ def test_initial_values():
     block = Prefix(specs(1, 64), num_tokens=200, mid_dims=64).blocks['0']
     assert block.table.std().item() == pytest.approx(1, rel=0.05)
     assert 0.11 < block.down.weight.abs().max() <= 1 / 8
-    assert Prefix(specs(1, 64), num_tokens=200, mid_dims=None).blocks['0'].keys_values.std().item() == pytest.approx(0.02, rel=0.05)
+    assert Prefix(
+        specs(1, 64), num_tokens=200, mid_dims=None).blocks['0'].keys_values.std().item() == pytest.approx(
+            0.02, rel=0.05)
 
 
 def test_direct_keys_and_values():
@@ -147,8 +157,15 @@ def changes():
     def replace(m):
         m.blocks['0'].table = torch.nn.Parameter(torch.randn(3, 16))
 
-    return dict(optimizer_step=optimizer_step, load=load, assign=lambda m: load(m, assign=True), swap=swap, new_data=new_data,
-                replace=replace, double=lambda m: m.double(), reset=lambda m: m.reset_parameters())
+    return dict(
+        optimizer_step=optimizer_step,
+        load=load,
+        assign=lambda m: load(m, assign=True),
+        swap=swap,
+        new_data=new_data,
+        replace=replace,
+        double=lambda m: m.double(),
+        reset=lambda m: m.reset_parameters())
 
 
 @pytest.mark.parametrize('change', changes())
@@ -232,9 +249,9 @@ def test_dropout_acts_in_training_only():
     assert not (method.on_kv(0)[0] == 0).any()
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(num_tokens=0), 'Prefix: num_tokens must be a whole number >= 1, got 0'), (dict(mid_dims=0), 'Prefix: mid_dims'),
-    (dict(layers=[5]), 'names block 5')])
+@pytest.mark.parametrize('kwargs, message',
+                         [(dict(num_tokens=0), 'Prefix: num_tokens must be a whole number >= 1, got 0'),
+                          (dict(mid_dims=0), 'Prefix: mid_dims'), (dict(layers=[5]), 'names block 5')])
 def test_refusals(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Prefix(specs(), **kwargs)

@@ -46,7 +46,8 @@ def tiny_vit(method):
 
 
 def run_vit(backbone, golden):
-    """Block outputs, logits and loss of a tiny classifier; gradients are left on the parameters. -> results, head parameters."""
+    """Block outputs, logits and loss of a tiny classifier; gradients are left on the parameters. -> results, head
+    parameters."""
     blocks = []
     for layer in backbone.layers:
         layer.register_forward_hook(lambda module, inputs, output: blocks.append(output))
@@ -72,7 +73,10 @@ def test_convpass_vision_transformer():
     names = {f'blocks.{i}.adapter_{theirs}.adapter_{part}.{kind}': f'petl.convpass.blocks.{i}.{ours}.{part}.{kind}'
              for i in (0, 1) for theirs, ours in (('attn', 'attn'), ('mlp', 'ffn')) for part in ('down', 'conv', 'up')
              for kind in ('weight', 'bias')}
-    state = {names.get(k[6:], trunk_name(k[6:])): v for k, v in golden.items() if k.startswith('param.') and '.head.' not in k}
+    state = {
+        names.get(k[6:], trunk_name(k[6:])): v
+        for k, v in golden.items() if k.startswith('param.') and '.head.' not in k
+    }
     backbone.load_state_dict(state)
     results, head = run_vit(backbone, golden)
     assert_golden(golden, results, head, {theirs: backbone.get_parameter(ours).grad for theirs, ours in names.items()})
@@ -92,7 +96,10 @@ def test_ssf_vision_transformer():
     golden = load('synqt_ssf.npz')
     backbone = tiny_vit(dict(type='SSF'))
     names = ssf_names()
-    state = {trunk_name(k[6:]): v for k, v in golden.items() if k.startswith('param.') and '.head.' not in k and k[6:] not in names}
+    state = {
+        trunk_name(k[6:]): v
+        for k, v in golden.items() if k.startswith('param.') and '.head.' not in k and k[6:] not in names
+    }
     for theirs, (i, ops, part) in names.items():
         for op, value in zip(ops, golden[f'param.{theirs}'].chunk(len(ops))):
             state[f'petl.ssf.blocks.{i}.{op}.{part}'] = value
@@ -110,12 +117,19 @@ def clip_layer(method, dim, heads, ffn_dim):
     return backbone.layers[0], backbone.petl
 
 
-@pytest.mark.parametrize('tag,options', [('a_prescale_untied', {}), ('b_postscale_tied', dict(tie_factors=True, post_scale_q=True))])
+@pytest.mark.parametrize('tag,options', [('a_prescale_untied', {}),
+                                         ('b_postscale_tied', dict(tie_factors=True, post_scale_q=True))])
 def test_kadaptation_attention(tag, options):
     golden = load('kadapt_attn_clean.npz')
-    layer, petl = clip_layer(dict(type='KAdaptation', scale=float(golden['scale']), **options), 64, int(golden['num_heads']), 64)
+    layer, petl = clip_layer(
+        dict(type='KAdaptation', scale=float(golden['scale']), **options), 64, int(golden['num_heads']), 64)
     method = petl['kadaptation']
-    attn = {'qkv.weight': 'in_proj_weight', 'qkv.bias': 'in_proj_bias', 'proj.weight': 'out_proj.weight', 'proj.bias': 'out_proj.bias'}
+    attn = {
+        'qkv.weight': 'in_proj_weight',
+        'qkv.bias': 'in_proj_bias',
+        'proj.weight': 'out_proj.weight',
+        'proj.bias': 'out_proj.bias'
+    }
     layer.attn.load_state_dict({ours: golden[f'param.{theirs}'] for ours, theirs in attn.items()})
     names = {'biases.0': 'b'}
     for side in ('left', 'right'):
@@ -130,18 +144,30 @@ def test_kadaptation_attention(tag, options):
     np.testing.assert_allclose(out.detach(), golden[f'{tag}.out'], rtol=0, atol=1e-12)
     np.testing.assert_allclose(x.grad, golden[f'{tag}.grad_x'], rtol=0, atol=1e-12)
     for ours, theirs in names.items():
-        np.testing.assert_allclose(method.get_parameter(ours).grad, golden[f'{tag}.grad.{theirs}'], rtol=1e-9, atol=1e-12, err_msg=theirs)
+        np.testing.assert_allclose(
+            method.get_parameter(ours).grad, golden[f'{tag}.grad.{theirs}'], rtol=1e-9, atol=1e-12, err_msg=theirs)
 
 
 def test_adapter_with_own_norm_in_a_clip_block():
     golden = load('kadapt_adapter_block.npz')
     layer, petl = clip_layer(
-        dict(type='Adapter', mid_dims=64, kind='pfeiffer', act='relu', pre_norm=True), 32, int(golden['num_heads']), 128)
-    trunk = {'attn.in_proj_': 'attn.qkv.', 'attn.out_proj': 'attn.proj', 'ln_1': 'ln1', 'ln_2': 'ln2', 'mlp.c_fc': 'ffn.layers.0.0',
-             'mlp.c_proj': 'ffn.layers.1'}
+        dict(type='Adapter', mid_dims=64, kind='pfeiffer', act='relu', pre_norm=True), 32, int(golden['num_heads']),
+        128)
+    trunk = {
+        'attn.in_proj_': 'attn.qkv.',
+        'attn.out_proj': 'attn.proj',
+        'ln_1': 'ln1',
+        'ln_2': 'ln2',
+        'mlp.c_fc': 'ffn.layers.0.0',
+        'mlp.c_proj': 'ffn.layers.1'
+    }
     own = {'adapter_norm_before': 'norm_in', 'adapter_down.1': 'down', 'adapter_up': 'up'}
     adapter = petl['adapter'].blocks['0']['ffn']
-    names = {f'adapter.{theirs}.{kind}': f'{ours}.{kind}' for theirs, ours in own.items() for kind in ('weight', 'bias')}
+    names = {
+        f'adapter.{theirs}.{kind}': f'{ours}.{kind}'
+        for theirs, ours in own.items()
+        for kind in ('weight', 'bias')
+    }
     adapter.load_state_dict({ours: golden[f'param.{theirs}'] for theirs, ours in names.items()})
     state = {}
     for key, value in golden.items():
@@ -157,16 +183,24 @@ def test_adapter_with_own_norm_in_a_clip_block():
     np.testing.assert_allclose(out.detach().transpose(0, 1), golden['out'], rtol=0, atol=1e-12)
     np.testing.assert_allclose(x.grad.transpose(0, 1), golden['grad_x'], rtol=0, atol=1e-11)
     for theirs, ours in names.items():
-        np.testing.assert_allclose(adapter.get_parameter(ours).grad, golden[f'grad.{theirs}'], rtol=1e-9, atol=1e-11, err_msg=theirs)
+        np.testing.assert_allclose(
+            adapter.get_parameter(ours).grad, golden[f'grad.{theirs}'], rtol=1e-9, atol=1e-11, err_msg=theirs)
 
 
 @pytest.mark.parametrize('tag', ['none', 'plain', 'reparam', 'reparam_ones'])
 def test_apt_attention_of_videomae(tag):
     golden = load('apt_attention.npz')
     petl = [] if tag == 'none' else [dict(type='APT', num_tokens=3, reparam='reparam' in tag)]
-    backbone = VideoMAE(img_size=16, patch_size=8, embed_dims=32, depth=1, num_heads=4, mlp_ratio=4, num_frames=4, petl=petl).double()
+    backbone = VideoMAE(
+        img_size=16, patch_size=8, embed_dims=32, depth=1, num_heads=4, mlp_ratio=4, num_frames=4, petl=petl).double()
     attn = backbone.blocks[0].attn
-    names = {'qkv.weight': 'qkv_weight', 'q_bias': 'q_bias', 'v_bias': 'v_bias', 'proj.weight': 'proj_weight', 'proj.bias': 'proj_bias'}
+    names = {
+        'qkv.weight': 'qkv_weight',
+        'q_bias': 'q_bias',
+        'v_bias': 'v_bias',
+        'proj.weight': 'proj_weight',
+        'proj.bias': 'proj_bias'
+    }
     attn.load_state_dict({ours: golden[theirs] for ours, theirs in names.items()})
     x = golden['x'].double().requires_grad_()
     prompts = {}
@@ -177,18 +211,27 @@ def test_apt_attention_of_videomae(tag):
         block.load_state_dict({'key': golden['p_k'], 'value': golden['p_v'], **scale})
     out = attn(x)
     (out * golden['w']).sum().backward()
-    found = {'out': out.detach(), 'gx': x.grad, **{theirs: block.get_parameter(ours).grad for ours, theirs in prompts.items()}}
+    found = {
+        'out': out.detach(),
+        'gx': x.grad,
+        **{
+            theirs: block.get_parameter(ours).grad
+            for ours, theirs in prompts.items()
+        }
+    }
     for name, value in found.items():
         # The published arrays were computed in single precision.
         np.testing.assert_allclose(value, golden[f'{tag}_{name}'], rtol=1e-6, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize('method,expected', [
-    (dict(type='KAdaptation'), 50176), (dict(type='Compacter'), 48384), (dict(type='LoRA', rank=4, alpha=128, init='normal'), 147456),
-    (dict(type='Adapter', mid_dims=64, kind='pfeiffer', act='relu', pre_norm=True), 1208064)
-], ids=lambda v: v['type'] if isinstance(v, dict) else str(v))
+@pytest.mark.parametrize(
+    'method,expected', [(dict(type='KAdaptation'), 50176), (dict(type='Compacter'), 48384),
+                        (dict(type='LoRA', rank=4, alpha=128, init='normal'), 147456),
+                        (dict(type='Adapter', mid_dims=64, kind='pfeiffer', act='relu', pre_norm=True), 1208064)],
+    ids=lambda v: v['type'] if isinstance(v, dict) else str(v))
 def test_counts_of_the_clip_comparison(method, expected):
-    """Trained parameters beside the head (513 per class) on CLIP ViT-B: the mean over 20 tasks is this plus 29,523.15."""
+    """Trained parameters beside the head (513 per class) on CLIP ViT-B: the mean over 20 tasks is this plus
+    29,523.15."""
     specs = [BlockSpec(i, 0, 768, 12, 3072, 1, (7, 7), patch=(32, 32)) for i in range(12)]
     built = METHODS.build(dict(method, specs=specs))
     assert sum(p.numel() for p in built.parameters() if p.requires_grad) == expected

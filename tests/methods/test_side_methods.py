@@ -66,7 +66,7 @@ def golden(name):
     return {k: torch.from_numpy(v).double() for k, v in np.load(path).items() if v.dtype.kind == 'f'}
 
 
-# -- published arrays ---------------------------------------------------------------------------------------------------------------
+# -- published arrays -------------------------------------------------------------------------------------------------
 
 
 def test_published_qsm():
@@ -99,7 +99,7 @@ def test_published_combination():
         torch.testing.assert_close(getattr(module.gate, p).grad, g[f'grad.get_weight.fc1.{p}'], rtol=0, atol=1e-12)
 
 
-# -- textbook forms -----------------------------------------------------------------------------------------------------------------
+# -- textbook forms ---------------------------------------------------------------------------------------------------
 
 
 def textbook(model, name, image):
@@ -121,7 +121,8 @@ def test_equals_the_textbook_form(name, options):
     feature = model(image)[0]
     want = textbook(model, name, image)
     torch.testing.assert_close(feature, want, rtol=0, atol=1e-10)
-    for p, found, right in zip(model.petl.named_parameters(), gradients(feature, parameters), gradients(want, parameters)):
+    for p, found, right in zip(model.petl.named_parameters(), gradients(feature, parameters),
+                               gradients(want, parameters)):
         torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-10, msg=p[0])
 
 
@@ -158,7 +159,8 @@ def test_recomputation_draws_the_same_dropout(name):
 
 def test_rows_are_dropped_and_rescaled():
     """Over many draws the mean of the combined rows stays that of no dropping, and the first row is always there."""
-    method = SynQT([BlockSpec(i, 0, 8, 2, 32) for i in range(2)], 2, mid_dims=2, qsm_mid_dims=2, drop_rate=0.).double().train()
+    method = SynQT([BlockSpec(i, 0, 8, 2, 32) for i in range(2)], 2, mid_dims=2, qsm_mid_dims=2,
+                   drop_rate=0.).double().train()
     rows = torch.randn(1, 7, 8, dtype=torch.float64).expand(40000, -1, -1)
     with torch.no_grad():
         drawn = method._combine(rows)
@@ -169,7 +171,7 @@ def test_rows_are_dropped_and_rescaled():
     torch.testing.assert_close(method._combine(rows[:1]), whole)
 
 
-# -- the frozen stream --------------------------------------------------------------------------------------------------------------
+# -- the frozen stream ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', METHODS)
@@ -198,8 +200,9 @@ def test_last_block_is_not_updated_for_queries_alone():
 
 def test_only_what_is_read_is_kept_and_computed():
     """Blocks that are not read leave nothing behind, and blocks behind the last one that is read do not run."""
-    for name, layers, kept, runs in [('SynQT', '0-1', [1, 1, 0], 1), ('SynQT', '1-2', [0, 1, 1], 2), ('LST', '0', [1, 1, 0], 1),
-                                     ('LST', '1', [1, 0, 1], 2), ('LST', '2', [1, 0, 1], 3), ('VQT', '0', [1, 0, 1], 3)]:
+    for name, layers, kept, runs in [('SynQT', '0-1', [1, 1, 0], 1), ('SynQT', '1-2', [0, 1, 1], 2),
+                                     ('LST', '0', [1, 1, 0], 1), ('LST', '1', [1, 0, 1], 2), ('LST', '2', [1, 0, 1], 3),
+                                     ('VQT', '0', [1, 0, 1], 3)]:
         model, calls = build(dict(METHODS[name], layers=layers)), []
         for layer in model.layers:
             layer.ffn.layers[0][0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
@@ -219,7 +222,7 @@ def test_compiles_to_one_graph_with_gradients(name):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
-# -- counts, widths, initial values -------------------------------------------------------------------------------------------------
+# -- counts, widths, initial values -----------------------------------------------------------------------------------
 
 
 def count(method):
@@ -283,7 +286,8 @@ def test_synqt_starts_as_published():
     method = SynQT(VIT_B[:2], 16, feat_scale=.7, attn_scale=.3, ffn_scale=.5)
     assert -1 <= method.queries.min() < -.99 and .99 < method.queries.max() <= 1
     assert method.feat_scale.item() == pytest.approx(.7)
-    assert (method.blocks['1']['qsm'].attn_scale.item(), method.blocks['1']['qsm'].ffn_scale.item()) == pytest.approx((.3, .5))
+    assert (method.blocks['1']['qsm'].attn_scale.item(), method.blocks['1']['qsm'].ffn_scale.item()) == pytest.approx(
+        (.3, .5))
     weight = method.blocks['0']['adapter'].fc1.weight
     assert .99 * 768**-.5 < weight.abs().max() <= 768**-.5
 
@@ -295,7 +299,7 @@ def test_vqt_and_lst_start_as_published():
     assert torch.equal(LST(VIT_B[:2]).gates, torch.zeros(2))
 
 
-# -- the head's norm starts from the backbone's -------------------------------------------------------------------------------------
+# -- the head's norm starts from the backbone's -----------------------------------------------------------------------
 
 
 def head_of(model):
@@ -329,7 +333,7 @@ def test_works_without_a_final_norm():
     assert model(images())[0].isfinite().all()
 
 
-# -- bad input ----------------------------------------------------------------------------------------------------------------------
+# -- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('make,message', [
@@ -350,7 +354,7 @@ def test_bad_input(make, message):
         make()
 
 
-# -- kept bytes ---------------------------------------------------------------------------------------------------------------------
+# -- kept bytes -------------------------------------------------------------------------------------------------------
 
 
 def kept_bytes(run, model):
@@ -361,7 +365,8 @@ def kept_bytes(run, model):
     def pack(t):
         storage = t.untyped_storage()
         if storage.data_ptr() not in skip:
-            found[storage.data_ptr()] = (storage.nbytes(), storage)  # the reference keeps the address from being used again
+            # the reference keeps the address from being used again
+            found[storage.data_ptr()] = (storage.nbytes(), storage)
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -382,12 +387,17 @@ def side_bytes(model, image):
 
 
 def test_kept_bytes_of_the_light_forms():
-    """Reading normed tokens keeps less than keys and values, and recomputation leaves little more than what was read."""
+    """Reading normed tokens keeps less than keys and values, and recomputation leaves little more than what was
+    read."""
     image = images(batch=4, size=64, dtype=torch.float32)
     sizes = {}
     for context in ('kv', 'absorb'):
         for light in (False, True):
-            model = build(dict(METHODS['SynQT'], context=context, checkpoint=light), dtype=torch.float32, img_size=64, patch_size=4)
+            model = build(
+                dict(METHODS['SynQT'], context=context, checkpoint=light),
+                dtype=torch.float32,
+                img_size=64,
+                patch_size=4)
             model.train()
             sizes[context, light] = side_bytes(model, image)[0]
     tokens = 257 * 24 * 4 * 4 * 3
@@ -419,7 +429,8 @@ def test_kept_bytes_at_base_size(options, target):
 @pytest.mark.parametrize('name', ['SynQT'])
 def test_videomae(name):
     torch.manual_seed(0)
-    model = VideoMAE(img_size=32, patch_size=16, embed_dims=24, depth=2, num_heads=3, num_frames=4, petl=[METHODS[name]])
+    model = VideoMAE(
+        img_size=32, patch_size=16, embed_dims=24, depth=2, num_heads=3, num_frames=4, petl=[METHODS[name]])
     model.eval()
     assert model(torch.randn(2, 3, 4, 32, 32)).shape == (2, 24)
     with pytest.raises(ValueError, match='class token'):

@@ -36,7 +36,8 @@ def test_formula_and_gradients(dtype, tolerance, level):
 
 
 def kept_bytes(level):
-    """Bytes that autograd keeps for one pass through q, k, v, attention, fc1 and GELU, parameters apart, each storage once."""
+    """Bytes that autograd keeps for one pass through q, k, v, attention, fc1 and GELU, parameters apart, each storage
+    once."""
     method, kept = SSF(specs()), {}
 
     def keep(t):
@@ -80,11 +81,13 @@ def test_folds_into_every_operation(dtype, tolerance):
         for bias in (torch.randn(wide_out, dtype=dtype), None):
             weight = torch.randn(wide_out, wide_in, dtype=dtype) / wide_in ** 0.5
             expected = method.on_linear(0, op, x, F.linear(x, weight, bias))
-            torch.testing.assert_close(F.linear(x, *method.fold(0, op, weight, bias)), expected, atol=tolerance, rtol=tolerance)
+            torch.testing.assert_close(
+                F.linear(x, *method.fold(0, op, weight, bias)), expected, atol=tolerance, rtol=tolerance)
     x, weight, bias = torch.randn(2, 5, 24, dtype=dtype), torch.randn(24, dtype=dtype), torch.randn(24, dtype=dtype)
     for i, op in ((0, 'norm1'), (1, 'norm2'), (1, 'final')):
         expected = method.on_norm(i, op, F.layer_norm(x, (24, ), weight, bias))
-        torch.testing.assert_close(F.layer_norm(x, (24, ), *method.fold(i, op, weight, bias)), expected, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            F.layer_norm(x, (24, ), *method.fold(i, op, weight, bias)), expected, atol=tolerance, rtol=tolerance)
     image, kernel = torch.randn(2, 3, 8, 8, dtype=dtype), torch.randn(24, 3, 4, 4, dtype=dtype) / 7
     expected = method.on_norm(0, 'embed', F.conv2d(image, kernel, bias, 4).flatten(2).transpose(1, 2))
     for shape in (kernel.shape, (24, -1)):
@@ -93,10 +96,9 @@ def test_folds_into_every_operation(dtype, tolerance):
         torch.testing.assert_close(out, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize('options,expected', [
-    (dict(), 12 * 22 * 768 + 2 * 768 * 2), (dict(ops='qkv'), 12 * 6 * 768), (dict(layers='0-5'), 6 * 22 * 768 + 2 * 768),
-    (dict(ops=['final']), 2 * 768)
-])
+@pytest.mark.parametrize('options,expected', [(dict(), 12 * 22 * 768 + 2 * 768 * 2), (dict(ops='qkv'), 12 * 6 * 768),
+                                              (dict(layers='0-5'), 6 * 22 * 768 + 2 * 768),
+                                              (dict(ops=['final']), 2 * 768)])
 def test_count_of_vit_base(options, expected):
     method = SSF(specs([768] * 12, 12), **options)
     assert sum(p.numel() for p in method.parameters()) == expected
@@ -106,7 +108,8 @@ def test_count_of_vit_base(options, expected):
 def test_embedding_and_final_norm_belong_to_the_outer_blocks():
     method = SSF(specs((24, 24, 48)))
     taps = [Tap([method], i) for i in range(3)]
-    assert [method.norm_ops(i) for i in range(3)] == [('embed', 'norm1', 'norm2'), ('norm1', 'norm2'), ('norm1', 'norm2', 'final')]
+    assert [method.norm_ops(i) for i in range(3)] == [('embed', 'norm1', 'norm2'), ('norm1', 'norm2'),
+                                                      ('norm1', 'norm2', 'final')]
     assert taps[2].norm('final', torch.zeros(1, 48)).shape == (1, 48)
     assert set(method.blocks['0']) | set(method.blocks['2']) == set(OPS + NORMS)
 
@@ -115,17 +118,18 @@ def test_start():
     torch.manual_seed(0)
     method = perturb(SSF(specs([768, 768], 12)))
     method.init_weights()
-    scale, shift = (torch.cat([getattr(u, name) for b in method.blocks.values() for u in b.values()]) for name in ('scale', 'shift'))
+    scale, shift = (
+        torch.cat([getattr(u, name) for b in method.blocks.values() for u in b.values()])
+        for name in ('scale', 'shift'))
     assert abs(scale.mean() - 1) < 1e-3 and abs(shift.mean()) < 1e-3
     assert abs(scale.std() - 0.02) < 1e-3 and abs(shift.std() - 0.02) < 1e-3
     exact, y = SSF(specs(), std=0.), torch.randn(2, 5, 24)
     assert torch.equal(exact.on_linear(0, 'q', y, y), y)
 
 
-@pytest.mark.parametrize('options,message', [
-    (dict(ops=['q', 'norm3']), "unknown op 'norm3'; did you mean"), (dict(std=-1.), 'std must be >= 0'), (dict(ops=[]), 'no op given'),
-    (dict(ops=['final'], layers=0), 'do not occur in blocks (0,)')
-])
+@pytest.mark.parametrize('options,message', [(dict(ops=['q', 'norm3']), "unknown op 'norm3'; did you mean"),
+                                             (dict(std=-1.), 'std must be >= 0'), (dict(ops=[]), 'no op given'),
+                                             (dict(ops=['final'], layers=0), 'do not occur in blocks (0,)')])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match='SSF') as error:
         SSF(specs(), **options)
@@ -144,5 +148,6 @@ def test_bfloat16_keeps_one_half_precision_tensor_for_the_backward_pass():
 
 def test_compiles_to_one_graph():
     method, y = perturb(SSF(specs())), torch.randn(2, 5, 24)
-    compiled = torch.compile(lambda t: method.on_norm(1, 'final', method.on_linear(1, 'v', t, t)), fullgraph=True, backend='eager')
+    compiled = torch.compile(
+        lambda t: method.on_norm(1, 'final', method.on_linear(1, 'v', t, t)), fullgraph=True, backend='eager')
     assert torch.equal(compiled(y), method.on_norm(1, 'final', method.on_linear(1, 'v', y, y)))

@@ -53,8 +53,8 @@ def load_reference(model, sd):
         for i in range(len(model.layers)):
             ref, own = f'encoder.layer.{i}.', f'layers.{i}.'
             out[f'{own}attn.qkv.{kind}'] = torch.cat([sd[f'{ref}attn.{op}.{kind}'] for op in ('query', 'key', 'value')])
-            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'), ('ffn.fc1', 'ffn.layers.0.0'),
-                                 ('ffn.fc2', 'ffn.layers.1')):
+            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'),
+                                 ('ffn.fc1', 'ffn.layers.0.0'), ('ffn.fc2', 'ffn.layers.1')):
                 out[f'{own}{ours}.{kind}'] = sd[f'{ref}{theirs}.{kind}']
     missing, unexpected = model.load_state_dict(out, strict=False)
     assert not unexpected and all(k.startswith('petl.') for k in missing), (missing, unexpected)
@@ -86,7 +86,8 @@ def test_golden(case, full):
 
 @pytest.mark.parametrize('out_type', ['cls_token', 'avg_featmap'])
 def test_prefix_form_equals_full_form(out_type):
-    """Deep prompts whose outputs are discarded act as keys and values only; outputs and gradients are those of the textbook form."""
+    """Deep prompts whose outputs are discarded act as keys and values only; outputs and gradients are those of the
+    textbook form."""
     model = tiny_vit([dict(type='VPT', num_tokens=5)], out_type=out_type, final_norm=out_type == 'cls_token')
     x = torch.randn(2, 3, 16, 16)
     results = []
@@ -100,8 +101,10 @@ def test_prefix_form_equals_full_form(out_type):
         torch.testing.assert_close(short, textbook, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize('petl', [dict(type='VPT', num_tokens=3), dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4)],
-                         ids=lambda petl: petl['type'])
+@pytest.mark.parametrize(
+    'petl', [dict(type='VPT', num_tokens=3),
+             dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4)],
+    ids=lambda petl: petl['type'])
 @pytest.mark.parametrize('name', ['vit', 'clip', 'swin', 'videomae'])
 def test_prefix_form_equals_full_form_on_every_backbone(name, petl):
     backbone = BACKBONE[name]
@@ -123,7 +126,10 @@ def test_prefix_form_equals_full_form_on_every_backbone(name, petl):
 @pytest.mark.parametrize('pool', [True, False])
 def test_mean_pooling_with_and_without_prompts(pool):
     """MAE pooling against a textbook forward that carries the prompts."""
-    model = tiny_vit([dict(type='VPT', num_tokens=5, pool_prompts=pool)], depth=1, out_type='avg_featmap', final_norm=False)
+    model = tiny_vit([dict(type='VPT', num_tokens=5, pool_prompts=pool)],
+                     depth=1,
+                     out_type='avg_featmap',
+                     final_norm=False)
     model.eval()
     x = torch.randn(2, 3, 16, 16)
     with model.petl.disabled():
@@ -136,10 +142,15 @@ def test_mean_pooling_with_and_without_prompts(pool):
 
 @pytest.mark.parametrize('deep', [True, False])
 def test_swin_samples_do_not_see_their_batch(deep):
-    """The published Swin mixes prompts of different samples when they differ, as they do below the first block of shallow prompts."""
+    """The published Swin mixes prompts of different samples when they differ, as they do below the first block of
+    shallow prompts."""
     torch.manual_seed(0)
     model = SwinTransformer(
-        dict(embed_dims=8, depths=[2, 2], num_heads=[1, 2]), img_size=32, patch_size=4, window_size=4, out_indices=(1, ))
+        dict(embed_dims=8, depths=[2, 2], num_heads=[1, 2]),
+        img_size=32,
+        patch_size=4,
+        window_size=4,
+        out_indices=(1, ))
     attach(model, [dict(type='VPT', num_tokens=3, deep=deep)]).eval()
     x = torch.randn(3, 3, 32, 32)
     together = model(x)[0]
@@ -166,7 +177,8 @@ def swin_block(z, shift):
 
 @pytest.mark.parametrize('shift', [0, 2])
 def test_golden_swin_block(shift):
-    """The reference averages prompts over windows of different samples, so only its result for each sample alone is right.
+    """The reference averages prompts over windows of different samples, so only its result for each sample alone is
+    right.
 
     Where prompts are equal over the batch, as deep ones are, the grid tokens come out right.
     """
@@ -179,10 +191,15 @@ def test_golden_swin_block(shift):
 
 
 def test_golden_swin_merging():
-    """A prompt is merged with three copies of itself; the reference stores positions before channels, mmpretrain channels first."""
+    """A prompt is merged with three copies of itself; the reference stores positions before channels, mmpretrain
+    channels first."""
     z = golden('e2vpt_swin_vpt_block')
     model = SwinTransformer(
-        dict(embed_dims=16, depths=[1, 1], num_heads=[2, 2]), img_size=32, patch_size=4, window_size=4, out_indices=(1, ))
+        dict(embed_dims=16, depths=[1, 1], num_heads=[2, 2]),
+        img_size=32,
+        patch_size=4,
+        window_size=4,
+        out_indices=(1, ))
     attach(model, [])
     merging = model.stages[0].downsample
     order = [0, 2, 1, 3]
@@ -196,7 +213,8 @@ def test_golden_swin_merging():
 
 
 def test_initial_bounds():
-    """0.0625 on ViT-B/16 and 0.1846 on Swin-B for every stage; the projected width counts where there is a projection."""
+    """0.0625 on ViT-B/16 and 0.1846 on Swin-B for every stage; the projected width counts where there is a
+    projection."""
     for blocks, bound in ((specs(), 0.0625), (swin_b_specs(), 0.184637), (specs(patch=(2, 16, 16)), 0.0625)):
         method = VPT(blocks, num_tokens=50)
         assert method.bound == pytest.approx(bound, abs=1e-5)
@@ -207,9 +225,13 @@ def test_initial_bounds():
     assert method.project.weight.std().item() == pytest.approx((2 / 768)**0.5, rel=0.02)
 
 
-@pytest.mark.parametrize('kwargs, count', [
-    (dict(num_tokens=7), 9216 * 7), (dict(num_tokens=7, deep=False), 768 * 7), (dict(num_tokens=7, layers='0-4'), 768 * 7 * 5),
-    (dict(num_tokens=7, project=64), 12 * 64 * 7 + 768 * 64 + 768), (dict(num_tokens={'0-5': 2, 'default': 4}), 768 * 36)])
+@pytest.mark.parametrize('kwargs, count', [(dict(num_tokens=7), 9216 * 7), (dict(num_tokens=7, deep=False), 768 * 7),
+                                           (dict(num_tokens=7, layers='0-4'), 768 * 7 * 5),
+                                           (dict(num_tokens=7, project=64), 12 * 64 * 7 + 768 * 64 + 768),
+                                           (dict(num_tokens={
+                                               '0-5': 2,
+                                               'default': 4
+                                           }), 768 * 36)])
 def test_counts_vit_b(kwargs, count):
     assert sum(p.numel() for p in VPT(specs(), **kwargs).parameters()) == count
 

@@ -29,8 +29,11 @@ def tokens():
 def test_equals_open_clip(act):
     open_clip = pytest.importorskip('open_clip')
     torch.manual_seed(0)
-    peer = open_clip.model.CLIP(16, dict(layers=1, width=64, patch_size=8, image_size=16),
-                                dict(context_length=12, vocab_size=100, width=64, heads=1, layers=2), quick_gelu=act == 'quick_gelu').eval()
+    peer = open_clip.model.CLIP(
+        16,
+        dict(layers=1, width=64, patch_size=8, image_size=16),
+        dict(context_length=12, vocab_size=100, width=64, heads=1, layers=2),
+        quick_gelu=act == 'quick_gelu').eval()
     tower = build_text_tower(peer.state_dict(), act)
     ids = tokens()
     with torch.no_grad():
@@ -42,9 +45,18 @@ def test_equals_open_clip(act):
 def test_equals_transformers():
     transformers = pytest.importorskip('transformers')
     torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(vocab_size=100, hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=1,
-                                         max_position_embeddings=12, projection_dim=16, hidden_act='quick_gelu', eos_token_id=99,
-                                         bos_token_id=98, pad_token_id=0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=100,
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        max_position_embeddings=12,
+        projection_dim=16,
+        hidden_act='quick_gelu',
+        eos_token_id=99,
+        bos_token_id=98,
+        pad_token_id=0)
     peer = transformers.CLIPTextModelWithProjection(config).eval()
     tower = build_text_tower(peer.state_dict())
     ids = tokens()
@@ -88,13 +100,25 @@ def test_tool_writes_features_of_a_suite(tmp_path):
     for task in ('eurosat_clip', 'kitti-distance'):
         suite_data.write_elevater(tmp_path, task, dict(test=1))
     assert Elevater('kitti-distance', 'test', data_root=str(tmp_path)).CLASSES == tuple(f'class {i}' for i in range(4))
-    (tmp_path / 'p.json').write_text(json.dumps({'mnist': dict(classes=[str(i) for i in range(10)], templates=['digit {}'])}))
-    command = [sys.executable, str(ROOT / 'tools/text_features.py'), str(tmp_path / 'clip.pth'), '--out', str(tmp_path / 'out')]
-    done = subprocess.run([*command, '--suite', 'elevater', '--root', str(tmp_path), '--prompts', str(tmp_path / 'p.json'),
-                           '--tasks', 'eurosat_clip', 'kitti-distance', 'mnist'], capture_output=True, text=True)
+    (tmp_path / 'p.json').write_text(
+        json.dumps({'mnist': dict(classes=[str(i) for i in range(10)], templates=['digit {}'])}))
+    command = [
+        sys.executable,
+        str(ROOT / 'tools/text_features.py'),
+        str(tmp_path / 'clip.pth'), '--out',
+        str(tmp_path / 'out')
+    ]
+    done = subprocess.run([
+        *command, '--suite', 'elevater', '--root',
+        str(tmp_path), '--prompts',
+        str(tmp_path / 'p.json'), '--tasks', 'eurosat_clip', 'kitti-distance', 'mnist'
+    ],
+                          capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     features = load_text_features(str(tmp_path / 'out/eurosat_clip.npz'), 10, 16)
-    assert features.class_names[3] == 'class 3' and features.templates == ('a photo of a {}.', ) and features.model == 'clip'
+    assert features.class_names[3] == 'class 3' and features.templates == (
+        'a photo of a {}.', ) and features.model == 'clip'
     assert load_text_features(str(tmp_path / 'out/mnist.npz')).templates == ('digit {}', )
     wrong = subprocess.run([*command, '--suite', 'vtab', '--tasks', 'svhn'], capture_output=True, text=True)
     assert wrong.returncode == 1 and 'give them with --prompts' in wrong.stderr

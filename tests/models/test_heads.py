@@ -27,7 +27,7 @@ def text_file(path, weight, names=None):
     return str(path)
 
 
-# -- golden -----------------------------------------------------------------------------------------------------------------------------
+# -- golden -----------------------------------------------------------------------------------------------------------
 
 def test_language_head_with_feature_bn_equals_golden(golden, tmp_path):
     weight = class_weights(golden['prompt_features'])
@@ -45,14 +45,15 @@ def test_language_head_with_feature_bn_equals_golden(golden, tmp_path):
 
 
 def test_zero_shot_head_equals_golden(golden, tmp_path):
-    head = MODELS.build(dict(type='mmpetl.ZeroShotHead', text_features=text_file(tmp_path / 't.npz', golden['weight']), num_classes=3))
+    head = MODELS.build(
+        dict(type='mmpetl.ZeroShotHead', text_features=text_file(tmp_path / 't.npz', golden['weight']), num_classes=3))
     samples = head.predict((golden['features'], ))
     got = torch.stack([s.pred_score for s in samples])
     torch.testing.assert_close(got, golden['zeroshot_probs'], rtol=1e-4, atol=1e-12)
     assert not list(head.parameters()) and not head.state_dict()
 
 
-# -- options and initialisers -----------------------------------------------------------------------------------------------------------
+# -- options and initialisers -----------------------------------------------------------------------------------------
 
 def test_without_options_it_is_mmpretrains_linear_head():
     ours = MODELS.build(dict(type='mmpetl.FeatureHead', num_classes=4, in_channels=8))
@@ -67,8 +68,18 @@ def test_without_options_it_is_mmpretrains_linear_head():
 
 def test_vpt_and_synqt_head_initialisers():
     """VPT: kaiming normal over fan_out, bias -log(99). SynQT: PyTorch's default."""
-    vpt = MODELS.build(dict(type='LinearClsHead', num_classes=200, in_channels=768, init_cfg=dict(
-        type='Kaiming', layer='Linear', mode='fan_out', nonlinearity='relu', distribution='normal', bias=-4.59511985013459)))
+    vpt = MODELS.build(
+        dict(
+            type='LinearClsHead',
+            num_classes=200,
+            in_channels=768,
+            init_cfg=dict(
+                type='Kaiming',
+                layer='Linear',
+                mode='fan_out',
+                nonlinearity='relu',
+                distribution='normal',
+                bias=-4.59511985013459)))
     torch.manual_seed(3)
     vpt.init_weights()
     torch.manual_seed(3)
@@ -110,12 +121,13 @@ def test_feature_bn_takes_a_batch_of_one_and_leaves_its_statistics():
     torch.testing.assert_close(got, head.eval()((x, )))
 
 
-# -- text-feature files -----------------------------------------------------------------------------------------------------------------
+# -- text-feature files -----------------------------------------------------------------------------------------------
 
 def test_text_feature_file_round_trip_and_checks(tmp_path):
     weight = torch.nn.functional.normalize(torch.randn(3, 8), dim=1)
     path = str(tmp_path / 'sub/t.npz')
-    save_text_features(path, TextFeatures(weight, ('cat', 'dog', 'cow'), ('a photo of a {}.', ), 4.5, 'openai/ViT-B-32', 'ab' * 32))
+    save_text_features(
+        path, TextFeatures(weight, ('cat', 'dog', 'cow'), ('a photo of a {}.', ), 4.5, 'openai/ViT-B-32', 'ab' * 32))
     got = load_text_features(path, 3, 8)
     torch.testing.assert_close(got.weight, weight, rtol=0, atol=0)
     assert (got.class_names, got.templates, got.logit_scale, got.model, got.checkpoint_sha256) == (
@@ -135,9 +147,11 @@ def test_text_feature_file_round_trip_and_checks(tmp_path):
         load_text_features(str(tmp_path / 'other.npz'))
 
 
-# -- the CLIP projection ----------------------------------------------------------------------------------------------------------------
+# -- the CLIP projection ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('name, transposed', [('visual.proj', False), ('visual_projection.weight', True), ('neck.proj', False)])
+
+@pytest.mark.parametrize('name, transposed', [('visual.proj', False), ('visual_projection.weight', True),
+                                              ('neck.proj', False)])
 def test_projection_is_found_under_every_published_name(tmp_path, name, transposed):
     proj = torch.randn(6, 4)
     path = str(tmp_path / 'clip.pth')
@@ -171,7 +185,8 @@ def test_projection_is_completed_when_weights_lack_it(tmp_path):
 
 
 def test_heads_inside_an_image_classifier(tmp_path):
-    """CLIP tower, frozen projection and feature head: loss, gradients, prediction; the state dict holds each tensor once."""
+    """CLIP tower, frozen projection and feature head: loss, gradients, prediction; the state dict holds each tensor
+    once."""
     model = MODELS.build(dict(
         type='ImageClassifier',
         data_preprocessor=dict(type='ClsDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
@@ -182,8 +197,10 @@ def test_heads_inside_an_image_classifier(tmp_path):
     model.init_weights()
     model.train()
     assert model.head.bn.training
-    batch = model.data_preprocessor(dict(inputs=[torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8) for _ in range(4)],
-                                         data_samples=[DataSample().set_gt_label(i) for i in range(4)]), True)
+    batch = model.data_preprocessor(
+        dict(
+            inputs=[torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8) for _ in range(4)],
+            data_samples=[DataSample().set_gt_label(i) for i in range(4)]), True)
     loss = model.loss(batch['inputs'], batch['data_samples'])['loss']
     loss.backward()
     trained = {n for n, p in model.named_parameters() if p.grad is not None}

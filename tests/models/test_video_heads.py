@@ -63,7 +63,8 @@ def test_initial_weights():
     assert mae.fc_cls.bias.abs().max() == 0
 
 
-@pytest.mark.parametrize('kind, feature, average', [('VideoSwinHead', (16, 4, 3, 3), 'score'), ('VideoMAEHead', (16, ), 'prob')])
+@pytest.mark.parametrize('kind, feature, average', [('VideoSwinHead', (16, 4, 3, 3), 'score'),
+                                                    ('VideoMAEHead', (16, ), 'prob')])
 def test_views_are_averaged_as_published_and_kept(kind, feature, average):
     head = build(kind, num_classes=5, in_channels=16, average_clips=average, keep_views=True, init_std=1.)
     head.init_weights()

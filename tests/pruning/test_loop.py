@@ -1,4 +1,5 @@
-"""The pruning loop on generated pictures through MMEngine's Runner: phases together and alone, rewinding, search, kill and resume."""
+"""The pruning loop on generated pictures through MMEngine's Runner: phases together and alone, rewinding, search, kill
+and resume."""
 
 import copy
 import inspect
@@ -53,8 +54,14 @@ class ToyStripes(BaseDataset):
 def config(work_dir, *, loop=None, petl=None, swin=False, resume=False, validate=True, often=False, **extra):
     petl = petl or dict(type='E2VPT', num_tokens=5, num_kv_tokens=2, segments=4)
     if swin:
-        backbone = dict(type='mmpetl.SwinTransformer', arch=dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2]), img_size=16, patch_size=2,
-                        window_size=4, out_indices=(1, ), petl=[petl])
+        backbone = dict(
+            type='mmpetl.SwinTransformer',
+            arch=dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2]),
+            img_size=16,
+            patch_size=2,
+            window_size=4,
+            out_indices=(1, ),
+            petl=[petl])
     else:
         arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
         backbone = dict(type='mmpetl.VisionTransformer', arch=arch, img_size=16, patch_size=8, petl=[petl])
@@ -62,17 +69,32 @@ def config(work_dir, *, loop=None, petl=None, swin=False, resume=False, validate
                  head=dict(type='LinearClsHead', num_classes=3, in_channels=16))
 
     def loader(seed, shuffle):
-        return dict(batch_size=6, num_workers=0, dataset=dict(type='ToyStripes', seed=seed), collate_fn=dict(type='default_collate'),
-                    sampler=dict(type='DefaultSampler', shuffle=shuffle))
+        return dict(
+            batch_size=6,
+            num_workers=0,
+            dataset=dict(type='ToyStripes', seed=seed),
+            collate_fn=dict(type='default_collate'),
+            sampler=dict(type='DefaultSampler', shuffle=shuffle))
 
     checking = dict(val_dataloader=loader(1, False), val_cfg=dict(), val_evaluator=dict(type='Accuracy', topk=(1, )))
-    loop = dict(dict(type='mmpetl.E2VPTLoop', max_epochs=3, search_epochs=1, percents=(40, ), min_segments=1), **(loop or {}))
+    loop = dict(
+        dict(type='mmpetl.E2VPTLoop', max_epochs=3, search_epochs=1, percents=(40, ), min_segments=1), **(loop or {}))
     cfg = dict(
-        default_scope='mmpretrain', work_dir=str(work_dir), model=model, train_dataloader=loader(0, True), train_cfg=loop, resume=resume,
+        default_scope='mmpretrain',
+        work_dir=str(work_dir),
+        model=model,
+        train_dataloader=loader(0, True),
+        train_cfg=loop,
+        resume=resume,
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=1e-3)),
-        param_scheduler=[dict(type='CosineAnnealingLR', by_epoch=True, T_max=3)], randomness=dict(seed=0), log_level='WARNING',
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', **(dict(interval=1, save_best='auto', rule='greater') if often else {}))),
-        experiment_name=f'pruning_{next(_names)}_{os.getpid()}', **(checking if validate else {}))
+        param_scheduler=[dict(type='CosineAnnealingLR', by_epoch=True, T_max=3)],
+        randomness=dict(seed=0),
+        log_level='WARNING',
+        default_hooks=dict(
+            checkpoint=dict(
+                type='CheckpointHook', **(dict(interval=1, save_best='auto', rule='greater') if often else {}))),
+        experiment_name=f'pruning_{next(_names)}_{os.getpid()}',
+        **(checking if validate else {}))
     if often:
         cfg['custom_hooks'] = [dict(type='mmpetl.AdapterHook'), dict(type='mmpetl.GradientAuditHook')]
     return Config({**cfg, **extra})
@@ -129,7 +151,8 @@ def test_one_run_does_everything(whole):
     assert all(len(s) == 4 - segments for s in state['kept']['segments'].values())
     assert method.token_mask.nonzero()[:, 0].tolist() == state['kept']['tokens']
     assert [t.num_prompts for t in runner.model.backbone.petl.taps] == [5 - tokens] * 2
-    assert state['runs'][0] == dict(tokens=0, segments=0, value=state['runs'][0]['value']), 'the unpruned model is a candidate'
+    assert state['runs'][0] == dict(
+        tokens=0, segments=0, value=state['runs'][0]['value']), 'the unpruned model is a candidate'
     assert set(state['results']) == {'train', 'retrain'} and state['results']['retrain']['accuracy/top1'] > 50
     assert {'init.safetensors', 'trained.safetensors', 'rewound.safetensors', 'state.json', 'timeline.png'} == {
         p.name for p in (folder / 'pruning').iterdir()}
@@ -226,7 +249,8 @@ def values_before_training(monkeypatch):
     def spying(self, resumed):
         renew(self, resumed)
         name = f'{len(seen)}'
-        seen[name] = (copy.deepcopy(self.model.backbone.petl.e2vpt.state_dict()), copy.deepcopy(self.model.head.state_dict()))
+        seen[name] = (copy.deepcopy(self.model.backbone.petl.e2vpt.state_dict()),
+                      copy.deepcopy(self.model.head.state_dict()))
 
     monkeypatch.setattr(E2VPTLoop, '_renew', spying)
     return seen
@@ -234,7 +258,8 @@ def values_before_training(monkeypatch):
 
 @pytest.mark.parametrize('rewind', ['init', 'reinit', 'keep'])
 def test_rewinding(tmp_path, monkeypatch, rewind):
-    """Prompts, key/value prompts and head start 'retrain' from the values that the word promises, without the pruned rows."""
+    """Prompts, key/value prompts and head start 'retrain' from the values that the word promises, without the pruned
+    rows."""
     seen = values_before_training(monkeypatch)
     run(tmp_path, loop=dict(tokens=2, segments=1, max_epochs=1, rewind=rewind))
     files = PruningFiles(str(tmp_path / 'pruning'))
@@ -246,7 +271,8 @@ def test_rewinding(tmp_path, monkeypatch, rewind):
         assert torch.equal(method[f'prompts.{i}'], start) == (rewind == 'init')
         assert torch.equal(method[f'prompts.{i}'], end) == (rewind == 'keep')
     start, end = init['head.fc.weight'], done['head.fc.weight']
-    assert torch.equal(head['fc.weight'], start) == (rewind == 'init') and torch.equal(head['fc.weight'], end) == (rewind == 'keep')
+    assert torch.equal(head['fc.weight'], start) == (rewind == 'init') and torch.equal(head['fc.weight'], end) == (
+        rewind == 'keep')
     assert method['prompts.0'].shape == (3, 16) and head['fc.weight'].abs().max() < (1 if rewind == 'keep' else 0.05)
 
 
@@ -272,7 +298,8 @@ def test_killed_and_resumed(tmp_path, monkeypatch, whole, run_name, epoch):
     folder, together = whole
     after, other = state_of(tmp_path), state_of(folder)
     assert after['runs'][:len(before['runs'])] == before['runs']
-    if run_name != 'train':  # MMEngine does not restore random numbers within a training, and nothing here draws any but the order
+    # MMEngine does not restore random numbers within a training, and nothing here draws any but the order
+    if run_name != 'train':
         assert after == other
     assert after['done'] == list(PHASES)
     if run_name == 'prune 2 0':
@@ -307,14 +334,22 @@ def test_swin(tmp_path):
 
 
 def test_scoring_on_other_data(tmp_path, monkeypatch):
-    other = dict(batch_size=4, num_workers=0, dataset=dict(type='ToyStripes', length=10, seed=5), collate_fn=dict(type='default_collate'))
+    other = dict(
+        batch_size=4,
+        num_workers=0,
+        dataset=dict(type='ToyStripes', length=10, seed=5),
+        collate_fn=dict(type='default_collate'))
     run(tmp_path, loop=dict(tokens=2, segments=1, max_epochs=1, score_dataloader=other))
     assert state_of(tmp_path)['scores']['samples'] == 10
 
 
 def test_short_schedule():
-    full = [dict(type='LinearLR', by_epoch=True, begin=0, end=10), dict(type='CosineAnnealingLR', T_max=90, begin=10, end=100),
-            dict(type='LinearLR', by_epoch=False, begin=0, end=500), dict(type='MultiStepLR', milestones=[50, 80], gamma=0.1)]
+    full = [
+        dict(type='LinearLR', by_epoch=True, begin=0, end=10),
+        dict(type='CosineAnnealingLR', T_max=90, begin=10, end=100),
+        dict(type='LinearLR', by_epoch=False, begin=0, end=500),
+        dict(type='MultiStepLR', milestones=[50, 80], gamma=0.1)
+    ]
     short = scale_schedule(full, 0.2)
     assert [(s.get('begin'), s.get('end')) for s in short] == [(0, 2), (2, 20), (0, 500), (None, None)]
     assert short[1]['T_max'] == 18 and short[3]['milestones'] == [10, 16] and short[3]['gamma'] == 0.1
@@ -326,7 +361,8 @@ def test_learning_rate_of_candidates_follows_the_short_schedule(tmp_path, monkey
     run_iter = E2VPTLoop.run_iter
 
     def spying(self, *args):
-        rates.setdefault((self.runner.message_hub.get_info('e2vpt_run'), self._epoch), self.runner.optim_wrapper.get_lr()['lr'][0])
+        rates.setdefault((self.runner.message_hub.get_info('e2vpt_run'), self._epoch),
+                         self.runner.optim_wrapper.get_lr()['lr'][0])
         run_iter(self, *args)
 
     monkeypatch.setattr(E2VPTLoop, 'run_iter', spying)
@@ -335,16 +371,20 @@ def test_learning_rate_of_candidates_follows_the_short_schedule(tmp_path, monkey
     assert rates['prune 1 0', 0] == 0.2 and rates['prune 1 0', 1] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize('loop, message', [
-    (dict(phases=('train', 'prune', 'score')), 'phases must be some of train, score, prune, rewind, retrain, in this order'),
-    (dict(phases=('train', 'rescore')), "unknown phases 'rescore'; did you mean 'score'"),
-    (dict(tokens=5), "tokens must be 'search' or a number to prune in 0..4, got 5"),
-    (dict(segments=-1), "segments must be 'search' or a number to prune in 0..3, got -1"),
-    (dict(tokens='serch'), "tokens must be 'search'"), (dict(rewind='initial'), "unknown rewind 'initial'"),
-    (dict(search_epochs=0), 'E2VPTLoop: search_epochs'), (dict(patience=0), 'E2VPTLoop: patience'),
-    (dict(min_tokens=9), 'a minimum of 9 of 5 units'), (dict(scorer=dict(target='keys')), "unknown target 'keys'"),
-    (dict(phases=('score', )), 'phase score needs a trained model'), (dict(phases=('prune', )), 'there are no scores yet'),
-    (dict(phases=('rewind', )), "nothing was chosen yet: run phase 'prune'")])
+@pytest.mark.parametrize('loop, message',
+                         [(dict(phases=('train', 'prune', 'score')),
+                           'phases must be some of train, score, prune, rewind, retrain, in this order'),
+                          (dict(phases=('train', 'rescore')), "unknown phases 'rescore'; did you mean 'score'"),
+                          (dict(tokens=5), "tokens must be 'search' or a number to prune in 0..4, got 5"),
+                          (dict(segments=-1), "segments must be 'search' or a number to prune in 0..3, got -1"),
+                          (dict(tokens='serch'), "tokens must be 'search'"),
+                          (dict(rewind='initial'), "unknown rewind 'initial'"),
+                          (dict(search_epochs=0), 'E2VPTLoop: search_epochs'),
+                          (dict(patience=0), 'E2VPTLoop: patience'), (dict(min_tokens=9), 'a minimum of 9 of 5 units'),
+                          (dict(scorer=dict(target='keys')), "unknown target 'keys'"),
+                          (dict(phases=('score', )), 'phase score needs a trained model'),
+                          (dict(phases=('prune', )), 'there are no scores yet'),
+                          (dict(phases=('rewind', )), "nothing was chosen yet: run phase 'prune'")])
 def test_bad_options(tmp_path, loop, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, loop=loop)
@@ -397,11 +437,24 @@ print('RANK', os.environ['RANK'], method.num_prompts(0), sum(p.double().sum().it
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     """Data-parallel wrappers are renewed at every change of shapes; both processes choose and end the same."""
-    base = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(20000 + os.getpid() % 20000), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
-                OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    base = dict(
+        os.environ,
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(20000 + os.getpid() % 20000),
+        WORLD_SIZE='2',
+        LOCAL_WORLD_SIZE='2',
+        OMP_NUM_THREADS='1',
+        PYTHONPATH=str(ROOT))
     running = [
-        subprocess.Popen([sys.executable, '-c', SCRIPT, str(Path(__file__).parent), str(tmp_path)], stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=dict(base, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
+        subprocess.Popen(
+            [sys.executable, '-c', SCRIPT, str(Path(__file__).parent),
+             str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=dict(base, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)
+    ]
     answers = [process.communicate(timeout=120) for process in running]
     assert [process.returncode for process in running] == [0, 0], answers[0][1][-2000:]
     ends = [next(line.split()[2:] for line in out.splitlines() if line.startswith('RANK')) for out, _ in answers]

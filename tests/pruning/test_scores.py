@@ -31,15 +31,27 @@ def classifier(depth=3, swin=False, petl=None, **kwargs):
     torch.manual_seed(0)
     petl = petl or [dict(type='E2VPT', num_tokens=10, num_kv_tokens=3, segments=4 if swin else 16, **kwargs)]
     if swin:
-        backbone = dict(type='mmpetl.SwinTransformer', arch=dict(embed_dims=8, depths=[2, 2], num_heads=[1, 2]), img_size=16, patch_size=2,
-                        window_size=4, out_indices=(1, ), petl=petl)
+        backbone = dict(
+            type='mmpetl.SwinTransformer',
+            arch=dict(embed_dims=8, depths=[2, 2], num_heads=[1, 2]),
+            img_size=16,
+            patch_size=2,
+            window_size=4,
+            out_indices=(1, ),
+            petl=petl)
         neck, width = dict(type='mmpretrain.GlobalAveragePooling'), 16
     else:
         arch = dict(embed_dims=32, num_layers=depth, num_heads=4, feedforward_channels=64)
         backbone = dict(
-            type='mmpetl.VisionTransformer', arch=arch, img_size=16, patch_size=8, norm_cfg=dict(type='LN', eps=1e-6), petl=petl)
+            type='mmpetl.VisionTransformer',
+            arch=arch,
+            img_size=16,
+            patch_size=8,
+            norm_cfg=dict(type='LN', eps=1e-6),
+            petl=petl)
         neck, width = None, 32
-    model = ImageClassifier(backbone=backbone, neck=neck, head=dict(type='mmpretrain.LinearClsHead', num_classes=5, in_channels=width))
+    model = ImageClassifier(
+        backbone=backbone, neck=neck, head=dict(type='mmpretrain.LinearClsHead', num_classes=5, in_channels=width))
     with torch.no_grad():
         for name, p in model.named_parameters():
             if 'petl' not in name:
@@ -50,11 +62,14 @@ def classifier(depth=3, swin=False, petl=None, **kwargs):
 def reference_classifier(z, **kwargs):
     model, sd = classifier(**kwargs), {k.removeprefix('sd.enc.transformer.'): v for k, v in z.items()}
     out = {
-        'cls_token': sd['embeddings.cls_token'], 'pos_embed': sd['embeddings.position_embeddings'],
+        'cls_token': sd['embeddings.cls_token'],
+        'pos_embed': sd['embeddings.position_embeddings'],
         'patch_embed.projection.weight': sd['embeddings.patch_embeddings.weight'],
-        'patch_embed.projection.bias': sd['embeddings.patch_embeddings.bias'], 'petl.e2vpt.prompts.0': sd['prompt_embeddings'][0],
+        'patch_embed.projection.bias': sd['embeddings.patch_embeddings.bias'],
+        'petl.e2vpt.prompts.0': sd['prompt_embeddings'][0],
         'petl.e2vpt.token_mask': sd['prompt_soft_tokens_mask_cls_token'],
-        'petl.e2vpt.segment_mask': sd['prompt_soft_tokens_pieces_mask_cls_token']}
+        'petl.e2vpt.segment_mask': sd['prompt_soft_tokens_pieces_mask_cls_token']
+    }
     for i in range(3):
         out[f'petl.e2vpt.kv_prompts.{i}'] = sd[f'encoder.layer.{i}.attn.deep_QKV_embeddings'][None]
         if i:
@@ -64,8 +79,8 @@ def reference_classifier(z, **kwargs):
         for i in range(3):
             ref, own = f'encoder.layer.{i}.', f'layers.{i}.'
             out[f'{own}attn.qkv.{kind}'] = torch.cat([sd[f'{ref}attn.{op}.{kind}'] for op in ('query', 'key', 'value')])
-            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'), ('ffn.fc1', 'ffn.layers.0.0'),
-                                 ('ffn.fc2', 'ffn.layers.1')):
+            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'),
+                                 ('ffn.fc1', 'ffn.layers.0.0'), ('ffn.fc2', 'ffn.layers.1')):
                 out[f'{own}{ours}.{kind}'] = sd[f'{ref}{theirs}.{kind}']
     model.backbone.load_state_dict(out)
     model.head.fc.load_state_dict({k: z[f'sd.head.last_layer.{k}'] for k in ('weight', 'bias')})
@@ -96,7 +111,8 @@ def batches(count=12, size=4):
 
 @pytest.mark.parametrize('variant', ['paper', 'released'])
 def test_golden_published_scores(variant):
-    """The published signed score, whether masks are buffers or trained parameters, and the masks that follow from it."""
+    """The published signed score, whether masks are buffers or trained parameters, and the masks that follow from
+    it."""
     z = golden()
     scores = PromptScorer(variant='released').score(reference_classifier(z, variant=variant), golden_batches(z))
     torch.testing.assert_close(scores.tokens.float(), z['token_importance'], atol=1e-7, rtol=0)
@@ -105,7 +121,8 @@ def test_golden_published_scores(variant):
     model.data_preprocessor = Double()
     exact = PromptScorer(variant='released').score(model, golden_batches(z))
     torch.testing.assert_close(exact.tokens, z['token_importance_fp64'], atol=1e-12, rtol=0)
-    for name, levels, index in (('token', z['token_increments'].cumsum(0), 0), ('piece', z['piece_increments'].cumsum(0), 1)):
+    for name, levels, index in (('token', z['token_increments'].cumsum(0), 0), ('piece',
+                                                                                z['piece_increments'].cumsum(0), 1)):
         for level, mask in zip(levels.tolist(), z[f'{name}_masks']):
             chosen = exact.choose(*((level, 0) if index == 0 else (0, level)))[index]
             assert torch.equal(chosen, mask.bool()), (name, level)
@@ -121,13 +138,22 @@ def test_golden_normalised_and_absolute_scores():
     model = model.double()
     model.data_preprocessor = Double()
     per_batch = [PromptScorer(target='embedding', reduce='abs_of_mean').score(model, [b]) for b in data]
-    torch.testing.assert_close(sum(s.tokens for s in per_batch) / 3, z['token_importance_absmean_fp64'], atol=1e-12, rtol=0)
-    torch.testing.assert_close(sum(s.segments for s in per_batch) / 3, z['piece_importance_absmean_fp64'], atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        sum(s.tokens for s in per_batch) / 3, z['token_importance_absmean_fp64'], atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        sum(s.segments for s in per_batch) / 3, z['piece_importance_absmean_fp64'], atol=1e-12, rtol=0)
 
 
 def test_levels_of_the_published_search():
-    table = {1: [0], 5: [0, 1, 2, 3, 4], 10: list(range(1, 10)), 20: list(range(2, 19, 2)), 32: [3, 6, 9, 12, 16, 19, 22, 25, 28],
-             50: list(range(5, 46, 5)), 100: list(range(10, 91, 10))}
+    table = {
+        1: [0],
+        5: [0, 1, 2, 3, 4],
+        10: list(range(1, 10)),
+        20: list(range(2, 19, 2)),
+        32: [3, 6, 9, 12, 16, 19, 22, 25, 28],
+        50: list(range(5, 46, 5)),
+        100: list(range(10, 91, 10))
+    }
     for total, levels in table.items():
         assert mask_levels(total, 1, zero=False) == levels
         assert mask_levels(total, 1) == sorted({0, *levels})
@@ -178,7 +204,8 @@ def test_scores_are_derivatives_of_gates(swin, deep):
 @pytest.mark.parametrize('variant', ['paper', 'released'])
 @pytest.mark.parametrize('swin, deep', [(False, True), (False, False), (True, True), (True, False)])
 def test_scores_are_losses_of_removal(swin, deep, variant):
-    """Against a model that is really pruned; in the released variant, which keeps zeros, against a model without the masked token."""
+    """Against a model that is really pruned; in the released variant, which keeps zeros, against a model without the
+    masked token."""
     model = classifier(swin=swin, deep=deep, variant=variant).double()
     model.data_preprocessor = Double()
     data = batches(6, 4)
@@ -187,7 +214,9 @@ def test_scores_are_losses_of_removal(swin, deep, variant):
     def loss(model):
         model.eval()
         with torch.no_grad():
-            return sum(model(**model.data_preprocessor(b, False), mode='loss')['loss'].item() * len(b['data_samples']) for b in data) / 6
+            return sum(
+                model(**model.data_preprocessor(b, False), mode='loss')['loss'].item() * len(b['data_samples'])
+                for b in data) / 6
 
     for i in (0, 7):
         smaller = copy.deepcopy(model)
@@ -210,15 +239,28 @@ def test_video_recognizer():
     from mmaction.models import Recognizer3D
     from mmaction.structures import ActionDataSample
     torch.manual_seed(0)
-    backbone = dict(type='mmpetl.VideoMAE', img_size=16, patch_size=8, embed_dims=32, depth=2, num_heads=4, num_frames=4,
-                    petl=[dict(type='E2VPT', num_tokens=4, num_kv_tokens=2)])
+    backbone = dict(
+        type='mmpetl.VideoMAE',
+        img_size=16,
+        patch_size=8,
+        embed_dims=32,
+        depth=2,
+        num_heads=4,
+        num_frames=4,
+        petl=[dict(type='E2VPT', num_tokens=4, num_kv_tokens=2)])
     model = Recognizer3D(
-        backbone=backbone, cls_head=dict(type='mmaction.TimeSformerHead', num_classes=3, in_channels=32),
-        data_preprocessor=dict(type='mmaction.ActionDataPreprocessor', mean=[0.] * 3, std=[1.] * 3, format_shape='NCTHW'))
+        backbone=backbone,
+        cls_head=dict(type='mmaction.TimeSformerHead', num_classes=3, in_channels=32),
+        data_preprocessor=dict(
+            type='mmaction.ActionDataPreprocessor', mean=[0.] * 3, std=[1.] * 3, format_shape='NCTHW'))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.2 * torch.randn_like(p))
-    data = [dict(inputs=list(torch.randn(3, 1, 3, 4, 16, 16)), data_samples=[ActionDataSample().set_gt_label(i) for i in range(3)])]
+    data = [
+        dict(
+            inputs=list(torch.randn(3, 1, 3, 4, 16, 16)),
+            data_samples=[ActionDataSample().set_gt_label(i) for i in range(3)])
+    ]
     scores = PromptScorer(target='attention').score(model, data)
     assert scores.samples == 3 and (scores.tokens > 0).all()
     petl, losses = model.backbone.petl, {}
@@ -227,9 +269,12 @@ def test_video_recognizer():
         set_gates(petl, petl.e2vpt, torch.tensor([[0., sign * 1e-2, 0., 0.]]))
         packed_data = model.data_preprocessor(data[0], False)
         with torch.no_grad():
-            losses[sign] = [model(packed_data['inputs'][i:i + 1], packed_data['data_samples'][i:i + 1], mode='loss')['loss_cls'].item()
-                            for i in range(3)]
-    assert scores.tokens[1].item() == pytest.approx(np.mean(np.abs(np.subtract(losses[1], losses[-1]))) / 2e-2, rel=1e-2)
+            losses[sign] = [
+                model(packed_data['inputs'][i:i + 1], packed_data['data_samples'][i:i + 1],
+                      mode='loss')['loss_cls'].item() for i in range(3)
+            ]
+    assert scores.tokens[1].item() == pytest.approx(
+        np.mean(np.abs(np.subtract(losses[1], losses[-1]))) / 2e-2, rel=1e-2)
 
 
 def test_the_published_token_score_hardly_sees_its_tokens():
@@ -245,7 +290,11 @@ def test_the_published_token_score_hardly_sees_its_tokens():
 
 @pytest.mark.parametrize('swin', [False, True])
 @pytest.mark.parametrize('kwargs', [
-    dict(), dict(target='attention'), dict(target='embedding', reduce='signed_mean'), dict(target='attention', reduce='abs_of_mean')])
+    dict(),
+    dict(target='attention'),
+    dict(target='embedding', reduce='signed_mean'),
+    dict(target='attention', reduce='abs_of_mean')
+])
 def test_scores_do_not_depend_on_the_batch_split(kwargs, swin):
     model = classifier(swin=swin).double()
     model.data_preprocessor = Double()
@@ -352,10 +401,20 @@ if dist.get_rank() == 1:
 def test_two_processes_score_as_one(tmp_path):
     """Seven samples, four on one process and three on the other."""
     port = 20000 + os.getpid() % 20000
-    base = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT))
+    base = dict(
+        os.environ,
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port),
+        WORLD_SIZE='2',
+        OMP_NUM_THREADS='1',
+        PYTHONPATH=str(ROOT))
     running = [
-        subprocess.Popen([sys.executable, '-c', SCRIPT, str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True, cwd=tmp_path,
-                         env=dict(base, RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(2)]
+        subprocess.Popen([sys.executable, '-c', SCRIPT, str(Path(__file__).parent)],
+                         stdout=subprocess.PIPE,
+                         text=True,
+                         cwd=tmp_path,
+                         env=dict(base, RANK=str(rank), LOCAL_RANK=str(rank))) for rank in range(2)
+    ]
     answers = [process.communicate(timeout=400)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     tokens, segments, samples = json.loads(answers[1].strip().splitlines()[-1])

@@ -28,7 +28,8 @@ def mine(tmp_path):
             rows = []
             for i in range(count):
                 name = f'images/{part}{i}.png'
-                suite_data.put(str(tmp_path / 'suites' / task / name), suite_data.image_bytes(i % classes, i + 1000 * len(part)))
+                suite_data.put(
+                    str(tmp_path / 'suites' / task / name), suite_data.image_bytes(i % classes, i + 1000 * len(part)))
                 rows.append(f'{name} {i % classes}')
             suite_data.put_text(str(tmp_path / 'suites' / task / f'{part}.txt'), rows)
     path = tmp_path / 'mine.json'
@@ -58,11 +59,13 @@ def test_suite_file_is_read_and_checked(mine, tmp_path):
     with pytest.raises(ValueError, match="FGVC reads suites of the form 'fgvc'"):
         FGVC('quickdraw', 'test', suite=str(mine))
     data = json.loads(mine.read_text())
-    for change, message in ((dict(form='vtb'), "unknown form 'vtb'; did you mean 'vtab'"), (dict(tasks={}), 'at least one task'),
-                            (dict(taks=1), "'taks' is no option"), (dict(tasks=dict(a=dict(num_classes=1))), 'num_classes must be'),
+    for change, message in ((dict(form='vtb'), "unknown form 'vtb'; did you mean 'vtab'"),
+                            (dict(tasks={}), 'at least one task'), (dict(taks=1), "'taks' is no option"),
+                            (dict(tasks=dict(a=dict(num_classes=1))), 'num_classes must be'),
                             (dict(tasks=dict(a=dict(num_classes=3, metric='auc'))), "unknown metric 'auc'"),
-                            (dict(tasks=dict(a=dict(num_classes=3), b=dict(num_classes=3, group='g'))), 'every task a group'),
-                            (dict(tasks=dict(a=dict(num_classes=3, grup='g'))), "did you mean 'group'")):
+                            (dict(tasks=dict(a=dict(num_classes=3), b=dict(num_classes=3, group='g'))),
+                             'every task a group'), (dict(tasks=dict(a=dict(num_classes=3, grup='g'))),
+                                                     "did you mean 'group'")):
         mine.write_text(json.dumps({**data, **change}))
         with pytest.raises(ValueError, match=message):
             get_suite(str(mine))

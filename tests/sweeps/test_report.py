@@ -25,7 +25,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy_sweep  # noqa: E402
 
 
-def fake_sweep(folder, suite, scores, seeds=(1, 2), params=1000, head=100, missing=(), failed=(), name='toy', epochs=(1, ), peak=None):
+def fake_sweep(folder,
+               suite,
+               scores,
+               seeds=(1, 2),
+               params=1000,
+               head=100,
+               missing=(),
+               failed=(),
+               name='toy',
+               epochs=(1, ),
+               peak=None):
     """A sweep whose final runs are written by hand: score of a task plus the seed's place."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +47,9 @@ def fake_sweep(folder, suite, scores, seeds=(1, 2), params=1000, head=100, missi
                 continue
             score = scores[unit.task] + place
             result = Result('ok', score, score + 2, epochs[0], list(epochs), params, head, 1., peak)
-            write_result(unit.folder(t), Result('failed', error='it broke') if (unit.task, t.seed) in failed else result)
+            write_result(
+                unit.folder(t),
+                Result('failed', error='it broke') if (unit.task, t.seed) in failed else result)
     return str(folder)
 
 
@@ -48,7 +60,10 @@ def test_complete_table(tmp_path, capsys):
     folder = fake_sweep(tmp_path / 'a', 'vtab', ALL, params=2_000_000, head=500_000)
     assert main(['report', folder, '--out', str(tmp_path / 'out')]) == 0
     text = capsys.readouterr().out
-    lines = {line.split('|')[1].strip(): line.split('|')[2].strip() for line in text.splitlines() if line.startswith('|')}
+    lines = {
+        line.split('|')[1].strip(): line.split('|')[2].strip()
+        for line in text.splitlines() if line.startswith('|')
+    }
     assert lines['cifar (Natural)'] == '50.50 ± 0.71'
     means = [np.mean([50.5 + i for i in part]) for part in (range(7), range(7, 11), range(11, 19))]
     assert [lines[g] for g in ('Natural', 'Specialized', 'Structured')] == [f'{m:.2f}' for m in means]
@@ -56,7 +71,8 @@ def test_complete_table(tmp_path, capsys):
     assert lines['trainable, head included (mean)'] == '2,000,000' and lines['head (mean)'] == '500,000'
     assert lines['PE (1e8)'] == f'{pe_score(59.5, 2e6):.2f}' and lines['PPT (1e7)'] == f'{ppt_score(59.5, 1.5e6):.2f}'
     # No GPU, no peak: what `mmpetl plan` computes stands in for it.
-    assert float(lines['training memory, GiB (computed)']) == pytest.approx(0, abs=0.01) and 'SELECTED ON TEST' not in text
+    assert float(lines['training memory, GiB (computed)']) == pytest.approx(
+        0, abs=0.01) and 'SELECTED ON TEST' not in text
     assert read_row(folder).computed_bytes > 4 * 3000  # the toy's weights alone
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['vtab.csv', 'vtab.md', 'vtab.png', 'vtab.tex']
     assert Image.open(tmp_path / 'out/vtab.png').size[0] > 500
@@ -79,7 +95,10 @@ def test_missing_runs_are_marked_and_never_averaged_over(tmp_path, capsys):
     folder = fake_sweep(tmp_path / 'a', 'vtab', ALL, missing=[('dmlab', 2)], failed=[('svhn', 1)])
     assert main(['report', folder]) == 1
     text = capsys.readouterr().out
-    lines = {line.split('|')[1].strip(): line.split('|')[2].strip() for line in text.splitlines() if line.startswith('|')}
+    lines = {
+        line.split('|')[1].strip(): line.split('|')[2].strip()
+        for line in text.splitlines() if line.startswith('|')
+    }
     assert lines['dmlab (Structured)'] == '63.00 [1/2]' and lines['svhn (Natural)'] == '56.00 [1/2]'
     assert lines['Structured'] == '-- [7/8]' and lines['Specialized'] == '59.00' and lines['mean of 19'] == '-- [17/19]'
     assert lines['mean of 3 groups'] == '-- [17/19]' and lines['PE (1e8)'] == '--'
@@ -88,7 +107,8 @@ def test_missing_runs_are_marked_and_never_averaged_over(tmp_path, capsys):
     by_task = {r['task']: r for r in rows}
     assert by_task['dmlab']['score'] == '' and by_task['dmlab']['runs'] == '1' and by_task['dmlab']['runs_wanted'] == '2'
     assert by_task['mean of 19']['score'] == '' and float(by_task['Specialized']['score']) == 59.
-    assert 'it broke' in by_task['svhn']['errors'] and by_task['svhn']['seconds'] == '1.0' and by_task['kitti']['seconds'] == '2.0'
+    assert 'it broke' in by_task['svhn']['errors'] and by_task['svhn']['seconds'] == '1.0' and by_task['kitti'][
+        'seconds'] == '2.0'
     assert all(None not in r and None not in r.values() for r in rows)  # as many cells as columns in every line
 
 
@@ -132,7 +152,7 @@ def test_cells_and_pareto():
     assert pareto(points) == [0, 2, 5] and pareto([]) == []
 
 
-# -- submission -------------------------------------------------------------------------------------------------------------------------
+# -- submission -------------------------------------------------------------------------------------------------------
 
 SIZES = dict(num_params=1000, num_visual_params=900, num_backbone_params=900)
 
@@ -164,8 +184,10 @@ def test_submission_zip(tmp_path, capsys):
         data = json.loads(archive.read('all_predictions.json'))['data']
     assert [e['dataset_name'] for e in data] == ['hateful-memes', 'voc-2007-classification']
     entry = data[0]
-    assert set(entry) == {'model_name', 'dataset_name', 'num_trainable_params', 'num_params', 'num_visual_params', 'num_backbone_params',
-                          'n_shot', 'rnd_seeds', 'predictions'}
+    assert set(entry) == {
+        'model_name', 'dataset_name', 'num_trainable_params', 'num_params', 'num_visual_params', 'num_backbone_params',
+        'n_shot', 'rnd_seeds', 'predictions'
+    }
     assert entry['rnd_seeds'] == [0, 1, 2] and entry['n_shot'] == 5 and entry['model_name'] == 'mine'
     assert entry['num_trainable_params'] == 101.0
     shape = np.shape(entry['predictions'])
@@ -174,17 +196,19 @@ def test_submission_zip(tmp_path, capsys):
     # Seeds are in order although the sweep ran them in another one.
     assert [data[1]['predictions'][s][0][0] for s in range(3)] == pytest.approx([0.125, 0.135, 0.145], abs=1e-6)
     base = 4 * 16  # the toy's class token and positions are counted with everything else
-    assert entry['num_backbone_params'] > base and entry['num_params'] == entry['num_backbone_params'] + round(57.55 * 17)
+    assert entry['num_backbone_params'] > base and entry['num_params'] == entry['num_backbone_params'] + round(
+        57.55 * 17)
 
 
 def test_submission_is_validated(tmp_path):
     folder = fake_elevater(tmp_path, ['hateful-memes'])
     entry, = submission(folder, 'mine', SIZES, complete=False)
     validate([entry], complete=False)
-    for change, message in ((dict(predictions=np.asarray(entry['predictions'])[:, :10].tolist()), 'the leaderboard wants'),
-                            (dict(predictions=(2 * np.asarray(entry['predictions'])).tolist()), 'between 0 and 1'),
-                            (dict(predictions=(0.5 * np.asarray(entry['predictions'])).tolist()), 'must sum to 1'),
-                            (dict(rnd_seeds=[0, 0, 1]), 'a seed occurs twice')):
+    for change, message in ((dict(predictions=np.asarray(entry['predictions'])[:, :10].tolist()),
+                             'the leaderboard wants'),
+                            (dict(predictions=(2 * np.asarray(entry['predictions'])).tolist()),
+                             'between 0 and 1'), (dict(predictions=(0.5 * np.asarray(entry['predictions'])).tolist()),
+                                                  'must sum to 1'), (dict(rnd_seeds=[0, 0, 1]), 'a seed occurs twice')):
         with pytest.raises(ValueError, match=message):
             validate([dict(entry, **change)], complete=False)
     with pytest.raises(ValueError, match="differ in 'n_shot'"):

@@ -71,7 +71,11 @@ def test_failed_trials_are_never_best():
 
 def test_grid_order_ties_and_empty_grid():
     grid = Grid({'a': [3, 1], 'b': ['x', 'y']})
-    assert [dict(p) for p in grid.propose({})] == [dict(a=3, b='x'), dict(a=3, b='y'), dict(a=1, b='x'), dict(a=1, b='y')]
+    assert [dict(p)
+            for p in grid.propose({})] == [dict(a=3, b='x'),
+                                           dict(a=3, b='y'),
+                                           dict(a=1, b='x'),
+                                           dict(a=1, b='y')]
     scores = {p: 1.0 for p in grid.combinations}
     assert grid.propose(scores) == [] and dict(grid.best(scores)) == dict(a=3, b='x')
     assert Grid({}).combinations == [()] and Grid({}).budget() == 1

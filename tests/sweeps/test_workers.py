@@ -16,7 +16,8 @@ def test_claims(tmp_path, monkeypatch):
     first.release()
     assert second.acquire()
     # The holder is gone: its process does not exist.
-    (tmp_path / 'claim').write_text(json.dumps(dict(host=__import__('socket').gethostname(), pid=2**22 + 1, start='1', token='x')))
+    (tmp_path / 'claim').write_text(
+        json.dumps(dict(host=__import__('socket').gethostname(), pid=2**22 + 1, start='1', token='x')))
     assert first.acquire()
     second.release()  # lost meanwhile: the file of the new holder stays
     assert (tmp_path / 'claim').read_text() == first.token

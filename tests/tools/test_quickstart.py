@@ -17,7 +17,12 @@ from mmpetl.registry import MODELS
 from mmpetl.weights import adapter_file
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = {'linear': 7_700, 'lora': 7_700 + 221_184, 'adaptformer': 7_700 + 595_200, 'lora_adaptformer': 7_700 + 816_384}
+CONFIGS = {
+    'linear': 7_700,
+    'lora': 7_700 + 221_184,
+    'adaptformer': 7_700 + 595_200,
+    'lora_adaptformer': 7_700 + 816_384
+}
 
 
 @pytest.fixture(scope='module')
@@ -55,15 +60,25 @@ def runs(tmp_path):
     for name, accuracy in (('linear', 50.), ('lora', 75.)):
         run = tmp_path / name
         run.mkdir()
-        dataset = dict(type='mmpetl.ListDataset', data_root=str(data), ann_file='test.txt', classes=['a', 'b'], pipeline=[])
+        dataset = dict(
+            type='mmpetl.ListDataset', data_root=str(data), ann_file='test.txt', classes=['a', 'b'], pipeline=[])
         cfg = dict(default_scope='mmpretrain', test_dataloader=dict(dataset=dataset))
         Config(cfg).dump(run / f'{name}.py')
         (run / 'test.json').write_text(json.dumps({'accuracy/top1': accuracy}))
         (run / 'seconds').write_text('12\n')
-        adapter_file.save(run / 'adapter.safetensors', {'head.fc.weight': torch.zeros(2, 8), 'backbone.petl.lora.x': torch.zeros(5)},
-                          dict(methods=[], tune=[], trunk='eval', backbone='VisionTransformer', head=['head.fc.weight'],
-                               counts=dict(petl=5, tuned=0, head=16, total=21, base=2100),
-                               base=dict(id=None, checkpoint=None, fingerprint=None)))
+        adapter_file.save(
+            run / 'adapter.safetensors', {
+                'head.fc.weight': torch.zeros(2, 8),
+                'backbone.petl.lora.x': torch.zeros(5)
+            },
+            dict(
+                methods=[],
+                tune=[],
+                trunk='eval',
+                backbone='VisionTransformer',
+                head=['head.fc.weight'],
+                counts=dict(petl=5, tuned=0, head=16, total=21, base=2100),
+                base=dict(id=None, checkpoint=None, fingerprint=None)))
     return tmp_path
 
 
@@ -75,7 +90,8 @@ def test_report(report, runs, monkeypatch, capsys):
     result = json.loads((runs / 'results.json').read_text())
     assert result['task'] == 'toy' and [r['trainable'] for r in result['runs']] == [21, 21]
     lora = result['runs'][1]
-    assert lora['accuracy'] == 0.75 and lora['head'] == 16 and lora['standard_error'] == pytest.approx((0.75 * 0.25 / 8)**0.5)
+    assert lora['accuracy'] == 0.75 and lora['head'] == 16 and lora['standard_error'] == pytest.approx(
+        (0.75 * 0.25 / 8)**0.5)
     assert lora['base'] == 2100 and lora['percent_of_base'] == pytest.approx(1)
     assert lora['adapter_bytes'] == (runs / 'lora' / 'adapter.safetensors').stat().st_size
     picture = cv2.imread(str(runs / 'accuracy_over_parameters.png'))

@@ -13,13 +13,21 @@ VENV = ROOT / 'tools' / '_venv.sh'
 
 def shell(script, **environment):
     kept = {k: v for k, v in os.environ.items() if not k.startswith('MMPETL_')}
-    done = subprocess.run(['bash', '-euc', f'. {VENV}\n{script}'], env={**kept, **environment}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(['bash', '-euc', f'. {VENV}\n{script}'],
+                          env={
+                              **kept,
+                              **environment
+                          },
+                          capture_output=True,
+                          text=True,
+                          timeout=60)
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
 def pip(tmp_path):
-    """An interpreter whose ``-m venv`` and ``-m pip`` are played: they write down what they are asked, and fail while ``fail`` exists."""
+    """An interpreter whose ``-m venv`` and ``-m pip`` are played: they write down what they are asked, and fail while
+    ``fail`` exists."""
     python = tmp_path / 'python'
     python.write_text(f"""#!/bin/sh
 case "$1 $2" in
@@ -57,7 +65,8 @@ def test_reused_until_something_changes(tmp_path, pip):
 
 def test_interrupted_installation_starts_afresh(tmp_path, pip):
     venv = tmp_path / 'env'
-    (tmp_path / 'fail').write_text('WARNING: Retrying after connection broken\nERROR: No matching distribution found for torch\n')
+    (tmp_path /
+     'fail').write_text('WARNING: Retrying after connection broken\nERROR: No matching distribution found for torch\n')
     code, _, err = shell(f'mmpetl_venv {venv} runtime', MMPETL_PYTHON=str(pip))
     assert code == 1
     assert 'is the package index reachable?' in err
@@ -76,7 +85,8 @@ def test_environments_of_others_are_not_touched(tmp_path, pip):
     assert code == 1
     assert 'was not made by this script' in err
     assert calls(tmp_path) == []
-    code, out, _ = shell('mmpetl_venv elsewhere runtime; command -v python', MMPETL_VENV=str(mine), MMPETL_NO_INSTALL='1')
+    code, out, _ = shell(
+        'mmpetl_venv elsewhere runtime; command -v python', MMPETL_VENV=str(mine), MMPETL_NO_INSTALL='1')
     assert (code, out.strip()) == (0, str(mine / 'bin' / 'python'))
     code, _, err = shell('mmpetl_venv elsewhere runtime', MMPETL_VENV=str(tmp_path / 'none'), MMPETL_NO_INSTALL='1')
     assert code == 1

@@ -56,14 +56,26 @@ def runs(tmp_path):
     for name, accuracy in (('linear', .5), ('lora', .75)):
         run = tmp_path / name
         run.mkdir()
-        Config(dict(test_dataloader=dict(dataset=dict(data_root=str(tmp_path), ann_file='test.csv')))).dump(run / f'{name}.py')
-        (run / 'test.json').write_text(json.dumps({'acc/top1': accuracy, 'acc/view_top1': accuracy - .1, 'acc/group_top1': .9}))
+        Config(dict(test_dataloader=dict(dataset=dict(data_root=str(tmp_path), ann_file='test.csv')))).dump(
+            run / f'{name}.py')
+        (run / 'test.json').write_text(
+            json.dumps({
+                'acc/top1': accuracy,
+                'acc/view_top1': accuracy - .1,
+                'acc/group_top1': .9
+            }))
         (run / 'seconds').write_text('12\n')
         tensors = {'cls_head.fc_cls.weight': torch.zeros(2, 8), 'backbone.petl.lora.x': torch.zeros(5)}
-        adapter_file.save(run / 'adapter.safetensors', tensors,
-                          dict(methods=[], tune=[], trunk='eval', backbone='VisionTransformer', head=['cls_head.fc_cls.weight'],
-                               counts=dict(petl=5, tuned=0, head=16, total=21, base=2100),
-                               base=dict(id=None, checkpoint=None, fingerprint=None)))
+        adapter_file.save(
+            run / 'adapter.safetensors', tensors,
+            dict(
+                methods=[],
+                tune=[],
+                trunk='eval',
+                backbone='VisionTransformer',
+                head=['cls_head.fc_cls.weight'],
+                counts=dict(petl=5, tuned=0, head=16, total=21, base=2100),
+                base=dict(id=None, checkpoint=None, fingerprint=None)))
     return tmp_path
 
 
@@ -73,7 +85,8 @@ def test_report(report, runs, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert '75.0% ± 15.3%' in printed and '65.0%' in printed and '8 test clips' in printed
     lora = json.loads((runs / 'results.json').read_text())['runs'][1]
-    assert lora['method'] == 'LoRA' and lora['trainable'] == 21 and lora['test_videos'] == 8 and lora['motion_axis'] == .9
+    assert lora['method'] == 'LoRA' and lora['trainable'] == 21 and lora['test_videos'] == 8 and lora[
+        'motion_axis'] == .9
     assert cv2.imread(str(runs / 'accuracy_over_parameters.png')).shape[0] > 400
 
 

@@ -1,4 +1,5 @@
-"""Both video families from list files to multi-view scores, at toy size: tools/train.py and tools/test.py, one process and two."""
+"""Both video families from list files to multi-view scores, at toy size: tools/train.py and tools/test.py, one process
+and two."""
 
 import json
 import pickle
@@ -48,21 +49,32 @@ default_hooks = dict(logger=dict(interval=1))
 """
 SWIN = dict(
     schedule='vpetl_sgd_70e',
-    backbone="type='mmpetl.SwinTransformer3D', arch=dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2]), window_size=(4, 4, 4), "
+    backbone=
+    "type='mmpetl.SwinTransformer3D', arch=dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2]), window_size=(4, 4, 4), "
     "out_indices=(1, ), drop_path_rate=0., petl=[dict(type='PATT', ops='kv', mid_dims=4), "
     "dict(type='AdaptFormer', mid_dims=4, input='normed', inside_drop_path=True, drop_rate=0.)]",
     head="dict(type='mmpetl.VideoSwinHead', num_classes=5, in_channels=16, average_clips='score', keep_views=True)",
-    sample="dict(type='SampleFrames', clip_len=8, frame_interval=2, num_clips=1, out_of_bound_opt='repeat_last', test_mode=True)",
+    sample=
+    "dict(type='SampleFrames', clip_len=8, frame_interval=2, num_clips=1, out_of_bound_opt='repeat_last', "
+    "test_mode=True)",
     views="dict(type='mmpetl.VideoMAESampleFrames', clip_len=8, frame_interval=2, num_clips=4, test_mode=True)",
-    collate='', repeats='', average='score', num_views=12)
+    collate='',
+    repeats='',
+    average='score',
+    num_views=12)
 MAE = dict(
     schedule='apt_adamw_100e',
     backbone="type='mmpetl.VideoMAE', img_size=32, patch_size=8, embed_dims=16, depth=2, num_heads=2, num_frames=8, "
     "norm_cfg=dict(type='LN', eps=1e-6), petl=[dict(type='APT', num_tokens=3)], tune=['fc_norm.*']",
-    head="dict(type='mmpetl.VideoMAEHead', num_classes=5, in_channels=16, label_smooth_eps=0.1, average_clips='prob', keep_views=True)",
+    head=
+    "dict(type='mmpetl.VideoMAEHead', num_classes=5, in_channels=16, label_smooth_eps=0.1, average_clips='prob', "
+    "keep_views=True)",
     sample="dict(type='mmpetl.VideoMAESampleFrames', mode='uniform', clip_len=8, test_mode=True)",
     views="dict(type='mmpetl.VideoMAESampleFrames', mode='uniform', clip_len=8, num_clips=2, test_mode=True)",
-    collate="collate_fn=dict(type='repeat_pseudo_collate'),", repeats='num_repeats=2,', average='prob', num_views=6)
+    collate="collate_fn=dict(type='repeat_pseudo_collate'),",
+    repeats='num_repeats=2,',
+    average='prob',
+    num_views=6)
 FAMILIES = dict(video_swin=SWIN, videomae=MAE)
 
 
@@ -102,21 +114,41 @@ def dumped(path):
 @pytest.mark.slow
 @pytest.mark.parametrize('family', list(FAMILIES))
 def test_train_and_test_with_one_process_and_two(folder, family):
-    """Two processes learn the same adapter as one with twice the batch, and their merged scores are those of one process."""
+    """Two processes learn the same adapter as one with twice the batch, and their merged scores are those of one
+    process."""
     write(folder, family)
-    done = command(toy_run.sys.executable, ROOT / 'tools/train.py', f'{family}.py', '--work-dir', f'{family}_1', cwd=folder)
+    done = command(
+        toy_run.sys.executable, ROOT / 'tools/train.py', f'{family}.py', '--work-dir', f'{family}_1', cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
-    done = command('bash', ROOT / 'tools/dist_train.sh', f'{family}.py', 2, '--work-dir', f'{family}_2', '--cfg-options',
-                   'train_dataloader.batch_size=2', cwd=folder)
+    done = command(
+        'bash',
+        ROOT / 'tools/dist_train.sh',
+        f'{family}.py',
+        2,
+        '--work-dir',
+        f'{family}_2',
+        '--cfg-options',
+        'train_dataloader.batch_size=2',
+        cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = (load_file(folder / f'{family}_{n}/adapter.safetensors') for n in (1, 2))
     assert one.keys() == two.keys() and any('petl' in key for key in one) and any('cls_head' in key for key in one)
     for key in one:
         torch.testing.assert_close(one[key], two[key], atol=1e-5, rtol=1e-3, msg=lambda text, key=key: f'{key}: {text}')
-    for n, script in ((1, [toy_run.sys.executable, ROOT / 'tools/test.py', f'{family}.py', f'{family}_2/adapter.safetensors']),
-                      (2, ['bash', ROOT / 'tools/dist_test.sh', f'{family}.py', f'{family}_2/adapter.safetensors', 2])):
-        done = command(*script, '--work-dir', f'{family}_t{n}', '--dump', f'{family}_{n}.pkl', '--out', f'{family}_{n}.json', '--out-item',
-                       'metrics', cwd=folder)
+    for n, script in ((1, [
+            toy_run.sys.executable, ROOT / 'tools/test.py', f'{family}.py', f'{family}_2/adapter.safetensors'
+    ]), (2, ['bash', ROOT / 'tools/dist_test.sh', f'{family}.py', f'{family}_2/adapter.safetensors', 2])):
+        done = command(
+            *script,
+            '--work-dir',
+            f'{family}_t{n}',
+            '--dump',
+            f'{family}_{n}.pkl',
+            '--out',
+            f'{family}_{n}.json',
+            '--out-item',
+            'metrics',
+            cwd=folder)
         assert done.returncode == 0, done.stderr[-2000:]
     single, merged = (dumped(folder / f'{family}_{n}.pkl') for n in (1, 2))
     assert set(single) == set(merged) == {f'test {i}.mp4' for i in range(7)}
@@ -126,7 +158,8 @@ def test_train_and_test_with_one_process_and_two(folder, family):
         views = merged[name]['view_scores']
         average = views.mean(0) if FAMILIES[family]['average'] == 'score' else views.softmax(-1).mean(0)
         torch.testing.assert_close(merged[name]['pred_score'], average, atol=1e-6, rtol=1e-5)
-    assert json.loads((folder / f'{family}_1.json').read_text()) == json.loads((folder / f'{family}_2.json').read_text())
+    assert json.loads((folder / f'{family}_1.json').read_text()) == json.loads(
+        (folder / f'{family}_2.json').read_text())
 
 
 def losses(work_dir):
@@ -149,10 +182,12 @@ def test_amp_on_the_cpu(folder, family, monkeypatch):
 
 
 def strategy(folder, family, kind):
-    """A config for several processes by DDP, FSDP or DeepSpeed, with clipping, which has to see the gradients of all processes."""
+    """A config for several processes by DDP, FSDP or DeepSpeed, with clipping, which has to see the gradients of all
+    processes."""
     write(folder, family, batch=2)
     bases = [f'{family}.py'] + ([] if kind == 'ddp' else [str(ROOT / f'configs/_base_/strategies/{kind}.py')])
-    (folder / f'{family}_{kind}.py').write_text(f'_base_ = {bases}\noptim_wrapper = dict(clip_grad=dict(max_norm=0.05))\n')
+    (folder /
+     f'{family}_{kind}.py').write_text(f'_base_ = {bases}\noptim_wrapper = dict(clip_grad=dict(max_norm=0.05))\n')
 
 
 @pytest.mark.slow
@@ -162,20 +197,53 @@ def test_strategies_equal_ddp(folder, family, kind):
     """FSDP and DeepSpeed learn what DDP learns, in one go and resumed, and test it with the same result."""
     if kind == 'deepspeed':
         pytest.importorskip('deepspeed', reason='DeepSpeed is not installed')
-    for name, options in (('ddp', []), (kind, ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']), (kind, ['resume=True'])):
+    for name, options in (('ddp', []), (kind, ['train_cfg.max_epochs=1',
+                                               'train_cfg.val_interval=1']), (kind, ['resume=True'])):
         strategy(folder, family, name)
-        done = command('bash', ROOT / 'tools/dist_train.sh', f'{family}_{name}.py', 2, '--work-dir', f'{family}_{name}', '--cfg-options',
-                       'default_hooks.checkpoint.max_keep_ckpts=-1', *options, cwd=folder)
+        done = command(
+            'bash',
+            ROOT / 'tools/dist_train.sh',
+            f'{family}_{name}.py',
+            2,
+            '--work-dir',
+            f'{family}_{name}',
+            '--cfg-options',
+            'default_hooks.checkpoint.max_keep_ckpts=-1',
+            *options,
+            cwd=folder)
         assert done.returncode == 0, done.stderr[-2000:]
-    np.testing.assert_allclose(losses(folder / f'{family}_{kind}'), losses(folder / f'{family}_ddp')[2:], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        losses(folder / f'{family}_{kind}'), losses(folder / f'{family}_ddp')[2:], atol=1e-5, rtol=0)
     ours, theirs = (load_file(folder / f'{family}_{name}/adapter.safetensors') for name in (kind, 'ddp'))
     assert ours.keys() == theirs.keys()
     for key in ours:
-        torch.testing.assert_close(ours[key], theirs[key], atol=1e-6, rtol=1e-4, msg=lambda text, key=key: f'{key}: {text}')
-    done = command('bash', ROOT / 'tools/dist_test.sh', f'{family}_{kind}.py', f'{family}_ddp/adapter.safetensors', 2, '--work-dir',
-                   f'{family}_t', '--out', 'ours.json', '--out-item', 'metrics', cwd=folder)
+        torch.testing.assert_close(
+            ours[key], theirs[key], atol=1e-6, rtol=1e-4, msg=lambda text, key=key: f'{key}: {text}')
+    done = command(
+        'bash',
+        ROOT / 'tools/dist_test.sh',
+        f'{family}_{kind}.py',
+        f'{family}_ddp/adapter.safetensors',
+        2,
+        '--work-dir',
+        f'{family}_t',
+        '--out',
+        'ours.json',
+        '--out-item',
+        'metrics',
+        cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
-    done = command(toy_run.sys.executable, ROOT / 'tools/test.py', f'{family}_{kind}.py', f'{family}_{kind}/adapter.safetensors',
-                   '--work-dir', f'{family}_t', '--out', 'theirs.json', '--out-item', 'metrics', cwd=folder)
+    done = command(
+        toy_run.sys.executable,
+        ROOT / 'tools/test.py',
+        f'{family}_{kind}.py',
+        f'{family}_{kind}/adapter.safetensors',
+        '--work-dir',
+        f'{family}_t',
+        '--out',
+        'theirs.json',
+        '--out-item',
+        'metrics',
+        cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((folder / 'ours.json').read_text()) == json.loads((folder / 'theirs.json').read_text())

@@ -1,4 +1,5 @@
-"""Strategies for several processes: what they refuse, and what FSDP makes a unit. Training: tests/tools/test_video_runs.py."""
+"""Strategies for several processes: what they refuse, and what FSDP makes a unit. Training:
+tests/tools/test_video_runs.py."""
 
 import importlib.util
 
@@ -25,7 +26,8 @@ def test_blocks_are_the_units(name):
 
 
 def test_fsdp_refuses_what_would_go_wrong():
-    with pytest.raises(ValueError, match='use_orig_params=False gives frozen and trainable parameters one flat parameter'):
+    with pytest.raises(
+            ValueError, match='use_orig_params=False gives frozen and trainable parameters one flat parameter'):
         FSDPStrategy(model_wrapper=dict(use_orig_params=False))
     with pytest.raises(ValueError, match="state_dict_cfg must be 'full'"):
         FSDPStrategy(state_dict_cfg='local')
@@ -33,7 +35,9 @@ def test_fsdp_refuses_what_would_go_wrong():
 
 def test_deepspeed_is_named_when_absent(monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match='needs the package deepspeed, which is not installed: run pip install deepspeed'):
+    with pytest.raises(
+            ModuleNotFoundError,
+            match='needs the package deepspeed, which is not installed: run pip install deepspeed'):
         STRATEGIES.build(dict(type='mmpetl.DeepSpeedStrategy'))
 
 
@@ -56,12 +60,15 @@ def test_published_recipes_take_a_strategy(tmp_path, monkeypatch, capsys, kind):
     cfg = Config.fromfile(path)
     assert cfg.runner_type == 'FlexibleRunner' and STRATEGIES.get(cfg.strategy.type) is not None
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('mmpetl.training.parallel.importlib.util.find_spec', lambda name: None if name == 'deepspeed' else object())
+    monkeypatch.setattr('mmpetl.training.parallel.importlib.util.find_spec', lambda name: None
+                        if name == 'deepspeed' else object())
     assert run_cleanly(run.train, [str(path)]) == 1
     message = capsys.readouterr().err
-    assert ('several processes: use bash tools/dist_train.sh' if kind == 'fsdp' else 'needs the package deepspeed') in message
+    assert ('several processes: use bash tools/dist_train.sh'
+            if kind == 'fsdp' else 'needs the package deepspeed') in message
     (tmp_path / 'weights.safetensors').write_bytes(b'\x02' + bytes(7) + b'{}')
     tested = run.test_config(run.test_parser().parse_args([str(path), str(tmp_path / 'weights.safetensors')]))
     assert 'strategy' not in tested and 'runner_type' not in tested
-    several = run.test_config(run.test_parser().parse_args([str(path), str(tmp_path / 'weights.safetensors'), '--launcher', 'pytorch']))
+    several = run.test_config(run.test_parser().parse_args(
+        [str(path), str(tmp_path / 'weights.safetensors'), '--launcher', 'pytorch']))
     assert ('strategy' in several) == (kind == 'fsdp')

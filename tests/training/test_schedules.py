@@ -25,7 +25,8 @@ def rates(name, steps_per_epoch=1):
         cls = PARAM_SCHEDULERS.get(entry.pop('type'))
         if entry.pop('convert_to_iter_based', False):
             by_step = True
-            schedulers.append(cls.build_iter_from_epoch(optimizer=optimizer, epoch_length=steps_per_epoch, by_epoch=True, **entry))
+            schedulers.append(
+                cls.build_iter_from_epoch(optimizer=optimizer, epoch_length=steps_per_epoch, by_epoch=True, **entry))
         else:
             schedulers.append(cls(optimizer=optimizer, by_epoch=True, **entry))
     found = []
@@ -51,7 +52,8 @@ def test_convpass_and_fact():
 
 
 def test_synqt():
-    """16 steps per epoch: linear from 0 over ten epochs, half a cosine to a thousandth until epoch 50, both per step."""
+    """16 steps per epoch: linear from 0 over ten epochs, half a cosine to a thousandth until epoch 50, both per
+    step."""
     got = rates('synqt_adamw_50e', 16)
     want = [s / 160 if s < 160 else 1e-3 + (1 - 1e-3) * 0.5 * (1 + cos(pi * (s - 160) / 640)) for s in range(800)]
     assert got == pytest.approx(want, abs=1e-2)  # the last step of the warm-up differs by one step's worth
@@ -60,7 +62,8 @@ def test_synqt():
 
 def test_base_rates_are_scaled_to_the_batch(tmp_path):
     """VPT quotes rates for 256 images; a batch of 64 trains with a quarter of it."""
-    cfg = apply_task(Config.fromfile(str(ROOT / 'configs/e2vpt/vpt-deep_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py')))
+    cfg = apply_task(
+        Config.fromfile(str(ROOT / 'configs/e2vpt/vpt-deep_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py')))
     assert cfg.auto_scale_lr.enable and cfg.auto_scale_lr.base_batch_size == 256 and cfg.train_dataloader.batch_size == 64
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
     from mmengine.optim import OptimWrapper

@@ -36,7 +36,7 @@ def trainable(module):
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-# -- what is rewritten ------------------------------------------------------------------------------------------------------------------
+# -- what is rewritten ------------------------------------------------------------------------------------------------
 
 def test_task_name_decides_lists_classes_prompts_and_folder():
     cfg = load(VTAB, **{'task.name': 'patch_camelyon', 'task.root': '/somewhere'})
@@ -70,16 +70,26 @@ def test_elevater_shots_metric_and_squashed_images():
     assert (train.shots, train.shot_seed, train.split) == (20, 2, 'few')
     for pipeline in (train.pipeline, cfg.test_dataloader.dataset.pipeline):
         assert [t.type.split('.')[-1] for t in pipeline] == ['LoadImage', 'Resize', 'PackInputs']
-        assert pipeline[1].scale == (224, 224) and pipeline[1].interpolation == 'bicubic' and pipeline[1].backend == 'pillow'
-    for name, metric in {'kitti-distance': 'mmpretrain.Accuracy', 'dtd': 'mmpretrain.Accuracy', 'oxford-iiit-pets': 'mmpetl.MeanPerClass',
-                         'hateful-memes': 'mmpetl.ROCAUC', 'voc-2007-classification': 'mmpetl.ElevenPointAP'}.items():
+        assert pipeline[1].scale == (224,
+                                     224) and pipeline[1].interpolation == 'bicubic' and pipeline[1].backend == 'pillow'
+    for name, metric in {
+            'kitti-distance': 'mmpretrain.Accuracy',
+            'dtd': 'mmpretrain.Accuracy',
+            'oxford-iiit-pets': 'mmpetl.MeanPerClass',
+            'hateful-memes': 'mmpetl.ROCAUC',
+            'voc-2007-classification': 'mmpetl.ElevenPointAP'
+    }.items():
         cfg = load(KADAPT, **{'task.name': name})
         assert [m['type'] for m in cfg.test_evaluator] == [metric]
     assert cfg.model.head.multi_label and cfg.model.head.loss.loss_weight == 1 / 20
 
 
 def test_another_suite_brings_its_own_data():
-    cfg = load(VTAB, **{'task.suite': 'elevater', 'task.name': 'voc-2007-classification', 'train_dataloader.batch_size': 7})
+    cfg = load(VTAB, **{
+        'task.suite': 'elevater',
+        'task.name': 'voc-2007-classification',
+        'train_dataloader.batch_size': 7
+    })
     train = next(find_dicts(cfg.train_dataloader, 'mmpetl.Elevater'))
     assert train.data_root == 'data/elevater' and cfg.train_dataloader.batch_size == 7
     assert cfg.data_preprocessor.mean[0] == pytest.approx(122.7709383)
@@ -104,11 +114,16 @@ def test_bad_tasks_say_what_is_wrong(options, message):
         apply_task(cfg)
 
 
-# -- published counts -------------------------------------------------------------------------------------------------------------------
+# -- published counts -------------------------------------------------------------------------------------------------
 
 #: Method -> parameters in the image tower, mean over the 20 data sets as published (a truncated integer).
-COUNTS = {'kadaptation': (50176, 79699), 'adapter': (1208064, 1237587), 'lora': (147456, 176979), 'compacter': (48384, 77907),
-          'linear': (0, 29523)}
+COUNTS = {
+    'kadaptation': (50176, 79699),
+    'adapter': (1208064, 1237587),
+    'lora': (147456, 176979),
+    'compacter': (48384, 77907),
+    'linear': (0, 29523)
+}
 TOWERS = {32: 87849216, 16: 86192640}
 FINETUNE_MEAN = {32: 87878739, 16: 86222163}
 
@@ -147,11 +162,14 @@ def test_means_over_the_published_per_task_settings(name, key, want):
         assert set(counts) == {2742637, 2632045, 2604397}
 
 
-@pytest.mark.parametrize('name, want', [
-    ('vpt-deep_vit-base-p16_in21k', lambda p: 9216 * p), ('vpt-shallow', lambda p: 38400), ('vpt-deep_swin', lambda p: 120320),
-    ('e2vpt_swin', lambda p, k: 12032 * (p + k)), ('e2vpt_vit-base-p16_mae', lambda p, k: 9216 * (p + k)), ('ssf', lambda *_: 205824),
-    ('convpass_', lambda *_: 327552), ('convpass-attn', lambda *_: 163776), ('lst', lambda *_: 2376492), ('bitfit', lambda *_: 102912),
-    ('peers/lora', lambda *_: 294912), ('peers/adapter_', lambda *_: 156768), ('peers/full', lambda *_: 85798656)])
+@pytest.mark.parametrize('name, want', [('vpt-deep_vit-base-p16_in21k', lambda p: 9216 * p),
+                                        ('vpt-shallow', lambda p: 38400), ('vpt-deep_swin', lambda p: 120320),
+                                        ('e2vpt_swin', lambda p, k: 12032 * (p + k)),
+                                        ('e2vpt_vit-base-p16_mae', lambda p, k: 9216 * (p + k)),
+                                        ('ssf', lambda *_: 205824), ('convpass_', lambda *_: 327552),
+                                        ('convpass-attn', lambda *_: 163776), ('lst', lambda *_: 2376492),
+                                        ('bitfit', lambda *_: 102912), ('peers/lora', lambda *_: 294912),
+                                        ('peers/adapter_', lambda *_: 156768), ('peers/full', lambda *_: 85798656)])
 def test_counts_of_the_vtab_recipes(name, want):
     path = next(p for p in CONFIGS if name in p and 'vtab' in p)
     cfg = load(path, **{'task.name': 'caltech101'})

@@ -12,7 +12,8 @@ def _randomise(model, seed=0, std=0.15):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            one = parameter.ndim == 1 and name.endswith('weight') or name.endswith(('gamma', 'lambda1', 'gamma_1', 'gamma_2'))
+            one = parameter.ndim == 1 and name.endswith('weight') or name.endswith(
+                ('gamma', 'lambda1', 'gamma_1', 'gamma_2'))
             parameter.copy_((1 if one else 0) + std * noise)
     model.train(False)
     return model
@@ -41,7 +42,7 @@ def fill():
         converted, report = convert(state, shapes, arch, as_name, grid)
         module.load_state_dict({**{key: module.state_dict()[key] for key in report.initial}, **converted}, strict=True)
         module.train(False)
-        assert sorted([*report.loaded, *(key for key, *_ in report.reshaped), *report.generated, *report.initial]) == sorted(
-            {*shapes}), 'the report does not account for every key of the target'
+        assert sorted([*report.loaded, *(key for key, *_ in report.reshaped), *report.generated,
+                       *report.initial]) == sorted({*shapes}), 'the report does not account for every key of the target'
         return module, report
     return run

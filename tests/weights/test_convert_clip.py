@@ -11,8 +11,14 @@ TOL = 1e-5
 def stock(width=32, heads=2, **kwargs):
     from mmpretrain.models import VisionTransformer
     arch = dict(embed_dims=width, num_layers=2, num_heads=heads, feedforward_channels=4 * width)
-    base = dict(arch=arch, img_size=16, patch_size=4, out_type='cls_token', pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5),
-                layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')))
+    base = dict(
+        arch=arch,
+        img_size=16,
+        patch_size=4,
+        out_type='cls_token',
+        pre_norm=True,
+        norm_cfg=dict(type='LN', eps=1e-5),
+        layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')))
     return VisionTransformer(**{**base, **kwargs})
 
 
@@ -76,8 +82,15 @@ def test_openai_torchscript_archive(randomise, image, fill, tmp_path):
 @pytest.mark.parametrize('kind', ['CLIPVisionModelWithProjection', 'CLIPModel'])
 def test_hugging_face(randomise, image, fill, tmp_path, kind):
     transformers = pytest.importorskip('transformers', reason='peer transformers is not installed')
-    vision = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=16, patch_size=4,
-                  projection_dim=24, attn_implementation='eager')
+    vision = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        image_size=16,
+        patch_size=4,
+        projection_dim=24,
+        attn_implementation='eager')
     if kind == 'CLIPModel':
         text = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
         config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=24)
@@ -88,7 +101,8 @@ def test_hugging_face(randomise, image, fill, tmp_path, kind):
     pooled = peer.vision_model(pixel_values=x).pooler_output
     peer.save_pretrained(tmp_path)
     for state in (peer.state_dict(), load_file(tmp_path / 'model.safetensors')['state_dict']):
-        state = {**state, 'vision_model.embeddings.position_ids': torch.arange(17)[None]}  # in files of transformers < 4.31
+        # in files of transformers < 4.31
+        state = {**state, 'vision_model.embeddings.position_ids': torch.arange(17)[None]}
         assert detect(state) == 'hf-clip'
         mine, report = fill(stock(), state, 'clip')
         assert difference(mine(x)[0], pooled) < TOL

@@ -19,8 +19,12 @@ def stock(window_size=4, img_size=64, **kwargs):
 def timm_swin(**kwargs):
     pytest.importorskip('timm', reason='peer timm is not installed')
     from timm.models.swin_transformer import SwinTransformer
-    return SwinTransformer(**{**dict(img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=DEPTHS, num_heads=HEADS,
-                                     num_classes=5), **kwargs})
+    return SwinTransformer(
+        **{
+            **dict(
+                img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=DEPTHS, num_heads=HEADS, num_classes=5),
+            **kwargs
+        })
 
 
 def original_names(peer):
@@ -77,7 +81,8 @@ def test_patch_merging_order_is_a_bijection(image):
 @pytest.mark.peers
 def test_hugging_face(randomise, image, fill, tmp_path):
     transformers = pytest.importorskip('transformers', reason='peer transformers is not installed')
-    config = transformers.SwinConfig(image_size=64, patch_size=4, embed_dim=16, depths=list(DEPTHS), num_heads=list(HEADS), window_size=4)
+    config = transformers.SwinConfig(
+        image_size=64, patch_size=4, embed_dim=16, depths=list(DEPTHS), num_heads=list(HEADS), window_size=4)
     peer = randomise(transformers.SwinForImageClassification(config))
     x = image(2, 3, 64, 64)
     want = peer.swin(x).last_hidden_state

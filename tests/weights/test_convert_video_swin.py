@@ -30,7 +30,10 @@ def test_original_mmaction2_and_vpetl(randomise, image, fill, kind):
     source = randomise(stock())
     state = source.state_dict()
     if kind != 'mmaction2':
-        state = {key.replace('norm2.', 'norm.') if key.startswith('norm2.') else key: value for key, value in state.items()}
+        state = {
+            key.replace('norm2.', 'norm.') if key.startswith('norm2.') else key: value
+            for key, value in state.items()
+        }
     if kind == 'V-PETL':
         state |= {'fc.0.weight': torch.ones(5, 64, 1, 1, 1), 'fc.0.bias': torch.ones(5)}
         state['layers.0.blocks.0.attn.qkv_adapter.0.weight'] = torch.ones(2)
@@ -69,7 +72,8 @@ def test_inflated_image_model_equals_itself_on_a_still_clip(randomise, image, fi
 def test_inflated_timm_model(randomise, image, fill):
     pytest.importorskip('timm', reason='peer timm is not installed')
     from timm.models.swin_transformer import SwinTransformer
-    peer = randomise(SwinTransformer(img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4)))
+    peer = randomise(
+        SwinTransformer(img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=(2, 2, 1), num_heads=(1, 2, 4)))
     mine, _ = fill(stock(), peer.state_dict(), 'video_swin')
     frame = image(1, 3, 64, 64)
     got = mine(frame[:, :, None].repeat(1, 1, 4, 1, 1))
@@ -82,7 +86,8 @@ def test_other_window(randomise, image, fill, window):
     mine, report = fill(stock(window), source.state_dict(), 'video_swin')
     assert len(report.reshaped) == 5
     old, new, fresh = (model.layers[0].blocks[0].attn for model in (source, mine, stock(window)))
-    assert torch.equal(new.relative_position_bias_table, resize_bias(old.relative_position_bias_table, (4, 4, 4), window))
+    assert torch.equal(new.relative_position_bias_table, resize_bias(old.relative_position_bias_table, (4, 4, 4),
+                                                                     window))
     assert torch.equal(new.relative_position_index, fresh.relative_position_index)
     assert mine(image(1, 3, 8, 64, 64)).isfinite().all()
 

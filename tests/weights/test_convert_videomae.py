@@ -11,8 +11,20 @@ TOL = 1e-5
 
 def stock(**kwargs):
     from mmaction.models.backbones.vit_mae import VisionTransformer
-    return VisionTransformer(**{**dict(img_size=16, patch_size=4, embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True,
-                                       num_frames=4, tubelet_size=2), **kwargs})
+    return VisionTransformer(
+        **{
+            **dict(
+                img_size=16,
+                patch_size=4,
+                embed_dims=32,
+                depth=2,
+                num_heads=2,
+                mlp_ratio=4,
+                qkv_bias=True,
+                num_frames=4,
+                tubelet_size=2),
+            **kwargs
+        })
 
 
 def original_names(module, prefix='', pooled='fc_norm'):
@@ -34,7 +46,10 @@ def difference(a, b):
 @pytest.mark.parametrize('prefix, pooled', [('', 'fc_norm'), ('module.', 'head_norm'), ('backbone.', 'fc_norm')])
 def test_fine_tuning_file(randomise, image, fill, prefix, pooled):
     source = randomise(stock())
-    state = original_names(source, prefix, pooled) | {f'{prefix}head.weight': torch.ones(5, 32), f'{prefix}head.bias': torch.ones(5)}
+    state = original_names(source, prefix, pooled) | {
+        f'{prefix}head.weight': torch.ones(5, 32),
+        f'{prefix}head.bias': torch.ones(5)
+    }
     assert detect(state) == 'videomae'
     mine, report = fill(stock(), state, 'videomae')
     x = image(2, 3, 4, 16, 16)
@@ -45,8 +60,13 @@ def test_fine_tuning_file(randomise, image, fill, prefix, pooled):
 def test_pretraining_file(randomise, image, fill):
     source = randomise(stock())
     state = {key: value for key, value in original_names(source, 'encoder.').items() if 'fc_norm' not in key}
-    state |= {'encoder.norm.weight': torch.full((32,), 3.), 'encoder.norm.bias': torch.zeros(32), 'mask_token': torch.zeros(1, 1, 8),
-              'encoder_to_decoder.weight': torch.zeros(8, 32), 'decoder.blocks.0.norm1.weight': torch.ones(8)}
+    state |= {
+        'encoder.norm.weight': torch.full((32, ), 3.),
+        'encoder.norm.bias': torch.zeros(32),
+        'mask_token': torch.zeros(1, 1, 8),
+        'encoder_to_decoder.weight': torch.zeros(8, 32),
+        'decoder.blocks.0.norm1.weight': torch.ones(8)
+    }
     assert detect(state) == 'videomae'
     mine, report = fill(stock(), state, 'videomae')
     assert sorted(report.initial) == ['fc_norm.bias', 'fc_norm.weight']
@@ -65,7 +85,10 @@ def test_split_projections(randomise, image, fill, letters):
     state = {}
     for key, value in original_names(source, 'encoder.').items():
         if key.endswith('attn.qkv.weight'):
-            state |= {key.replace('qkv', f'{letter}_proj'): part for letter, part in zip('qkv', value.chunk(3)) if letter in letters}
+            state |= {
+                key.replace('qkv', f'{letter}_proj'): part
+                for letter, part in zip('qkv', value.chunk(3)) if letter in letters
+            }
         else:
             state[key.replace('.mlp.', '.')] = value
     if letters == 'qv':
@@ -82,8 +105,18 @@ def test_split_projections(randomise, image, fill, letters):
 def test_hugging_face(randomise, image, fill, tmp_path, name):
     transformers = pytest.importorskip('transformers', reason='peer transformers is not installed')
     config = transformers.VideoMAEConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=16, patch_size=4, num_frames=4,
-        layer_norm_eps=1e-6, decoder_hidden_size=8, decoder_num_hidden_layers=1, decoder_num_attention_heads=1, decoder_intermediate_size=8)
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        image_size=16,
+        patch_size=4,
+        num_frames=4,
+        layer_norm_eps=1e-6,
+        decoder_hidden_size=8,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=1,
+        decoder_intermediate_size=8)
     peer = randomise(getattr(transformers, name)(config))
     peer.save_pretrained(tmp_path)
     x = image(2, 3, 4, 16, 16)
@@ -100,14 +133,20 @@ def test_hugging_face(randomise, image, fill, tmp_path, name):
 
 def test_stock_file(randomise, image, fill):
     source = randomise(stock())
-    state = {f'backbone.{key}': value for key, value in source.state_dict().items()} | {'cls_head.fc_cls.weight': torch.zeros(5, 32)}
+    state = {
+        f'backbone.{key}': value
+        for key, value in source.state_dict().items()
+    } | {
+        'cls_head.fc_cls.weight': torch.zeros(5, 32)
+    }
     assert detect(state) == 'mmaction-videomae'
     mine, _ = fill(stock(), state, 'videomae')
     x = image(2, 3, 4, 16, 16)
     assert torch.equal(mine(x), source(x))
 
 
-@pytest.mark.parametrize('given, wanted', [(dict(num_frames=4), dict(num_frames=8)), (dict(img_size=16), dict(img_size=24))])
+@pytest.mark.parametrize('given, wanted', [(dict(num_frames=4), dict(num_frames=8)),
+                                           (dict(img_size=16), dict(img_size=24))])
 def test_fixed_positions_are_rebuilt_for_other_clips(randomise, fill, given, wanted):
     source = randomise(stock(**given))
     target = stock(**wanted)
@@ -134,7 +173,8 @@ def test_learned_positions_are_resized(randomise, fill, wanted, grid):
     mine, report = fill(stock(use_learnable_pos_emb=True, **wanted), state, 'videomae', grid=grid)
     frames = mine.pos_embed.reshape(grid[0], -1)
     assert float((frames - frames[:, :1]).detach().abs().max()) < 1e-5
-    assert torch.allclose(frames[:, 0], torch.tensor([1., 3.]) if grid[0] == 2 else torch.tensor([1., 1.5, 2.5, 3.]), atol=1e-5)
+    assert torch.allclose(
+        frames[:, 0], torch.tensor([1., 3.]) if grid[0] == 2 else torch.tensor([1., 1.5, 2.5, 3.]), atol=1e-5)
     assert len(report.reshaped) == 1
 
 
@@ -164,7 +204,8 @@ def test_inflated_positions_repeat_over_time_and_the_final_norm_moves(randomise,
     assert torch.equal(mine.fc_norm.weight, source.ln1.weight)
     assert 'class token dropped' in ' '.join(report.notes)
     kept, _ = fill(stock(init_values=1.), randomise(image_vit(layer_scale_init_value=1.)).state_dict(), 'videomae')
-    assert torch.equal(kept.blocks[1].gamma_2, randomise(image_vit(layer_scale_init_value=1.)).layers[1].ffn.gamma2.weight)
+    assert torch.equal(kept.blocks[1].gamma_2,
+                       randomise(image_vit(layer_scale_init_value=1.)).layers[1].ffn.gamma2.weight)
 
 
 def test_clip_is_not_inflated(randomise, fill):

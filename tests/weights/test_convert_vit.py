@@ -18,7 +18,10 @@ def stock(**kwargs):
 def timm_vit(**kwargs):
     pytest.importorskip('timm', reason='peer timm is not installed')
     from timm.models.vision_transformer import VisionTransformer
-    return VisionTransformer(**{**dict(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=5), **kwargs})
+    return VisionTransformer(**{
+        **dict(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=5),
+        **kwargs
+    })
 
 
 def difference(a, b):
@@ -91,7 +94,8 @@ def test_other_input_size_equals_both_libraries_own_resizing(randomise, image, f
     want = resize_pos_embed(peer.pos_embed, (4, 4), (6, 6), 'bicubic', 1)
     assert difference(mine.pos_embed, want) < 1e-6
     from timm.layers import resample_abs_pos_embed
-    assert difference(mine.pos_embed, resample_abs_pos_embed(peer.pos_embed, [6, 6], num_prefix_tokens=1, antialias=False)) < TOL
+    assert difference(mine.pos_embed,
+                      resample_abs_pos_embed(peer.pos_embed, [6, 6], num_prefix_tokens=1, antialias=False)) < TOL
     assert report.reshaped == [('pos_embed', (1, 17, 32), (1, 37, 32), 'grid resized, bicubic')]
     assert 'pos_embed (1, 17, 32) -> (1, 37, 32)' in str(report)
 
@@ -111,8 +115,12 @@ def test_mae_pretraining_file(randomise, image, fill):
     """MAE: names of timm, no norm after pooling, a decoder in the full file."""
     peer = randomise(timm_vit())
     state = {key: value for key, value in peer.state_dict().items() if not key.startswith('head')}
-    state |= {'mask_token': torch.zeros(1, 1, 8), 'decoder_embed.weight': torch.zeros(8, 32), 'decoder_pos_embed': torch.zeros(1, 17, 8),
-              'decoder_blocks.0.norm1.weight': torch.ones(8)}
+    state |= {
+        'mask_token': torch.zeros(1, 1, 8),
+        'decoder_embed.weight': torch.zeros(8, 32),
+        'decoder_pos_embed': torch.zeros(1, 17, 8),
+        'decoder_blocks.0.norm1.weight': torch.ones(8)
+    }
     mine, report = fill(stock(out_type='avg_featmap', final_norm=False), state, 'vit')
     with torch.no_grad():
         mine.ln2.weight.fill_(1), mine.ln2.bias.zero_()
@@ -135,7 +143,10 @@ def test_mocov3(randomise, image, fill, kind):
     else:
         state = {f'module.base_encoder.{key}': value for key, value in trunk.items()}
         state |= {f'module.momentum_encoder.{key}': value + 1 for key, value in trunk.items()}
-        state |= {'module.base_encoder.head.0.weight': torch.zeros(4, 32), 'module.predictor.0.weight': torch.zeros(4, 4)}
+        state |= {
+            'module.base_encoder.head.0.weight': torch.zeros(4, 32),
+            'module.predictor.0.weight': torch.zeros(4, 4)
+        }
     mine, _ = fill(stock(), state, 'vit')
     x = image(2, 3, 16, 16)
     assert difference(mine(x)[0], peer.forward_features(x)) < TOL
@@ -144,15 +155,25 @@ def test_mocov3(randomise, image, fill, kind):
 def jax_arrays(prefix, head=True, pre_logits=True):
     """Arrays of a random model in the layout of the published ViT-B_16.npz."""
     rng = np.random.default_rng(0)
-    shapes = {'cls': (1, 1, 32), 'embedding/kernel': (4, 4, 3, 32), 'embedding/bias': (32,), 'Transformer/encoder_norm/scale': (32,),
-              'Transformer/encoder_norm/bias': (32,), 'Transformer/posembed_input/pos_embedding': (1, 17, 32)}
+    shapes = {
+        'cls': (1, 1, 32),
+        'embedding/kernel': (4, 4, 3, 32),
+        'embedding/bias': (32, ),
+        'Transformer/encoder_norm/scale': (32, ),
+        'Transformer/encoder_norm/bias': (32, ),
+        'Transformer/posembed_input/pos_embedding': (1, 17, 32)
+    }
     for i in range(2):
         block = f'Transformer/encoderblock_{i}'
         attention = f'{block}/MultiHeadDotProductAttention_1'
         for name in ('query', 'key', 'value'):
             shapes |= {f'{attention}/{name}/kernel': (32, 2, 16), f'{attention}/{name}/bias': (2, 16)}
         shapes |= {f'{attention}/out/kernel': (2, 16, 32), f'{attention}/out/bias': (32,)}
-        shapes |= {f'{block}/{norm}/{part}': (32,) for norm in ('LayerNorm_0', 'LayerNorm_2') for part in ('scale', 'bias')}
+        shapes |= {
+            f'{block}/{norm}/{part}': (32, )
+            for norm in ('LayerNorm_0', 'LayerNorm_2')
+            for part in ('scale', 'bias')
+        }
         shapes |= {f'{block}/MlpBlock_3/Dense_0/kernel': (32, 128), f'{block}/MlpBlock_3/Dense_0/bias': (128,),
                    f'{block}/MlpBlock_3/Dense_1/kernel': (128, 32), f'{block}/MlpBlock_3/Dense_1/bias': (32,)}
     if head:
@@ -181,8 +202,14 @@ def test_jax_npz_equals_timms_loader(tmp_path, image, fill, prefix, pre_logits):
 
 def hf(name, config, **kwargs):
     transformers = pytest.importorskip('transformers', reason='peer transformers is not installed')
-    base = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128, image_size=16, patch_size=4,
-                layer_norm_eps=1e-6)
+    base = dict(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=128,
+        image_size=16,
+        patch_size=4,
+        layer_norm_eps=1e-6)
     return getattr(transformers, name)(getattr(transformers, config)(**{**base, **kwargs}))
 
 
@@ -193,8 +220,8 @@ def saved(model, folder):
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize('name, config, scale', [('ViTForImageClassification', 'ViTConfig', 0), ('ViTModel', 'ViTConfig', 0),
-                                                 ('Dinov2Model', 'Dinov2Config', 1.)])
+@pytest.mark.parametrize('name, config, scale', [('ViTForImageClassification', 'ViTConfig', 0),
+                                                 ('ViTModel', 'ViTConfig', 0), ('Dinov2Model', 'Dinov2Config', 1.)])
 def test_hugging_face(randomise, image, fill, tmp_path, name, config, scale):
     peer = randomise(hf(name, config))
     x = image(2, 3, 16, 16)

@@ -8,7 +8,12 @@ from mmpetl.weights.convert import ALIASES, FORMATS
 
 
 def test_nearest_format_is_named():
-    state = {f'blocks.{i}.attn.qkv.weight': torch.zeros(3, 1) for i in range(2)} | {'blocks.0.mlp.fc1.weight': torch.zeros(1)}
+    state = {
+        f'blocks.{i}.attn.qkv.weight': torch.zeros(3, 1)
+        for i in range(2)
+    } | {
+        'blocks.0.mlp.fc1.weight': torch.zeros(1)
+    }
     with pytest.raises(ValueError, match="nearest is .*no key ends with 'patch_embed.proj.weight'") as error:
         detect(state)
     assert '\n' not in str(error.value)
@@ -46,7 +51,8 @@ def test_missing_and_unexplained_keys_are_named_in_one_line():
     assert '\n' not in str(error.value)
     with pytest.raises(ValueError, match=r'1 keys unexplained \(mystery\)'):
         convert({**state, 'mystery': torch.zeros(1)}, shapes, 'vit')
-    with pytest.raises(ValueError, match=r'ln1.weight: shape \(9,\) in the mmpretrain-vit file, \(8,\) in the backbone'):
+    with pytest.raises(
+            ValueError, match=r'ln1.weight: shape \(9,\) in the mmpretrain-vit file, \(8,\) in the backbone'):
         convert({**state, 'ln1.weight': torch.zeros(9)}, shapes, 'vit')
 
 
@@ -57,9 +63,19 @@ def test_without_a_target_the_shapes_of_the_file_stay():
 
 
 def test_report_is_a_short_table():
-    report = Report('timm-vit', 'vit', loaded=['a'] * 150, missing=['b', 'c', 'd', 'e'], reshaped=[('p', (1, 2), (1, 3), 'bicubic')],
-                    left_out={f'head.{i}': 'classifier' for i in range(5)}, notes=['a remark'])
+    report = Report(
+        'timm-vit',
+        'vit',
+        loaded=['a'] * 150,
+        missing=['b', 'c', 'd', 'e'],
+        reshaped=[('p', (1, 2), (1, 3), 'bicubic')],
+        left_out={f'head.{i}': 'classifier'
+                  for i in range(5)},
+        notes=['a remark'])
     lines = str(report).splitlines()
-    assert lines[0] == 'timm-vit -> vit: 150 loaded, 1 reshaped, 0 generated, 0 initial, 4 missing, 5 left out, 0 unexpected'
-    assert lines[1:] == ['  reshaped   p (1, 2) -> (1, 3): bicubic', '  left out   head.0, head.1, head.2 and 2 more: classifier',
-                         '  missing    b, c, d and 1 more', '  note       a remark']
+    assert lines[
+        0] == 'timm-vit -> vit: 150 loaded, 1 reshaped, 0 generated, 0 initial, 4 missing, 5 left out, 0 unexpected'
+    assert lines[1:] == [
+        '  reshaped   p (1, 2) -> (1, 3): bicubic', '  left out   head.0, head.1, head.2 and 2 more: classifier',
+        '  missing    b, c, d and 1 more', '  note       a remark'
+    ]

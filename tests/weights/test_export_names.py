@@ -20,8 +20,11 @@ def vit(**kwargs):
 
 
 def clip():
-    return vit(pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5), layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')),
-               out_type='cls_token')
+    return vit(
+        pre_norm=True,
+        norm_cfg=dict(type='LN', eps=1e-5),
+        layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')),
+        out_type='cls_token')
 
 
 def swin():
@@ -32,14 +35,28 @@ def swin():
 
 def videomae(**kwargs):
     from mmaction.models.backbones.vit_mae import VisionTransformer
-    return VisionTransformer(**{**dict(img_size=16, patch_size=4, embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True,
-                                       num_frames=4), **kwargs})
+    return VisionTransformer(
+        **{
+            **dict(
+                img_size=16,
+                patch_size=4,
+                embed_dims=32,
+                depth=2,
+                num_heads=2,
+                mlp_ratio=4,
+                qkv_bias=True,
+                num_frames=4),
+            **kwargs
+        })
 
 
 def video_swin():
     from mmaction.models.backbones.swin import SwinTransformer3D
-    return SwinTransformer3D(arch=dict(embed_dims=16, depths=[1, 1], num_heads=[1, 2]), window_size=(2, 4, 4), out_indices=(1,),
-                             pretrained2d=False)
+    return SwinTransformer3D(
+        arch=dict(embed_dims=16, depths=[1, 1], num_heads=[1, 2]),
+        window_size=(2, 4, 4),
+        out_indices=(1, ),
+        pretrained2d=False)
 
 
 def difference(a, b):
@@ -55,7 +72,8 @@ def with_head(module, classes=5):
 
 
 def open_hf(state, config, name, folder):
-    """Open exported weights as a user would: from_pretrained on a folder; nothing may be newly initialised or left over."""
+    """Open exported weights as a user would: from_pretrained on a folder; nothing may be newly initialised or left
+    over."""
     transformers = pytest.importorskip('transformers', reason='peer transformers is not installed')
     save_file(state, folder / 'model.safetensors', {'format': 'pt'})
     (folder / 'config.json').write_text(json.dumps(config))
@@ -70,22 +88,26 @@ def test_vit_to_timm(randomise, image, scale):
     pytest.importorskip('timm', reason='peer timm is not installed')
     from timm.models.vision_transformer import VisionTransformer
     source = randomise(vit(layer_scale_init_value=scale))
-    peer = VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=5, init_values=scale or None)
+    peer = VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=5, init_values=scale or None)
     state = with_head(source)
     peer.load_state_dict(export_names(state, 'vit', 'timm'), strict=True)
     peer.train(False)
     x = image(2, 3, 16, 16)
     assert difference(peer.forward_features(x), source(x)[0]) < TOL
-    assert difference(peer(x), torch.nn.functional.linear(source(x)[0][:, 0], state['head.weight'], state['head.bias'])) < TOL
+    assert difference(
+        peer(x), torch.nn.functional.linear(source(x)[0][:, 0], state['head.weight'], state['head.bias'])) < TOL
 
 
 @pytest.mark.peers
 def test_vit_to_hugging_face(randomise, image, tmp_path):
     source = randomise(vit())
     state = with_head(source)
-    peer = open_hf(export_names(state, 'vit', 'hf'), hf_config(state, 'vit', num_heads=2), 'ViTForImageClassification', tmp_path)
+    peer = open_hf(
+        export_names(state, 'vit', 'hf'), hf_config(state, 'vit', num_heads=2), 'ViTForImageClassification', tmp_path)
     x = image(2, 3, 16, 16)
-    assert difference(peer(x).logits, torch.nn.functional.linear(source(x)[0][:, 0], state['head.weight'], state['head.bias'])) < TOL
+    assert difference(
+        peer(x).logits, torch.nn.functional.linear(source(x)[0][:, 0], state['head.weight'], state['head.bias'])) < TOL
 
 
 @pytest.mark.peers
@@ -104,7 +126,8 @@ def test_clip_to_hugging_face_and_open_clip(randomise, image, tmp_path):
     state = {**source.state_dict(), 'proj': image(32, 24, seed=4)}
     x = image(2, 3, 16, 16)
     want = source(x)[0] @ state['proj']
-    peer = open_hf(export_names(state, 'clip', 'hf'), hf_config(state, 'clip', 2, 1e-5), 'CLIPVisionModelWithProjection', tmp_path)
+    peer = open_hf(
+        export_names(state, 'clip', 'hf'), hf_config(state, 'clip', 2, 1e-5), 'CLIPVisionModelWithProjection', tmp_path)
     assert difference(peer(x).image_embeds, want) < TOL
     vision = open_clip.CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=4, image_size=16)
     text = open_clip.CLIPTextCfg(context_length=8, vocab_size=50, width=16, heads=2, layers=1)
@@ -133,16 +156,25 @@ def test_swin_to_timm_and_hugging_face(randomise, image, tmp_path):
     state = with_head(source)
     x = image(2, 3, 64, 64)
     want = source(x)[0]
-    peer = SwinTransformer(img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=DEPTHS, num_heads=HEADS, num_classes=5)
+    peer = SwinTransformer(
+        img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=DEPTHS, num_heads=HEADS, num_classes=5)
     peer.load_state_dict(export_names(state, 'swin', 'timm'), strict=True)
     assert difference(peer.train(False).forward_features(x).permute(0, 3, 1, 2), want) < TOL
-    config = dict(model_type='swin', image_size=64, patch_size=4, embed_dim=16, depths=list(DEPTHS), num_heads=list(HEADS), window_size=4,
-                  num_labels=5)
+    config = dict(
+        model_type='swin',
+        image_size=64,
+        patch_size=4,
+        embed_dim=16,
+        depths=list(DEPTHS),
+        num_heads=list(HEADS),
+        window_size=4,
+        num_labels=5)
     peer = open_hf(export_names(state, 'swin', 'hf'), config, 'SwinForImageClassification', tmp_path)
     assert difference(peer.swin(x).last_hidden_state, want.flatten(2).transpose(1, 2)) < TOL
 
 
-@pytest.mark.parametrize('arch, build', [('vit', vit), ('clip', clip), ('swin', swin), ('videomae', videomae), ('video_swin', video_swin)])
+@pytest.mark.parametrize('arch, build', [('vit', vit), ('clip', clip), ('swin', swin), ('videomae', videomae),
+                                         ('video_swin', video_swin)])
 def test_every_export_converts_back(randomise, arch, build):
     """convert() is the inverse of export_names() for every pair that there is."""
     state = randomise(build()).state_dict()

@@ -14,12 +14,14 @@ pytestmark = pytest.mark.peers
 
 def vit():
     from mmpretrain.models import VisionTransformer
-    return VisionTransformer(arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128), img_size=16, patch_size=4)
+    return VisionTransformer(
+        arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128), img_size=16, patch_size=4)
 
 
 def videomae():
     from mmaction.models.backbones.vit_mae import VisionTransformer
-    return VisionTransformer(img_size=16, patch_size=4, embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True, num_frames=4)
+    return VisionTransformer(
+        img_size=16, patch_size=4, embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True, num_frames=4)
 
 
 @pytest.mark.parametrize('build, shape', [(vit, (2, 3, 16, 16)), (videomae, (2, 3, 4, 16, 16))])

@@ -23,7 +23,8 @@ def adapted(kind, lora, **more):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in backbone.named_parameters():
-            parameter.copy_((parameter.ndim == 1 and name.endswith('weight')) + 0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.copy_((parameter.ndim == 1 and name.endswith('weight')) +
+                            0.2 * torch.randn(parameter.shape, generator=generator))
     backbone.train(False)
     return backbone
 
@@ -49,8 +50,12 @@ def difference(a, b):
     return float((a - b).detach().abs().max())
 
 
-LORAS = [dict(rank=2, ops='qv'), dict(rank=3, ops=['q', 'k', 'v', 'proj', 'fc1', 'fc2'], alpha=6), dict(rank=[2, 4], ops='kv', alpha=8),
-         dict(rank=2, ops=['k', 'fc2'], layers=[1])]
+LORAS = [
+    dict(rank=2, ops='qv'),
+    dict(rank=3, ops=['q', 'k', 'v', 'proj', 'fc1', 'fc2'], alpha=6),
+    dict(rank=[2, 4], ops='kv', alpha=8),
+    dict(rank=2, ops=['k', 'fc2'], layers=[1])
+]
 
 
 @pytest.mark.parametrize('lora', LORAS)
@@ -74,8 +79,11 @@ def test_stock_mmpretrain(image, tmp_path):
     from mmpretrain.models import VisionTransformer
     backbone = adapted('VisionTransformer', LORAS[1])
     trunk, adapter = split(backbone)
-    peer = VisionTransformer(arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128), img_size=16, patch_size=4,
-                             out_type='raw')
+    peer = VisionTransformer(
+        arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128),
+        img_size=16,
+        patch_size=4,
+        out_type='raw')
     peer.load_state_dict(trunk, strict=True)
     state, config = lora_to_peft(adapter, [dict(type='mmpetl.LoRA', **LORAS[1])], 'vit', 'mmpretrain')
     peft = pytest.importorskip('peft', reason='peer peft is not installed')

@@ -8,15 +8,19 @@ from mmpetl.weights import fingerprint
 
 @pytest.fixture
 def state():
-    return {'a.weight': torch.arange(6.).reshape(2, 3), 'b': torch.tensor(3), 'half': torch.ones(2, dtype=torch.bfloat16)}
+    return {
+        'a.weight': torch.arange(6.).reshape(2, 3),
+        'b': torch.tensor(3),
+        'half': torch.ones(2, dtype=torch.bfloat16)
+    }
 
 
 def test_published_value(state):
     """Written out by hand, so that files fingerprinted today are recognised tomorrow."""
     import hashlib
     import struct
-    want = hashlib.sha256(b'a.weight\0float32\0(2, 3)\0' + struct.pack('<6f', *range(6)) + b'b\0int64\0()\0' + struct.pack('<q', 3)
-                          + b'half\0bfloat16\0(2,)\0' + b'\x80\x3f\x80\x3f')
+    want = hashlib.sha256(b'a.weight\0float32\0(2, 3)\0' + struct.pack('<6f', *range(6)) + b'b\0int64\0()\0' +
+                          struct.pack('<q', 3) + b'half\0bfloat16\0(2,)\0' + b'\x80\x3f\x80\x3f')
     assert fingerprint(state) == want.hexdigest()
 
 

@@ -1,7 +1,7 @@
 """Files made to do harm: refused in one line, and nothing in them runs.
 
-Every payload would write a marker file; the tests look for it afterwards. A control shows that the payloads do work when they are
-opened carelessly.
+Every payload would write a marker file; the tests look for it afterwards. A control shows that the payloads do work
+when they are opened carelessly.
 """
 
 import builtins
@@ -46,7 +46,8 @@ def evaluate(marker):
 
 
 class NestedGetattr:
-    """getattr(getattr(HistoryBuffer, '__init__'), '__globals__')['...']: walks from an allowed class to everything else."""
+    """getattr(getattr(HistoryBuffer, '__init__'), '__globals__')['...']: walks from an allowed class to everything
+    else."""
 
     def __init__(self, marker):
         self.marker = str(marker)
@@ -122,7 +123,8 @@ def test_allow_list_names_the_culprit(tmp_path, marker):
     assert 'system' in text and 'nothing was run' in text
 
 
-@pytest.mark.parametrize('name', ['__init__', '__class__', '__globals__', 'statistics', 'register_statistics', 'update', '__dict__'])
+@pytest.mark.parametrize(
+    'name', ['__init__', '__class__', '__globals__', 'statistics', 'register_statistics', 'update', '__dict__'])
 def test_getattr_gives_out_four_methods_and_no_more(name):
     from mmengine.logging import HistoryBuffer
     assert restricted_getattr(HistoryBuffer, 'mean') is HistoryBuffer.mean
@@ -140,7 +142,7 @@ def test_object_arrays_in_npz(tmp_path, marker, compressed):
     refused(path, 'object array', marker)
 
 
-# -- TorchScript ----------------------------------------------------------------------------------------------------------------
+# -- TorchScript ------------------------------------------------------------------------------------------------------
 
 
 def script_archive(path, data, extra=()):
@@ -187,7 +189,7 @@ def test_pickle_memory_bomb_in_a_torchscript_archive(tmp_path):
     assert load_file(tmp_path / 'evil.pt')['state_dict'] == {}
 
 
-# -- archives and headers -------------------------------------------------------------------------------------------------------
+# -- archives and headers ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', ['npz', 'torch', 'torchscript'])
@@ -196,7 +198,9 @@ def test_zip_bombs(tmp_path, kind):
     path = tmp_path / ('bomb.npz' if kind == 'npz' else 'bomb.pth')
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, dict(descr='<f4', fortran_order=False, shape=(75 << 20,)))
-    names = dict(npz=['w.npy'], torch=['m/data.pkl', 'm/data/0'], torchscript=['m/data.pkl', 'm/constants.pkl', 'm/data/0'])[kind]
+    names = dict(
+        npz=['w.npy'], torch=['m/data.pkl', 'm/data/0'], torchscript=['m/data.pkl', 'm/constants.pkl',
+                                                                      'm/data/0'])[kind]
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         for name in names[:-1]:
             archive.writestr(name, b'')
@@ -266,25 +270,35 @@ def entry(header, **values):
     header['w'].update(values)
 
 
-@pytest.mark.parametrize('change, cause', [
-    (lambda h: entry(h, shape=[1 << 40]), 'does not fit its 16 bytes'), (lambda h: entry(h, shape=[1 << 62, 1 << 62]), 'does not fit'),
-    (lambda h: entry(h, shape=[-4]), 'impossible header entry'), (lambda h: entry(h, shape=4), 'impossible header entry'),
-    (lambda h: entry(h, shape=[True, 4]), 'impossible header entry'), (lambda h: entry(h, dtype='OBJECT'), 'impossible header entry'),
-    (lambda h: entry(h, shape=[1 << 30], data_offsets=[0, 4 << 30]), 'truncated'),
-    (lambda h: entry(h, data_offsets=[4, 20]), 'overlap'), (lambda h: entry(h, data_offsets=[16, 32]), 'truncated'),
-    (lambda h: entry(h, data_offsets=h['v']['data_offsets']), 'does not fit'),
-    (lambda h: h.update({'../../w': h.pop('w')}), 'impossible header entry'),
-    (lambda h: h.update({'/w': h.pop('w')}), 'impossible header entry'),
-    (lambda h: '[1]', 'damaged or truncated'), (lambda h: '{"a": 1,', 'broken safetensors header'),
-    (lambda h: '{"__metadata__": {"a": 1}}', 'not a table of strings'), (lambda h: '{"a":' * 5000, 'broken safetensors header'),
-    (lambda h: '{"w": {}, "w": {}}', 'a key occurs twice')])
+@pytest.mark.parametrize('change, cause',
+                         [(lambda h: entry(h, shape=[1 << 40]), 'does not fit its 16 bytes'),
+                          (lambda h: entry(h, shape=[1 << 62, 1 << 62]), 'does not fit'),
+                          (lambda h: entry(h, shape=[-4]), 'impossible header entry'),
+                          (lambda h: entry(h, shape=4), 'impossible header entry'),
+                          (lambda h: entry(h, shape=[True, 4]), 'impossible header entry'),
+                          (lambda h: entry(h, dtype='OBJECT'), 'impossible header entry'),
+                          (lambda h: entry(h, shape=[1 << 30], data_offsets=[0, 4 << 30]), 'truncated'),
+                          (lambda h: entry(h, data_offsets=[4, 20]), 'overlap'),
+                          (lambda h: entry(h, data_offsets=[16, 32]), 'truncated'),
+                          (lambda h: entry(h, data_offsets=h['v']['data_offsets']), 'does not fit'),
+                          (lambda h: h.update({'../../w': h.pop('w')}), 'impossible header entry'),
+                          (lambda h: h.update({'/w': h.pop('w')}), 'impossible header entry'),
+                          (lambda h: '[1]', 'damaged or truncated'),
+                          (lambda h: '{"a": 1,', 'broken safetensors header'),
+                          (lambda h: '{"__metadata__": {"a": 1}}', 'not a table of strings'),
+                          (lambda h: '{"a":' * 5000, 'broken safetensors header'),
+                          (lambda h: '{"w": {}, "w": {}}', 'a key occurs twice')])
 def test_safetensors_headers(tmp_path, change, cause):
     with_header(tmp_path / 'w.safetensors', change)
     refused(tmp_path / 'w.safetensors', cause)
 
 
 def test_overlapping_tensors(tmp_path):
-    with_header(tmp_path / 'w.safetensors', lambda h: h.update(u={'dtype': 'F32', 'shape': [2], 'data_offsets': [8, 16]}))
+    with_header(tmp_path / 'w.safetensors', lambda h: h.update(u={
+        'dtype': 'F32',
+        'shape': [2],
+        'data_offsets': [8, 16]
+    }))
     refused(tmp_path / 'w.safetensors', 'overlap')
 
 

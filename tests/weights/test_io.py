@@ -19,7 +19,11 @@ from mmpetl.weights.io import file_kind
 
 @pytest.fixture
 def state():
-    return OrderedDict({'a.weight': torch.arange(12.).reshape(3, 4), 'a.bias': torch.ones(3, dtype=torch.float16), 'n': torch.tensor(5)})
+    return OrderedDict({
+        'a.weight': torch.arange(12.).reshape(3, 4),
+        'a.bias': torch.ones(3, dtype=torch.float16),
+        'n': torch.tensor(5)
+    })
 
 
 def same(left, right):
@@ -46,8 +50,12 @@ def test_runner_checkpoint_comes_back_complete(tmp_path, state):
         hub.update_scalar('train/loss', value)
     hub.update_info('iter', np.int64(7))
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))])
-    whole = dict(meta=dict(epoch=1, cfg='a = 1'), state_dict=state, message_hub=hub.state_dict(), optimizer=optimizer.state_dict(),
-                 param_schedulers=[dict(last_step=1)])
+    whole = dict(
+        meta=dict(epoch=1, cfg='a = 1'),
+        state_dict=state,
+        message_hub=hub.state_dict(),
+        optimizer=optimizer.state_dict(),
+        param_schedulers=[dict(last_step=1)])
     torch.save(whole, tmp_path / 'epoch_1.pth')
     loaded = load_file(tmp_path / 'epoch_1.pth')
     assert loaded.keys() == whole.keys() and same(loaded['state_dict'], state)
@@ -65,7 +73,13 @@ def test_safetensors_and_npz(tmp_path, state):
     save_file(state, tmp_path / 'w.safetensors')
     assert same(load_file(tmp_path / 'w.safetensors')['state_dict'], state)
     for save in (np.savez, np.savez_compressed):
-        save(tmp_path / 'w.npz', **{key.replace('.', '/'): value.numpy() for key, value in state.items()}, text=np.array('hello'))
+        save(
+            tmp_path / 'w.npz',
+            **{
+                key.replace('.', '/'): value.numpy()
+                for key, value in state.items()
+            },
+            text=np.array('hello'))
         loaded = load_file(tmp_path / 'w.npz')['state_dict']
         assert same(loaded, {key.replace('.', '/'): value for key, value in state.items()})
 
@@ -152,7 +166,10 @@ def test_suffix_must_keep_its_promise(tmp_path, state):
     assert load_file(tmp_path / 'w.pth')['state_dict'].keys() == state.keys()
 
 
-@pytest.mark.parametrize('content, cause', [([1, 2], 'holds a list'), ({'epoch': 3}, r"no state dict among its entries \['epoch'\]")])
+@pytest.mark.parametrize('content, cause', [([1, 2], 'holds a list'),
+                                            ({
+                                                'epoch': 3
+                                            }, r"no state dict among its entries \['epoch'\]")])
 def test_files_without_a_state_dict(tmp_path, content, cause):
     torch.save(content, tmp_path / 'w.pth')
     with pytest.raises(WeightFileError, match=cause):
@@ -165,7 +182,7 @@ def test_tensors_beside_numbers(tmp_path, state):
     assert same(loaded['state_dict'], state) and loaded['epoch'] == 4
 
 
-# -- writing -------------------------------------------------------------------------------------------------------------------
+# -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def test_atomic_write_replaces_makes_folders_and_keeps_permissions(tmp_path):
@@ -229,7 +246,8 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path, delay
 
     def rewrite():
         for version in itertools.count(1):
-            atomic_write(path, lambda file, byte=version % 251: [file.write(bytes([byte]) * (size // 8)) for _ in range(8)])
+            atomic_write(
+                path, lambda file, byte=version % 251: [file.write(bytes([byte]) * (size // 8)) for _ in range(8)])
 
     child = in_child(rewrite)
     while not path.exists():

@@ -24,7 +24,8 @@ def export(model, path, size=16):
 def dino(randomise):
     pytest.importorskip('timm', reason='peer timm is not installed')
     from timm.models.vision_transformer import VisionTransformer
-    peer = randomise(VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0, init_values=1.))
+    peer = randomise(
+        VisionTransformer(img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=2, num_classes=0, init_values=1.))
 
     class Encoder(torch.nn.Module):
         def __init__(self):
@@ -45,7 +46,8 @@ def test_dinov2(dino, tmp_path):
 
 
 def test_positions_kept_apart(dino, tmp_path):
-    """A resized grid is exported apart from the position of the class token, which equals the token itself in published files."""
+    """A resized grid is exported apart from the position of the class token, which equals the token itself in published
+    files."""
     with torch.no_grad():
         dino.model.pos_embed[:, 0] = dino.model.cls_token[:, 0]
     want = dino.model.pos_embed.clone()
@@ -67,8 +69,15 @@ def test_positions_kept_apart(dino, tmp_path):
 @pytest.fixture
 def clip(randomise):
     transformers = pytest.importorskip('transformers', reason='peer transformers is not installed')
-    config = transformers.CLIPVisionConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16,
-                                           patch_size=4, projection_dim=24, attn_implementation='eager')
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=4,
+        projection_dim=24,
+        attn_implementation='eager')
     return randomise(transformers.CLIPVisionModelWithProjection(config))
 
 

@@ -9,10 +9,20 @@ from mmengine.runner import load_checkpoint
 
 from mmpetl.registry import MODELS
 
-VIT = dict(type='mmpetl.VisionTransformer', arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128), img_size=16,
-           patch_size=4, out_type='raw', petl=[dict(type='LoRA', rank=2)])
-SWIN = dict(type='mmpetl.SwinTransformer', arch=dict(embed_dims=16, depths=[1, 1], num_heads=[1, 2]), img_size=32, window_size=4,
-            out_indices=(1,), petl=[dict(type='LoRA', rank=2)])
+VIT = dict(
+    type='mmpetl.VisionTransformer',
+    arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128),
+    img_size=16,
+    patch_size=4,
+    out_type='raw',
+    petl=[dict(type='LoRA', rank=2)])
+SWIN = dict(
+    type='mmpetl.SwinTransformer',
+    arch=dict(embed_dims=16, depths=[1, 1], num_heads=[1, 2]),
+    img_size=32,
+    window_size=4,
+    out_indices=(1, ),
+    petl=[dict(type='LoRA', rank=2)])
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +40,8 @@ def build(cfg, **more):
 
 def timm_names(state):
     """Stock ViT state under timm's names."""
-    names = [('.ffn.layers.0.0.', '.mlp.fc1.'), ('.ffn.layers.1.', '.mlp.fc2.'), ('layers.', 'blocks.'), ('.ln1.', '.norm1.'),
-             ('.ln2.', '.norm2.'), ('patch_embed.projection', 'patch_embed.proj')]
+    names = [('.ffn.layers.0.0.', '.mlp.fc1.'), ('.ffn.layers.1.', '.mlp.fc2.'), ('layers.', 'blocks.'),
+             ('.ln1.', '.norm1.'), ('.ln2.', '.norm2.'), ('patch_embed.projection', 'patch_embed.proj')]
     renamed = {}
     for key, value in state.items():
         for old, new in names:
@@ -63,7 +73,10 @@ def test_published_names(randomise, image, tmp_path, way):
 
 
 def test_a_foreign_file_is_an_error_not_a_silence(tmp_path):
-    torch.save({'state_dict': {'conv1.weight': torch.zeros(3), 'layer1.0.bn1.weight': torch.zeros(3)}}, tmp_path / 'resnet.pth')
+    torch.save({'state_dict': {
+        'conv1.weight': torch.zeros(3),
+        'layer1.0.bn1.weight': torch.zeros(3)
+    }}, tmp_path / 'resnet.pth')
     with pytest.raises(ValueError, match='no known weight format') as error:
         load_checkpoint(build(VIT), str(tmp_path / 'resnet.pth'))
     assert '\n' not in str(error.value)
@@ -84,7 +97,8 @@ def test_other_size_and_oblong_grid(randomise, tmp_path):
     for size, grid in ((24, (6, 6)), ((16, 32), (4, 8))):
         target = build(VIT, img_size=size)
         load_checkpoint(target, str(tmp_path / 'w.pth'))
-        assert torch.allclose(target.pos_embed, resize_pos_embed(source.pos_embed, (4, 4), grid, 'bicubic', 1), atol=1e-6)
+        assert torch.allclose(
+            target.pos_embed, resize_pos_embed(source.pos_embed, (4, 4), grid, 'bicubic', 1), atol=1e-6)
 
 
 def test_swin_with_another_window(randomise, image, tmp_path):

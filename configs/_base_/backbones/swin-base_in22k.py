@@ -1,6 +1,7 @@
 """Swin-B (86,743,224 parameters), supervised on ImageNet-22k; mean over the last feature map -> linear head.
 
-Weights: https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_base_patch4_window7_224_22k.pth (md5 begins bf9cc1),
+Weights: https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_base_patch4_window7_224_22k.pth (md5
+    begins bf9cc1),
 put into ~/.cache/mmpetl/.
 """
 
@@ -12,6 +13,7 @@ model = dict(
         img_size=224,
         drop_path_rate=0.,
         petl=[],
-        init_cfg=dict(type='Pretrained', checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/swin_base_patch4_window7_224_22k.pth')),
+        init_cfg=dict(
+            type='Pretrained', checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/swin_base_patch4_window7_224_22k.pth')),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='LinearClsHead', num_classes=100, in_channels=1024, loss=dict(type='CrossEntropyLoss')))

@@ -1,13 +1,19 @@
-"""Video Swin-B (87,638,984 parameters), supervised on ImageNet-22k and Kinetics-400; averages of its last feature map -> linear head.
+"""Video Swin-B (87,638,984 parameters), supervised on ImageNet-22k and Kinetics-400; averages of its last feature map
+-> linear head.
 
-Weights: https://github.com/SwinTransformer/storage/releases/download/v1.0.4/swin_base_patch244_window877_kinetics400_22k.pth,
-put into ~/.cache/mmpetl/. As V-PETL has it, drop-path stays on in the frozen trunk (trunk='train'). Logits of the test views are averaged.
+Weights:
+    https://github.com/SwinTransformer/storage/releases/download/v1.0.4/swin_base_patch244_window877_kinetics400_22k.pth,
+put into ~/.cache/mmpetl/. As V-PETL has it, drop-path stays on in the frozen trunk (trunk='train'). Logits of the test
+views are averaged.
 """
 
 model = dict(
     type='Recognizer3D',
     data_preprocessor=dict(
-        type='ActionDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], format_shape='NCTHW'),
+        type='ActionDataPreprocessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        format_shape='NCTHW'),
     backbone=dict(
         type='mmpetl.SwinTransformer3D',
         arch='base',
@@ -21,4 +27,9 @@ model = dict(
             type='Pretrained',
             checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/swin_base_patch244_window877_kinetics400_22k.pth')),
     cls_head=dict(
-        type='mmpetl.VideoSwinHead', num_classes=51, in_channels=1024, temporal_pool='pair', average_clips='score', keep_views=True))
+        type='mmpetl.VideoSwinHead',
+        num_classes=51,
+        in_channels=1024,
+        temporal_pool='pair',
+        average_clips='score',
+        keep_views=True))

@@ -1,13 +1,18 @@
-"""DINOv2 ViT-S/14 inflated to a VideoMAE ViT on 8 frames of 70 px (4 x 5 x 5 tokens); mean over all tokens, norm -> linear head.
+"""DINOv2 ViT-S/14 inflated to a VideoMAE ViT on 8 frames of 70 px (4 x 5 x 5 tokens); mean over all tokens, norm ->
+linear head.
 
-Weights: python tools/prepare_motion_clips.py. The image model knows no time, so a fixed code of time is added to its positions; without it
+Weights: python tools/prepare_motion_clips.py. The image model knows no time, so a fixed code of time is added to its
+    positions; without it
 (videomae_dinov2s_untimed.safetensors) the output does not depend on the order of the frame pairs.
 """
 
 model = dict(
     type='Recognizer3D',
     data_preprocessor=dict(
-        type='ActionDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], format_shape='NCTHW'),
+        type='ActionDataPreprocessor',
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        format_shape='NCTHW'),
     backbone=dict(
         type='mmpetl.VideoMAE',
         img_size=70,
@@ -24,4 +29,10 @@ model = dict(
         petl=[],
         tune=['fc_norm.*'],
         init_cfg=dict(type='Pretrained', checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/videomae_dinov2s.safetensors')),
-    cls_head=dict(type='mmpetl.VideoMAEHead', num_classes=6, in_channels=384, init_scale=1., average_clips='prob', keep_views=True))
+    cls_head=dict(
+        type='mmpetl.VideoMAEHead',
+        num_classes=6,
+        in_channels=384,
+        init_scale=1.,
+        average_clips='prob',
+        keep_views=True))

@@ -1,6 +1,7 @@
 """ViT-B/16 (85,798,656 parameters), supervised on ImageNet-21k; class token after the last norm -> linear head.
 
-Weights: https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz (md5 begins d9715d), put into ~/.cache/mmpetl/.
+Weights: https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz (md5 begins d9715d), put into
+    ~/.cache/mmpetl/.
 """
 
 model = dict(

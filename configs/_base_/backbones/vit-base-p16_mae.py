@@ -1,6 +1,8 @@
-"""ViT-B/16 (85,798,656 parameters), MAE on ImageNet-1k; mean of all tokens but the class token -> LayerNorm -> linear head.
+"""ViT-B/16 (85,798,656 parameters), MAE on ImageNet-1k; mean of all tokens but the class token -> LayerNorm -> linear
+head.
 
-Weights: https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth (md5 begins 8cad7c), put into ~/.cache/mmpetl/.
+Weights: https://dl.fbaipublicfiles.com/mae/pretrain/mae_pretrain_vit_base.pth (md5 begins 8cad7c), put into
+    ~/.cache/mmpetl/.
 The file has no norm for the pooled feature; it starts at identity and stays frozen, as in VPT.
 """
 

@@ -1,6 +1,7 @@
 """ViT-B/16 (85,798,656 parameters), MoCo v3 on ImageNet-1k; class token after the last norm -> linear head.
 
-Weights: https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/linear-vit-b-300ep.pth.tar (md5 begins 8f39ce), put into ~/.cache/mmpetl/.
+Weights: https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/linear-vit-b-300ep.pth.tar (md5 begins 8f39ce), put into
+    ~/.cache/mmpetl/.
 """
 
 model = dict(

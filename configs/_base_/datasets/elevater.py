@@ -1,7 +1,9 @@
-"""ELEVATER's 20 data sets, 5 images per class; --cfg-options task.name=dtd task.shots=20 task.shot_seed=1 (shots=-1 for all images).
+"""ELEVATER's 20 data sets, 5 images per class; --cfg-options task.name=dtd task.shots=20 task.shot_seed=1 (shots=-1 for
+all images).
 
 Data: the benchmark's downloads, <root>/classification/<folder>/, images in their zip files or unpacked;
-'mmpetl data check elevater --root <root>' looks at it. Short edge 224 with Pillow's bicubic filter, centre crop, no augmentation.
+'mmpetl data check elevater --root <root>' looks at it. Short edge 224 with Pillow's bicubic filter, centre crop, no
+augmentation.
 """
 
 task = dict(suite='elevater', name='caltech-101', root='data/elevater', phase='final', shots=5, shot_seed=0)
@@ -21,13 +23,24 @@ train_dataloader = dict(
     dataset=dict(
         type='mmpetl.CachedDataset',
         dataset=dict(
-            type='mmpetl.Elevater', task='caltech-101', split='few', shots=5, shot_seed=0, data_root='data/elevater', pipeline=pipeline)))
+            type='mmpetl.Elevater',
+            task='caltech-101',
+            split='few',
+            shots=5,
+            shot_seed=0,
+            data_root='data/elevater',
+            pipeline=pipeline)))
 val_dataloader = dict(
     batch_size=64,
     num_workers=2,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='mmpetl.Elevater', task='caltech-101', split='test', data_root='data/elevater', pipeline=pipeline, test_mode=True))
+        type='mmpetl.Elevater',
+        task='caltech-101',
+        split='test',
+        data_root='data/elevater',
+        pipeline=pipeline,
+        test_mode=True))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='mmpetl.MeanPerClass')
 test_evaluator = val_evaluator

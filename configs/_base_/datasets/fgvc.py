@@ -1,12 +1,17 @@
 """FGVC; any of CUB, nabirds, OxfordFlowers, StanfordDogs, StanfordCars with --cfg-options task.name=nabirds.
 
 Data: VPT's json splits beside the images, <root>/CUB/{train,val,test}.json and <root>/CUB/images/;
-'mmpetl data check fgvc --root <root>' looks at it. VPT's augmentation: short edge 256, random 224 crop and flip; centre crop for testing.
+'mmpetl data check fgvc --root <root>' looks at it. VPT's augmentation: short edge 256, random 224 crop and flip; centre
+crop for testing.
 """
 
 task = dict(suite='fgvc', name='CUB', root='data/fgvc', phase='final')
 data_preprocessor = dict(
-    type='ClsDataPreprocessor', num_classes=200, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+    type='ClsDataPreprocessor',
+    num_classes=200,
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    to_rgb=True)
 train_dataloader = dict(
     batch_size=64,
     num_workers=4,

@@ -1,4 +1,5 @@
-"""HMDB51, split 1, as APT reads it: dense clips of 16 frames, two augmented copies of each; tested on 10 clips of 3 crops.
+"""HMDB51, split 1, as APT reads it: dense clips of 16 frames, two augmented copies of each; tested on 10 clips of 3
+crops.
 
 Data: python tools/prepare_hmdb51.py data/hmdb51
 The published validation draws a random clip; here it is the middle one. Which split is published is not said.

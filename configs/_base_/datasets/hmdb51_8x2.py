@@ -1,8 +1,9 @@
 """HMDB51, split 1, as V-PETL reads it: clips of 8 frames at stride 2, multi-scale crops and no flip; tested on 4 clips.
 
 Data: python tools/prepare_hmdb51.py data/hmdb51
-The published test has 4 clips of 3 crops, but a centre crop in front of them makes the three equal: 12 views of which 4 differ. One
-crop per clip gives the same scores in a third of the time. The published validation draws a random clip; here it is the middle one.
+The published test has 4 clips of 3 crops, but a centre crop in front of them makes the three equal: 12 views of which 4
+differ. One crop per clip gives the same scores in a third of the time. The published validation draws a random clip;
+here it is the middle one.
 """
 
 data_root = 'data/hmdb51/'
@@ -10,7 +11,13 @@ train_pipeline = [
     dict(type='mmpetl.VideoInit'),
     dict(type='SampleFrames', clip_len=8, frame_interval=2, num_clips=1, out_of_bound_opt='repeat_last'),
     dict(type='mmpetl.VideoDecode'),
-    dict(type='MultiScaleCrop', input_size=224, scales=(1, .875, .75, .66), random_crop=False, num_fixed_crops=13, max_wh_scale_gap=1),
+    dict(
+        type='MultiScaleCrop',
+        input_size=224,
+        scales=(1, .875, .75, .66),
+        random_crop=False,
+        num_fixed_crops=13,
+        max_wh_scale_gap=1),
     dict(type='Resize', scale=(224, 224), keep_ratio=False),
     dict(type='FormatShape', input_format='NCTHW'),
     dict(type='PackActionInputs'),

@@ -1,8 +1,10 @@
-"""Motion6: drawings that move left, right, up, down, grow or shrink; 360 clips for training, 180 for testing, 24 frames of 128 x 96 px.
+"""Motion6: drawings that move left, right, up, down, grow or shrink; 360 clips for training, 180 for testing, 24 frames
+of 128 x 96 px.
 
 Data: python tools/prepare_motion_clips.py
-The drawings are the same in all classes, and the clips of a pair of classes are each other's reverse: motion alone decides, and whoever
-ignores the order of the frames is right about half of the time at best. Tested on 2 clips of 3 crops.
+The drawings are the same in all classes, and the clips of a pair of classes are each other's reverse: motion alone
+decides, and whoever ignores the order of the frames is right about half of the time at best. Tested on 2 clips of 3
+crops.
 """
 
 data_root = '{{$MMPETL_CACHE:~/.cache/mmpetl}}/motion6'

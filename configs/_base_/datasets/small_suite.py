@@ -1,4 +1,5 @@
-"""Four small real data sets in VTAB-1k's form, at 56 px: --cfg-options task.name=digits (or quickdraw, pneumonia, dsprites_loc).
+"""Four small real data sets in VTAB-1k's form, at 56 px: --cfg-options task.name=digits (or quickdraw, pneumonia,
+dsprites_loc).
 
 Data: python tools/fetch_data.py small-suite
 The suite is described by configs/small_suite/suite.json.

@@ -1,4 +1,5 @@
-"""Two small real data sets in ELEVATER's form, 5 images per class, at 56 px: --cfg-options task.name=digits (or pneumonia).
+"""Two small real data sets in ELEVATER's form, 5 images per class, at 56 px: --cfg-options task.name=digits (or
+pneumonia).
 
 Data: python tools/fetch_data.py small-suite
 The suite is described by configs/small_suite/suite_fewshot.json. Normalisation is that of the backbone, DINOv2.

@@ -1,4 +1,5 @@
-"""Something-Something V2 as APT reads it: a frame of each of 16 segments, two augmented copies; tested on 2 clips of 3 crops.
+"""Something-Something V2 as APT reads it: a frame of each of 16 segments, two augmented copies; tested on 2 clips of 3
+crops.
 
 Data: python tools/prepare_ssv2.py data/ssv2
 No flip: "pushing something from left to right" is a class.

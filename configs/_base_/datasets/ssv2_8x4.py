@@ -1,7 +1,9 @@
-"""Something-Something V2 as V-PETL reads it: clips of 8 frames at stride 4, multi-scale crops, no flip; tested on 4 clips.
+"""Something-Something V2 as V-PETL reads it: clips of 8 frames at stride 4, multi-scale crops, no flip; tested on 4
+clips.
 
 Data: python tools/prepare_ssv2.py data/ssv2
-The stride is the default of the published code; no command for this data set is published. Crops and validation: see hmdb51_8x2.py.
+The stride is the default of the published code; no command for this data set is published. Crops and validation: see
+hmdb51_8x2.py.
 """
 
 data_root = 'data/ssv2/'
@@ -9,7 +11,13 @@ train_pipeline = [
     dict(type='mmpetl.VideoInit'),
     dict(type='SampleFrames', clip_len=8, frame_interval=4, num_clips=1, out_of_bound_opt='repeat_last'),
     dict(type='mmpetl.VideoDecode'),
-    dict(type='MultiScaleCrop', input_size=224, scales=(1, .875, .75, .66), random_crop=False, num_fixed_crops=13, max_wh_scale_gap=1),
+    dict(
+        type='MultiScaleCrop',
+        input_size=224,
+        scales=(1, .875, .75, .66),
+        random_crop=False,
+        num_fixed_crops=13,
+        max_wh_scale_gap=1),
     dict(type='Resize', scale=(224, 224), keep_ratio=False),
     dict(type='FormatShape', input_format='NCTHW'),
     dict(type='PackActionInputs'),

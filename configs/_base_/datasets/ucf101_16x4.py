@@ -1,4 +1,5 @@
-"""UCF101, split 1, as APT reads it: dense clips of 16 frames, two augmented copies of each; tested on 5 clips of 3 crops.
+"""UCF101, split 1, as APT reads it: dense clips of 16 frames, two augmented copies of each; tested on 5 clips of 3
+crops.
 
 Data: python tools/prepare_ucf101.py data/ucf101
 The published validation draws a random clip; here it is the middle one. Which split is published is not said.

@@ -1,7 +1,9 @@
-"""APT's recipe: AdamW, 0.05 for 256 videos, ten epochs warm-up from 0, then half a cosine to 1e-6 for 256 videos; no decay of 1-D tensors.
+"""APT's recipe: AdamW, 0.05 for 256 videos, ten epochs warm-up from 0, then half a cosine to 1e-6 for 256 videos; no
+decay of 1-D tensors.
 
 50 epochs, as published for ViT-B on UCF101.
-The rate is scaled to the actual number of videos per step (the augmented copies do not count): 8 GPUs with 8 have 0.0125, as published.
+The rate is scaled to the actual number of videos per step (the augmented copies do not count): 8 GPUs with 8 have
+0.0125, as published.
 """
 
 max_epochs = 50
@@ -15,6 +17,12 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, begin=0, end=10, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=max_epochs - 10, eta_min_ratio=2e-5, begin=10, end=max_epochs, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs - 10,
+        eta_min_ratio=2e-5,
+        begin=10,
+        end=max_epochs,
+        convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=256, enable=True)

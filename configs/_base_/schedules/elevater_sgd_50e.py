@@ -1,7 +1,8 @@
-"""ELEVATER's recipe: SGD with momentum, 50 epochs (10 while searching), constant rate, weight decay on every trainable tensor.
+"""ELEVATER's recipe: SGD with momentum, 50 epochs (10 while searching), constant rate, weight decay on every trainable
+tensor.
 
-Learning rate and weight decay are searched for each data set ('mmpetl sweep'): six rates times a coarse-to-fine walk over 97 decays. The
-values here are for a single run. Testing is done once, after the last epoch.
+Learning rate and weight decay are searched for each data set ('mmpetl sweep'): six rates times a coarse-to-fine walk
+over 97 decays. The values here are for a single run. Testing is done once, after the last epoch.
 """
 
 max_epochs = 50

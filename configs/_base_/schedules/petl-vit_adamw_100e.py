@@ -1,7 +1,8 @@
-"""The recipe of Convpass and FacT: AdamW, 100 epochs, ten of them warm-up, a cosine over all 100 to 1e-5, stepped per epoch.
+"""The recipe of Convpass and FacT: AdamW, 100 epochs, ten of them warm-up, a cosine over all 100 to 1e-5, stepped per
+epoch.
 
-The published runs drop the last, smaller batch (15 iterations per epoch) and step after the epoch, so that their first two epochs both
-have the lowest rate; here the second epoch is the first step of the warm-up.
+The published runs drop the last, smaller batch (15 iterations per epoch) and step after the epoch, so that their first
+two epochs both have the lowest rate; here the second epoch is the first step of the warm-up.
 """
 
 max_epochs = 100

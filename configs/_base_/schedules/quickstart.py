@@ -8,7 +8,8 @@ optim_wrapper = dict(
     type='OptimWrapper',
     constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.01),
-    paramwise_cfg=dict(custom_keys={'head.': dict(lr_mult=3)}))  # the head starts from nothing, the methods from a pretrained model
+    # the head starts from nothing, the methods from a pretrained model
+    paramwise_cfg=dict(custom_keys={'head.': dict(lr_mult=3)}))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=0.1 * max_epochs, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=0.1 * max_epochs, end=max_epochs, convert_to_iter_based=True),

@@ -1,4 +1,5 @@
-"""AdamW, a tenth of the iterations linear warm-up, then a cosine to zero; four epochs: a few minutes per data set on one CPU core."""
+"""AdamW, a tenth of the iterations linear warm-up, then a cosine to zero; four epochs: a few minutes per data set on
+one CPU core."""
 
 _base_ = './quickstart.py'
 max_epochs = 4

@@ -1,4 +1,5 @@
-"""As small_suite.py, but twenty epochs: for linear probes, SynQT, VQT and LST with mmpetl.FeatureCacheHook, where epochs cost little."""
+"""As small_suite.py, but twenty epochs: for linear probes, SynQT, VQT and LST with mmpetl.FeatureCacheHook, where
+epochs cost little."""
 
 _base_ = './quickstart.py'
 max_epochs = 20
@@ -8,4 +9,8 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', begin=0.1 * max_epochs, end=max_epochs, convert_to_iter_based=True),
 ]
 sweep = dict(
-    grid={'optim_wrapper.optimizer.lr': [1e-3, 3e-3, 1e-2], 'optim_wrapper.optimizer.weight_decay': [1e-4, 1e-1]}, seeds=[0, 1, 2])
+    grid={
+        'optim_wrapper.optimizer.lr': [1e-3, 3e-3, 1e-2],
+        'optim_wrapper.optimizer.weight_decay': [1e-4, 1e-1]
+    },
+    seeds=[0, 1, 2])

@@ -1,4 +1,5 @@
-"""SynQT's recipe: AdamW with weight decay on everything, 50 epochs, ten of them warm-up from 0, then half a cosine to 1e-6."""
+"""SynQT's recipe: AdamW with weight decay on everything, 50 epochs, ten of them warm-up from 0, then half a cosine to
+1e-6."""
 
 max_epochs = 50
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)

@@ -1,4 +1,5 @@
-"""VideoMAE's recipe for full fine-tuning: AdamW with layer-wise decay, 5e-4 for 256 videos, five epochs warm-up, half a cosine to 1e-6."""
+"""VideoMAE's recipe for full fine-tuning: AdamW with layer-wise decay, 5e-4 for 256 videos, five epochs warm-up, half a
+cosine to 1e-6."""
 
 max_epochs = 100
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
@@ -11,6 +12,12 @@ optim_wrapper = dict(
     paramwise_cfg=dict(num_layers=12, decay_rate=0.75, decay_type='layer_wise'))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, begin=0, end=5, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=max_epochs - 5, eta_min_ratio=2e-3, begin=5, end=max_epochs, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs - 5,
+        eta_min_ratio=2e-3,
+        begin=5,
+        end=max_epochs,
+        convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=256, enable=True)

@@ -1,4 +1,5 @@
-"""V-PETL's recipe: SGD with momentum 0.9 and no weight decay, 0.1 for 256 videos, ten epochs warm-up from 0, then half a cosine to 0.
+"""V-PETL's recipe: SGD with momentum 0.9 and no weight decay, 0.1 for 256 videos, ten epochs warm-up from 0, then half
+a cosine to 0.
 
 Its default of 90 epochs, for Something-Something V2.
 The rate is scaled to the actual number of videos per step: one GPU with 16 has 0.00625, as published.
@@ -14,6 +15,12 @@ optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, begin=0, end=10, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=max_epochs - 10, eta_min=0., begin=10, end=max_epochs, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=max_epochs - 10,
+        eta_min=0.,
+        begin=10,
+        end=max_epochs,
+        convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=256, enable=True)

@@ -1,7 +1,9 @@
-"""VPT's and E2VPT's recipe: SGD, 100 epochs, ten of them warm-up, then half a cosine, stepped per epoch; the first epoch has rate 0.
+"""VPT's and E2VPT's recipe: SGD, 100 epochs, ten of them warm-up, then half a cosine, stepped per epoch; the first
+epoch has rate 0.
 
-``lr`` is the base rate for 256 images, as in the papers' tables; it is scaled to the actual batch. Learning rate and weight decay are
-searched for each task ('mmpetl sweep'); the values here are for a single run. Testing is done once, after the last epoch.
+``lr`` is the base rate for 256 images, as in the papers' tables; it is scaled to the actual batch. Learning rate and
+weight decay are searched for each task ('mmpetl sweep'); the values here are for a single run. Testing is done once,
+after the last epoch.
 """
 
 max_epochs = 100

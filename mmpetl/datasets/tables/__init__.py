@@ -12,8 +12,10 @@ from .vtab import VTAB
 
 SUITES: Dict[str, Suite] = {s.name: s for s in (VTAB, FGVC, ELEVATER)}
 
-__all__ = ['CLIP_NORM', 'ELEVATER', 'FGVC', 'HALF_NORM', 'IMAGENET_NORM', 'SUITES', 'Split', 'Suite', 'Task', 'VTAB', 'get_suite',
-           'get_task']
+__all__ = [
+    'CLIP_NORM', 'ELEVATER', 'FGVC', 'HALF_NORM', 'IMAGENET_NORM', 'SUITES', 'Split', 'Suite', 'Task', 'VTAB',
+    'get_suite', 'get_task'
+]
 
 
 def get_suite(name: Union[str, Suite]) -> Suite:

@@ -10,8 +10,8 @@
       }
     }
 
-``root`` is relative to the file. Lists, phases and normalisation are those of the form ('vtab', 'fgvc' or 'elevater'). ``group``,
-``metric``, ``folder``, ``images``, ``resize``, ``multi_label`` and ``classes_file`` of a task are optional.
+``root`` is relative to the file. Lists, phases and normalisation are those of the form ('vtab', 'fgvc' or 'elevater').
+``group``, ``metric``, ``folder``, ``images``, ``resize``, ``multi_label`` and ``classes_file`` of a task are optional.
 """
 
 import json

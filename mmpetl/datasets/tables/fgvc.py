@@ -1,6 +1,7 @@
 """FGVC: five fine-grained data sets with the json splits that VPT released ({relative image path: class id}).
 
-Source: Jia et al., arXiv 2203.12119, Table 8 (counts). ``val`` is a random tenth of ``train`` where no public validation list exists.
+Source: Jia et al., arXiv 2203.12119, Table 8 (counts). ``val`` is a random tenth of ``train`` where no public
+    validation list exists.
 """
 
 from .spec import IMAGENET_NORM, Split, Suite, Task
@@ -13,12 +14,24 @@ def _task(name: str, classes: int, train: int, val: int, test: int, images: str)
 
 
 FGVC = Suite(
-    name='fgvc', form='fgvc', title='FGVC', dataset='mmpetl.FGVC', norm=IMAGENET_NORM, root='data/fgvc',
-    tasks={t.name: t for t in (
-        _task('CUB', 200, 5394, 600, 5794, 'images'),
-        _task('nabirds', 555, 21536, 2393, 24633, 'images'),
-        _task('OxfordFlowers', 102, 1020, 1020, 6149, ''),
-        _task('StanfordDogs', 120, 10800, 1200, 8580, 'Images'),
-        _task('StanfordCars', 196, 7329, 815, 8041, ''))},
-    phases={'search': ('train', 'val'), 'final': ('train', 'test')},
-    hint="put VPT's train.json, val.json and test.json of each data set beside its images: <root>/CUB/train.json, <root>/CUB/images/")
+    name='fgvc',
+    form='fgvc',
+    title='FGVC',
+    dataset='mmpetl.FGVC',
+    norm=IMAGENET_NORM,
+    root='data/fgvc',
+    tasks={
+        t.name: t
+        for t in (_task('CUB', 200, 5394, 600, 5794, 'images'), _task('nabirds', 555, 21536, 2393, 24633, 'images'),
+                  _task('OxfordFlowers', 102, 1020, 1020, 6149, ''),
+                  _task('StanfordDogs', 120, 10800, 1200, 8580, 'Images'),
+                  _task('StanfordCars', 196, 7329, 815, 8041, ''))
+    },
+    phases={
+        'search': ('train', 'val'),
+        'final': ('train', 'test')
+    },
+    hint=
+    "put VPT's train.json, val.json and test.json of each data set beside its images: <root>/CUB/train.json, "
+    "<root>/CUB/images/"
+)

@@ -6,7 +6,8 @@ from typing import Dict, Mapping, Optional, Tuple
 #: Pixel statistics in RGB, 0..255, of the two families of pretrained models that the papers use.
 IMAGENET_NORM = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
 CLIP_NORM = dict(mean=(122.7709383, 116.7460125, 104.09373615), std=(68.5005327, 66.6321579, 70.32316305))
-#: Of checkpoints trained on inputs in -1..1 (the original in21k ViT; VPT and its successors use IMAGENET_NORM for them all the same).
+#: Of checkpoints trained on inputs in -1..1 (the original in21k ViT; VPT and its successors use IMAGENET_NORM for them
+#: all the same).
 HALF_NORM = dict(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
 
 

@@ -28,17 +28,19 @@ class VideoSet:
 
 _ALL = (
     VideoSet(
-        'hmdb51', 'HMDB51', 51, {f'split{i}': (3570, 1530) for i in (1, 2, 3)}, ('videos', 'hmdb51_org'),
+        'hmdb51', 'HMDB51', 51, {f'split{i}': (3570, 1530)
+                                 for i in (1, 2, 3)}, ('videos', 'hmdb51_org'),
         ('annotations', 'testTrainMulti_7030_splits'),
         'hmdb51_org.rar (one .rar per class inside) and test_train_splits.rar from the Serre lab, Brown University'),
-    VideoSet(
-        'ucf101', 'UCF101', 101, {'split1': (9537, 3783), 'split2': (9586, 3734), 'split3': (9624, 3696)}, ('videos', 'UCF-101'),
-        ('annotations', 'ucfTrainTestlist'),
-        'UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip from CRCV, University of Central Florida'),
-    VideoSet(
-        'ssv2', 'Something-Something V2', 174, {'': (168913, 24777)}, ('videos', '20bn-something-something-v2'),
-        ('annotations', 'labels', '.'),
-        '20bn-something-something-v2-?? (one tar of .webm files in parts) and the label files from Qualcomm'),
+    VideoSet('ucf101', 'UCF101', 101, {
+        'split1': (9537, 3783),
+        'split2': (9586, 3734),
+        'split3': (9624, 3696)
+    }, ('videos', 'UCF-101'), ('annotations', 'ucfTrainTestlist'),
+             'UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip from CRCV, University of Central Florida'),
+    VideoSet('ssv2', 'Something-Something V2', 174, {'': (168913, 24777)}, ('videos', '20bn-something-something-v2'),
+             ('annotations', 'labels', '.'),
+             '20bn-something-something-v2-?? (one tar of .webm files in parts) and the label files from Qualcomm'),
 )
 
 VIDEO_SETS: Dict[str, VideoSet] = {s.name: s for s in _ALL}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmpetl.sweeps.sweep import _parse_grid, _without, slurm_script
 
 from mmpetl.commands.main import main
+from mmpetl.commands.sweep import _parse_grid, _without, slurm_script
 from mmpetl.models import TextFeatures, save_text_features
 from mmpetl.sweeps import trial
 from mmpetl.sweeps.plan import Unit, make_plan, read_plan, units
@@ -33,7 +33,11 @@ def data(tmp_path_factory):
 
 
 def sweep(config, data, folder, *more, suite='vtab', task='kitti'):
-    return main(['sweep', config, '--suite', suite, '--tasks', task, '--root', str(data), '--work-dir', str(folder), '--in-process', *more])
+    return main([
+        'sweep', config, '--suite', suite, '--tasks', task, '--root',
+        str(data), '--work-dir',
+        str(folder), '--in-process', *more
+    ])
 
 
 def outcome(folder):
@@ -113,7 +117,8 @@ def test_a_failed_trial_is_reported_and_never_a_score(data, tmp_path, capsys):
     text = capsys.readouterr().out
     assert 'FAILED' in text and 'lower the learning rate' in text
     bad = [p for p, (status, score) in outcome(tmp_path / 's').items() if status == 'failed']
-    assert len(bad) == 1 and outcome(tmp_path / 's')[bad[0]][1] is None and (tmp_path / 's' / bad[0] / 'error.txt').is_file()
+    assert len(bad) == 1 and outcome(
+        tmp_path / 's')[bad[0]][1] is None and (tmp_path / 's' / bad[0] / 'error.txt').is_file()
     final = next(p for p in outcome(tmp_path / 's') if '/final/' in p)
     assert outcome(tmp_path / 's')[final][0] == 'ok'
     # Where every trial fails there is no final run, and the sweep says so.
@@ -136,7 +141,9 @@ def test_plan_is_kept_checked_and_extended(data, tmp_path):
     with pytest.raises(ValueError, match="no task 'kiti'; did you mean 'kitti'"):
         make_plan(config, folder, 'vtab', ['kiti'], str(data))
     with pytest.raises(ValueError, match="sweep.seed is no option; did you mean 'seeds'"):
-        make_plan(toy_sweep.write_config(tmp_path / 'bad.py', sweep='seed=[1]'), str(tmp_path / 'b'), 'vtab', ['kitti'], str(data))
+        make_plan(
+            toy_sweep.write_config(tmp_path / 'bad.py', sweep='seed=[1]'), str(tmp_path / 'b'), 'vtab', ['kitti'],
+            str(data))
     with pytest.raises(FileNotFoundError, match='holds no sweep'):
         read_plan(str(tmp_path))
     write_result(str(tmp_path / 'r'), Result('ok', 1.))
@@ -157,12 +164,18 @@ def test_trial_configs(data, tmp_path):
     assert final.val_dataloader.dataset.split == 'test'
     plan['search_epochs'] = 3
     assert trial_config(plan, Trial('kitti', 'search'), str(tmp_path / 't')).train_cfg.max_epochs == 3
-    names = {Trial('kitti', 'search', {LR: lr}, 0).folder() for lr in (0.1, 0.10000001)} | {Trial('kitti', 'final', {}, 1).folder()}
+    names = {Trial('kitti', 'search', {
+        LR: lr
+    }, 0).folder()
+             for lr in (0.1, 0.10000001)} | {Trial('kitti', 'final', {}, 1).folder()}
     assert len(names) == 3 and all(len(n) < 120 for n in names)
 
 
 def test_slurm_script_and_command_line_helpers(tmp_path, capsys, data):
-    argv = ['cfg.py', '--suite', 'vtab', '--slurm', 'x.sh', '--slurm-jobs=4', '--slurm-line=--gres=gpu:1', '--seeds', '1', '2']
+    argv = [
+        'cfg.py', '--suite', 'vtab', '--slurm', 'x.sh', '--slurm-jobs=4', '--slurm-line=--gres=gpu:1', '--seeds', '1',
+        '2'
+    ]
     kept = _without(argv, {'--slurm', '--slurm-jobs', '--slurm-line'})
     assert kept == ['cfg.py', '--suite', 'vtab', '--seeds', '1', '2']
     script = slurm_script(kept, str(tmp_path), 'toy', 4, ['--gres=gpu:1'])
@@ -172,8 +185,12 @@ def test_slurm_script_and_command_line_helpers(tmp_path, capsys, data):
     with pytest.raises(ValueError, match='write KEY=VALUE,VALUE'):
         _parse_grid(['lr'])
     config = toy_sweep.write_config(tmp_path / 'toy.py')
-    assert main(['sweep', config, '--suite', 'vtab', '--root', str(data), '--work-dir', str(tmp_path / 's'), '--tasks', 'kitti', '--slurm',
-                 str(tmp_path / 'job.sh')]) == 0
+    assert main([
+        'sweep', config, '--suite', 'vtab', '--root',
+        str(data), '--work-dir',
+        str(tmp_path / 's'), '--tasks', 'kitti', '--slurm',
+        str(tmp_path / 'job.sh')
+    ]) == 0
     assert 'sbatch' in capsys.readouterr().out and (tmp_path / 'job.sh').is_file()
 
 
@@ -190,8 +207,11 @@ def test_ray_tune_gives_the_same_scores(tmp_path, data):
     pytest.importorskip('ray', reason='Ray is not installed')
     config = toy_sweep.write_config(tmp_path / 'toy.py')
     assert sweep(config, data, tmp_path / 'plain') == 0
-    assert main(['sweep', config, '--suite', 'vtab', '--tasks', 'kitti', '--root', str(data), '--work-dir', str(tmp_path / 'ray'),
-                 '--ray']) == 0
+    assert main([
+        'sweep', config, '--suite', 'vtab', '--tasks', 'kitti', '--root',
+        str(data), '--work-dir',
+        str(tmp_path / 'ray'), '--ray'
+    ]) == 0
     assert outcome(tmp_path / 'ray') == outcome(tmp_path / 'plain')
 
 
@@ -199,8 +219,11 @@ def test_ray_tune_gives_the_same_scores(tmp_path, data):
 def test_two_sweeps_on_one_folder_share_the_work(tmp_path, data):
     import subprocess
     config = toy_sweep.write_config(tmp_path / 'toy.py')
-    command = [sys.executable, '-m', 'mmpetl.commands.main', 'sweep', config, '--suite', 'vtab', '--tasks', 'kitti', '--root', str(data),
-               '--work-dir', str(tmp_path / 's')]
+    command = [
+        sys.executable, '-m', 'mmpetl.commands.main', 'sweep', config, '--suite', 'vtab', '--tasks', 'kitti', '--root',
+        str(data), '--work-dir',
+        str(tmp_path / 's')
+    ]
     env = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
     make_plan(config, str(tmp_path / 's'), 'vtab', ['kitti'], str(data))
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
@@ -213,7 +236,9 @@ def test_two_sweeps_on_one_folder_share_the_work(tmp_path, data):
 def test_zero_shot_is_one_test_without_training(tmp_path, data):
     weight = torch.nn.functional.normalize(torch.randn(10, 16), dim=1)
     save_text_features(str(tmp_path / 'mnist.npz'), TextFeatures(weight, tuple('0123456789')))
-    text = Path(toy_sweep.write_config(tmp_path / 'toy.py', suite='elevater', sweep='grid={}, seeds=[0], shot_seeds=[0]')).read_text()
+    text = Path(
+        toy_sweep.write_config(tmp_path / 'toy.py', suite='elevater',
+                               sweep='grid={}, seeds=[0], shot_seeds=[0]')).read_text()
     text = text.replace("head=dict(type='LinearClsHead', num_classes=4, in_channels=16)",
                         f"head=dict(type='mmpetl.ZeroShotHead', text_features='{tmp_path}/{{task}}.npz')")
     for name in ('train_cfg', 'optim_wrapper', 'train_dataloader'):
