@@ -1,23 +1,35 @@
 """mmpetl: parameter-efficient transfer learning of big frozen vision transformers for the OpenMMLab stack.
 
-Importing the package prepares the environment (see :mod:`mmpetl.compat`) and creates the registries; everything else is
-imported when it is first used.
+Importing the package costs next to nothing: the registries appear when mmengine's do, the remedies of
+:mod:`mmpetl.compat` are put in place when what they mend is imported, and the rest is imported when it is first used.
 """
 
-from typing import Any
+import importlib
+from typing import Any, List
 
-from . import registry  # noqa: F401  (creates the scope 'mmpetl')
-from .compat import install as _install
+from .on_import import after_import as _after_import
+from .on_import import before_import as _before_import
 from .version import __version__
-
-_install()
 
 _API = ('attach', 'summary', 'save_adapter', 'load_adapter', 'merge', 'disabled', 'infer', 'AdapterBank')
 __all__ = ['__version__', *_API]
 
 
+def _compat(name: str) -> Any:
+    return lambda: getattr(importlib.import_module(f'{__name__}.compat'), name)()
+
+
+_before_import('mmaction.models', _compat('install_mmaction_stub'))
+_after_import('mmengine.registry', lambda: importlib.import_module(f'{__name__}.registry'))
+_after_import('mmengine.runner.checkpoint', _compat('install_safe_loader'))
+_after_import('torch', _compat('check_versions'))
+
+
 def __getattr__(name: str) -> Any:
     if name in _API:
-        from . import apis
-        return getattr(apis, name)
+        return getattr(importlib.import_module(f'{__name__}.apis'), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> List[str]:
+    return sorted(__all__)

@@ -27,7 +27,6 @@ from torch.utils.checkpoint import checkpoint
 PYTHON_RANGE = ((3, 10), (3, 13))
 TORCH_RANGE = ((2, 11), (2, 14))
 
-_installed = False
 _warned = False
 
 
@@ -356,15 +355,3 @@ def check_versions(python: Optional[Tuple[int, ...]] = None, torch_version: Opti
         warnings.warn(
             f'mmpetl is tested with torch >=2.11,<2.14, this is {text}: install one of them if something fails',
             stacklevel=2)
-
-
-def install() -> None:
-    """Check the versions and put the remedies in place that every import needs; called by ``import mmpetl``, safe to
-    call again."""
-    global _installed
-    if _installed:
-        return
-    check_versions()
-    install_mmaction_stub()
-    install_safe_loader()
-    _installed = True

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import types
 from pathlib import Path
 
 import pytest
@@ -375,14 +374,3 @@ def test_versions():
     for version in ('2.10.1', '2.14.0.dev1', '1.13'):
         with pytest.warns(UserWarning, match=r'torch >=2\.11,<2\.14'):
             compat.check_versions((3, 11), version)
-
-
-def test_install_is_idempotent(monkeypatch):
-    calls = types.SimpleNamespace(n=0)
-    monkeypatch.setattr(compat, 'check_versions', lambda: setattr(calls, 'n', calls.n + 1))
-    compat.install()
-    assert calls.n == 0
-    monkeypatch.setattr(compat, '_installed', False)
-    compat.install()
-    compat.install()
-    assert calls.n == 1

@@ -17,7 +17,9 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
+from ..weights import convert
 from ..weights.adapter_file import STATE_KEY
+from ..weights.fingerprint import fingerprint
 
 
 def trunk_state(backbone: nn.Module) -> Dict[str, Tensor]:
@@ -27,7 +29,6 @@ def trunk_state(backbone: nn.Module) -> Dict[str, Tensor]:
 
 def base_fingerprint(backbone: nn.Module, state: Optional[Dict[str, Tensor]] = None) -> str:
     """Fingerprint of the frozen trunk parameters, of the backbone itself or of a state dict with its names."""
-    from ..weights.fingerprint import fingerprint
     frozen = [(n, p) for n, p in backbone.named_parameters() if not n.startswith('petl.') and not p.requires_grad]
     if state is not None:
         return fingerprint({n: state[n] for n, _ in frozen})
@@ -53,7 +54,6 @@ def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'th
     Raises:
         ValueError: If nothing matches, a trunk key stays missing, or a key is left unexplained.
     """
-    from ..weights import convert
     from .attach import family_of
     shapes = {k: tuple(v.shape) for k, v in trunk_state(backbone).items()}
     grid = family_of(backbone)[1].specs(backbone)[0].grid

@@ -57,7 +57,8 @@ def decoder_transforms(decoder: str = 'auto', **init: Any) -> Tuple[Dict[str, An
 
 
 def _build(config: Dict[str, Any]) -> BaseTransform:
-    import mmaction.datasets  # noqa: F401  (registers the transforms; imported here because image users need none of it)
+    # Registers the transforms; imported here because image users need none of it.
+    import mmaction.datasets  # noqa: F401
     from mmaction.registry import TRANSFORMS as ACTION_TRANSFORMS
     return ACTION_TRANSFORMS.build(config)
 

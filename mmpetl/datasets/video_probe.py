@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Callable, List, Optional, Sequence, Tuple
 
+from ..sites import nearest
+
 LEVELS = ('exists', 'open', 'decode')
 #: Opens every line that a checking process writes, so that what libraries print is not taken for an answer.
 MARK = '\x1e'
@@ -205,7 +207,6 @@ def check_videos(paths: Sequence[str],
     Raises:
         ValueError: If the level or the decoder is unknown.
     """
-    from ..sites import nearest
     from .video_io import choose_decoder
     if level not in LEVELS:
         raise ValueError(f'unknown level of checking {level!r}' + nearest(level, LEVELS))

@@ -24,7 +24,8 @@ OPENAI: Rules = (
 OPENAI_IGNORED: Ignored = ((r'input_resolution|image_size', 'not a weight'),)
 #: Keys beside the image tower.
 OPENAI_OUTER: Ignored = (
-    (r'(?:module\.)?(text\.|transformer\.|token_embedding|positional_embedding|ln_final|text_projection|cls_emb|attn_mask).*',
+    (r'(?:module\.)?(text\.|transformer\.|token_embedding|positional_embedding|ln_final|text_projection|cls_emb|'
+     r'attn_mask).*',
      _TEXT),
     (r'(?:module\.)?(logit_scale|logit_bias|input_resolution|context_length|vocab_size)', 'not part of the trunk'),
 )
