@@ -3,7 +3,6 @@ of the lists."""
 
 import argparse
 import hashlib
-import io
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -68,19 +67,16 @@ def _digest(path: str) -> str:
 
 def _look(path: str, decode: bool) -> Tuple[str, str]:
     """(digest, what is wrong) of one image."""
-    from PIL import Image
-
-    from ..datasets.loading import read_bytes
+    from ..datasets.loading import LoadImage, read_bytes
     try:
         data = read_bytes(path)
     except OSError:
         return '', 'missing'
     if decode:
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-        except Exception as error:  # Pillow raises many kinds for damaged files
-            return '', f'{type(error).__name__}: {error}'
+            LoadImage().decode(data)  # what a training reads, so what it cannot read is found
+        except ValueError as error:
+            return '', str(error)
     return hashlib.blake2b(data, digest_size=16).hexdigest(), ''
 
 

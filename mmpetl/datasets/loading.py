@@ -2,13 +2,15 @@
 
 import os
 import zipfile
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import mmcv
+import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 
 from ..registry import TRANSFORMS
+from .pictures import DAMAGED, WHITE, decode_picture
 
 #: Open archives by (process, path): a file handle must not be shared by forked loader workers.
 _ARCHIVES: Dict[Tuple[int, str], zipfile.ZipFile] = {}
@@ -38,34 +40,85 @@ def read_bytes(path: str, backend_args: Optional[dict] = None) -> bytes:
         raise FileNotFoundError(f'{archive} has no member {member!r}') from None
 
 
+def is_plain(data: bytes) -> bool:
+    """Whether every decoder gives the same numbers for a file: JPEG of one or three components, and PNG of at most 8
+    bits without transparency."""
+    if data[:8] == b'\x89PNG\r\n\x1a\n':
+        header = data[:data.find(b'IDAT')]
+        return data[24] <= 8 and data[25] in (0, 2, 3) and b'tRNS' not in header and b'eXIf' not in header
+    return data[:2] == b'\xff\xd8' and b'Adobe' not in data[:4096]  # CMYK files have Adobe's mark
+
+
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that also reads ``archive.zip@member`` and names the file it cannot decode.
 
-    Decodes with Pillow by default, as the papers do: EXIF orientation is applied and every mode becomes three channels.
+    Decodes with Pillow by default, as the papers do. The rules for 16-bit, 32-bit and floating-point pictures, for
+    transparency and orientation are those of :mod:`mmpetl.datasets.pictures`, whatever the decoder; DICOM, TIFF of
+    several bands and NumPy arrays are read as well (``pip install 'mmpetl[readers]'``).
 
     Args:
-        imdecode_backend: See :class:`mmcv.transforms.LoadImageFromFile`.
-        **kwargs: Its other arguments.
+        imdecode_backend: Decoder of plain 8-bit JPEG and PNG files, see :class:`mmcv.transforms.LoadImageFromFile`.
+        background: RGB colour, 0..255, under transparent pixels; None leaves the alpha channel out.
+        window: (low, high): values that become black and white in pictures of more than 8 bits.
+        bands: Which bands, the first is 1, are red, green and blue, or which one is grey, in a picture of several
+            bands.
+        **kwargs: Other arguments of mmcv's class. ``color_type='grayscale'`` and ``'unchanged'`` are left to mmcv, with
+            its rules.
+
+    Raises:
+        ValueError: If an argument is outside its range.
     """
 
-    def __init__(self, imdecode_backend: str = 'pillow', **kwargs: Any) -> None:
+    def __init__(self,
+                 imdecode_backend: str = 'pillow',
+                 background: Optional[Sequence[int]] = WHITE,
+                 window: Optional[Sequence[float]] = None,
+                 bands: Optional[Sequence[int]] = None,
+                 **kwargs: Any) -> None:
         super().__init__(imdecode_backend=imdecode_backend, **kwargs)
+        if background is not None and (len(background) != 3 or not all(0 <= c <= 255 for c in background)):
+            raise ValueError(f'LoadImage: background={background!r} is no RGB colour of three numbers 0..255, or None')
+        if window is not None and (len(window) != 2 or not -np.inf < window[0] < window[1] < np.inf):
+            raise ValueError(f'LoadImage: window={window!r} is not (low, high), two numbers of which the first is lower')
+        if bands is not None and (len(bands) not in (1, 3) or not all(isinstance(b, int) and b > 0 for b in bands)):
+            raise ValueError(f'LoadImage: bands={bands!r} are not one or three numbers of bands, of which the first is 1')
+        self.background = None if background is None else tuple(background)
+        self.window = None if window is None else (float(window[0]), float(window[1]))
+        self.bands = None if bands is None else tuple(bands)
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """(H, W, 3) uint8 in BGR.
+
+        Raises:
+            ValueError: What is wrong, to be put after the name of the file.
+        """
+        if not data:
+            raise ValueError('cannot be decoded (it is empty)')
+        ours = self.color_type in ('color', 'color_ignore_orientation')
+        if ours and (self.imdecode_backend in ('pillow', 'tifffile') or self.bands or not is_plain(data)):
+            upright = self.color_type == 'color'
+            return decode_picture(data, self.background, self.window, self.bands, upright)[:, :, ::-1]
+        try:
+            image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
+        except DAMAGED as error:
+            raise ValueError(f'cannot be decoded ({error})') from None
+        if image is None:
+            raise ValueError('cannot be decoded')
+        return image
 
     def transform(self, results: Dict[str, Any]) -> Optional[Dict[str, Any]]:
         """Add ``img`` (H, W, 3) uint8 in BGR, ``img_shape`` and ``ori_shape``.
 
         Raises:
-            ValueError: If the file cannot be decoded.
+            ValueError: If the file cannot be decoded, or its values fit no rule.
         """
         path = results['img_path']
-        data = read_bytes(path, self.backend_args)
         try:
-            image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend) if data else None
-        except OSError as error:  # Pillow's UnidentifiedImageError and truncated files
-            raise ValueError(f'{path} cannot be decoded ({error}): fetch the file again') from None
-        if image is None:
-            raise ValueError(f'{path} cannot be decoded: fetch the file again')
-        results['img'] = image.astype('float32') if self.to_float32 else image
+            image = self.decode(read_bytes(path, self.backend_args))
+        except ValueError as error:
+            again = ': fetch the file again' if 'cannot be decoded' in str(error) else ''
+            raise ValueError(f'{path} {error}{again}') from None
+        results['img'] = image.astype('float32') if self.to_float32 else np.ascontiguousarray(image)
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
