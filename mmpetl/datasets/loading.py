@@ -80,9 +80,9 @@ class LoadImage(LoadImageFromFile):
         if background is not None and (len(background) != 3 or not all(0 <= c <= 255 for c in background)):
             raise ValueError(f'LoadImage: background={background!r} is no RGB colour of three numbers 0..255, or None')
         if window is not None and (len(window) != 2 or not -np.inf < window[0] < window[1] < np.inf):
-            raise ValueError(f'LoadImage: window={window!r} is not (low, high), two numbers of which the first is lower')
+            raise ValueError(f'LoadImage: window={window!r} is not (low, high), low below high')
         if bands is not None and (len(bands) not in (1, 3) or not all(isinstance(b, int) and b > 0 for b in bands)):
-            raise ValueError(f'LoadImage: bands={bands!r} are not one or three numbers of bands, of which the first is 1')
+            raise ValueError(f'LoadImage: bands={bands!r} are not one or three band numbers from 1 on')
         self.background = None if background is None else tuple(background)
         self.window = None if window is None else (float(window[0]), float(window[1]))
         self.bands = None if bands is None else tuple(bands)
