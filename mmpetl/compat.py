@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import warnings
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 from urllib.parse import urlparse
@@ -100,8 +100,30 @@ def install_deepspeed_stub() -> bool:
 # -- loading checkpoints without running code in them -----------------------------------------------------------------
 
 
+def cut_config_texts(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    """Take the texts of configs out of a checkpoint, in place.
+
+    A config is a program. MMEngine writes its text into checkpoints, ``Runner.resume`` executes ``meta['config']`` (to
+    compare numbers of GPUs, which MMEngine itself never stores there), and its inferencers execute the text in
+    ``message_hub`` or ``meta['cfg']`` where they are given no config. A run has its own config, so nothing is lost.
+
+    Args:
+        checkpoint: What a checkpoint file holds.
+
+    Returns:
+        The same object.
+    """
+    hub = checkpoint.get('message_hub')
+    for place in (checkpoint.get('meta'), hub.get('runtime_info') if isinstance(hub, dict) else None):
+        for key in ('config', 'cfg'):
+            if isinstance(place, dict):
+                place.pop(key, None)
+    return checkpoint
+
+
 def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
-    """Loader for mmengine's ``CheckpointLoader``: read a local file by :func:`mmpetl.weights.io.load_file`.
+    """Loader for mmengine's ``CheckpointLoader``: read a local file by :func:`mmpetl.weights.io.load_file`, without the
+    texts of configs.
 
     Args:
         filename: Path; ``~`` is expanded.
@@ -113,7 +135,7 @@ def load_from_local(filename: str, map_location: Any = None) -> Dict[str, Any]:
         ValueError: If the file is damaged, foreign, or would need code to be run.
     """
     from .weights.io import load_file  # here, since importing mmpetl must stay cheap
-    return load_file(filename, 'cpu' if map_location is None else map_location)
+    return cut_config_texts(load_file(filename, 'cpu' if map_location is None else map_location))
 
 
 def load_from_http(filename: str, map_location: Any = None, model_dir: Optional[str] = None) -> Dict[str, Any]:
@@ -184,13 +206,26 @@ def load_from_zoo(filename: str, map_location: Any = None) -> Dict[str, Any]:
     return loaded
 
 
+def _without_config_texts(loader: Callable[..., Dict[str, Any]]) -> Callable[..., Dict[str, Any]]:
+    @wraps(loader)
+    def load(filename: str, map_location: Any = None, **kwargs: Any) -> Dict[str, Any]:
+        return cut_config_texts(loader(filename, map_location, **kwargs))
+
+    return load
+
+
 def install_safe_loader() -> None:
     """Make mmengine read checkpoints through this module: local files, ``http(s)`` and the zoo names that lead to them.
 
     mmengine 0.10.7 cannot reopen its own checkpoints with torch >= 2.6, and executes pickles that come from the
-    network. ``s3://`` and the other storage services keep their loaders, which refuse code already. Safe to call again.
+    network. ``s3://`` and the other storage services keep their loaders, which refuse pickled code already; the texts
+    of configs are cut from what they load. Safe to call again.
     """
+    from mmengine.runner import checkpoint as upstream
     from mmengine.runner.checkpoint import CheckpointLoader
+    for prefixes, loader in ((('pavi://', ), upstream.load_from_pavi),
+                             ((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), upstream.load_from_ceph)):
+        CheckpointLoader.register_scheme(prefixes, _without_config_texts(loader), force=True)
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
     CheckpointLoader.register_scheme(

@@ -103,7 +103,8 @@ def parse_layers(layers: Layers, num_layers: int, owner: str = 'layers') -> Tupl
             if not first.isdigit() or (dash and not last.isdigit()):
                 raise ValueError(
                     f"{owner}={layers!r} cannot be read: write block indices and inclusive ranges like '0-5,11'")
-            found += range(int(first), int(last if dash else first) + 1)
+            ends = int(first), int(last if dash else first)
+            found += range(ends[0], ends[1] + 1) if ends[1] < num_layers else ends  # no list of a billion blocks
     else:
         found = [layers] if isinstance(layers, int) else [int(i) for i in layers]
     resolved = [i + num_layers if i < 0 else i for i in found]

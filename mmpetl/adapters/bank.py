@@ -15,13 +15,13 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..backbones.attach import attach, build_methods, check_methods, freeze
+from ..backbones.attach import attach, build_methods, check_methods, config_of, freeze
 from ..backbones.loading import load_base
 from ..sites import Method, nearest
 from ..tuning import _plain, adapter_state, find_backbone, unwrap, write_adapter
 from ..weights import adapter_file
 from .combine import COMBINATIONS, combine_deltas, deltas_of
-from .files import _renamed, load_adapter
+from .files import _renamed, load_adapter, methods_of
 from .mixed import mixed_taps, rows_of
 
 #: Children of a model that are neither its backbone nor part of an adapter.
@@ -215,10 +215,7 @@ class AdapterBank:
         petl = [petl] if isinstance(petl, Mapping) else list(petl)
         methods = build_methods(petl, [block.spec for block in self.backbone.petl.blocks])
         check_methods(methods, self.backbone.petl.family, self.backbone)
-        configs = {
-            n: dict(c) if isinstance(c, Mapping) else dict(type=type(methods[n]).__name__)
-            for n, c in zip(methods, petl)
-        }
+        configs = {n: config_of(c, methods[n]) for n, c in zip(methods, petl)}
         modules = {k: copy.deepcopy(m) for k, m in self._plain.modules.items()}
         for key, given in (head or {}).items():
             if key not in modules:
@@ -271,7 +268,8 @@ class AdapterBank:
         modules = {k: copy.deepcopy(m) for k, m in self._plain.modules.items()}
         for key, module in modules.items():
             resize_linears(module, {k[len(key) + 1:]: t for k, t in tensors.items() if k.startswith(f'{key}.')})
-        self.add(name, header['methods'], header['tune'], header['trunk'], modules)
+        methods = methods_of(path, header, [block.spec for block in self.backbone.petl.blocks])
+        self.add(name, methods, header['tune'], header['trunk'], modules)
         try:
             wanted = header['base'].get('fingerprint')
             if others and wanted and wanted != self.backbone.petl.base_fingerprint():

@@ -1,13 +1,15 @@
 """Adapter files from and into models."""
 
 from collections import OrderedDict
-from typing import Any, Dict, List, Mapping
+from typing import Any, Dict, List, Mapping, Sequence
 
 import torch
 from mmengine.logging import print_log
 from torch import nn
 
-from ..backbones.attach import attach
+from ..backbones.attach import attach, specs_of
+from ..backbones.from_data import methods_from_data
+from ..sites import BlockSpec
 from ..tuning import find_backbone, head_keys, unwrap, write_adapter
 from ..weights import adapter_file
 from ..weights.adapter_file import STATE_KEY
@@ -49,7 +51,7 @@ def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
         backbone, prefix = find_backbone(target)
     except ValueError:
         backbone = getattr(target, 'backbone', target)
-        attach(backbone, header['methods'], header['tune'], header['trunk'])
+        attach(backbone, methods_of(path, header, specs_of(backbone)), header['tune'], header['trunk'])
         backbone, prefix = find_backbone(target)
     _check_shapes(target, tensors, header, path, prefix)
     state = OrderedDict(_renamed(tensors, prefix))
@@ -58,6 +60,15 @@ def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
     print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on base {header['base'].get('id')!r}",
               'current')
     return header
+
+
+def methods_of(path: str, header: Mapping[str, Any], specs: Sequence[BlockSpec]) -> List[Dict[str, Any]]:
+    """The method configs of a file that may be built on a backbone with these blocks.
+
+    Raises:
+        ValueError: See :func:`mmpetl.backbones.from_data.methods_from_data`.
+    """
+    return methods_from_data(header['methods'], specs, path, header['counts']['stored'])
 
 
 def _renamed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Dict[str, torch.Tensor]:

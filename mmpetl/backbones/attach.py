@@ -42,6 +42,17 @@ def family_of(backbone: nn.Module) -> Tuple[str, Family]:
     raise ValueError(f'{type(backbone).__name__} cannot be adapted; supported backbones: {known}')
 
 
+def specs_of(backbone: nn.Module) -> List[BlockSpec]:
+    """The blocks of a backbone as methods see them, attached or not.
+
+    Raises:
+        ValueError: If the backbone cannot be adapted.
+    """
+    family = family_of(backbone)[1]
+    family.check(backbone)
+    return list(family.specs(backbone))
+
+
 def build_method(cfg: Union[Method, Mapping[str, Any]], specs: Sequence[BlockSpec]) -> Method:
     """Build one method from its config.
 
@@ -213,7 +224,7 @@ def attach(backbone: nn.Module,
                 module.extra_tokens = spec.extra_tokens
     _make_drop_path_traceable(family.blocks(backbone))
     backbone.petl = PETL(backbone, family_name, methods, trunk)
-    backbone.petl.configs = {name: _config(cfg, method) for (name, method), cfg in zip(methods.items(), _as_list(petl))}
+    backbone.petl.configs = {n: config_of(cfg, method) for (n, method), cfg in zip(methods.items(), _as_list(petl))}
     backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
     backbone.petl.refresh()
     freeze(backbone, tune)
@@ -226,8 +237,10 @@ def _as_list(petl: Any) -> List[Any]:
     return [petl] if isinstance(petl, Mapping) else list(petl)
 
 
-def _config(cfg: Any, method: Method) -> Dict[str, Any]:
-    return dict(cfg) if isinstance(cfg, Mapping) else dict(type=type(method).__name__)
+def config_of(cfg: Any, method: Method) -> Dict[str, Any]:
+    """The config of a built method under its registered name, by which adapter files find it again."""
+    name = next((n for n, cls in METHODS.module_dict.items() if cls is type(method)), type(method).__name__)
+    return {**(cfg if isinstance(cfg, Mapping) else {}), 'type': name}
 
 
 def _make_drop_path_traceable(blocks: Sequence[nn.Module]) -> None:

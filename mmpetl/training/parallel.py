@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from ..backbones.block import SitedBlock
 from ..backbones.loading import taken_as_it_is
-from ..compat import install_deepspeed_stub
+from ..compat import cut_config_texts, install_deepspeed_stub
 from ..registry import FUNCTIONS, STRATEGIES
 
 
@@ -303,4 +303,4 @@ class DeepSpeedStrategy(_SeveralProcesses, UpstreamDeepSpeed):
         if not os.path.isdir(filename):
             raise ValueError(f'DeepSpeedStrategy resumes from a folder that DeepSpeed wrote, and {filename} is none')
         with taken_as_it_is(self.model.module):
-            return super().resume(filename, **kwargs)
+            return cut_config_texts(super().resume(filename, **kwargs))
