@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .sites import nearest
+from .suggest import nearest
 
 DEBUG_VARIABLE = 'MMPETL_DEBUG'
 

@@ -37,7 +37,7 @@ class Room:
         return f'mmpetl/{self.name}/' if (ROOT / 'mmpetl' / self.name).is_dir() else f'mmpetl/{self.name}.py'
 
 
-_WAIST = ('registry', 'sites')
+_WAIST = ('registry', 'suggest', 'sites')
 _FILES = (*_WAIST, 'version', 'weights')
 _TUNED = (*_FILES, 'tuning')
 _DATA = ('datasets', 'evaluation', 'models')
@@ -45,13 +45,15 @@ _DATA = ('datasets', 'evaluation', 'models')
 ROOMS: List[Room] = [
     Room('version', 'the version', outside=()),
     Room('on_import', 'actions that wait for an import', outside=()),
+    Room('suggest', 'hints for unknown names', outside=()),
+    Room('recipes', 'the shipped configs by name', ('suggest', ), outside=()),
     Room('registry', "registries, children of MMEngine's", outside=('mmengine', )),
     Room('recompute', 'what is computed again in the backward pass', outside=('torch', )),
-    Room('sites', 'the waist: `BlockSpec`, `Method`, `Tap`', outside=('torch', 'mmengine')),
-    Room('clean_errors', 'one clear line instead of a traceback', ('sites', )),
+    Room('sites', 'the waist: `BlockSpec`, `Method`, `Tap`', imports=('suggest', ), outside=('torch', 'mmengine')),
+    Room('clean_errors', 'one clear line instead of a traceback', ('suggest', )),
     Room('weights', 'reading and writing files safely, converters, exports', ('version', ), never=UPSTREAM),
     Room('compat', 'remedies for the pinned stack', ('weights', ), lazy=True),
-    Room('methods', 'one published method per file', ('registry', 'sites', 'recompute'), never=UPSTREAM),
+    Room('methods', 'one published method per file', ('registry', 'suggest', 'sites', 'recompute'), never=UPSTREAM),
     Room('backbones', 'one family of backbones per file, `attach`',
          (*_WAIST, 'recompute', 'weights', 'compat')),
     Room('tuning', 'what trains, counts, merging, adapter state', ('sites', 'weights')),
@@ -63,7 +65,7 @@ ROOMS: List[Room] = [
     Room('hooks', 'adapter checkpoints, audit, guards', (*_TUNED, 'adapters', *_DATA)),
     Room('pruning', "E2VPT's procedure", (*_TUNED, 'hooks')),
     Room('training', 'flags, config, tasks, build, run, optimizers, several processes',
-         (*_TUNED, 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks', 'pruning')),
+         (*_TUNED, 'recipes', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks', 'pruning')),
     Room('costs', 'what a config costs: parameters, operations, memory',
          (*_TUNED, 'compat', 'backbones', 'training')),
     Room('sweeps', 'plan, trials, search, workers, rows, report, submission',
@@ -71,7 +73,7 @@ ROOMS: List[Room] = [
     Room('apis', 'the face: what Python users call',
          (*_TUNED, 'backbones', 'adapters', *_DATA, 'training', 'costs', 'sweeps'), lazy=True),
     Room('commands', 'the command line: one file per command',
-         (*_TUNED, 'clean_errors', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks', 'pruning',
+         (*_TUNED, 'recipes', 'clean_errors', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks', 'pruning',
           'training', 'costs', 'sweeps', 'apis'), lazy=True),
     Room('__init__', 'the face, lazily', ('on_import', 'version'), outside=(), lazy=True),
 ]

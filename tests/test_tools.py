@@ -243,7 +243,7 @@ petl_checkpointing = 'backbone.layers.0'
 
 
 @pytest.mark.parametrize('command, expected', [
-    ('train toi.py', 'config toi.py does not exist; did you mean toy.py?'),
+    ('train toi.py', "config toi.py does not exist; did you mean 'toy.py'"),
     ('train nowhere/toy.py', 'config nowhere/toy.py does not exist; there is no folder nowhere'),
     ('train toy.py --resume work_dirs/toy/epoch_3.pth', 'did you mean epoch_'),
     ('train toy.py --work-dir w --cfg-options model.backbone.type=VisionTransfomer',

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Seque
 
 from ..datasets.tables import get_suite, get_task
 from ..sites import nearest
-from ..training.run import load_config
+from ..training.config import load_config
 from ..training.tasks import prepare_suite
 from ..weights.io import atomic_write, write_json
 from .search import DECAY, LR, Params, Scores, Search, as_dict, build_search, diverges

@@ -17,7 +17,7 @@ from ..weights.adapter_file import METADATA_KEY
 from ..weights.errors import WeightFileError
 from ..weights.guards import read_safetensors_header
 from ..weights.io import atomic_write, file_kind, load_file
-from .run import load_config
+from .config import load_config
 from .tasks import apply_task
 
 #: Suffixes that :func:`write_state` writes.

@@ -11,7 +11,7 @@ from toy_run import ROOT
 
 import mmpetl  # noqa: F401
 from mmpetl.clean_errors import run_cleanly
-from mmpetl.training import run
+from mmpetl.training import config, flags, run
 from mmpetl.training.parallel import DeepSpeedStrategy, FSDPStrategy
 
 
@@ -67,8 +67,8 @@ def test_published_recipes_take_a_strategy(tmp_path, monkeypatch, capsys, kind):
     assert ('several processes: use bash tools/dist_train.sh'
             if kind == 'fsdp' else 'needs the package deepspeed') in message
     (tmp_path / 'weights.safetensors').write_bytes(b'\x02' + bytes(7) + b'{}')
-    tested = run.test_config(run.test_parser().parse_args([str(path), str(tmp_path / 'weights.safetensors')]))
+    tested = config.test_config(flags.test_parser().parse_args([str(path), str(tmp_path / 'weights.safetensors')]))
     assert 'strategy' not in tested and 'runner_type' not in tested
-    several = run.test_config(run.test_parser().parse_args(
+    several = config.test_config(flags.test_parser().parse_args(
         [str(path), str(tmp_path / 'weights.safetensors'), '--launcher', 'pytorch']))
     assert ('strategy' in several) == (kind == 'fsdp')

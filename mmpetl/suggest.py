@@ -1,0 +1,13 @@
+"""Hints for names that nobody knows."""
+
+import difflib
+from typing import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint ``; did you mean 'a' or 'b'?`` for an unknown name, or all known names when nothing is near."""
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if close:
+        return '; did you mean ' + ' or '.join(repr(c) for c in close) + '?'
+    return '; known: ' + ', '.join(known)

@@ -1,0 +1,230 @@
+"""From flags to the config of a run.
+
+The scope (and with it the small differences between mmpretrain and mmaction2) is taken from the config's
+``default_scope``.
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+
+from ..recipes import find_config
+from ..weights.io import file_kind
+from .tasks import apply_task
+
+
+def load_config(path: str) -> Config:
+    """Read a config file, given by its path or, for a shipped one, by its name.
+
+    Raises:
+        FileNotFoundError: If there is none; near names are offered.
+    """
+    return Config.fromfile(find_config(path))
+
+
+def _check_checkpoint(path: str) -> None:
+    """Look at a local checkpoint before anything expensive is built; other addresses are left to the runner."""
+    # the latter: a folder that DeepSpeed wrote
+    if '://' not in path and not os.path.isfile(os.path.join(path, 'latest')):
+        file_kind(os.path.expanduser(path))
+
+
+def _set_common(cfg: Config, args: argparse.Namespace) -> None:
+    """What training and testing share: launcher and work dir (command line, else config, else the config's name)."""
+    cfg.launcher = args.launcher
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+
+
+def _set_dataloaders(cfg: Config, fields: Sequence[str], args: argparse.Namespace) -> None:
+    """mmpretrain's tools complete its dataloaders, mmaction2's do not; the two flags work for both."""
+    for field in fields:
+        loader = cfg.get(field)
+        if not isinstance(loader, dict):
+            continue
+        if cfg.get('default_scope') == 'mmpretrain':
+            loader.setdefault('pin_memory', torch.cuda.is_available())
+            loader.setdefault('persistent_workers', True)
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+        if args.no_pin_memory:
+            loader['pin_memory'] = False
+        if getattr(args, 'no_persistent_workers', False):
+            loader['persistent_workers'] = False
+
+
+def _finish(cfg: Config, args: argparse.Namespace) -> Config:
+    """Apply ``--cfg-options`` last, as both libraries do, and drop what torch refuses: persistent workers that do not
+    exist."""
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    apply_task(cfg, args.cfg_options)
+    for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(field)
+        if isinstance(loader, dict) and not loader.get('num_workers'):
+            loader['persistent_workers'] = False
+    return cfg
+
+
+def _set_amp(cfg: Config) -> None:
+    """Switch the optimizer wrapper to mixed precision: float16 on a GPU unless the config names a type, bfloat16 on the
+    CPU.
+
+    Raises:
+        ValueError: If the config has an optimizer wrapper of another kind.
+    """
+    from mmengine.device import get_device
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if kind != 'OptimWrapper' and not kind.endswith('AmpOptimWrapper'):
+        raise ValueError(f'--amp does not work with optim_wrapper.type={kind!r}: use OptimWrapper or AmpOptimWrapper')
+    if get_device() == 'cpu':
+        wrapper['type'] = 'mmpetl.CpuAmpOptimWrapper'
+        for key in ('loss_scale', 'dtype'):
+            wrapper.pop(key, None)
+        return
+    if kind == 'OptimWrapper':
+        wrapper['type'] = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def train_config(args: argparse.Namespace) -> Config:
+    """The config of a training run.
+
+    Raises:
+        ValueError: If a flag does not fit the config or the machine.
+        FileNotFoundError: If the config or the checkpoint to resume from does not exist.
+    """
+    cfg = load_config(args.config)
+    _set_common(cfg, args)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        _set_amp(cfg)
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.auto_scale_lr:
+        if cfg.get('auto_scale_lr') is None:
+            raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr=dict(base_batch_size=...)')
+        cfg.auto_scale_lr.enable = True
+    chosen = dict(seed=args.seed, diff_rank_seed=args.diff_rank_seed or None, deterministic=args.deterministic or None)
+    cfg.randomness = {
+        **(cfg.get('randomness') or dict(seed=None)),
+        **{
+            k: v
+            for k, v in chosen.items() if v is not None
+        }
+    }
+    _set_dataloaders(cfg, ('train_dataloader', 'val_dataloader', 'test_dataloader'), args)
+    _finish(cfg, args)
+    if cfg.get('resume') and cfg.get('load_from'):
+        _check_checkpoint(cfg.load_from)
+    return cfg
+
+
+def _set_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    scoped = dict(mmpretrain='UniversalVisualizer', mmaction='ActionVisualizer').get(cfg.get('default_scope'))
+    if scoped and cfg.get('visualizer') is None:
+        cfg.visualizer = ConfigDict(type=scoped)
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hook = hooks.setdefault('visualization', ConfigDict(type='VisualizationHook'))
+    hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir, interval=args.interval)
+
+
+def _set_tta(cfg: Config) -> None:
+    """Wrap model and test pipeline for test-time augmentation.
+
+    Raises:
+        ValueError: If the config has no recipe and mmpretrain's default (flips, mean score) does not apply.
+    """
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset and 'dataset' in dataset:
+        dataset = dataset.dataset
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        if cfg.get('default_scope') != 'mmpretrain':
+            raise ValueError(
+                '--tta: the config has no tta_model and tta_pipeline, and only image configs have a default')
+        cfg.setdefault('tta_model', ConfigDict(type='mmpretrain.AverageClsScoreTTA'))
+        if 'tta_pipeline' not in cfg:
+            flips = [[dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)], [dataset.pipeline[-1]]]
+            cfg.tta_pipeline = [*deepcopy(dataset.pipeline[:-1]), dict(type='TestTimeAug', transforms=flips)]
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def part_of(path: str) -> str:
+    """Where a result is written before it is complete: the same folder and suffix."""
+    return str(Path(path).with_suffix('.part' + Path(path).suffix))
+
+
+def dumps_of(args: argparse.Namespace) -> list[str]:
+    """Files that receive the predictions."""
+    wanted = [args.dump, args.out if args.out_item in (None, 'pred') else None]
+    return list(dict.fromkeys(path for path in wanted if path))
+
+
+def _set_dumps(cfg: Config, args: argparse.Namespace) -> None:
+    """Add a metric that writes the predictions, and check the names of all result files first.
+
+    Raises:
+        ValueError: If a name has a suffix that cannot hold the result.
+    """
+    if args.out is None and args.out_item is not None:
+        raise ValueError('--out-item needs --out: name the file that receives the result')
+    for path in dumps_of(args):
+        if not path.endswith(('.pkl', '.pickle')):
+            hint = '; for the metrics add --out-item metrics' if path == args.out else ''
+            raise ValueError(f'predictions are written to .pkl files, got {path}{hint}')
+        metric = dict(type='DumpResults', out_file_path=part_of(path))
+        evaluator = cfg.get('test_evaluator')
+        if isinstance(evaluator, dict) and 'metrics' in evaluator:
+            found = evaluator['metrics']
+            evaluator['metrics'] = [*(found if isinstance(found, (list, tuple)) else [found]), metric]
+        else:
+            cfg.test_evaluator = [
+                *(evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []), metric
+            ]
+    if args.out_item == 'metrics' and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl', '.pickle')):
+        raise ValueError(f'metrics are written to .json, .yaml or .pkl files, got {args.out}')
+    for path in [*dumps_of(args), args.out]:
+        if path:
+            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+
+
+def test_config(args: argparse.Namespace) -> Config:
+    """The config of a test run.
+
+    Raises:
+        ValueError: If a flag does not fit the config, or the checkpoint is no weight file.
+        FileNotFoundError: If the config or the checkpoint does not exist.
+    """
+    cfg = load_config(args.config)
+    _set_common(cfg, args)
+    _check_checkpoint(args.checkpoint)
+    cfg.load_from = args.checkpoint
+    missing = [key for key in ('test_dataloader', 'test_cfg', 'test_evaluator') if cfg.get(key) is None]
+    if missing:
+        raise ValueError(f'{args.config} cannot be tested: it has no {" and no ".join(missing)}')
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show or args.show_dir is not None:
+        _set_visualization(cfg, args)
+    _set_dumps(cfg, args)
+    _set_dataloaders(cfg, ('test_dataloader', ), args)
+    if args.tta:
+        _set_tta(cfg)
+    if cfg.launcher == 'none' or 'DeepSpeed' in str((cfg.get('strategy') or {}).get('type')):
+        # One process needs no strategy for several, and DeepSpeed shares out gradients and optimizer state, which
+        # testing has not.
+        cfg.pop('strategy', None)
+        cfg.pop('runner_type', None)
+    return _finish(cfg, args)
