@@ -255,18 +255,16 @@ def test_too_few_images_leave_nothing(tmp_path):
 def test_weights_recipe(cache, offline, monkeypatch):
     import torch
     from safetensors.torch import load_file
-
-    from mmpetl.weights import onnx_reader
     data = _zip({SOURCES['dinov2-vits14'].members: b'graph'})
     source = _pin(SOURCES['dinov2-vits14'], data, member_sha256=hashlib.sha256(b'graph').hexdigest())
     monkeypatch.setitem(SOURCES, 'dinov2-vits14', source)
     _drop(cache, source, data)
-    monkeypatch.setattr(onnx_reader, 'dinov2_from_onnx',
+    monkeypatch.setattr(prepare, 'dinov2_from_onnx',
                         lambda path: {'cls_token': torch.ones(1, 1, 4) * len(Path(path).read_bytes())})
     path = prepare.prepare('dinov2-vits14', lambda line: None)
     assert load_file(path)['cls_token'].eq(5).all()
     assert sorted(p.name for p in cache.iterdir()) == ['archives', path.name]  # nothing of the conversion is left
-    monkeypatch.setattr(onnx_reader, 'dinov2_from_onnx', lambda path: pytest.fail('converted twice'))
+    monkeypatch.setattr(prepare, 'dinov2_from_onnx', lambda path: pytest.fail('converted twice'))
     prepare.prepare('dinov2-vits14', lambda line: None)
 
 

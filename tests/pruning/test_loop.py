@@ -422,7 +422,7 @@ import os, sys
 import torch
 from mmengine.runner import Runner
 sys.path.insert(0, sys.argv[1])
-from test_e2vpt_loop import config
+from test_loop import config
 from mmpetl import compat
 compat.init_cpu_distributed()
 wrapper = dict(compat.CPU_WRAPPER)

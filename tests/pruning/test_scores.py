@@ -388,7 +388,7 @@ import torch
 import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel
 sys.path.insert(0, sys.argv[1])
-from test_prompt_scoring import PromptScorer, batches, classifier
+from test_scores import PromptScorer, batches, classifier
 dist.init_process_group('gloo')
 model = MMDistributedDataParallel(classifier())
 mine = batches(7, 1)[dist.get_rank()::2]
