@@ -135,7 +135,7 @@ def check_task(task: Task,
     """
     suite = get_suite(task.suite)
     report = TaskReport(task.name, task.num_classes)
-    if not os.path.isdir(os.path.join(root, task.directory)):
+    if not os.path.isdir(task.locate(root)):
         report.problems.append(f'the folder {os.path.join(root, task.directory)} does not exist: {suite.hint}')
         return report
     lists = _read_lists(task, suite, root, report)

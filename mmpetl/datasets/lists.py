@@ -5,6 +5,8 @@ import json
 import os
 from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
+from .list_files import read_lines
+
 Entries = List[Tuple[str, List[int]]]
 
 
@@ -25,7 +27,7 @@ def _label(text: Any, where: str) -> int:
 
 def _load_json(path: str) -> Any:
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:
             return json.load(file)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is not valid JSON ({error}): fetch the list again') from None
@@ -42,18 +44,17 @@ def read_text(path: str, need_label: bool = True) -> Entries:
         ValueError: If a line has no label or one that is not a class id; the message gives file and line.
     """
     entries: Entries = []
-    with open(path, encoding='utf-8') as file:
-        for number, line in enumerate(file, 1):
-            line = line.strip()
-            if not line:
-                continue
-            where = f'{path}, line {number}'
-            name, _, labels = line.rpartition(' ')
-            if not name:
-                if need_label:
-                    raise ValueError(f"{where}: no label in {line!r}; expected 'image label'")
-                name, labels = line, ''
-            entries.append((name.strip(), [_label(text, where) for text in labels.split(',')] if labels else []))
+    for number, line in enumerate(read_lines(path), 1):
+        line = line.strip()
+        if not line:
+            continue
+        where = f'{path}, line {number}'
+        name, _, labels = line.rpartition(' ')
+        if not name:
+            if need_label:
+                raise ValueError(f"{where}: no label in {line!r}; expected 'image label'")
+            name, labels = line, ''
+        entries.append((name.strip(), [_label(text, where) for text in labels.split(',')] if labels else []))
     return entries
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from mmpretrain.datasets.base_dataset import BaseDataset
 
 from ..sites import nearest
+from .list_files import read_lines
 from .lists import Entries, check_labels, first_existing
 from .tables import Suite, Task, get_suite, get_task
 
@@ -52,7 +53,7 @@ class SuiteDataset(BaseDataset):
         self.split = split
         if split not in self.splits():
             raise ValueError(f'{self.suite.title} {task!r} has no list {split!r}' + nearest(split, self.splits()))
-        folder = os.path.join(os.path.expanduser(data_root or self.suite.root), self.task.directory)
+        folder = self.task.locate(os.path.expanduser(data_root or self.suite.root))
         super().__init__(
             ann_file='',
             data_root=folder,
@@ -122,8 +123,7 @@ class SuiteDataset(BaseDataset):
         path = os.path.join(folder, self.task.classes_file) if self.task.classes_file else ''
         if not os.path.isfile(path):
             return tuple(str(i) for i in range(self.task.num_classes))
-        with open(path, encoding='utf-8') as file:
-            names = [line.strip() for line in file if line.strip()]
+        names = [line.strip() for line in read_lines(path) if line.strip()]
         if len(names) != self.task.num_classes:
             raise ValueError(f'{path} names {len(names)} classes, but {self.task.name!r} has {self.task.num_classes}')
         return tuple(names)

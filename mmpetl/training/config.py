@@ -172,6 +172,23 @@ def dumps_of(args: argparse.Namespace) -> list[str]:
     return list(dict.fromkeys(path for path in wanted if path))
 
 
+def _leave_out_metrics(cfg: Config, args: argparse.Namespace) -> None:
+    """Test images without labels have predictions and no metrics.
+
+    Raises:
+        ValueError: If no file receives the predictions.
+    """
+    dataset = cfg.test_dataloader.get('dataset')
+    while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
+        dataset = dataset['dataset']
+    if not isinstance(dataset, dict) or dataset.get('with_label', True):
+        return
+    if not dumps_of(args):
+        raise ValueError('test_dataloader.dataset.with_label=False: without labels there is nothing to score; write '
+                         'the predictions by --dump FILE.pkl')
+    cfg.test_evaluator = []
+
+
 def _set_dumps(cfg: Config, args: argparse.Namespace) -> None:
     """Add a metric that writes the predictions, and check the names of all result files first.
 
@@ -218,6 +235,7 @@ def test_config(args: argparse.Namespace) -> Config:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir is not None:
         _set_visualization(cfg, args)
+    _leave_out_metrics(cfg, args)
     _set_dumps(cfg, args)
     _set_dataloaders(cfg, ('test_dataloader', ), args)
     if args.tta:

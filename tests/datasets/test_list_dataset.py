@@ -72,7 +72,7 @@ def test_missing_files(root):
 
 @pytest.mark.parametrize('line, words', [('images/big cat/0.png 2', ('label 2', '0..1')),
                                          ('images/big cat/0.png -1', ('-1', )),
-                                         ('images/big cat/0.png dog', ("'dog'", )), ('images/big', ('images/big', ))])
+                                         ('images/big cat/0.png dgo', ("'dgo'", "did you mean 'dog'")), ('images/big', ('images/big', ))])
 def test_bad_lines(root, line, words):
     (root / 'train.txt').write_text(f'images/big cat/1.png 1\n{line}\n')
     _refused(root, ValueError, str(root / 'train.txt'), *words)

@@ -131,6 +131,18 @@ def test_fgvc_ids_are_contiguous_over_the_union_of_the_lists(tmp_path):
     assert os.path.isfile(train.get_data_info(0)['img_path'])
 
 
+def test_fgvc_under_the_names_of_the_official_archives(tmp_path):
+    suite_data.write_fgvc(tmp_path, 'OxfordFlowers', dict(train=1, val=1, test=1))
+    usual = FGVC('OxfordFlowers', 'train', data_root=str(tmp_path))
+    for name in ('OxfordFlower', 'oxford_flowers'):
+        next(tmp_path.iterdir()).rename(tmp_path / name)
+        data = FGVC('OxfordFlowers', 'train', data_root=str(tmp_path))
+        assert len(data) == len(usual) and name in data.get_data_info(0)['img_path']
+    assert get_task('fgvc', 'CUB').locate('r') == 'r/CUB'
+    (tmp_path / 'CUB_200_2011').mkdir()
+    assert get_task('fgvc', 'CUB').locate(str(tmp_path)) == str(tmp_path / 'CUB_200_2011')
+
+
 def test_fgvc_string_ids_and_wrong_number_of_classes(tmp_path):
     suite_data.write_fgvc(tmp_path, 'OxfordFlowers', dict(train=1, val=1, test=1))
     for part in ('train', 'val', 'test'):

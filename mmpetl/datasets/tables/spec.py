@@ -1,5 +1,6 @@
 """What one benchmark task is: classes, splits, files, metric. Plain data; imports nothing but the standard library."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Dict, Mapping, Optional, Tuple
 
@@ -37,6 +38,7 @@ class Task:
         resize: 'squash' (to a square, aspect ignored) or 'crop' (short edge, then centre crop).
         multi_label: Whether an image may have several labels.
         folder: Folder under the suite's root.
+        aliases: Other names that the folder may have, such as that of the official archive.
         images: Folder of the images inside the task's folder.
         classes_file: File with one class name a line, relative to the task's folder; None where the suite has none.
         source: Where raw records come from, for those who make the lists themselves.
@@ -59,11 +61,17 @@ class Task:
     slices: Mapping[str, str] = field(default_factory=dict)
     label_rule: str = 'label'
     prompts: int = 0
+    aliases: Tuple[str, ...] = ()
 
     @property
     def directory(self) -> str:
         """Folder of the task under the suite's root."""
         return self.folder or self.name
+
+    def locate(self, root: str) -> str:
+        """Path of the task's folder: the first of its names that exists under ``root``, else the usual one."""
+        names = (self.directory, *self.aliases)
+        return os.path.join(root, next((n for n in names if os.path.isdir(os.path.join(root, n))), names[0]))
 
 
 @dataclass(frozen=True)
