@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..compat import nonreentrant_checkpointing
 from ..training.build import build_model
 from ..tuning import adapter_header, adapter_state, find_backbone, probe_for, summary
+from ..weights.adapter_file import DIGEST_KEY, METADATA_KEY
 from .memory import on_meta, saved_bytes
 
 #: Numbers that an optimizer keeps per trained parameter, by type; SGD's depends on its momentum.
@@ -183,7 +184,9 @@ def adapter_bytes(model: nn.Module) -> int:
     finally:
         del petl.base_fingerprint
     header['counts']['stored'] = sum(t.numel() for t in state.values())
-    entries: Dict[str, Any] = {'__metadata__': {'mmpetl': json.dumps(header)}}
+    digest = '0' * 64
+    header['checksum'] = digest
+    entries: Dict[str, Any] = {'__metadata__': {METADATA_KEY: json.dumps(header), DIGEST_KEY: digest}}
     at = 0
     for key, tensor in state.items():
         end = at + tensor.numel() * tensor.element_size()

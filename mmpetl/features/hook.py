@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..registry import HOOKS
 from ..sites import nearest
+from ..weights.atomic import part_of
 from .store import PLACES, FeatureStore, Feed, backbone_of, trunk_identity
 
 TYPES = {None: None, 'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -151,6 +152,18 @@ def with_dataset(loader: DataLoader, dataset: Dataset) -> DataLoader:
     return DataLoader(dataset, num_workers=0, collate_fn=loader.collate_fn, generator=generator, **order)
 
 
+def _take_name(partial: Path, folder: Path) -> None:
+    """Give complete features their name, unless another run has computed the same ones in the meantime."""
+    if not (folder / COMPLETE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not (folder / COMPLETE).exists():
+                raise
+    shutil.rmtree(partial, ignore_errors=True)  # the tables that this run has mapped stay as long as it needs them
+
+
 # -- the hook ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,17 +243,13 @@ class FeatureCacheHook(Hook):
         row_of = {index: row for row, index in enumerate(chosen)}
         key = self._key(runner, loader, model)
         folder = Path(self.folder or Path(runner.work_dir) / 'features') / key
-        partial = folder.with_name(f'{key}.partial')
         found = self._agreed(self.place in (None, 'disk') and (folder / COMPLETE).exists())
-        if get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        barrier()
+        partial = Path(self._agreed(str(part_of(folder)) if get_rank() == 0 and not found else ''))
         samples, store = self._run_trunk(runner, model, loader, chosen, folder if found else partial, found)
         barrier()
         if store.place == 'disk' and not found and get_rank() == 0:
             store.finish(partial / COMPLETE)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            _take_name(partial, folder)
         self.stores[mode], self.keys[mode] = store, key
         self._use(
             loop,

@@ -8,6 +8,8 @@ import time
 import uuid
 from typing import Any, Dict, Optional
 
+from ..weights.atomic import atomic_write
+
 #: Seconds between signs of life, and after which a silent worker is taken for dead.
 BEAT, DEAD = 15., 120.
 
@@ -38,10 +40,7 @@ class Claim:
         except FileExistsError:
             if not self._stale():
                 return False
-            temporary = f'{self.path}.{uuid.uuid4().hex}'
-            with open(temporary, 'w') as file:
-                file.write(self.token)
-            os.replace(temporary, self.path)
+            atomic_write(self.path, lambda file: file.write(self.token.encode()))
             time.sleep(0.3)  # of several workers that take over at once, the last to write keeps it
             if self._read() != self.token:
                 return False

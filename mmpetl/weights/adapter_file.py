@@ -4,6 +4,7 @@ Tensors are stored under the model's own key names (``backbone.petl.0....``, ``h
 metadata key ``mmpetl`` says which methods they belong to and which frozen weights they expect.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,10 +13,15 @@ from typing import Any
 import torch
 
 from ..version import __version__
+from .atomic import atomic_write
 from .errors import WeightFileError
+from .fingerprint import fingerprint
 from .guards import is_escape, parse_json, read_safetensors_header
+from .kinds import file_kind, read_tensors
 
 METADATA_KEY = 'mmpetl'
+#: Metadata key of the SHA-256 of the header's text.
+DIGEST_KEY = 'mmpetl_sha256'
 #: Under this key the header travels in the ``_metadata`` of a state dict, which MMEngine and torch hand to the module
 #: that loads.
 STATE_KEY = 'mmpetl_adapter'
@@ -33,6 +39,7 @@ _FIELDS: dict[str, tuple[Any, bool]] = {
     'backbone': (str, True),
     'base': (dict, True),
     'counts': (dict, True),
+    'checksum': (str, False),
     'head': (list, False),
     'classes': ((list, type(None)), False),
     'preprocessing': ((dict, type(None)), False),
@@ -53,7 +60,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
             None). Optional: ``name``, ``head`` (keys among the tensors that belong to the head), ``classes``,
             ``preprocessing``, ``metrics``, ``versions``, ``counts`` (numbers of trainable parameters: total, head,
             petl, ...), ``extra``. ``format``, ``mmpetl_version``, ``counts.stored`` (elements in the file, buffers
-            included), and absent ``name`` and ``counts`` are filled in.
+            included), ``checksum`` (:func:`~mmpetl.weights.fingerprint.fingerprint` of the tensors), and absent
+            ``name`` and ``counts`` are filled in.
 
     Raises:
         WeightFileError: A header or a path that :func:`load` would refuse; nothing is written.
@@ -67,7 +75,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     stored = count(plain, header.get('head', []))
     counts = {**stored, **(header.get('counts') or {}), 'stored': stored['total']}
-    full = {'format': FORMAT, 'mmpetl_version': __version__, 'name': 'default', **header, 'counts': counts}
+    full = {'format': FORMAT, 'mmpetl_version': __version__, 'name': 'default', **header, 'counts': counts,
+            'checksum': fingerprint(plain)}
     try:
         text = json.dumps(full, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -75,9 +84,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
                               'use plain numbers, strings, lists') from None
     check_header(path, parse_json(text), {key: tuple(tensor.shape) for key, tensor in plain.items()})
     # clones: the safetensors library refuses tensors that share memory, adapters may tie theirs
-    data = to_bytes({key: tensor.clone() for key, tensor in plain.items()}, {METADATA_KEY: text})
-
-    from .io import atomic_write
+    data = to_bytes({key: tensor.clone() for key, tensor in plain.items()},
+                    {METADATA_KEY: text, DIGEST_KEY: hashlib.sha256(text.encode()).hexdigest()})
     atomic_write(path, lambda file: file.write(data))
 
 
@@ -89,16 +97,21 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[st
 
     Raises:
         FileNotFoundError: No such file.
-        WeightFileError: Not an adapter file, damaged, written by a newer mmpetl, or a header that contradicts its
-            tensors.
+        WeightFileError: Not an adapter file, damaged (one changed byte is noticed), written by a newer mmpetl, or a
+            header that contradicts its tensors.
     """
-    from .io import file_kind, read_tensors
     path = os.path.expanduser(os.fspath(path))
     if file_kind(path) != 'safetensors':
         raise WeightFileError(path, 'not an adapter file', 'adapter files are *.safetensors written by mmpetl')
     header = read_header(path)
     entries, _ = read_safetensors_header(path, os.path.getsize(path))
-    return dict(read_tensors(path, list(entries))), header
+    # copies: the safetensors library maps the file, so that what is written into it later would change the tensors
+    tensors = {key: tensor.clone() for key, tensor in read_tensors(path, list(entries)).items()}
+    # files of earlier versions have no checksum
+    if header.get('checksum') not in (None, fingerprint(tensors)):
+        raise WeightFileError(path, 'altered or damaged: its tensors differ from the checksum in its header',
+                              'copy or download the file again')
+    return tensors, header
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -111,6 +124,9 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     entries, metadata = read_safetensors_header(path, os.path.getsize(path))
     if METADATA_KEY not in metadata:
         raise WeightFileError(path, 'a safetensors file without adapter header', 'load it as backbone weights instead')
+    if metadata.get(DIGEST_KEY) not in (None, hashlib.sha256(metadata[METADATA_KEY].encode()).hexdigest()):
+        raise WeightFileError(path, 'altered or damaged: the adapter header differs from its SHA-256',
+                              'copy or download the file again')
     try:
         header = parse_json(metadata[METADATA_KEY])
     except ValueError as error:

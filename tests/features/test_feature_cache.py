@@ -136,7 +136,7 @@ def test_disk_is_used_again_and_only_for_the_same_data_and_trunk(toy, tmp_path):
     assert (calls, fewer) == (6, 4)  # the second run computes one batch, to know the shapes
     assert all(torch.equal(a, b) for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values()))
     folders = set((tmp_path / 'features').iterdir())
-    assert len(folders) == 1 and not any('partial' in f.name for f in folders)
+    assert len(folders) == 1 and not any('.part' in f.name for f in folders)
     other = config(toy, tmp_path, 'SynQT', cache)
     other.randomness = dict(seed=7)  # other trunk weights
     assert train(other)[1] == 6
