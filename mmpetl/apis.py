@@ -1,7 +1,7 @@
 """What a Python user calls: attach, summary, save_adapter, load_adapter, merge, disabled, infer, AdapterBank."""
 
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 
 from torch import nn
 
@@ -55,23 +55,33 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         yield model
 
 
-def infer(config: str, adapter: str, inputs: Any, device: Optional[str] = None, **kwargs: Any) -> List[Any]:
-    """Predictions of an adapter, by the upstream inferencers; base and adapter are loaded and checked.
+def infer(config: str,
+          adapter: str,
+          inputs: Any,
+          device: Optional[str] = None,
+          batch_size: int = 1,
+          channel_order: str = 'rgb',
+          cfg_options: Optional[Mapping[str, Any]] = None) -> List[Dict[str, Any]]:
+    """Predictions of an adapter: the model, the test pipeline and the scores of ``tools/test.py``, without labels.
 
     Args:
         config: Config file with which the adapter was trained.
-        adapter: Adapter file (or checkpoint).
-        inputs: One or several image paths or arrays, or video paths.
+        adapter: Adapter file, or checkpoint of the training run; base and adapter are loaded and checked.
+        inputs: One input or a list: paths of images or videos, uint8 arrays (H, W, 3) of images or (T, H, W, 3) of
+            videos, Pillow pictures.
         device: For example 'cpu' or 'cuda:0'; None chooses.
-        **kwargs: Passed on to the inferencer's call.
+        batch_size: Inputs that are computed together.
+        channel_order: Order of the channels of arrays: 'rgb', as Pillow, PyAV and decord give them, or 'bgr', as
+            OpenCV does.
+        cfg_options: Overrides of the config.
 
     Returns:
-        One result per input, as mmpretrain's or mmaction2's inferencer gives it.
+        One dict per input: ``input``, ``pred_scores`` (array (classes,)), ``pred_label``, ``pred_score``, and
+        ``pred_class`` where the adapter knows the names of its classes; see :func:`mmpetl.training.infer.infer`.
+
+    Raises:
+        FileNotFoundError: If a file does not exist.
+        ValueError: If adapter and config do not belong together, or an input cannot be read.
     """
-    from mmengine.config import Config
-    cfg = Config.fromfile(config)
-    if cfg.get('default_scope') == 'mmaction':
-        from mmaction.apis.inferencers import ActionRecogInferencer
-        return ActionRecogInferencer(config, adapter, device=device)(inputs, **kwargs)['predictions']
-    from mmpretrain import ImageClassificationInferencer
-    return ImageClassificationInferencer(config, adapter, device=device)(inputs, **kwargs)
+    from .training.infer import infer as predict
+    return predict(config, adapter, inputs, device, batch_size, channel_order, cfg_options)

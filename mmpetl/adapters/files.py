@@ -1,7 +1,7 @@
 """Adapter files from and into models."""
 
 from collections import OrderedDict
-from typing import Any, Dict, List, Mapping, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -28,6 +28,16 @@ def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
         ValueError: If nothing is attached or the path has another suffix.
     """
     write_adapter(model, path, **facts)
+
+
+def header_of(loaded: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
+    """Header of an adapter file, or of a training run's checkpoint, as :func:`mmpetl.weights.io.load_file` returns it;
+    None where the file has none."""
+    meta = loaded.get('meta')
+    if isinstance(meta, Mapping) and 'methods' in meta:
+        return dict(meta)
+    kept = getattr(loaded.get('state_dict', loaded), '_metadata', None) or {}
+    return next((m[STATE_KEY] for m in kept.values() if isinstance(m, dict) and STATE_KEY in m), None)
 
 
 def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:

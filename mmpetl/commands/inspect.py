@@ -12,8 +12,8 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch import Tensor
 
+from ..adapters.files import header_of
 from ..weights import convert, detect, fingerprint
-from ..weights.adapter_file import STATE_KEY
 from ..weights.convert import ARCHS, FORMATS
 from ..weights.convert_file import natural_arch, read_source
 from ..weights.io import file_kind, load_file
@@ -61,7 +61,7 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
         loaded = load_file(path)
     found['bytes'] = os.path.getsize(path)
     state = {k: v for k, v in loaded['state_dict'].items() if isinstance(v, Tensor)}
-    header = _header(loaded)
+    header = header_of(loaded)
     found.update(
         content=_content(found['kind'], loaded, header),
         tensors=len(state),
@@ -83,12 +83,6 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
     if config:
         found['report'] = _try(state, header, config)
     return found
-
-
-def _header(loaded: Mapping[str, Any]) -> Any:
-    """Header of an adapter file, or of an adapter-only checkpoint of a training run."""
-    metadata = getattr(loaded['state_dict'], '_metadata', None) or {}
-    return next((m[STATE_KEY] for m in metadata.values() if isinstance(m, dict) and STATE_KEY in m), None)
 
 
 def _content(kind: str, loaded: Mapping[str, Any], header: Any) -> str:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .. import registry  # noqa: F401
-from ..adapters.files import load_adapter
+from ..adapters.files import header_of, load_adapter
 from ..tuning import find_backbone
 from ..weights.adapter_file import METADATA_KEY
 from ..weights.errors import WeightFileError
@@ -78,7 +78,7 @@ def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
     file lacks it.
 
     Returns:
-        The header of an adapter file, None for a checkpoint.
+        The header of an adapter file or of a checkpoint, None where a checkpoint has none.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -87,7 +87,8 @@ def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
     path = os.path.expanduser(path)
     if is_adapter(path):
         return load_adapter(model, path)
-    state = load_file(path)['state_dict']
+    loaded = load_file(path)
+    state = loaded['state_dict']
     own = model.state_dict()
     odd = [k for k in state if k in own and own[k].shape != state[k].shape]
     unknown = [k for k in state if k not in own]
@@ -100,7 +101,7 @@ def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise WeightFileError(path, str(error), 'use the config with which it was trained') from None
-    return None
+    return header_of(loaded)
 
 
 def is_adapter(path: str) -> bool:
