@@ -31,9 +31,9 @@ def put_text(path: str, lines: Iterable[str]) -> None:
     put(path, ('\n'.join(lines) + '\n').encode())
 
 
-def write_vtab(root: str, task: str, counts: Dict[str, int], form: str = 'txt') -> None:
+def write_vtab(root: str, task: str, counts: Dict[str, int], form: str = 'txt', suite: str = 'vtab') -> None:
     """Lists and images of one VTAB-1k task; ``counts`` gives train800, val200 and test."""
-    classes = get_task('vtab', task).num_classes
+    classes = get_task(suite, task).num_classes
     folder = os.path.join(root, task)
     rows: Dict[str, List[Tuple[str, int]]] = {}
     for part, count in counts.items():
@@ -62,9 +62,9 @@ def write_fgvc(root: str, task: str, per_class: Dict[str, int], first_id: int = 
         put(os.path.join(root, task, f'{part}.json'), json.dumps(rows).encode())
 
 
-def write_elevater(root: str, task: str, per_class: Dict[str, int], zipped: bool = True) -> None:
+def write_elevater(root: str, task: str, per_class: Dict[str, int], zipped: bool = True, suite: str = 'elevater') -> None:
     """Index files and zip files (or unpacked folders) of one ELEVATER data set, in that data set's own format."""
-    spec = get_task('elevater', task)
+    spec = get_task(suite, task)
     folder = os.path.join(root, spec.directory)
     for part, count in per_class.items():
         images, labels = [], []

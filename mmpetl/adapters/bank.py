@@ -21,7 +21,7 @@ from ..sites import Method, nearest
 from ..tuning import _plain, adapter_state, find_backbone, unwrap, write_adapter
 from ..weights import adapter_file
 from .combine import COMBINATIONS, combine_deltas, deltas_of
-from .files import _renamed, load_adapter, methods_of
+from .files import load_adapter, methods_of, renamed
 from .mixed import mixed_taps, rows_of
 
 #: Children of a model that are neither its backbone nor part of an adapter.
@@ -334,7 +334,7 @@ class AdapterBank:
                 f'{path} holds {there} with tune={header["tune"]}, adapter {name!r} is {here} with '
                 f'tune={list(adapter.tune)}: '
                 'only tensors can be swapped in place; use add_file')
-        own, given = self.tensors(name), _renamed(given, self.prefix)
+        own, given = self.tensors(name), renamed(given, header, self.prefix)
         odd = sorted(own.keys() ^ given.keys()) or [k for k in own if own[k].shape != given[k].shape]
         if odd:
             raise ValueError(

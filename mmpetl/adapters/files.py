@@ -64,7 +64,7 @@ def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
         attach(backbone, methods_of(path, header, specs_of(backbone)), header['tune'], header['trunk'])
         backbone, prefix = find_backbone(target)
     _check_shapes(target, tensors, header, path, prefix)
-    state = OrderedDict(_renamed(tensors, prefix))
+    state = OrderedDict(renamed(tensors, header, prefix))
     state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
     target.load_state_dict(state, strict=True)
     print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on base {header['base'].get('id')!r}",
@@ -81,10 +81,11 @@ def methods_of(path: str, header: Mapping[str, Any], specs: Sequence[BlockSpec])
     return methods_from_data(header['methods'], specs, path, header['counts']['stored'])
 
 
-def _renamed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Dict[str, torch.Tensor]:
+def renamed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], prefix: str) -> Dict[str, torch.Tensor]:
     """Adapter tensors under the model's names: a bare backbone takes the backbone's part of a classifier's adapter, and
     the reverse."""
-    of_classifier = any(k.startswith('backbone.') for k in tensors)
+    # a linear probe has head keys alone
+    of_classifier = bool(header.get('head')) or any(k.startswith('backbone.') for k in tensors)
     if prefix and not of_classifier:
         return {prefix + k: v for k, v in tensors.items()}
     if not prefix and of_classifier:
@@ -94,7 +95,7 @@ def _renamed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Dict[str, torc
 
 def _check_shapes(model: nn.Module, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], path: str,
                   prefix: str) -> None:
-    own, given = model.state_dict(), _renamed(tensors, prefix)
+    own, given = model.state_dict(), renamed(tensors, header, prefix)
     heads: List[str] = head_keys(model)
     for key in heads:
         if key not in given:

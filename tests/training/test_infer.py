@@ -1,0 +1,135 @@
+"""``mmpetl.infer`` on what ships: the scores of ``tools/test.py``, on files and on arrays, with class names."""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image, ImageOps
+
+import mmpetl
+from mmpetl.datasets.loading import read_bytes
+from mmpetl.training import run
+from mmpetl.training.tasks import apply_task
+from mmpetl.tuning import write_adapter
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import shipped  # noqa: E402
+
+
+def kind(path: str) -> str:
+    """What decides how a config infers: test pipeline, types of model, backbone, neck and head."""
+    cfg = apply_task(Config.fromfile(str(shipped.ROOT / path)))
+    model = cfg.model
+    dataset, head = cfg.test_dataloader.dataset, model.get('head') or model.cls_head
+    return json.dumps([dataset.type, dataset.pipeline, head.type, model.backbone.type])
+
+
+def chosen() -> list:
+    """One config of every kind by default, all of them in the long run."""
+    first: dict = {}
+    for path in shipped.CONFIGS:
+        first.setdefault(kind(path), path)
+    return [pytest.param(p, marks=() if p in first.values() else pytest.mark.slow, id=Path(p).stem)
+            for p in shipped.CONFIGS]
+
+
+def array_of(path: str) -> np.ndarray:
+    """A file as a user's own code reads it: RGB."""
+    if path.endswith('.mp4'):
+        import av
+        with av.open(path) as container:
+            return np.stack([f.to_ndarray(format='rgb24') for f in container.decode(video=0)])
+    return mmcv.imfrombytes(read_bytes(path), backend='pillow', channel_order='rgb')
+
+
+def trained(path: str, folder: Path) -> tuple:
+    config = shipped.shrink(path, folder)
+    cfg = Config.fromfile(str(config))
+    model = shipped.stir(cfg)
+    adapter = str(folder / 'adapter.safetensors')
+    head = getattr(model, 'head', None) or model.cls_head
+    names = [f'name {c}' for c in range(head.num_classes)]
+    write_adapter(model, adapter, classes=names)
+    return str(config), adapter, cfg, names
+
+
+@pytest.mark.parametrize('path', chosen())
+def test_scores_are_those_of_the_test(path, tmp_path):
+    config, adapter, cfg, names = trained(path, tmp_path / 'run')
+    out = tmp_path / 'scores.pkl'
+    run.test([config, adapter, '--work-dir', str(tmp_path / 'work'), '--out', str(out)])
+    with open(out, 'rb') as file:
+        tested = [np.asarray(p['pred_score']) for p in pickle.load(file)]
+    files = shipped.paths_of(cfg)[:6]
+    found = mmpetl.infer(config, adapter, files, device='cpu', batch_size=4)
+    for result, wanted in zip(found, tested, strict=False):
+        np.testing.assert_allclose(result['pred_scores'], wanted, atol=1e-5)
+        assert result['pred_class'] == names[result['pred_label']] == names[int(wanted.argmax())]
+    arrays = [array_of(f) for f in files]
+    for order in ('rgb', 'bgr'):
+        given = arrays if order == 'rgb' else [a[..., ::-1] for a in arrays]
+        for result, wanted in zip(mmpetl.infer(config, adapter, given, device='cpu', channel_order=order), tested):
+            np.testing.assert_allclose(result['pred_scores'], wanted, atol=1e-5)
+    assert torch.tensor(np.stack(tested)).std(0).max() > 1e-4, 'all inputs alike: the comparison could not fail'
+
+
+@pytest.fixture(scope='module')
+def image_run(tmp_path_factory):
+    return trained('configs/quickstart/lora.py', tmp_path_factory.mktemp('image'))
+
+
+def test_one_input_of_any_form(image_run):
+    """A path, a Path, an array, a Pillow picture: same scores, without a label anywhere."""
+    config, adapter, cfg, names = image_run
+    path = shipped.paths_of(cfg)[0]
+    picture = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+    wanted, = mmpetl.infer(config, adapter, path, device='cpu')
+    assert wanted['input'] == path and wanted['pred_class'] in names
+    assert wanted['pred_score'] == pytest.approx(wanted['pred_scores'].max())
+    cv2_scores = mmpetl.infer(config, adapter, [Path(path), picture, np.asarray(picture), mmcv.imread(path)[..., ::-1]],
+                              device='cpu')
+    for result in cv2_scores:
+        np.testing.assert_allclose(result['pred_scores'], wanted['pred_scores'], atol=1e-5)
+    wrong, = mmpetl.infer(config, adapter, np.asarray(picture), device='cpu', channel_order='bgr')
+    assert abs(wrong['pred_scores'] - wanted['pred_scores']).max() > 1e-4, 'the order of the channels has no effect'
+
+
+@pytest.mark.parametrize('given, said', [
+    (np.zeros((4, 4)), r'input 0 is an array of float64 and shape \(4, 4\); give uint8.*\(H, W, 3\).*channel_order'),
+    (np.zeros((4, 4, 4), np.uint8), r'shape \(4, 4, 4\)'),
+    (np.zeros((0, 4, 3), np.uint8), r'shape \(0, 4, 3\)'),
+    (torch.zeros(3, 4, 4), 'input 0 is a Tensor; give a path or an array'),
+    (None, 'input 0 is a NoneType'),
+    ('nowhere.png', 'nowhere.png: no such file'),
+    ('/tmp', '/tmp: is a folder: give the files in it'),
+])
+def test_bad_inputs_are_named(image_run, given, said):
+    config, adapter, *_ = image_run
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        mmpetl.infer(config, adapter, [given], device='cpu')
+
+
+@pytest.mark.parametrize('options, said', [(dict(channel_order='gbr'), "channel_order='gbr' must be 'rgb' or 'bgr'"),
+                                           (dict(batch_size=0), 'batch_size=0 must be')])
+def test_bad_options_are_named(image_run, options, said):
+    config, adapter, cfg, _ = image_run
+    with pytest.raises(ValueError, match=said):
+        mmpetl.infer(config, adapter, shipped.paths_of(cfg)[0], device='cpu', **options)
+
+
+def test_the_decoder_is_that_of_the_config(tmp_path):
+    from mmpetl.training.infer import Predictor
+    config, adapter, cfg, _ = trained('configs/video_demo/lora.py', tmp_path)
+    for decoder in ('pyav', 'opencv'):
+        predictor = Predictor(config, adapter, 'cpu',
+                              cfg_options={'test_dataloader.dataset.pipeline.0.decoder': decoder})
+        assert predictor.transforms[0].decoder == decoder
+        assert predictor(shipped.paths_of(cfg)[0])[0]['pred_scores'].shape == (6, )
+    with pytest.raises(ValueError, match=r'array of uint8 and shape \(4, 4, 3\); give uint8.*\(T, H, W, 3\)'):
+        predictor(np.zeros((4, 4, 3), np.uint8))
