@@ -45,6 +45,9 @@ def find_config(name: str) -> str:
     known = recipes() if path.suffix != '.py' else {}
     if name in known:
         return str(known[name])
+    longer = [p for p in known.values() if str(p.relative_to(folder()).with_suffix('')) == name]
+    if longer:
+        return str(longer[0])
     inside = path.parent == Path('.') or path.parent.is_dir()
     if path.suffix == '.py' or (path.parent != Path('.') and not known):
         local = [p.name for p in path.parent.glob('*.py')] if inside else []

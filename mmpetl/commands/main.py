@@ -1,55 +1,106 @@
-"""The command ``mmpetl``. Each sub-command is a module of this package with ``add_parser(subparsers)``, imported only
-when it is asked for.
+"""The command ``mmpetl``.
 
-``add_parser`` adds one parser of the sub-command's name and sets its default ``run``, a function of the parsed
-arguments that returns None or an exit status.
+Each sub-command is a module of this package with ``add_parser(subparsers)``, imported only when it is asked for, so
+that ``mmpetl --help`` starts at once. ``add_parser`` adds one parser of the sub-command's name and sets its
+default ``run``, a function of the parsed arguments that returns None or an exit status.
 """
 
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
+from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..clean_errors import run_cleanly
+from ..suggest import nearest
 from ..version import __version__
 
-#: Sub-command -> (module, what it does).
-COMMANDS: Dict[str, Tuple[str, str]] = {
-    'data': ('data_check', 'check the data of a benchmark suite'),
-    'sweep': ('sweep', 'search hyper-parameters and run the final seeds on every task of a suite'),
-    'report': ('report', 'tables and plots of finished sweeps'),
-    'submit': ('submit', 'write the ELEVATER submission'),
-    'plan': ('plan', 'parameters, compute and memory of a config before training'),
-    'convert': ('convert', 'published weights to OpenMMLab key names'),
-    'inspect': ('inspect', 'what a checkpoint or adapter file holds'),
-    'merge': ('merge', 'fold an adapter into its base'),
-    'export': ('export', 'a model for other runtimes and libraries'),
-    'doctor': ('doctor', 'check the installation'),
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        module: Its file in this package.
+        help: What it does, in one line.
+        examples: Command lines as a user types them.
+    """
+    module: str
+    help: str
+    examples: Tuple[str, ...]
+
+
+_LORA = 'lora_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab'
+COMMANDS: Dict[str, Command] = {
+    'train': Command('train', 'train the model that a config describes', (
+        'mmpetl train quickstart/lora', 'mmpetl train my_config.py --set train_cfg.max_epochs=6 --work-dir runs/a',
+        'mmpetl train quickstart/lora --gpus 2', 'mmpetl train quickstart/lora --resume')),
+    'test': Command('test', 'test an adapter or a checkpoint', (
+        'mmpetl test quickstart/lora work_dirs/lora/adapter.safetensors',
+        'mmpetl test quickstart/lora work_dirs/lora/adapter.safetensors --out scores.json --out-item metrics')),
+    'infer': Command('infer', 'predict classes of pictures or videos', (
+        'mmpetl infer quickstart/lora work_dirs/lora/adapter.safetensors a.png b.png', )),
+    'config': Command('config', 'list and show the shipped configs', (
+        'mmpetl config list', 'mmpetl config list videomae apt', 'mmpetl config show quickstart/lora')),
+    'data': Command('data_check', 'check data sets, make one of your own', (
+        'mmpetl data check vtab --root data/vtab-1k', )),
+    'fetch': Command('fetch', 'fetch weights and data sets', ('mmpetl fetch dinov2-vits14 quickdraw20', )),
+    'sweep': Command('sweep', 'search hyper-parameters and run the final seeds on every task of a suite', (
+        f'mmpetl sweep {_LORA} --suite vtab --root data/vtab-1k --seeds 0 1 2', )),
+    'report': Command('report', 'tables and plots of finished sweeps', (
+        'mmpetl report work_dirs/sweeps --out work_dirs/report', )),
+    'submit': Command('submit', 'write the ELEVATER submission', (
+        'mmpetl submit work_dirs/sweeps/kadaptation --out all_predictions.zip', )),
+    'plan': Command('plan', 'parameters, compute and memory of a config before training', (
+        'mmpetl plan quickstart/lora quickstart/linear',
+        f'mmpetl plan {_LORA} --set model.backbone.petl.0.rank=16')),
+    'search': Command('search', 'find rate, size and method on the validation part', (
+        'mmpetl search quickstart/lora', )),
+    'convert': Command('convert', 'published weights to OpenMMLab key names', (
+        'mmpetl convert ViT-B_16.npz vit-b16.safetensors', )),
+    'inspect': Command('inspect', 'what a checkpoint or adapter file holds', (
+        'mmpetl inspect work_dirs/lora/adapter.safetensors', )),
+    'merge': Command('merge', 'fold an adapter into its base', (
+        'mmpetl merge quickstart/lora work_dirs/lora/adapter.safetensors -o merged.pth', )),
+    'export': Command('export', 'a model for other runtimes and libraries', (
+        'mmpetl export quickstart/lora work_dirs/lora/adapter.safetensors -o model.onnx', )),
+    'push': Command('push', 'put an adapter on the Hugging Face hub', ('mmpetl push adapter.safetensors me/flowers', )),
+    'doctor': Command('doctor', 'check the installation', ('mmpetl doctor', )),
+    'completion': Command('completion', 'tab completion for a shell', (
+        'mmpetl completion bash > ~/.local/share/bash-completion/completions/mmpetl', )),
 }
 
 
-def _available() -> Dict[str, Tuple[str, str]]:
-    return {name: entry for name, entry in COMMANDS.items() if importlib.util.find_spec(f'{__package__}.{entry[0]}')}
+def available() -> Dict[str, Command]:
+    """The sub-commands whose module is installed."""
+    return {name: each for name, each in COMMANDS.items() if importlib.util.find_spec(f'{__package__}.{each.module}')}
 
 
 def build_parser(command: Optional[str] = None) -> argparse.ArgumentParser:
     """The parser; only the module of ``command`` is imported, the others appear with their one-line help.
 
     Args:
-        command: First word of the command line, if any.
+        command: First word of the command line, if any; ``'*'`` for all sub-commands.
     """
     parser = argparse.ArgumentParser(
-        prog='mmpetl', description='Parameter-efficient transfer learning for the OpenMMLab stack.')
+        prog='mmpetl', description='Parameter-efficient transfer learning for the OpenMMLab stack.',
+        epilog='`mmpetl COMMAND --help` shows the options of a command and examples.')
     parser.add_argument('--version', action='version', version=f'mmpetl {__version__}')
     subparsers = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    for name, (module, text) in _available().items():
-        if name == command:
-            importlib.import_module(f'{__package__}.{module}').add_parser(subparsers)
-        else:
-            subparsers.add_parser(name, help=text, add_help=False)
+    for name, each in available().items():
+        if command not in (name, '*'):
+            subparsers.add_parser(name, help=each.help, add_help=False)
+            continue
+        importlib.import_module(f'{__package__}.{each.module}').add_parser(subparsers)
+        added = subparsers.choices[name]
+        lines = [added.epilog, ''] if added.epilog else []
+        added.epilog = '\n'.join([*lines, 'examples:', *(f'  {line}' for line in each.examples)])
+        added.formatter_class = argparse.RawDescriptionHelpFormatter
     for added in subparsers.choices.values():
-        added.add_argument('--debug', action='store_true', help='show tracebacks (as MMPETL_DEBUG=1 does)')
+        if '--debug' not in added._option_string_actions:
+            added.add_argument('--debug', action='store_true', help='show tracebacks (as MMPETL_DEBUG=1 does)')
     return parser
 
 
@@ -57,15 +108,23 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run ``mmpetl`` with these arguments (default: those of the process).
 
     Returns:
-        0, the sub-command's own status, 1 after an error (one line on stderr), 130 after Ctrl-C.
+        0, the sub-command's own status, 1 after an error (one line on stderr), 2 for a command line that cannot be
+        read, 130 after Ctrl-C.
     """
     arguments: List[str] = list(sys.argv[1:] if argv is None else argv)
     words = [a for a in arguments if not a.startswith('-')]
+    if words and arguments[0] == words[0] and words[0] not in available():
+        print(f'error: mmpetl has no command {words[0]!r}{nearest(words[0], available())}', file=sys.stderr)
+        return 2
     args = build_parser(words[0] if words else None).parse_args(arguments)
     status: List[Any] = [0]
 
     def run(_: Sequence[str]) -> None:
-        status[0] = args.run(args) or 0
+        try:
+            status[0] = args.run(args) or 0
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough: mmpetl config list | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return run_cleanly(run, arguments) or int(status[0])
 

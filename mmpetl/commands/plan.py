@@ -51,7 +51,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--input', nargs='+', type=int, metavar='N', help='size of one input, H W or T H W; default that of the config')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of every config')
+        '--cfg-options',
+        '--set', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of every config')
     parser.add_argument('--json', action='store_true', help='machine-readable output')
     parser.set_defaults(run=run)
 

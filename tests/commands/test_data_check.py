@@ -95,7 +95,7 @@ def test_command_line_lists_what_exists(capsys):
         main(['--help'])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert 'data' in text and COMMANDS['data'][1] in text
+    assert 'data' in text and COMMANDS['data'].help in text
     with pytest.raises(SystemExit) as stop:
         build_parser('data').parse_args(['dta'])
     assert stop.value.code == 2

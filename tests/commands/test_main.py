@@ -1,0 +1,141 @@
+"""The command line as a whole: quick to start, examples that parse, names of configs, completion, several processes."""
+
+import os
+import resource
+import shlex
+import subprocess
+import sys
+
+import pytest
+import toy_run
+
+from mmpetl.commands import train
+from mmpetl.commands.main import COMMANDS, available, build_parser, main
+from mmpetl.recipes import find_config, folder, recipes
+
+
+@pytest.mark.parametrize('name', available())
+def test_every_help_has_examples_that_parse(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, '--help'])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert 'examples:' in text and COMMANDS[name].examples
+    parser = build_parser(name)
+    for line in COMMANDS[name].examples:
+        assert line in text
+        program, *words = shlex.split(line.split(' > ')[0])
+        assert program == 'mmpetl' and words[0] == name
+        args = parser.parse_args(words)
+        assert callable(args.run)
+        for config in [getattr(args, 'config', None), *(getattr(args, 'configs', None) or [])]:
+            assert config in (None, '', 'my_config.py') or find_config(config)
+
+
+def _seconds(*words: str) -> float:
+    """Processor time of a command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize('words', [['--version'], ['--help'], ['config', 'list', '--names']], ids=' '.join)
+def test_it_starts_at_once(words):
+    plain = min(_seconds('-c', 'pass') for _ in range(3))
+    assert min(_seconds('-m', 'mmpetl.commands.main', *words) for _ in range(3)) <= plain + 0.3
+
+
+def test_a_wrong_word(capsys):
+    assert main(['trian']) == 2
+    assert capsys.readouterr().err == "error: mmpetl has no command 'trian'; did you mean 'train'?\n"
+
+
+def test_a_reader_who_stops_early():
+    command = f'{shlex.quote(sys.executable)} -m mmpetl.commands.main config list | head -n 1'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert done.stdout.count('\n') == 1 and done.stderr == ''
+
+
+# -- configs by name --------------------------------------------------------------------------------------------------
+
+
+def test_names_of_configs():
+    known = recipes()
+    files = [p for p in folder().rglob('*.py') if '_base_' not in p.parts]
+    assert sorted(known.values()) == sorted(files)
+    assert known['quickstart/lora'].name == 'lora.py' and 'lora' not in known
+    assert find_config('quickstart/lora_adaptformer') == find_config('lora_adaptformer')
+    assert find_config('quickstart/lora') == str(known['quickstart/lora'])
+    assert find_config(str(known['quickstart/lora'])) == str(known['quickstart/lora'])
+
+
+@pytest.mark.parametrize('name, message', [
+    ('lora', "did you mean 'quickstart/lora' or 'small_suite/lora'"),
+    ('quickstart/lorra', "did you mean 'quickstart/lora'"),
+    ('zzzz', '`mmpetl config list` names them'),
+    ('nowhere/x.py', 'there is no folder nowhere'),
+])
+def test_unknown_names(name, message):
+    with pytest.raises(FileNotFoundError, match=message.replace('?', r'\?')):
+        find_config(name)
+
+
+def test_config_list_and_show(capsys):
+    assert main(['config', 'list', 'apt/', 'hmdb51', '--names']) == 0
+    names = capsys.readouterr().out.split()
+    assert names and all(recipes()[n].parent.name == 'apt' and 'hmdb51' in n for n in names)
+    assert main(['config', 'show', 'quickstart/lora', '--set', 'model.head.num_classes=7']) == 0
+    text = capsys.readouterr().out
+    assert 'num_classes=7' in text and "rank=8, type='LoRA'" in text and 'default_hooks' in text
+    assert main(['config', 'list', 'nothing-like-this']) == 1
+    assert 'no shipped config has all of nothing-like-this' in capsys.readouterr().err
+
+
+# -- completion -------------------------------------------------------------------------------------------------------
+
+
+def test_completion_in_bash(tmp_path, capsys):
+    assert main(['completion', 'bash']) == 0
+    script = tmp_path / 'mmpetl.bash'
+    script.write_text(capsys.readouterr().out)
+    ask = """
+source {script}
+complete -p mmpetl >/dev/null
+_ask() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_mmpetl; echo "${{COMPREPLY[*]}}"; }}
+_ask mmpetl tr
+_ask mmpetl train --wo
+_ask mmpetl train quickstart/lo
+"""
+    done = subprocess.run(['bash', '-c', ask.format(script=script)], capture_output=True, text=True, check=True)
+    commands, options, configs = done.stdout.splitlines()
+    assert commands == 'train' and options == '--work-dir'
+    assert configs.split() == ['quickstart/lora']
+
+
+# -- several processes ------------------------------------------------------------------------------------------------
+
+
+def test_several_processes_get_the_same_words(monkeypatch):
+    seen = []
+    monkeypatch.setattr(subprocess, 'call', lambda command: seen.append(command) or 0)
+    assert train.several(2, ['train', 'a.py', '--gpus', '2', '--set', 'x=1']) == 0
+    assert train.several(3, ['train', '--gpus=3', 'a.py']) == 0
+    assert seen[0][-6:] == ['mmpetl.commands.train', 'a.py', '--set', 'x=1', '--launcher', 'pytorch']
+    assert seen[1][-4:] == ['mmpetl.commands.train', 'a.py', '--launcher', 'pytorch']
+    assert main(['train', 'a.py', '--gpus', '0']) == 1
+
+
+def test_train_and_test_by_command(tmp_path, monkeypatch):
+    """One process trains, two test; the run is that of tools/train.py."""
+    monkeypatch.chdir(tmp_path)
+    toy_run.write(tmp_path)
+    run = [sys.executable, '-m', 'mmpetl.commands.main']
+    env = dict(os.environ, PYTHONPATH=str(toy_run.ROOT), OMP_NUM_THREADS='1')
+    done = subprocess.run([*run, 'train', 'toy.py', '--set', 'train_cfg.max_epochs=1'], capture_output=True, text=True,
+                          env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run([*run, 'test', 'toy.py', 'work_dirs/toy/epoch_1.pth', '--gpus', '2', '--out', 'scores.json',
+                           '--out-item', 'metrics'], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'accuracy' in (tmp_path / 'scores.json').read_text()
