@@ -15,10 +15,10 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .sites import NORMS, OPS
+from .sites import ALL_OPS, NORMS
 from .weights import adapter_file
 
-POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'side')
+POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'stream', 'side')
 
 
 def find_backbone(model: nn.Module) -> Tuple[nn.Module, str]:
@@ -235,7 +235,7 @@ def _culprit(methods: Dict[str, nn.Module]) -> Optional[Tuple[str, nn.Module]]:
 def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
               bias: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
     for name, method in backbone.petl.items():
-        acts = ((op in OPS and method.active('linear', i) and op in method.linear_ops(i))
+        acts = ((op in ALL_OPS and method.active('linear', i) and op in method.linear_ops(i))
                 or (op in NORMS and method.active('norm', i) and op in method.norm_ops(i)))
         if not acts:
             continue
@@ -243,6 +243,13 @@ def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
         if folded is None:
             raise ValueError(f'{name} ({type(method).__name__}) cannot be folded into {op} of block {i}')
         weight, bias = folded
+    # Every on_linear reads what on_input makes, so inputs fold after outputs; the first of the list acts first on x.
+    for name, method in reversed(list(backbone.petl.items())):
+        if op in ALL_OPS and method.active('input', i) and op in method.input_ops(i):
+            through = method.fold_input(i, op, weight)
+            if through is None:
+                raise ValueError(f'{name} ({type(method).__name__}) cannot be folded into {op} of block {i}')
+            weight = through
     return weight, bias
 
 
@@ -266,7 +273,7 @@ def _folded(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
             raise ValueError(f'{where} has no bias that could hold the shift of {", ".join(petl)}')
 
     for i, block in enumerate(petl.blocks):
-        for op in OPS:
+        for op in block.spec.ops:
             fold(i, op, *block.op_parameters(op), f'{op} of block {i}')  # type: ignore[call-arg]
         for op, norm in (('norm1', block.norm1), ('norm2', block.norm2)):
             fold(i, op, norm.weight, norm.bias, f'{op} of block {i}')

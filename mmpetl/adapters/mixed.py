@@ -5,17 +5,16 @@ prompts, stand side by side for all samples, padded to the longest, and a bias o
 the softmax.
 """
 
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sites import Method, Tap, plan_prompts
+from ..sites import Method, Tap
 
 KeysValues = Optional[Tuple[Tensor, Tensor]]
-#: Families whose attention is global, where every sample may have its own extra keys.
-GLOBAL = ('vit', 'videomae')
+Projected = Tuple[Tensor, Tensor, Tensor]
 
 
 def rows_of(features: Any, rows: Tensor) -> Any:
@@ -41,6 +40,8 @@ class MixedTap(Tap):
         super().__init__((), index)
         self.taps, self.rows, self.batch = tuple(taps), tuple(rows), batch
         self.num_prompts = max(tap.num_prompts for tap in taps)
+        self.own_inputs = any(tap.own_inputs for tap in taps)
+        self._splits = self.own_inputs
         #: Width C of this block.
         self.width = 0
         #: The block before, where this one keeps the prompts that arrive from it.
@@ -62,10 +63,25 @@ class MixedTap(Tap):
         steps = torch.arange(windows, device=x.device)
         return [(r.to(x.device)[:, None] * windows + steps).flatten() for r in self.rows]
 
-    def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def _on_rows(self, acts: Sequence[bool], x: Tensor, change: Callable[[Tap, Tensor], Tensor],
+                 windowed: bool = True) -> Tensor:
+        """``change(tap, x[rows])`` in the rows of every tap that acts; x and the result (B * k, ..., C)."""
+        for tap, act, rows in zip(self.taps, acts, self._rows(x, windowed)):
+            if act:
+                x = x.index_copy(0, rows, change(tap, x[rows]).to(x.dtype))
+        return x
+
+    def stream(self, x: Tensor) -> Tensor:
+        return self._on_rows([bool(t._stream) for t in self.taps], x, lambda tap, part: tap.stream(part), False)
+
+    def input(self, op: str, x: Tensor) -> Tensor:
+        return self._on_rows([bool(t._input[op]) for t in self.taps], x, lambda tap, part: tap.input(op, part))
+
+    def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: Optional[Projected] = None) -> Projected:
         for tap, rows in zip(self.taps, self._rows(x)):
             if tap._project:
-                parts = tap.qkv(x[rows], q[rows], k[rows], v[rows])
+                own = None if inputs is None else tuple(t[rows] for t in inputs)
+                parts = tap.qkv(x[rows], q[rows], k[rows], v[rows], own)
                 q, k, v = (whole.index_copy(0, rows, part.to(whole.dtype)) for whole, part in zip((q, k, v), parts))
         return q, k, v
 
@@ -146,7 +162,7 @@ class MixedTap(Tap):
         return (both[0], both[1]), hidden if padding else None
 
 
-def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str], family: str) -> None:
+def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str], everywhere: bool) -> None:
     if tune:
         raise ValueError(
             f'adapter {name!r} changes trunk parameters ({", ".join(tune[:3])}), which all samples of a batch share: '
@@ -158,18 +174,10 @@ def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str], famil
                 f'adapter {name!r}: {key} ({type(method).__name__}) replaces the output of the trunk and cannot be '
                 f'mixed'
             )
-        if points & {'kv', 'prompts'} and family not in GLOBAL:
+        if points & {'kv', 'prompts'} and not everywhere:
             raise ValueError(
                 f'adapter {name!r}: {key} ({type(method).__name__}) adds keys or prompts, which can be mixed in '
                 'global attention only, not in windows')
-
-
-def _plan(backbone: nn.Module, methods: Mapping[str, Method]) -> List[Tap]:
-    petl = backbone.petl
-    chosen = [m.pool_prompts for m in methods.values() if m.pool_prompts is not None]
-    taps = [Tap(list(methods.values()), i) for i in range(len(petl.blocks))]
-    plan_prompts(taps, chosen[0] if chosen else petl.family.pools_prompts(backbone), petl.full_prompts)
-    return taps
 
 
 def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Method], Sequence[str]]],
@@ -188,8 +196,8 @@ def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Me
         raise ValueError('adapter_ids is empty: give one name per sample')
     petl, plans = backbone.petl, {}
     for name, (methods, tune) in adapters.items():
-        _refuse(name, methods, tune, petl.family_name)
-        plans[name] = _plan(backbone, methods)
+        _refuse(name, methods, tune, petl.family.global_attention)
+        plans[name] = petl.plan(methods)
     rows = [torch.tensor([n for n, chosen in enumerate(ids) if chosen == name]) for name in adapters]
     mixed = [MixedTap(i, [plans[name][i] for name in adapters], rows, len(ids)) for i in range(len(petl.blocks))]
     _check_streams(plans)
@@ -237,12 +245,4 @@ def _place(petl: Any, mixed: Sequence[MixedTap], plans: Mapping[Any, Sequence[Ta
         if following is None:
             pooled = any(t.prompts_pooled for t in tap.taps)
             tap.prompts_dropped, tap.prompts_pooled = (0, carried) if pooled else (carried, 0)
-    family, backbone = petl.family, petl.backbone
-    for block, tap in zip(petl.blocks, mixed):
-        for module in block.modules():
-            if hasattr(module, 'tap'):
-                module.tap = tap
-    family.embed(backbone).tap = mixed[0]
-    final = family.final_norm(backbone)
-    if isinstance(final, family.final_class):
-        final.tap = mixed[-1]
+    petl.place(mixed)

@@ -1,4 +1,4 @@
-"""The five backbones: registered functions that build the upstream class and attach methods to it.
+"""The backbones: registered functions that build the upstream class and attach methods to it.
 
 Functions, not subclasses: the built object is upstream's own, so its state-dict keys, its checkpoint upgrades and
 ``isinstance`` tests stay as they are. Upstream packages are imported only when a backbone of theirs is built.
@@ -9,10 +9,11 @@ from typing import Any, Callable, Optional, Sequence
 from torch import nn
 
 from ..registry import MODELS
-from .attach import attach, family_named
+from .attach import attach
+from .family import FAMILIES, family_named
 
 
-def _builder(name: str, family: str, build: str = 'build') -> Callable[..., nn.Module]:
+def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
 
     def builder(petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval', with_cp: Optional[bool] = None,
                 memory: str = 'standard', **kwargs: Any) -> nn.Module:
@@ -34,10 +35,8 @@ def _builder(name: str, family: str, build: str = 'build') -> Callable[..., nn.M
     return MODELS.register_module(name=name)(builder)
 
 
-VisionTransformer = _builder('VisionTransformer', 'vit')
-CLIPVisionTransformer = _builder('CLIPVisionTransformer', 'vit', 'build_clip')
-SwinTransformer = _builder('SwinTransformer', 'swin')
-VideoMAE = _builder('VideoMAE', 'videomae')
-SwinTransformer3D = _builder('SwinTransformer3D', 'video_swin')
+for _family, _entry in FAMILIES.items():
+    for _type, (_build, _) in _entry.types.items():
+        globals()[_type] = _builder(_type, _family, _build)
 
-__all__ = ['CLIPVisionTransformer', 'SwinTransformer', 'SwinTransformer3D', 'VideoMAE', 'VisionTransformer', 'attach']
+__all__ = ['attach', *sorted(t for entry in FAMILIES.values() for t in entry.types)]

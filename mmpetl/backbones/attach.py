@@ -1,45 +1,18 @@
 """``attach``: specialise a backbone in place, build its methods, freeze the trunk."""
 
-import importlib
 import inspect
 from fnmatch import fnmatchcase
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Union
 
+import torch
 from torch import nn
 
 from ..recompute import LEVELS
 from ..registry import METHODS
-from ..sites import BlockSpec, Method, Tap, nearest
+from ..sites import BlockSpec, Method, nearest
 from .container import PETL
-from .family import Family
+from .family import Family, family_of
 from .loading import install_load_hook
-
-#: Upstream class -> file of this package that knows it.
-FAMILIES = {
-    'mmpretrain.models.backbones.vision_transformer.VisionTransformer': 'vit',
-    'mmpretrain.models.backbones.swin_transformer.SwinTransformer': 'swin',
-    'mmaction.models.backbones.vit_mae.VisionTransformer': 'videomae',
-    'mmaction.models.backbones.swin.SwinTransformer3D': 'video_swin',
-}
-
-
-def family_named(name: str) -> Family:
-    """The family described in ``mmpetl/backbones/<name>.py``."""
-    return importlib.import_module(f'{__package__}.{name}').FAMILY
-
-
-def family_of(backbone: nn.Module) -> Tuple[str, Family]:
-    """Name and family of a backbone object.
-
-    Raises:
-        ValueError: If no family knows its class.
-    """
-    for cls in type(backbone).__mro__:
-        name = FAMILIES.get(f'{cls.__module__}.{cls.__qualname__}')
-        if name:
-            return name, family_named(name)
-    known = ', '.join(sorted(FAMILIES))
-    raise ValueError(f'{type(backbone).__name__} cannot be adapted; supported backbones: {known}')
 
 
 def specs_of(backbone: nn.Module) -> List[BlockSpec]:
@@ -115,8 +88,10 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
                 f'{type(method).__name__} needs the point {lacking[0]!r}, which {type(backbone).__name__} does not '
                 f'offer; '
                 f'it offers {", ".join(sorted(family.points))}')
+        _check_ops(method)
         if not method.points():
             raise ValueError(f'{type(method).__name__} overrides no point, so it would do nothing')
+    _check_order(list(methods.values()))
     prompting = [m for m in methods.values() if 'prompts' in m.points()]
     if len(prompting) > 1:
         names = ' and '.join(type(m).__name__ for m in prompting)
@@ -131,20 +106,73 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
             f'{sides[0]} replaces the output of the frozen trunk and cannot be combined with another method')
 
 
+def _outputs_of(method: Method, i: int) -> Set[str]:
+    """Ops of block ``i`` whose outputs a method changes."""
+    ops = set(method.linear_ops(i)) if method.active('linear', i) else set()
+    return ops | (set('qkv') if method.active('qkv', i) else set())
+
+
+def _check_ops(method: Method) -> None:
+    for i in method.layers:
+        touched = _outputs_of(method, i) | set(method.input_ops(i) if method.active('input', i) else ())
+        lacking = sorted(touched - set(method.specs[i].ops))
+        if lacking:
+            raise ValueError(f'{type(method).__name__}: block {i} has no op {lacking[0]!r}; '
+                             f'it has {", ".join(method.specs[i].ops)}')
+
+
+def _check_order(methods: Sequence[Method]) -> None:
+    """Methods that are defined on the base's own output stand first on their ops."""
+    for n, method in enumerate(methods):
+        if not method.first_on_op:
+            continue
+        for before in methods[:n]:
+            for i in method.layers:
+                shared = sorted(set(method.linear_ops(i)) & _outputs_of(before, i))
+                if shared:
+                    raise ValueError(
+                        f'{type(method).__name__} is defined on the output of the base, but {type(before).__name__} '
+                        f'acts on {shared[0]!r} of block {i} before it: put {type(method).__name__} first in the list')
+
+
 def _specialise(backbone: nn.Module, family: Family) -> None:
-    blocks = family.blocks(backbone)
     for module in backbone.modules():
         sited = family.classes.get(type(module))
         if sited is not None:
             module.__class__ = sited
     final = family.final_norm(backbone)
-    if type(final) is nn.LayerNorm:
+    if type(final) in family.final_class.__bases__:
         final.__class__ = family.final_class
         final.merges_prompts = family.merges_prompts
-    plain = [i for i, block in enumerate(blocks) if type(block) not in family.classes.values()]
-    if plain or not blocks:
-        raise ValueError(f'{type(backbone).__name__}: block {plain[0] if plain else 0} is not one of '
-                         f'{", ".join(c.__name__ for c in family.classes)}, so nothing could be attached to it')
+
+
+def _check_blocks(backbone: nn.Module, family: Family) -> None:
+    """A subclass of a supported backbone may have blocks of its own, about which the family knows nothing.
+
+    Raises:
+        ValueError: If a block, or an attention in it, is none of the family's classes.
+    """
+    cls = type(backbone)
+    where = f'{cls.__module__}.{cls.__qualname__}'
+    known = ', '.join(c.__name__ for c in family.classes)
+    try:
+        blocks = list(family.blocks(backbone))
+    except AttributeError:
+        blocks = []
+    if not blocks:
+        raise ValueError(f'{where} cannot be adapted: it has no blocks where {family.name} has them')
+    for i, block in enumerate(blocks):
+        for module in (block, getattr(block, 'attn', None)):
+            if module is not None and type(module) not in family.classes:
+                raise ValueError(f'{where} cannot be adapted: block {i} holds a {type(module).__name__}, '
+                                 f'which is not one of {known}')
+
+
+def _move_to(backbone: nn.Module) -> None:
+    """Methods to the base's device, and to float64 where the base has it; otherwise they stay float32."""
+    base = next(p for n, p in backbone.named_parameters() if not n.startswith('petl.'))
+
+    backbone.petl.to(device=base.device, dtype=torch.float64 if base.dtype is torch.float64 else None)
 
 
 def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
@@ -203,6 +231,7 @@ def attach(backbone: nn.Module,
         raise ValueError(
             f'{type(backbone).__name__} already has methods attached; build a new backbone or use its named adapters')
     family_name, family = family_of(backbone)
+    _check_blocks(backbone, family)
     family.check(backbone)
     specs = family.specs(backbone)
     methods = build_methods([petl] if isinstance(petl, Mapping) else petl, specs)
@@ -218,15 +247,13 @@ def attach(backbone: nn.Module,
         block.spec = spec
         block.with_cp = bool(getattr(block, 'with_cp', False) if with_cp is None else with_cp)
         block.recompute_level = LEVELS[memory]
-        for module in block.modules():
-            if type(module) in family.classes.values():
-                module.tap = Tap()
-                module.extra_tokens = spec.extra_tokens
     _make_drop_path_traceable(family.blocks(backbone))
     backbone.petl = PETL(backbone, family_name, methods, trunk)
     backbone.petl.configs = {n: config_of(cfg, method) for (n, method), cfg in zip(methods.items(), _as_list(petl))}
     backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
+    _move_to(backbone)
     backbone.petl.refresh()
+    backbone.petl.loaded()
     freeze(backbone, tune)
     install_load_hook(backbone)
     backbone.petl.train(backbone.training)
@@ -250,8 +277,3 @@ def _make_drop_path_traceable(blocks: Sequence[nn.Module]) -> None:
             module = block.drop_path_of(sub)
             if hasattr(module, 'drop_prob'):
                 module.drop_prob = float(module.drop_prob)
-
-
-def refresh_taps(backbone: nn.Module) -> None:
-    """Rebuild the taps after a method's points, layers or prompt counts have changed (for example after pruning)."""
-    backbone.petl.refresh()

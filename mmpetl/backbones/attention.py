@@ -5,7 +5,7 @@ this file.
 """
 
 from itertools import product
-from typing import List, Optional, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from ..sites import Tap
 from .embed import linear_slice
 
 KeysValues = Optional[Tuple[Tensor, Tensor]]
+Rotation = Callable[[Tensor, Tensor], Tuple[Tensor, Tensor]]
 
 
 class Projections:
@@ -40,11 +41,13 @@ class Projections:
         if not self.tap.separates:
             return self.tap.qkv(x, *self.fused(x).chunk(3, -1))
         asking = x[:, :self.tap.queries]
-        q, k, v = (F.linear(t, *self.op_parameters(op)) for t, op in zip((asking, x, x), 'qkv'))
-        return self.tap.qkv(x, q, k, v)
+        inputs = tuple(self.tap.input(op, t) for t, op in zip((asking, x, x), 'qkv'))
+        q, k, v = (F.linear(t, *self.op_parameters(op)) for t, op in zip(inputs, 'qkv'))
+        return self.tap.qkv(x, q, k, v, inputs if self.tap.own_inputs else None)  # type: ignore[arg-type]
 
     def output(self, y: Tensor) -> Tensor:
         """Output projection, (B, N, C) -> (B, N, C)."""
+        y = self.tap.input('proj', y)
         return self.tap.linear('proj', y, recomputed(self.proj, y, level=SMALL_PRODUCT))
 
 
@@ -116,7 +119,8 @@ def attend(q: Tensor,
            extra: KeysValues = None,
            bias: Optional[Tensor] = None,
            drop_rate: float = 0.,
-           scale: Optional[float] = None) -> Tensor:
+           scale: Optional[float] = None,
+           rotate: Optional[Rotation] = None) -> Tensor:
     """Global attention.
 
     Args:
@@ -126,11 +130,16 @@ def attend(q: Tensor,
         bias: Added to the logits, broadcastable to (B, h, N, P + N).
         drop_rate: Dropout on the attention weights.
         scale: Factor of the logits; None means head_dim ** -0.5.
+        rotate: Applied to q and k after the heads are split (rotary embeddings, norms of q and k): (B, h, N', d) and
+            (B, h, N, d) -> same shapes; q may hold the leading tokens only. Extra keys have no place and are not
+            rotated. Methods change q and k before, on (B, N, C).
 
     Returns:
         (B, N, C).
     """
     q, k, v = (split_heads(t, heads) for t in (q, k, v))
+    if rotate is not None:
+        q, k = rotate(q, k)
     k, v = prepend(extra, k, v)
     if bias is not None:
         bias = bias.to(q.dtype)

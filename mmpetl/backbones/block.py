@@ -5,9 +5,10 @@ same object; only ``forward`` is restated. A backbone supplies its two norms, it
 network.
 """
 
-from typing import Any, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -46,8 +47,7 @@ def once_in_half(h: Tensor) -> Tensor:
 
 
 class SitedBlock:
-    """Mixin for blocks; sets the order of norm, attention, feed-forward and points. Abstract: see the four members
-    below."""
+    """Mixin for blocks; sets the order of norm, attention, feed-forward and points. Abstract: see the members below."""
 
     tap: Tap
     spec: BlockSpec
@@ -69,6 +69,10 @@ class SitedBlock:
         """Normed input -> feed-forward output before drop-path."""
         raise NotImplementedError
 
+    def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:
+        """Token grid of the stream x at the block's entry, (H, W) or (T, H, W)."""
+        return self.tap.run_time.grid
+
     def drop_path_of(self, sub: str) -> nn.Module:
         """The drop-path module of 'attn' or 'ffn'."""
         raise NotImplementedError
@@ -77,17 +81,21 @@ class SitedBlock:
         """(B, N, C) or (B, T, H, W, C) -> same shape. ``context`` is handed to :meth:`attention`."""
         if self.tap.recorder is not None:
             return self._record(x, *context)
+        # Bound here and not read in the backward pass, when another input may have come in between.
+        grid = self.grid_of(x, *context)
         if self.with_cp and torch.is_grad_enabled():
-            # Reentrant checkpointing gives no gradient at all when the block's input needs none, as in a frozen trunk.
-            return checkpoint(self._run, x, *context, use_reentrant=False)
+            # Reentrant checkpointing gives no gradient at all when the block's input needs none, as in a frozen base.
+            return checkpoint(self._run, x, grid, *context, use_reentrant=False)
         level = max(self.recompute_level, self.least_level, ELEMENTWISE if self.tap.recomputes else 0)
         if level and not torch.compiler.is_compiling():
             with Recomputing(level):
-                return self._run(x, *context)
-        return self._run(x, *context)
+                return self._run(x, grid, *context)
+        return self._run(x, grid, *context)
 
-    def _run(self, x: Tensor, *context: Any) -> Tensor:
+    def _run(self, x: Tensor, grid: Tuple[int, ...], *context: Any) -> Tensor:
         tap = self.tap
+        tap.grid = grid
+        x = tap.stream(x)
         x, prompts = enter_prompts(tap, x, self.spec.extra_tokens)
         h = once_in_half(tap.norm('norm1', recomputed(self.norm1, x)))
         if prompts is not None:
@@ -135,5 +143,29 @@ class SitedBlock:
 def feed_forward(tap: Tap, fc1: nn.Linear, act: nn.Module, drop1: nn.Module, fc2: nn.Linear, drop2: nn.Module,
                  h: Tensor) -> Tensor:
     """drop2(T(fc2(drop1(act(T(fc1(h))))))) with the tap T; (..., C) -> (..., C)."""
+    h = tap.input('fc1', h)
     mid = drop1(recomputed(act, tap.linear('fc1', h, recomputed(fc1, h, level=LARGE_PRODUCT))))
+    mid = tap.input('fc2', mid)
     return drop2(tap.linear('fc2', mid, fc2(mid)))
+
+
+Linear = Tuple[Tensor, Optional[Tensor]]
+
+
+def gated_feed_forward(tap: Tap, gate: Linear, fc1: Linear, act: Callable[[Tensor], Tensor], inner: nn.Module,
+                       fc2: nn.Linear, h: Tensor) -> Tensor:
+    """T(fc2(inner(act(T(gate(h))) * T(fc1(h))))) with the tap T; (..., C) -> (..., C).
+
+    Args:
+        tap: The block's tap.
+        gate, fc1: Weight (F, C) and bias (F) of the two first products.
+        act: Activation of the gate.
+        inner: Norm or dropout of the product (..., F).
+        fc2: Second linear, F -> C.
+        h: Normed input (..., C).
+    """
+    h_gate, h = tap.input('gate', h), tap.input('fc1', h)
+    opened = recomputed(act, tap.linear('gate', h_gate, recomputed(F.linear, h_gate, *gate, level=LARGE_PRODUCT)))
+    mid = recomputed(torch.mul, opened, tap.linear('fc1', h, recomputed(F.linear, h, *fc1, level=LARGE_PRODUCT)))
+    mid = tap.input('fc2', inner(mid))
+    return tap.linear('fc2', mid, fc2(mid))

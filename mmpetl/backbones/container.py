@@ -1,14 +1,15 @@
 """``backbone.petl``: the module that owns all methods of one backbone, and nothing of the trunk."""
 
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.model import ModuleDict
 from torch import Tensor, nn
 
-from ..sites import Method, Tap, plan_prompts
-from .family import Family
+from ..sites import Method, RunTime, Tap, plan_prompts
+from .base import base_fingerprint
+from .family import Family, family_named
 from .side import SideBlock
 
 
@@ -41,7 +42,6 @@ class PETL(ModuleDict):
 
     @property
     def family(self) -> Family:
-        from .attach import family_named
         return family_named(self.family_name)
 
     @property
@@ -55,7 +55,6 @@ class PETL(ModuleDict):
 
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen trunk parameters."""
-        from .loading import base_fingerprint
         return base_fingerprint(self.backbone)
 
     def train(self, mode: bool = True) -> 'PETL':
@@ -70,27 +69,51 @@ class PETL(ModuleDict):
 
     def refresh(self) -> None:
         """Rebuild all taps; call it after a method's points, layers or prompt counts have changed."""
-        methods = list(self.values()) if self.enabled else []
-        family, backbone = self.family, self.backbone
-        blocks = self.blocks
-        taps = [Tap(methods, i) for i in range(len(blocks))]
-        chosen = [m.pool_prompts for m in methods if m.pool_prompts is not None]
+        taps = self.plan(self if self.enabled else {})
+        if taps[-1].tokenwise and not self.side_active():
+            taps[-1].tokens_read = self.family.tokens_read(self.backbone)
+        self.place(taps)
+
+    def plan(self, methods: Mapping[str, Method]) -> List[Tap]:
+        """Bind methods to the blocks and make one tap per block, of which no module knows yet.
+
+        Raises:
+            ValueError: If prompts in the stream do not fit the backbone's outputs.
+        """
+        family, backbone, blocks = self.family, self.backbone, self.blocks
+        for method in methods.values():
+            method.bind(blocks)
+        taps = [Tap(list(methods.values()), i) for i in range(len(blocks))]
+        chosen = [m.pool_prompts for m in methods.values() if m.pool_prompts is not None]
         pooled = chosen[0] if chosen else family.pools_prompts(backbone)
         plan_prompts(taps, pooled, self.full_prompts)
-        if taps[-1].tokenwise and not self.side_active():
-            taps[-1].tokens_read = family.tokens_read(backbone)
         if any(tap.num_prompts and tap.prompts_read for tap in taps):
             family.check_prompts(backbone, pooled)
+        return taps
+
+    def place(self, taps: Sequence[Tap]) -> None:
+        """Hand one tap per block to all sited modules: the only place where modules get their taps."""
+        family, backbone, blocks = self.family, self.backbone, self.blocks
+        run_time = RunTime(blocks[0].spec.grid)
+        sited = tuple(family.classes.values())
         for block, tap in zip(blocks, taps):
+            tap.run_time, tap.grid = run_time, block.spec.grid
             for module in block.modules():
-                if hasattr(module, 'tap'):
-                    module.tap = tap
+                if type(module) in sited:
+                    module.tap, module.extra_tokens = tap, block.spec.extra_tokens
         family.embed(backbone).tap = taps[0]
         final = family.final_norm(backbone)
         if isinstance(final, family.final_class):
             final.tap = taps[-1]  # type: ignore[attr-defined]
         # Looking the family up is no work for a forward pass: a compiler could not trace it.
         self._side_view = (tuple(blocks), final)
+
+    def loaded(self) -> None:
+        """Tell the methods that the base has got weights; there are none to look at on the meta device."""
+        for method in self.values():
+            method.bind(self.blocks)
+            if not any(p.is_meta for p in self.blocks[0].parameters()):
+                method.on_loaded()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

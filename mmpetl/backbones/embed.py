@@ -1,6 +1,6 @@
 """Sited patch embeddings and final norms: the places of SSF's first and last operation and of prompt pooling."""
 
-from typing import Any, Tuple
+from typing import Tuple
 
 import torch
 from mmcv.cnn.bricks.transformer import PatchEmbed
@@ -16,6 +16,9 @@ class SitedPatchEmbed(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Tuple[int, ...]]:
         x, grid = super().forward(x)
+        if isinstance(self.projection, nn.Conv3d):  # upstream's grid has no width then
+            grid = (*grid, x.shape[1] // (grid[0] * grid[1]))
+        self.tap.run_time.grid = tuple(grid)
         return self.tap.norm('embed', x), grid
 
 
@@ -47,10 +50,3 @@ def write(target: Tensor, value: Tensor) -> None:
     """Copy ``value`` into a parameter (or a view of one) in place."""
     with torch.no_grad():
         target.copy_(value)
-
-
-def set_tap(module: nn.Module, tap: Tap, **attributes: Any) -> None:
-    """Give a specialised module its tap and plain attributes."""
-    module.tap = tap
-    for name, value in attributes.items():
-        setattr(module, name, value)

@@ -19,33 +19,7 @@ from torch import Tensor, nn
 
 from ..weights import convert
 from ..weights.adapter_file import STATE_KEY
-from ..weights.fingerprint import fingerprint
-
-
-def trunk_state(backbone: nn.Module) -> Dict[str, Tensor]:
-    """State of the backbone without its methods, by name."""
-    return {k: v for k, v in backbone.state_dict().items() if not k.startswith('petl.')}
-
-
-def base_fingerprint(backbone: nn.Module, state: Optional[Dict[str, Tensor]] = None) -> str:
-    """Fingerprint of the frozen trunk parameters, of the backbone itself or of a state dict with its names."""
-    frozen = [(n, p) for n, p in backbone.named_parameters() if not n.startswith('petl.') and not p.requires_grad]
-    if state is not None:
-        return fingerprint({n: state[n] for n, _ in frozen})
-    # Hashing a large trunk takes a second; the frozen parameters change only by being written, which their versions
-    # count.
-    key = tuple((n, p.data_ptr(), p._version) for n, p in frozen)
-    cached = backbone.petl.base.get('cached')
-    if cached is None or cached[0] != key:
-        cached = backbone.petl.base['cached'] = (key, fingerprint({n: p.detach() for n, p in frozen}))
-    return cached[1]
-
-
-def _architecture(backbone: nn.Module) -> str:
-    name = backbone.petl.family_name
-    if name == 'vit' and not isinstance(backbone.pre_norm, nn.Identity):
-        return 'clip'
-    return name
+from .base import base_fingerprint, base_state
 
 
 def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'the state dict') -> Dict[str, Tensor]:
@@ -54,17 +28,16 @@ def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'th
     Raises:
         ValueError: If nothing matches, a trunk key stays missing, or a key is left unexplained.
     """
-    from .attach import family_of
-    shapes = {k: tuple(v.shape) for k, v in trunk_state(backbone).items()}
-    grid = family_of(backbone)[1].specs(backbone)[0].grid
-    converted, report = convert(state, shapes, _architecture(backbone), grid=grid)
+    shapes = {k: tuple(v.shape) for k, v in base_state(backbone).items()}
+    family = backbone.petl.family
+    converted, report = convert(state, shapes, family.arch(backbone), grid=family.specs(backbone)[0].grid)
     print_log(f'{source}: {report}', 'current')
     return converted
 
 
 def load_base(backbone: nn.Module) -> Optional[Dict[str, Tensor]]:
     """Trunk weights that the backbone's ``init_cfg`` names, converted; None if it names none."""
-    cfg = backbone.init_cfg
+    cfg = getattr(backbone, 'init_cfg', None)  # only MMEngine's modules have one
     if not (isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'):
         return None
     loaded = CheckpointLoader.load_checkpoint(cfg['checkpoint'], 'cpu', 'silent')
@@ -78,7 +51,7 @@ def load_base(backbone: nn.Module) -> Optional[Dict[str, Tensor]]:
 
 def _fitting(backbone: nn.Module, state: Dict[str, Tensor]) -> Optional[Dict[str, Tensor]]:
     """The trunk's part of ``state`` if names and shapes are already those of the trunk, else None."""
-    own = trunk_state(backbone)
+    own = base_state(backbone)
     if all(k in state and state[k].shape == v.shape for k, v in own.items()):
         return {k: state[k] for k in own}
     return None
@@ -91,7 +64,7 @@ def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str
         ValueError: If neither the trunk nor ``init_cfg`` has the weights on which the adapter was trained.
     """
     wanted = (header or {}).get('base') or {}
-    current = trunk_state(backbone)
+    current = base_state(backbone)
     if header is None or not wanted.get('fingerprint'):
         base = None if backbone.petl.base.get('loaded') else load_base(backbone)
         return base or current
@@ -145,7 +118,7 @@ def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local
                Any) -> None:
     if module.petl.base.get('as_it_is'):
         return
-    own = trunk_state(module)
+    own = base_state(module)
     given = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
     methods_given = {k for k in given if k.startswith('petl.')}
     trunk_given = {k: v for k, v in given.items() if k not in methods_given}
@@ -163,11 +136,13 @@ def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local
     if not methods_given:
         # Weights of a plain trunk say nothing about the methods: they keep their values.
         state_dict.update({prefix + k: v for k, v in module.state_dict().items() if k.startswith('petl.')})
-    module.petl.base['loaded'] = True
+    module.petl.base.update(loaded=True, alone=not methods_given)
 
 
 def _refresh_hook(module: nn.Module, _: Any) -> None:
     module.petl.refresh()
+    if module.petl.base.pop('alone', False):
+        module.petl.loaded()
 
 
 def install_load_hook(backbone: nn.Module) -> None:

@@ -11,7 +11,7 @@ from mmpretrain.models.utils.attention import WindowMSA
 from torch import Tensor, nn
 
 from ..recompute import LOOK_UP, recomputed
-from ..sites import BlockSpec, Tap
+from ..sites import POINTS, BlockSpec, Tap
 from .attention import Projections, attend_windows, gate_bias, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm, SitedPatchEmbed
@@ -97,6 +97,9 @@ class SitedSwinBlock(SitedBlock, SwinBlock):
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         return self.attn(h, context[0], prompts)
 
+    def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:
+        return tuple(context[0])
+
     def feed_forward(self, h: Tensor) -> Tensor:
         (fc1, act, drop1), fc2, drop2 = self.ffn.layers
         return self.ffn.gamma2(feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h))
@@ -163,7 +166,8 @@ def _check_prompts(model: SwinTransformer, pooled: bool) -> None:
 
 FAMILY = Family(
     name='swin',
-    points=frozenset(('qkv', 'linear', 'norm', 'branch', 'kv', 'prompts')),
+    points=frozenset(POINTS) - {'side'},
+    global_attention=False,
     classes={
         SwinBlock: SitedSwinBlock,
         ShiftWindowMSA: SitedShiftWindowMSA,

@@ -16,7 +16,7 @@ from mmaction.models.backbones.swin import (
 from torch import Tensor, nn
 
 from ..recompute import LOOK_UP, recomputed
-from ..sites import BlockSpec, Tap
+from ..sites import POINTS, BlockSpec, Tap
 from .attention import Projections, attend_windows, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm
@@ -79,6 +79,9 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
             y = torch.roll(y, shift, (1, 2, 3))
         return y[:, :grid[0], :grid[1], :grid[2]]
 
+    def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:
+        return tuple(x.shape[1:4])
+
     def feed_forward(self, h: Tensor) -> Tensor:
         mlp = self.mlp
         return feed_forward(self.tap, mlp.fc1, mlp.act, mlp.drop, mlp.fc2, mlp.drop, h)
@@ -134,7 +137,8 @@ def _embed_parameters(model: SwinTransformer3D) -> Tuple[Tensor, Optional[Tensor
 
 FAMILY = Family(
     name='video_swin',
-    points=frozenset(('qkv', 'linear', 'norm', 'branch', 'kv')),
+    points=frozenset(POINTS) - {'prompts', 'side'},
+    global_attention=False,
     classes={
         SwinTransformerBlock3D: SitedSwinBlock3D,
         WindowAttention3D: SitedWindowAttention3D,

@@ -2,15 +2,17 @@
 
 from typing import Any, Dict, List, Optional, Tuple
 
+import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer, VisionTransformer
 from mmpretrain.models.utils import MultiheadAttention
+from mmpretrain.models.utils.swiglu_ffn import SwiGLUFFN
 from torch import Tensor, nn
 
 from ..recompute import recomputed
-from ..sites import POINTS, BlockSpec
+from ..sites import ALL_OPS, OPS, POINTS, BlockSpec
 from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
-from .block import SitedBlock, feed_forward
+from .block import SitedBlock, feed_forward, gated_feed_forward
 from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 
@@ -48,6 +50,10 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
         return self.attn(h, prompts)
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        if isinstance(self.ffn, SwiGLUFFN):
+            ops = (self.op_parameters(op) for op in ('gate', 'fc1'))
+            y = gated_feed_forward(self.tap, *ops, F.silu, self.ffn.norm, self.ffn.w3, h)
+            return self.ffn.gamma2(y)
         (fc1, act, drop1), fc2, drop2 = self.ffn.layers
         return self.ffn.gamma2(feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h))
 
@@ -56,6 +62,12 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
         """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        if isinstance(self.ffn, SwiGLUFFN) and op in ('gate', 'fc1'):
+            half = ('gate', 'fc1').index(op)
+            w12 = self.ffn.w12
+            return w12.weight.chunk(2)[half], None if w12.bias is None else w12.bias.chunk(2)[half]
+        if isinstance(self.ffn, SwiGLUFFN) and op == 'fc2':
+            return self.ffn.w3.weight, self.ffn.w3.bias
         if op in ('fc1', 'fc2'):
             linear = self.ffn.layers[0][0] if op == 'fc1' else self.ffn.layers[1]
             return linear.weight, linear.bias
@@ -67,9 +79,9 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
 
 def _check(model: VisionTransformer) -> None:
     for i, layer in enumerate(model.layers):
-        if not isinstance(layer.ffn, FFN) or layer.ffn.num_fcs != 2:
-            raise ValueError(
-                f'block {i}: only two-layer feed-forward networks can be adapted, not {type(layer.ffn).__name__}')
+        if not (isinstance(layer.ffn, SwiGLUFFN) or isinstance(layer.ffn, FFN) and layer.ffn.num_fcs == 2):
+            raise ValueError(f'block {i}: only two-layer and gated feed-forward networks can be adapted, '
+                             f'not {type(layer.ffn).__name__}')
         if layer.attn.v_shortcut:
             raise ValueError(f'block {i}: attention with v_shortcut cannot be adapted')
 
@@ -81,7 +93,8 @@ def _specs(model: VisionTransformer) -> List[BlockSpec]:
             stage=0,
             dim=model.embed_dims,
             heads=layer.attn.num_heads,
-            ffn_dim=layer.ffn.feedforward_channels,
+            ffn_dim=layer.ffn.w3.in_features if isinstance(layer.ffn, SwiGLUFFN) else layer.ffn.feedforward_channels,
+            ops=ALL_OPS if isinstance(layer.ffn, SwiGLUFFN) else OPS,
             extra_tokens=model.num_extra_tokens,
             grid=tuple(model.patch_resolution),
             patch=tuple(model.patch_embed.projection.kernel_size),
@@ -142,6 +155,7 @@ FAMILY = Family(
     final_norm=_final_norm,
     final_class=SitedFinalNorm,
     pools_prompts=lambda model: model.out_type == 'avg_featmap',
+    arch_of=lambda model: 'vit' if isinstance(model.pre_norm, nn.Identity) else 'clip',
     check=_check,
     check_prompts=_check_prompts,
 )

@@ -19,7 +19,7 @@ def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    from ..backbones.attach import family_of
+    from ..backbones.family import family_of
     from ..registry import MODELS
     config = Config.fromfile(path)
     init_default_scope(config.get('default_scope', 'mmpretrain'))
@@ -29,10 +29,8 @@ def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int
         raise ValueError(f'{path}: the backbone is {kind!r}, not one of mmpetl')
     backbone: Any = MODELS.build(settings)
     shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items() if not key.startswith('petl.')}
-    arch, family = family_of(backbone)
-    if arch == 'vit' and 'pre_norm.weight' in shapes:
-        arch = 'clip'
-    return arch, shapes, tuple(family.specs(backbone)[0].grid)
+    family = family_of(backbone)[1]
+    return family.arch(backbone), shapes, tuple(family.specs(backbone)[0].grid)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -10,7 +10,6 @@ import torch
 from mmengine.config import DictAction
 from torch import Tensor, nn
 
-from ..backbones.loading import _architecture
 from ..training.build import build_model, check_output, load_trained, read_config, write_state
 from ..tuning import MergeReport, adapter_header, adapter_state, find_backbone, merge, probe_for
 from ..version import __version__
@@ -132,7 +131,7 @@ def export_library(model: nn.Module, library: str, path: str, source: str, backb
         ValueError: If a method cannot be folded, or the library has no such architecture.
     """
     backbone, prefix = find_backbone(model)
-    arch = _architecture(backbone)
+    arch = backbone.petl.family.arch(backbone)
     if library not in libraries(arch):
         raise ValueError(f'no export of {arch!r} to {library!r}; known for it: {", ".join(libraries(arch))}')
     report = merge(model)
@@ -180,7 +179,7 @@ def export_peft(model: nn.Module, library: str, folder: str, prefix: str = '') -
     """
     backbone, _ = find_backbone(model)
     header, petl = adapter_header(model), backbone.petl
-    arch = _architecture(backbone)
+    arch = backbone.petl.family.arch(backbone)
     if arch == 'vit' and library.startswith('hf') and 'layers.0.attn.gamma1.weight' in backbone.state_dict():
         arch = 'dinov2'
     scales = next((m.scales for m in petl.values() if hasattr(m, 'scales')), None)

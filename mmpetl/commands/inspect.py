@@ -13,26 +13,11 @@ import torch
 from torch import Tensor
 
 from ..adapters.files import header_of
+from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
 from ..weights import convert, detect, fingerprint
 from ..weights.convert import ARCHS, FORMATS
 from ..weights.convert_file import natural_arch, read_source
 from ..weights.io import file_kind, load_file
-
-#: Upstream backbone class -> the registered type that attaches to it.
-TYPES = {
-    'mmpretrain.models.backbones.vision_transformer.VisionTransformer':
-    'mmpetl.VisionTransformer or mmpetl.CLIPVisionTransformer',
-    'mmpretrain.models.backbones.swin_transformer.SwinTransformer': 'mmpetl.SwinTransformer',
-    'mmaction.models.backbones.vit_mae.VisionTransformer': 'mmpetl.VideoMAE',
-    'mmaction.models.backbones.swin.SwinTransformer3D': 'mmpetl.SwinTransformer3D',
-}
-ARCH_TYPES = {
-    'vit': 'mmpetl.VisionTransformer',
-    'clip': 'mmpetl.CLIPVisionTransformer',
-    'swin': 'mmpetl.SwinTransformer',
-    'videomae': 'mmpetl.VideoMAE',
-    'video_swin': 'mmpetl.SwinTransformer3D'
-}
 
 
 def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
@@ -112,14 +97,14 @@ def _not_finite(state: Mapping[str, Tensor]) -> List[str]:
 def _fits(trunk: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
     if header is not None:
         base = header['base'].get('id') or header['base'].get('checkpoint') or 'its base'
-        return None, [f'{TYPES.get(header["backbone"], header["backbone"])} on {base}']
+        return None, [f'{TYPES_OF_CLASS.get(header["backbone"], header["backbone"])} on {base}']
     try:
         name = detect(trunk)
     except ValueError:
         return None, []
     own = natural_arch(dict(trunk))
     others = [a for a, arch in ARCHS.items() if FORMATS[name].family in arch.families and a not in (own, 'clip', 'vit')]
-    return name, [ARCH_TYPES[own], *(f'{ARCH_TYPES[a]} (inflated to video)' for a in others)]
+    return name, [TYPE_OF_ARCH[own], *(f'{TYPE_OF_ARCH[a]} (inflated to video)' for a in others)]
 
 
 def _try(state: Mapping[str, Tensor], header: Any, config: str) -> str:

@@ -1,15 +1,13 @@
 """VTAB-1k's label rules and list slices, for those who make the lists from raw records instead of downloading them.
 
 Raw records are plain dicts as the named sources hold them. Sources: VTAB (arXiv 1910.04867) and VPT's data folder;
-images of dSprites are 0/1 masks and those of smallNORB have one channel, see :func:`grey_to_rgb`.
+images of dSprites are 0/1 masks and those of smallNORB have one channel.
 """
 
 import os
 import re
 from functools import partial
 from typing import Any, BinaryIO, Callable, Dict, Mapping, Sequence, Tuple
-
-import numpy as np
 
 from ..weights.io import atomic_write
 from .tables import VTAB, get_task
@@ -78,13 +76,6 @@ def smallnorb_elevation(record: Record) -> int:
 RULES: Dict[str, Callable[[Record], int]] = {
     f.__name__: f for f in (label, clevr_count, clevr_distance, kitti_distance, dsprites_location, dsprites_orientation,
                             smallnorb_azimuth, smallnorb_elevation)}
-
-
-def grey_to_rgb(image: np.ndarray, gain: int = 1) -> np.ndarray:
-    """One-channel image (H, W) or (H, W, 1) -> (H, W, 3) uint8; dSprites masks are 0/1 and need ``gain=255``."""
-    image = np.asarray(image)
-    image = image.reshape(*image.shape[:2], 1)
-    return np.repeat(image.astype(np.uint8) * np.uint8(gain), 3, axis=2)
 
 
 def slice_bounds(text: str, lengths: Mapping[str, int]) -> Tuple[str, int, int]:

@@ -171,7 +171,8 @@ def inflate(image_weights: os.PathLike, backbone: Dict[str, Any], timed: bool) -
     loaded = load_file(image_weights)
     side = backbone['img_size'] // backbone['patch_size']
     steps = shapes['pos_embed'][1] // side**2
-    state, _ = convert(loaded.get('state_dict', loaded), shapes, 'videomae', grid=(steps, side, side))
+    arch = model.petl.family.arch(model)
+    state, _ = convert(loaded.get('state_dict', loaded), shapes, arch, grid=(steps, side, side))
     if timed:
         table = state['pos_embed']
         code = time_code(steps, table.shape[-1]) * table.std()

@@ -77,10 +77,3 @@ def test_published_slices_give_the_published_counts():
         for part, count in (('train800', 800), ('val200', 200), ('test', task.splits['test'].count)):
             _, start, stop = label_rules.slice_bounds(task.slices[part], lengths)
             assert stop - start == count, (name, part)
-
-
-def test_grey_images():
-    mask = np.array([[0, 1], [1, 0]])
-    image = label_rules.grey_to_rgb(mask, gain=255)
-    assert image.shape == (2, 2, 3) and image.dtype == np.uint8 and image[0, 1].tolist() == [255] * 3
-    assert label_rules.grey_to_rgb(np.full((4, 5, 1), 7)).shape == (4, 5, 3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmpretrain.models import SwinTransformer, VisionTransformer
 
-from mmpetl.backbones.attach import attach, refresh_taps
+from mmpetl.backbones.attach import attach
 from mmpetl.methods.e2vpt import E2VPT
 from mmpetl.sites import BlockSpec
 
@@ -128,10 +128,10 @@ def test_golden_pruning(pair, full):
     for variant, kind in (('released', 'logits'), ('paper', 'logits_removed')):
         model, logits = reference_model(z, variant)
         model.petl.full_prompts = full
-        refresh_taps(model)
+        model.petl.refresh()
         torch.testing.assert_close(logits(z['batch0.image']), z['logits.unmasked'], atol=1e-5, rtol=0)
         model.petl.e2vpt.prune(*keep)
-        refresh_taps(model)
+        model.petl.refresh()
         torch.testing.assert_close(logits(z['batch0.image']), z[f'{kind}.{pair}'], atol=1e-5, rtol=0)
         left = 10 if variant == 'released' else int(keep[0].sum())
         assert [t.num_prompts for t in model.petl.taps] == [left] * 3
@@ -147,14 +147,14 @@ def test_a_closed_gate_in_attention_is_removal():
         results = []
         for full, batch in ((False, 1), (True, 1), (True, len(x))):
             model.petl.full_prompts = full
-            refresh_taps(model)
+            model.petl.refresh()
             for tap in model.petl.taps:
                 if str(tap.index) in method.pruned_layers:
                     tap.prompt_gate = gates.expand(batch, -1)
             results.append(model(x)[0])
         model.petl.full_prompts = False
         method.prune(keep, torch.ones(10, method.segments))
-        refresh_taps(model)
+        model.petl.refresh()
         for result in results:
             torch.testing.assert_close(result, model(x)[0], atol=1e-5, rtol=1e-5)
 
@@ -177,7 +177,7 @@ def test_swin_prunes_the_input_prompts_alone():
     method = model.petl.e2vpt
     before = sum(p.numel() for p in method.parameters())
     method.prune(torch.arange(10) < 7, torch.ones(10, 4))
-    refresh_taps(model)
+    model.petl.refresh()
     assert [t.num_prompts for t in model.petl.taps] == [7, 10, 10, 10]
     assert before - sum(p.numel() for p in method.parameters()) == 3 * 8
     together = model(x)[0]
@@ -277,15 +277,15 @@ def test_whole_backbone_takes_on_a_pruned_state():
     """Through the backbone's state dict, taps included: what a checkpoint of the last phase is loaded into."""
     model, other = tiny_vit(), tiny_vit()
     model.petl.e2vpt.prune(torch.arange(10) % 3 > 0, torch.arange(16).expand(10, 16) > 5)
-    refresh_taps(model)
+    model.petl.refresh()
     other.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 16, 16)
     for full in (False, True):
         for m in (model, other):
             m.petl.full_prompts = full
-        refresh_taps(model)
+        model.petl.refresh()
         if full:
-            refresh_taps(other)
+            other.petl.refresh()
         assert torch.equal(model(x)[0], other(x)[0])
         assert [t.num_prompts for t in other.petl.taps] == [6, 6, 6]
 

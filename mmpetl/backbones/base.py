@@ -1,0 +1,26 @@
+"""The base by itself, the backbone without its methods: its state and its fingerprint."""
+
+from typing import Dict, Optional
+
+from torch import Tensor, nn
+
+from ..weights.fingerprint import fingerprint
+
+
+def base_state(backbone: nn.Module) -> Dict[str, Tensor]:
+    """State of the backbone without its methods, by name."""
+    return {k: v for k, v in backbone.state_dict().items() if not k.startswith('petl.')}
+
+
+def base_fingerprint(backbone: nn.Module, state: Optional[Dict[str, Tensor]] = None) -> str:
+    """Fingerprint of the frozen base parameters, of the backbone itself or of a state dict with its names."""
+    frozen = [(n, p) for n, p in backbone.named_parameters() if not n.startswith('petl.') and not p.requires_grad]
+    if state is not None:
+        return fingerprint({n: state[n] for n, _ in frozen})
+    # Hashing a large base takes a second; the frozen parameters change only by being written, which their versions
+    # count.
+    key = tuple((n, p.data_ptr(), p._version) for n, p in frozen)
+    cached = backbone.petl.base.get('cached')
+    if cached is None or cached[0] != key:
+        cached = backbone.petl.base['cached'] = (key, fingerprint({n: p.detach() for n, p in frozen}))
+    return cached[1]

@@ -1,0 +1,56 @@
+"""What a method may know about one block, and the names of all places where it may act."""
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+#: Linear ops that every block has.
+OPS = ('q', 'k', 'v', 'proj', 'fc1', 'fc2')
+#: All linear ops; 'gate' is the second first product of a gated feed-forward network, act(gate) * fc1.
+ALL_OPS = (*OPS, 'gate')
+NORMS = ('embed', 'norm1', 'norm2', 'final')
+SUBS = ('attn', 'ffn')
+POINTS = ('qkv', 'linear', 'input', 'norm', 'branch', 'kv', 'prompts', 'stream', 'side')
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One transformer block as a method sees it.
+
+    Attributes:
+        index: Position among all blocks of the backbone, 0..L-1 over all stages.
+        stage: Stage of the block (always 0 for plain transformers).
+        dim: Width C of the token stream.
+        heads: Attention heads; C is divisible by it.
+        ffn_dim: Hidden width of the feed-forward network.
+        extra_tokens: Tokens in front of the grid tokens (class token, registers).
+        grid: Token grid for which the backbone was built, (H, W) for images and (T, H, W) for videos; empty where it
+            is not fixed. The grid of the input at hand is :meth:`Method.grid`.
+        window: Attention window, same rank as ``grid``; None for global attention.
+        patch: Pixels per token at the patch embedding, (h, w) or (t, h, w). Prompt initialisers need it.
+        key_bias: Whether the base's key projection has a bias (VideoMAE has none).
+        ops: Linear ops of the block.
+    """
+    index: int
+    stage: int
+    dim: int
+    heads: int
+    ffn_dim: int
+    extra_tokens: int = 0
+    grid: Tuple[int, ...] = ()
+    window: Optional[Tuple[int, ...]] = None
+    patch: Tuple[int, ...] = (16, 16)
+    key_bias: bool = True
+    ops: Tuple[str, ...] = OPS
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head, C / heads."""
+        return self.dim // self.heads
+
+    def op_dims(self, op: str) -> Tuple[int, int]:
+        """(Cin, Cout) of one linear op of this block."""
+        if op in ('fc1', 'gate'):
+            return self.dim, self.ffn_dim
+        if op == 'fc2':
+            return self.ffn_dim, self.dim
+        return self.dim, self.dim

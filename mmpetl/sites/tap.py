@@ -1,0 +1,192 @@
+"""What one block sees of all methods."""
+
+from typing import Dict, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .method import Method
+from .spec import ALL_OPS, NORMS, POINTS, SUBS
+
+Projected = Tuple[Tensor, Tensor, Tensor]
+
+
+class RunTime:
+    """What all taps of a backbone know of the input at hand.
+
+    Attributes:
+        grid: Token grid behind the patch embedding, which sets it; (H, W) or (T, H, W).
+    """
+
+    def __init__(self, grid: Sequence[int] = ()) -> None:
+        self.grid: Tuple[int, ...] = tuple(grid)
+
+
+class Tap:
+    """What one block sees of all methods: per point only those that act there, in config order.
+
+    A plain object, not a module, so it adds no state-dict key; deepcopy and pickle keep it consistent with the copied
+    methods.
+
+    Args:
+        methods: All methods of the backbone in config order.
+        index: Block index.
+    """
+
+    def __init__(self, methods: Sequence[Method] = (), index: int = 0) -> None:
+        self.index = index
+        on = {p: tuple(m for m in methods if m.active(p, index)) for p in POINTS}
+        self._linear = {op: tuple(m for m in on['linear'] if op in m.linear_ops(index)) for op in ALL_OPS}
+        self._input = {op: tuple(m for m in on['input'] if op in m.input_ops(index)) for op in ALL_OPS}
+        # One entry per method that touches q, k or v, so that list order holds across the two points.
+        self._project = tuple(
+            entry for entry in ((m, tuple(m in self._linear[op] for op in 'qkv'), m in on['qkv']) for m in methods)
+            if any(entry[1]) or entry[2])
+        self._norm = {op: tuple(m for m in on['norm'] if op in m.norm_ops(index)) for op in NORMS}
+        self._branch = {
+            (sub, inside): tuple(m for m in on['branch']
+                                 if sub in m.branch_subs(index) and m.inside_drop_path is inside)
+            for sub in SUBS
+            for inside in (True, False)
+        }
+        self._kv = on['kv']
+        self._prompts = on['prompts']
+        self._stream = on['stream']
+        #: Whether q, k and v have inputs of their own.
+        self.own_inputs = any(len(self._input[op]) > 0 for op in 'qkv')
+        # A plain bool, because a compiler cannot tell whether a tuple is empty.
+        self._splits = self.own_inputs or len(self._project) > 0 or len(self._kv) > 0
+        #: Whether elementwise results of this block are computed again in the backward pass by default.
+        self.recomputes = any(m.recomputes for m in methods if index in m.layers)
+        #: Whether every method here is content with the tokens that are read.
+        self.tokenwise = all(m.tokenwise for m in (*on['linear'], *on['input'], *on['norm'], *on['branch']))
+        #: Token grid of the input at hand in this block, set by the block.
+        self.grid: Tuple[int, ...] = ()
+        #: What the taps of one backbone share.
+        self.run_time = RunTime()
+        #: How many leading tokens somebody reads after this block; None: all. Set for the last block.
+        self.tokens_read: Optional[int] = None
+        #: Tokens that this block puts in front of the grid tokens.
+        self.num_prompts = sum(m.num_prompts(index) for m in self._prompts)
+        # The next four are set for all blocks together, because they depend on the neighbours (see ``plan_prompts``).
+        #: Prompt tokens that arrive in the stream from the block before.
+        self.prompts_in = 0
+        #: Whether this block's prompts must travel in the stream because somebody reads their outputs; if not, they act
+        #: as extra keys and values only, which is exact and cheaper.
+        self.prompts_read = True
+        #: Prompt tokens to take out of the stream after this block (last block only).
+        self.prompts_dropped = 0
+        #: Prompt tokens that the final pooling averages together with the grid tokens.
+        self.prompts_pooled = 0
+        #: Log-gates (B or 1, num_prompts) added to the attention logits of this block's prompt keys, or None. Scoring
+        #: uses it.
+        self.prompt_gate: Optional[Tensor] = None
+        #: Where a block's frozen activations are stored for side methods, or None.
+        self.recorder: Optional[Dict[str, Tensor]] = None
+
+    @property
+    def separates(self) -> bool:
+        """Whether q, k and v need products of their own, because methods replace some of them, join further keys and
+        values, or few queries are read. As views of one product, a single one that is still needed would keep the
+        memory of all three.
+        """
+        return self._splits or (self.num_prompts > 0 and not self.prompts_read) or self.tokens_read is not None
+
+    @property
+    def queries(self) -> Optional[int]:
+        """How many leading tokens ask; None: all. ``on_qkv`` gets the queries of all."""
+        return None if any(on_qkv for *_, on_qkv in self._project) else self.tokens_read
+
+    def stream(self, x: Tensor) -> Tensor:
+        """Apply ``on_stream``: (B, N, C) or (B, T, H, W, C) -> same shape."""
+        for m in self._stream:
+            x = m.on_stream(self.index, x)
+        return x
+
+    def input(self, op: str, x: Tensor) -> Tensor:
+        """Apply ``on_input``: (..., Cin) -> (..., Cin)."""
+        for m in self._input[op]:
+            x = m.on_input(self.index, op, x)
+        return x
+
+    def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: Optional[Projected] = None) -> Projected:
+        """Apply ``on_qkv`` and ``on_linear`` of q, k, v in config order.
+
+        Args:
+            x: Normed input of the block (B, N, C).
+            q, k, v: (B, N, C), or q (B, ``queries``, C).
+            inputs: Inputs of q, k and v where they have their own, see ``own_inputs``; same shapes.
+
+        Returns:
+            q, k and v.
+        """
+        x_q, x_k, x_v = (x[:, :q.shape[1]], x, x) if inputs is None else inputs
+        for m, (on_q, on_k, on_v), on_qkv in self._project:
+            if on_q:
+                q = m.on_linear(self.index, 'q', x_q, q)
+            if on_k:
+                k = m.on_linear(self.index, 'k', x_k, k)
+            if on_v:
+                v = m.on_linear(self.index, 'v', x_v, v)
+            if on_qkv:
+                q, k, v = m.on_qkv(self.index, x, q, k, v)
+        return q, k, v
+
+    def linear(self, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """Apply ``on_linear``: x (..., Cin), y (..., Cout) -> (..., Cout)."""
+        for m in self._linear[op]:
+            y = m.on_linear(self.index, op, x, y)
+        return y
+
+    def norm(self, op: str, y: Tensor) -> Tensor:
+        """Apply ``on_norm``: (..., C) -> (..., C)."""
+        for m in self._norm[op]:
+            y = m.on_norm(self.index, op, y)
+        return y
+
+    def branch(self, sub: str, residual: Tensor, x: Tensor, y: Tensor, inside: bool) -> Tensor:
+        """Apply ``on_branch`` of the methods inside (before) or outside (after) the drop-path; all (..., C)."""
+        for m in self._branch[sub, inside]:
+            y = m.on_branch(self.index, sub, residual, x, y)
+        return y
+
+    def kv(self) -> Optional[Tuple[Tensor, Tensor]]:
+        """Extra keys and values of all methods, (heads or 1, P, head_dim) each, or None."""
+        found = [kv for m in self._kv for kv in [m.on_kv(self.index)] if kv is not None]
+        if not found:
+            return None
+        if len(found) == 1:
+            return found[0]
+        shape = torch.broadcast_shapes(*(k.shape[:-2] for k, _ in found))
+        return (torch.cat([k.expand(*shape, -1, -1) for k, _ in found], -2),
+                torch.cat([v.expand(*shape, -1, -1) for _, v in found], -2))
+
+    def prompts(self) -> Optional[Tensor]:
+        """Prompt tokens (1, P, C) entering before this block, or None where the block keeps what arrives."""
+        found = [p for m in self._prompts for p in [m.on_prompts(self.index)] if p is not None]
+        if len(found) < 2:
+            return found[0] if found else None
+        batch = max(len(p) for p in found)  # a method may give each sample its own
+        return torch.cat([p.expand(batch, -1, -1) for p in found], 1)
+
+
+def plan_prompts(taps: Sequence[Tap], pooled: bool, full: bool = False) -> None:
+    """Decide for all blocks together where prompt tokens travel in the stream.
+
+    A block's prompts whose outputs nobody reads (the next block brings its own, or the final pooling ignores them) act
+    as extra keys and values only.
+
+    Args:
+        taps: Taps of all blocks in order.
+        pooled: Whether the final pooling averages prompts with the grid tokens.
+        full: Let every prompt travel in the stream (the textbook form; same outputs, more work).
+    """
+    carried = 0
+    for tap, following in zip(taps, [*taps[1:], None]):
+        tap.prompts_in = carried
+        if tap.num_prompts:
+            tap.prompts_read = full or (pooled if following is None else not following.num_prompts)
+            carried = tap.num_prompts if tap.prompts_read else 0
+        tap.prompts_dropped = tap.prompts_pooled = 0
+        if following is None:
+            tap.prompts_dropped, tap.prompts_pooled = (0, carried) if pooled else (carried, 0)
