@@ -28,11 +28,10 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 class ConvBypass(nn.Module):
-    """The branch c(z) of one sublayer; (B, N, C) -> (B, N, C)."""
+    """The branch c(z) of one sublayer."""
 
-    def __init__(self, dim: int, mid_dims: int, grid: Tuple[int, int], drop_rate: float) -> None:
+    def __init__(self, dim: int, mid_dims: int, drop_rate: float) -> None:
         super().__init__()
-        self.grid = grid
         self.down = nn.Linear(dim, mid_dims)
         self.conv = nn.Conv2d(mid_dims, mid_dims, 3, padding=1)
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
@@ -51,15 +50,11 @@ class ConvBypass(nn.Module):
         for layer in (self.down, self.conv, self.up):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: Tuple[int, ...]) -> Tensor:
+        """x (B, front + H * W, C) with the token grid (H, W) of this input -> (B, front + H * W, C)."""
         z = recomputed(quick_gelu, recomputed(self.down, x, level=SMALL_PRODUCT))
-        front = z.shape[1] - self.grid[0] * self.grid[1]
-        if front < 0:
-            raise ValueError(
-                f'Convpass: {z.shape[1]} tokens do not hold the grid {self.grid}; build the backbone for this input '
-                f'size'
-            )
-        mapped = self.conv(z[:, front:].transpose(1, 2).unflatten(2, self.grid)).flatten(2).transpose(1, 2)
+        front = z.shape[1] - grid[0] * grid[1]
+        mapped = self.conv(z[:, front:].transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
         if front:
             alone = F.linear(z[:, :front], self.conv.weight[:, :, 1, 1], self.conv.bias)
             mapped = torch.cat([alone, mapped], 1)
@@ -114,7 +109,7 @@ class Convpass(Method):
                     f'{spec.grid or "none"}'
                 )
             self.blocks[str(i)] = nn.ModuleDict(
-                {sub: ConvBypass(spec.dim, mid, spec.grid, drop_rate)
+                {sub: ConvBypass(spec.dim, mid, drop_rate)
                  for sub in self.subs})
         self.reset_parameters()
 
@@ -127,7 +122,7 @@ class Convpass(Method):
                 bypass.reset_parameters(self.init == 'identity')
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        branch = self.blocks[str(i)][sub](x)
+        branch = self.blocks[str(i)][sub](x, self.grid(i))
         if self.training and self.drop_path_rates[i] > 0:
             branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')
         return torch.add(y, branch, alpha=self.scales[i])

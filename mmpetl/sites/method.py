@@ -74,27 +74,21 @@ class Method(BaseModule):
         """Called by the backbone: from now on :meth:`frozen` and :meth:`grid` answer from its blocks."""
         self.base_blocks = tuple(blocks)
 
-    def _block(self, i: int) -> Any:
-        if not self.base_blocks:
-            raise ValueError(f'{type(self).__name__} is not attached to a backbone')
-        return self.base_blocks[i]
-
     def frozen(self, i: int, op: str) -> Tuple[Tensor, Optional[Tensor]]:
         """The base's weight (Cout, Cin) and bias (Cout) of one op of block ``i``, to be read only.
 
         Raises:
             ValueError: If the method is not attached.
         """
-        weight, bias = self._block(i).op_parameters(op)
+        if not self.base_blocks:
+            raise ValueError(f'{type(self).__name__} is not attached to a backbone, so it has no frozen weights')
+        weight, bias = self.base_blocks[i].op_parameters(op)
         return weight.detach(), None if bias is None else bias.detach()
 
     def grid(self, i: int) -> Tuple[int, ...]:
-        """The token grid of the input at hand in block ``i``: (H, W) or (T, H, W). Valid within a forward pass.
-
-        Raises:
-            ValueError: If the method is not attached.
-        """
-        return self._block(i).tap.grid
+        """The token grid of the input at hand in block ``i``: (H, W) or (T, H, W). Valid within a forward pass; of a
+        method that is not attached, the grid of its specs."""
+        return self.base_blocks[i].tap.grid if self.base_blocks else self.specs[i].grid
 
     # -- what the method touches --------------------------------------------------------------------------------------
 

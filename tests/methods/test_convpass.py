@@ -3,8 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mmpretrain.models.utils import resize_pos_embed
 
+import mmpetl
 from mmpetl.methods.convpass import Convpass
+from mmpetl.registry import MODELS
 from mmpetl.sites import BlockSpec
 
 
@@ -107,12 +110,6 @@ def test_other_grids_are_refused_at_build(grid, shown):
     assert f'two-dimensional token grid, but block 0 of the backbone has {shown}' in str(error.value)
 
 
-def test_too_few_tokens_are_refused():
-    method, x = Convpass(specs()), torch.zeros(1, 11, 24)
-    with pytest.raises(ValueError, match=r'11 tokens do not hold the grid \(3, 4\)'):
-        method.on_branch(0, 'attn', x, x, x)
-
-
 def test_bfloat16_autocast():
     method, x = perturb(Convpass(specs())).eval(), torch.randn(2, 13, 24)
     expected = method.on_branch(0, 'ffn', x, x, x)
@@ -128,3 +125,29 @@ def test_compiles_to_one_graph():
     assert compiled(x).shape == x.shape
     method.eval()
     assert torch.equal(compiled(x), method.on_branch(1, 'ffn', x, x, x))
+
+
+@pytest.mark.parametrize('kind, options', [
+    ('mmpetl.VisionTransformer', dict(
+        arch=dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64), patch_size=8)),
+    ('mmpetl.SwinTransformer', dict(
+        arch=dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4]), window_size=4, out_indices=(1, ))),
+])
+def test_another_input_size_than_the_backbone_was_built_for(kind, options):
+    """A model that is fed 48 x 64 pixels equals one that was built for them."""
+    petl = [dict(type='Convpass', drop_rate=0., init='xavier')]
+    small, wide = (MODELS.build(dict(type=kind, img_size=size, petl=petl, **options)) for size in (32, (48, 64)))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in small.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    state = small.state_dict()
+    if 'pos_embed' in state:
+        state['pos_embed'] = resize_pos_embed(state['pos_embed'], (4, 4), (6, 8), 'bicubic', 1)
+    wide.load_state_dict(state)
+    small.eval(), wide.eval()
+    x = torch.randn(2, 3, 48, 64, generator=generator)
+    with torch.no_grad():
+        got, expected = small(x)[0], wide(x)[0]
+        with mmpetl.disabled(wide):
+            assert (wide(x)[0] - expected).abs().max() > 1e-2
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
