@@ -22,6 +22,7 @@ def specs_of(backbone: nn.Module) -> List[BlockSpec]:
         ValueError: If the backbone cannot be adapted.
     """
     family = family_of(backbone)[1]
+    _check_blocks(backbone, family)
     family.check(backbone)
     return list(family.specs(backbone))
 
@@ -163,7 +164,7 @@ def _check_blocks(backbone: nn.Module, family: Family) -> None:
         raise ValueError(f'{where} cannot be adapted: it has no blocks where {family.name} has them')
     for i, block in enumerate(blocks):
         for module in (block, getattr(block, 'attn', None)):
-            if module is not None and type(module) not in family.classes:
+            if module is not None and type(module) not in {*family.classes, *family.classes.values()}:
                 raise ValueError(f'{where} cannot be adapted: block {i} holds a {type(module).__name__}, '
                                  f'which is not one of {known}')
 
