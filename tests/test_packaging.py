@@ -17,7 +17,7 @@ def test_wheel_contents(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     built = {str(p.relative_to(tmp_path / 'lib')) for p in (tmp_path / 'lib').rglob('*') if p.is_file()}
     assert {
-        'mmpetl/sites.py', 'mmpetl/methods/lora.py', 'mmpetl/.mim/tools/train.py', 'mmpetl/.mim/tools/dist_train.sh',
+        'mmpetl/sites/method.py', 'mmpetl/methods/lora.py', 'mmpetl/.mim/tools/train.py', 'mmpetl/.mim/tools/dist_train.sh',
         'mmpetl/.mim/configs/_base_/default_runtime.py'
     } <= built
     tracked = subprocess.run(['git', 'ls-files', 'mmpetl', 'configs', 'tools'],

@@ -1,21 +1,12 @@
 """Options of methods: blocks, values per block, ops, whole numbers; and how a wrong one is answered."""
 
-import difflib
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
 
+from ..suggest import nearest
 from .spec import ALL_OPS
 
 Layers = Union[None, int, str, Sequence[int]]
 PerLayer = Union[Any, Sequence[Any], Mapping[str, Any]]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint ``; did you mean 'a' or 'b'?`` for an unknown name, or all known names when nothing is near."""
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    if close:
-        return '; did you mean ' + ' or '.join(repr(c) for c in close) + '?'
-    return '; known: ' + ', '.join(known)
 
 
 def parse_layers(layers: Layers, num_layers: int, owner: str = 'layers') -> Tuple[int, ...]:
