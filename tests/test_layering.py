@@ -151,7 +151,7 @@ def test_sizes(path):
 
 
 @pytest.mark.parametrize('room, source', [
-    ('sites', 'import numpy'), ('sites', 'from mmpetl import registry'), ('sites', 'from .weights import io'),
+    ('sites', 'import numpy'), ('sites', 'from mmpetl import registry'), ('sites', 'from ..weights import io'),
     ('methods', 'from ..backbones import attach'), ('methods', 'from .. import backbones'),
     ('methods', 'import mmpretrain.models'), ('methods', 'def f():\n    from mmaction.models import X'),
     ('methods', 'from mmpetl.apis import attach'), ('methods', 'from ..weights import io'),
