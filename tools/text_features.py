@@ -1,12 +1,13 @@
 """Compute the text features that language-initialised and zero-shot heads start from.
 
-    python tools/text_features.py ~/.cache/mmpetl/ViT-B-32.pt --suite elevater --root data/elevater --out text_features
-    python tools/text_features.py ~/.cache/mmpetl/ViT-B-32.pt --classes names.txt --template 'a photo of a {}.' --out
-    mine.npz
+    mmpetl fetch clip-vit-base-p32 elevater-prompts
+    python tools/text_features.py clip-vit-base-p32 --suite elevater       # all that configs/pevit read
+    python tools/text_features.py clip-vit-base-p32 --suite elevater --knowledge wiktionary gpt3 --out features/known
+    python tools/text_features.py my_clip.pt --classes names.txt --template 'a photo of a {}.' --out mine.npz
 
-One .npz per data set, see mmpetl/models/text_features.py. Class names come from the data, or from --prompts, a JSON
-file {"<task>": {"classes": [...], "templates": [...]}}. Needs open_clip_torch (requirements/convert.txt) for its
-tokenizer.
+One .npz per data set, see mmpetl/models/text_features.py. Class names and templates of ELEVATER come from the file that
+its toolkit ships ('mmpetl fetch elevater-prompts'), others from the data or from --prompts, a JSON file {"<task>":
+{"classes": [...], "templates": [...]}}. Needs open_clip_torch (requirements/convert.txt) for its tokenizer.
 """
 
 import argparse
@@ -34,57 +35,125 @@ def tokenizer(context: int):
     return lambda texts: tokenize(texts)
 
 
+def given_prompts(args, suite) -> dict:
+    """{task: (class names, templates)} from --prompts; for ELEVATER by default from the toolkit's file."""
+    from mmpetl.datasets.fetch import cache_dir
+    from mmpetl.models.text_prompts import read_prompts
+    path = args.prompts
+    if path is None:
+        if suite.name != 'elevater':
+            return {}
+        path = str(cache_dir() / 'elevater/prompts.py')
+    if path.endswith('.py'):
+        return read_prompts(path)
+    given = json.loads(Path(path).read_text(encoding='utf-8'))
+    return {task: (row['classes'], row.get('templates', args.template or [DEFAULT])) for task, row in given.items()}
+
+
 def prompts_of(args) -> dict:
-    """{task: (class names, templates)}."""
+    """{task: (class names, templates)}, or {task: why there are none}."""
     templates = args.template or [DEFAULT]
     if args.classes:
         names = [line.strip() for line in Path(args.classes).read_text(encoding='utf-8').splitlines() if line.strip()]
         return {'': (names, templates)}
-    given = json.loads(Path(args.prompts).read_text(encoding='utf-8')) if args.prompts else {}
-    from mmpetl.datasets.tables import get_suite
+    from mmpetl.datasets.tables import get_suite, get_task
     from mmpetl.registry import DATASETS
     suite, found = get_suite(args.suite), {}
+    given = given_prompts(args, suite)
     for name in args.tasks or suite.tasks:
-        if name not in given:
+        spec = get_task(suite, name)
+        if name in given:
+            found[name] = given[name][0], args.template or given[name][1]
+            if len(given[name][0]) != spec.num_classes:
+                found[name] = f'the prompts name {len(given[name][0])} classes, the data set has {spec.num_classes}'
+            continue
+        try:
             data = DATASETS.build(
                 dict(type=suite.dataset, task=name, split='test', data_root=args.root or suite.root, lazy_init=True))
-            if all(c.isdigit() for c in data.CLASSES):
-                raise ValueError(f'{name} names its classes nowhere: give them with --prompts')
-            given[name] = dict(classes=list(data.CLASSES))
-        found[name] = (given[name]['classes'], given[name].get('templates', templates))
+        except (OSError, ValueError) as error:
+            found[name] = str(error)
+            continue
+        unnamed = all(c.isdigit() for c in data.CLASSES)
+        found[name] = (f'neither {data.data_root} nor --prompts names its classes' if unnamed else
+                       (list(data.CLASSES), templates))
     return found
 
 
-def main(argv) -> None:
-    """Compute and write the files."""
+def base_of(name: str) -> tuple:
+    """(weight file, name of the model) of an official base or of a file."""
+    from mmpetl.datasets.fetch import cache_dir
+    from mmpetl.models.text_features import CLIP_FOLDERS
+    from mmpetl.weights.sources import BASES
+    path = str(cache_dir() / BASES[name].file) if name in BASES else os.path.expanduser(name)
+    official = {BASES[base].file: folder for folder, base in CLIP_FOLDERS.items()}
+    return path, official.get(Path(path).name, Path(path).stem)
+
+
+def arguments(argv) -> argparse.Namespace:
+    """Arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='CLIP weights with a text tower (OpenAI, open_clip or Hugging Face)')
-    parser.add_argument('--out', required=True, help='the .npz (with --classes), or a folder that gets <task>.npz')
+    parser.add_argument('checkpoint', help="CLIP weights with a text tower (OpenAI, open_clip or Hugging Face), or an "
+                        "official base by its name, for example clip-vit-base-p32")
+    parser.add_argument('--out', help='the .npz (with --classes), or a folder that gets <task>.npz; default the folder '
+                        'that the configs read')
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--classes', help='file with one class name a line')
     source.add_argument('--suite', help='all data sets of a suite, for example elevater')
     parser.add_argument('--root', help="folder of the suite's data")
     parser.add_argument('--tasks', nargs='+', help='only these data sets')
-    parser.add_argument('--prompts', help='JSON file with class names and templates')
+    parser.add_argument('--prompts', help="JSON file with class names and templates, or the toolkit's prompts.py")
     parser.add_argument('--template', action='append', help=f'template, may be repeated; default {DEFAULT!r}')
+    parser.add_argument('--knowledge', nargs='+', default=[], metavar='KIND',
+                        help='append what wordnet, wordnet-path, wiktionary or gpt3 say about a class')
+    parser.add_argument('--knowledge-root', help="folder of the knowledge files; default where 'mmpetl fetch' puts them")
+    parser.add_argument('--gpt3-items', type=int, default=5, help='texts of GPT-3 per class (default 5)')
     parser.add_argument(
         '--act', choices=['quick_gelu', 'gelu'], default='quick_gelu', help="quick_gelu for OpenAI's models (default)")
     parser.add_argument('--name', help='name of the model in the files; default the file name')
     args = parser.parse_args([a for a in argv if a != '--debug'])
+    if args.classes and (args.knowledge or not args.out):
+        parser.error('--classes needs --out, and knows no --knowledge')
+    if args.knowledge and not args.out:
+        parser.error('--knowledge needs --out: the default folder holds the features without knowledge')
+    return args
 
+
+def main(argv) -> None:
+    """Compute and write the files; what cannot be made is said, and the rest is made."""
+    args = arguments(argv)
+    from mmpetl.datasets.fetch import cache_dir
     from mmpetl.models.clip_text import build_text_tower, encode_classes
     from mmpetl.models.text_features import save_text_features
+    from mmpetl.models.text_prompts import read_knowledge, suffixes
     from mmpetl.weights.io import load_file
-    path = os.path.expanduser(args.checkpoint)
+    path, model = base_of(args.checkpoint)
+    wanted = prompts_of(args)
     state = load_file(path)
     tower = build_text_tower(state.get('state_dict', state), args.act)
     tokenize = tokenizer(len(tower.positional_embedding))
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    for task, (classes, templates) in prompts_of(args).items():
-        target = os.path.join(args.out, f'{task}.npz') if task else args.out
-        save_text_features(target,
-                           encode_classes(tower, tokenize, classes, templates, args.name or Path(path).stem, digest))
-        print(f'{target}: {len(classes)} classes, {len(templates)} templates')
+    with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(
+            file.read()).hexdigest()
+    out = args.out or str(cache_dir() / 'text_features' / model)
+    made = 0
+    for task, found in wanted.items():
+        if isinstance(found, str):
+            print(f'{task}: left out: {found}')
+            continue
+        classes, templates = found
+        known = {}
+        if args.knowledge:
+            folder = args.knowledge_root or str(cache_dir() / 'elevater/knowledge')
+            known = read_knowledge(folder, task, args.knowledge, args.gpt3_items)
+        target = os.path.join(out, f'{task}.npz') if task else out
+        features = encode_classes(tower, tokenize, classes, templates, args.name or model, digest,
+                                  {name: suffixes(name, texts) for name, texts in known.items()})
+        save_text_features(target, features)
+        made += 1
+        about = f', knowledge about {len(set(known) & set(classes))} of them' if known else ''
+        print(f'{target}: {len(classes)} classes{about}, {len(templates)} templates')
+    if not made:
+        raise ValueError('no text features were made: see the lines above')
 
 
 if __name__ == '__main__':

@@ -46,7 +46,8 @@ COMMANDS: Dict[str, Command] = {
         'mmpetl config list', 'mmpetl config list videomae apt', 'mmpetl config show quickstart/lora')),
     'data': Command('data_check', 'check data sets, make one of your own', (
         'mmpetl data check vtab --root data/vtab-1k', )),
-    'fetch': Command('fetch', 'fetch weights and data sets', ('mmpetl fetch dinov2-vits14 quickdraw20', )),
+    'fetch': Command('fetch', 'official weights and data of the recipes', (
+        'mmpetl fetch dinov2-vits14 quickdraw20', 'mmpetl fetch vit-base-in21k vtab')),
     'sweep': Command('sweep', 'search hyper-parameters and run the final seeds on every task of a suite', (
         f'mmpetl sweep {_LORA} --suite vtab --root data/vtab-1k --seeds 0 1 2', )),
     'report': Command('report', 'tables and plots of finished sweeps', (

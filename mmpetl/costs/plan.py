@@ -126,7 +126,7 @@ def batch_size(cfg: Config) -> int:
     dataset = _train_dataset(cfg)
     clips = [t['num_clips'] for t in dataset.get('pipeline') or () if isinstance(t.get('num_clips'), int)]
     batch = (cfg.get('train_dataloader') or {}).get('batch_size', 1)
-    return int(batch * dataset.get('num_repeats', 1) * (clips[0] if clips else 1))
+    return int(batch * (dataset.get('num_repeats') or 1) * (clips[0] if clips else 1))
 
 
 def optimizer_states(cfg: Config) -> Tuple[int, List[str]]:

@@ -40,8 +40,8 @@ class VideoListDataset(VideoDataset):
             check found, and in training draws another video for one that fails later; both are counted in the log. In
             testing a video that fails later always ends the run, as leaving it out would change the score.
         num_repeats: Repeated augmentation: every video is sampled and decoded once, and the transforms after that run
-            this often. A batch then holds ``num_repeats * batch_size`` clips; the loader needs
-            ``collate_fn=dict(type='repeat_pseudo_collate')``.
+            this often (1: once). A batch then holds ``num_repeats * batch_size`` clips; items are lists, and the loader
+            needs ``collate_fn=dict(type='repeat_pseudo_collate')``. None: items are single clips for any loader.
         test_mode: See :class:`mmengine.dataset.BaseDataset`.
         **kwargs: Other arguments of mmaction2's ``VideoDataset``.
 
@@ -60,7 +60,7 @@ class VideoListDataset(VideoDataset):
                  check_timeout: float = 30.,
                  check_workers: int = 2,
                  on_error: str = 'stop',
-                 num_repeats: int = 1,
+                 num_repeats: Optional[int] = None,
                  test_mode: bool = False,
                  **kwargs: Any) -> None:
         owner = type(self).__name__
@@ -70,8 +70,8 @@ class VideoListDataset(VideoDataset):
             raise ValueError(f'{owner}: unknown on_error {on_error!r}' + nearest(on_error, ['skip', 'stop']))
         self.check, self.on_error = check, on_error
         self.check_timeout, self.check_workers = check_timeout, check_workers
-        self.num_repeats = positive(num_repeats, 'num_repeats', owner)
-        if test_mode and num_repeats > 1:
+        self.num_repeats = None if num_repeats is None else positive(num_repeats, 'num_repeats', owner)
+        if test_mode and (num_repeats or 1) > 1:
             raise ValueError(f'{owner}: num_repeats={num_repeats} is repeated augmentation, which testing has not')
         #: Videos skipped while loading, one count per loader worker, in memory that the workers share.
         self._skipped = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()
@@ -139,7 +139,7 @@ class VideoListDataset(VideoDataset):
         """
         info = self.get_data_info(idx)
         try:
-            return self._repeat(info) if self.num_repeats > 1 else self.pipeline(info)
+            return self._repeat(info, self.num_repeats) if self.num_repeats else self.pipeline(info)
         except VideoError as error:
             if self.on_error == 'stop' or self.test_mode:
                 raise
@@ -149,14 +149,14 @@ class VideoListDataset(VideoDataset):
                 f'unreadable video skipped ({self.skipped} so far): {error}', logger='current', level=logging.WARNING)
             return None
 
-    def _repeat(self, results: Dict[str, Any]) -> List[Dict[str, Any]]:
+    def _repeat(self, results: Dict[str, Any], copies_wanted: int) -> List[Dict[str, Any]]:
         """Transforms up to the decoding run once, those after it once per copy of the frames."""
         transforms = iter(self.pipeline.transforms)
         while 'imgs' not in results:
             results = next(transforms)(results)
         rest = list(transforms)
         copies = []
-        for _ in range(self.num_repeats):
+        for _ in range(copies_wanted):
             item = copy.copy(results)
             item['imgs'] = [frame.copy() for frame in results['imgs']]
             for transform in rest:

@@ -1,7 +1,7 @@
 """CLIP's text tower, only as much as is needed to turn class names into text features once."""
 
 import re
-from typing import Callable, Dict, List, Mapping, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +138,8 @@ def encode_classes(tower: CLIPTextTower,
                    classes: Sequence[str],
                    templates: Sequence[str],
                    model: str = '',
-                   sha256: str = '') -> TextFeatures:
+                   sha256: str = '',
+                   suffixes: Optional[Mapping[str, Sequence[str]]] = None) -> TextFeatures:
     """Text features of classes: every template filled with every name, averaged per class.
 
     Args:
@@ -148,6 +149,7 @@ def encode_classes(tower: CLIPTextTower,
         templates: Templates with one ``{}``.
         model: Name of the model, for the file.
         sha256: Digest of its weights, for the file.
+        suffixes: Texts to append to every template of a class; a class with several is averaged over all pairs.
 
     Raises:
         ValueError: If a template has no ``{}``.
@@ -156,7 +158,10 @@ def encode_classes(tower: CLIPTextTower,
         if '{}' not in template:
             raise ValueError(f'template {template!r} has no {{}} for the class name')
     device = tower.ln_final.weight.device
-    rows = [tower(tokenize([t.replace('{}', name) for t in templates]).to(device)) for name in classes]
+    rows = []
+    for name in classes:
+        texts = [t.replace('{}', name) + end for end in (suffixes or {}).get(name) or [''] for t in templates]
+        rows.append(class_weights(tower(tokenize(texts).to(device))[None])[0])
     return TextFeatures(
-        class_weights(torch.stack(rows)).cpu(), tuple(classes), tuple(templates), float(tower.logit_scale), model,
+        torch.stack(rows).cpu(), tuple(classes), tuple(templates), float(tower.logit_scale), model,
         sha256)

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from ..weights.io import atomic_write
 
+#: Folder of the features that the recipes read -> official weights that they are made from.
+CLIP_FOLDERS = {'openai-vit-b-32': 'clip-vit-base-p32', 'openai-vit-b-16': 'clip-vit-base-p16'}
 #: Temperature of OpenAI's CLIP, as its logarithm.
 LN_100 = 4.605170185988092
 
@@ -83,7 +85,12 @@ def load_text_features(path: str, num_classes: Optional[int] = None, dim: Option
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'text-feature file {path} does not exist: make one with tools/text_features.py')
+        folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
+        base = CLIP_FOLDERS.get(folder)
+        raise FileNotFoundError(
+            f'text-feature file {path} is missing: '
+            f"'python tools/text_features.py {base or 'CLIP_WEIGHTS'} --suite elevater"
+            f"{'' if base else ' --out ' + (os.path.dirname(path) or '.')}' makes it")
     try:
         with np.load(path, allow_pickle=False) as data:
             found = {key: data[key] for key in data.files}

@@ -389,11 +389,13 @@ class E2VPTLoop(EpochBasedTrainLoop):
             return
         self._seed()
         runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(self._optim_cfg))
+        schedule = copy.deepcopy(self._scheduler_cfg)
+        if self._max_epochs != self._full_epochs:
+            schedule = scale_schedule(schedule, self._max_epochs / self._full_epochs)
+        # The rate is scaled before schedulers are built, which remember it; the runner refuses the other order.
+        runner.param_schedulers = schedule if schedule is None or isinstance(schedule, list) else [schedule]
         runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-        if self._scheduler_cfg is not None:
-            schedule = copy.deepcopy(self._scheduler_cfg)
-            schedule = schedule if self._max_epochs == self._full_epochs else scale_schedule(
-                schedule, self._max_epochs / self._full_epochs)
+        if schedule is not None:
             runner.param_schedulers = runner.build_param_scheduler(schedule)
         runner.optim_wrapper.initialize_count_status(runner.model, self._iter, self._max_iters)
 

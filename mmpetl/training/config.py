@@ -226,7 +226,8 @@ def test_config(args: argparse.Namespace) -> Config:
     """
     cfg = load_config(args.config)
     _set_common(cfg, args)
-    _check_checkpoint(args.checkpoint)
+    if args.checkpoint is not None:
+        _check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     missing = [key for key in ('test_dataloader', 'test_cfg', 'test_evaluator') if cfg.get(key) is None]
     if missing:

@@ -42,7 +42,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
 def add_test_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the arguments of ``tools/test.py`` and ``mmpetl test`` to a parser, and return it."""
     parser.add_argument('config', help='config file, or the name of a shipped one')
-    parser.add_argument('checkpoint', help='checkpoint or adapter file')
+    parser.add_argument('checkpoint', nargs='?',
+                        help='checkpoint or adapter file; not needed where nothing trains, as in zero-shot classification')
     _add_common(parser)
     parser.add_argument('--out', help='file for the predictions (.pkl) or metrics (.json, .yaml, .pkl), see --out-item')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out receives; default pred')

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from .. import compat
+from ..tuning import unwrap
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
 
@@ -126,6 +127,19 @@ def train(argv: Sequence[str]) -> None:
     run_training(train_parser().parse_args(argv))
 
 
+def _init_untrained(model: torch.nn.Module, config: str) -> None:
+    """Load the base of a model that is tested as it is; a runner that only tests would leave it random.
+
+    Raises:
+        ValueError: If something of the model trains, and a checkpoint therefore must hold it.
+    """
+    model = unwrap(model)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if count:
+        raise ValueError(f'{config} trains {count:,} parameters: name the checkpoint or adapter file that holds them')
+    model.init_weights()
+
+
 def test(argv: Sequence[str]) -> dict[str, float]:
     """``tools/test.py``: test a checkpoint, optionally writing predictions or metrics.
 
@@ -146,7 +160,10 @@ def run_test(args: argparse.Namespace) -> dict[str, float]:
     """Test with parsed arguments; see :func:`test`."""
     cfg = test_config(args)
     with _naming_data_keys(cfg):
-        metrics = build_runner(cfg).test()
+        runner = build_runner(cfg)
+        if cfg.load_from is None:
+            _init_untrained(runner.model, args.config)
+        metrics = runner.test()
     if mmengine.dist.is_main_process():
         if args.out_item == 'metrics':
             mmengine.dump(metrics, part_of(args.out))

@@ -159,8 +159,6 @@ def _heads(model: Any) -> Iterator[Dict[str, Any]]:
 def _set_model(cfg: Config, spec: Task) -> None:
     for head in _heads(cfg.get('model')):
         head['num_classes'] = spec.num_classes
-        if isinstance(head.get('text_features'), str):
-            head['text_features'] = head['text_features'].replace('{task}', spec.name)
         kind = str(head.get('type')).split('.')[-1]
         if spec.multi_label and kind != 'ZeroShotHead':
             if kind not in ('FeatureHead', 'LinearClsHead'):
@@ -230,6 +228,10 @@ def apply_task(cfg: Config, cfg_options: Optional[Mapping[str, Any]] = None) -> 
     _set_rows(cfg, spec)
     if cfg_options:
         cfg.merge_from_dict({k: v for k, v in cfg_options.items() if k.split('.')[0] not in ('task', 'work_dir')})
+    # After the options, which may name a file per task.
+    for head in _heads(cfg.get('model')):
+        if isinstance(head.get('text_features'), str):
+            head['text_features'] = head['text_features'].replace('{task}', spec.name)
     _set_work_dir(cfg, spec)
     return cfg
 

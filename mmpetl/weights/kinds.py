@@ -9,6 +9,7 @@ import torch
 
 from .errors import WeightFileError
 from .guards import check_zip
+from .sources import how_to_get
 
 _FOREIGN = {
     b'version https://git-lfs': 'a Git LFS pointer, not the file itself',
@@ -75,6 +76,9 @@ def _check_exists(path: str) -> None:
     if os.path.isdir(path):
         raise WeightFileError(path, 'a folder, not a weight file', 'name the file inside it')
     folder, name = os.path.split(os.path.abspath(path))
+    known = how_to_get(path)
+    if known:
+        raise FileNotFoundError(f'{path} is missing{known}')
     near = difflib.get_close_matches(name, os.listdir(folder) if os.path.isdir(folder) else [], n=1)
     hint = f'; did you mean {near[0]}?' if near else (
         '' if os.path.isdir(folder) else f'; folder {folder} does not exist either')

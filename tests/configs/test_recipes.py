@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
 from mmpetl.datasets.tables import SUITES, get_task
+from mmpetl.models.text_features import TextFeatures, save_text_features
 from mmpetl.training.tasks import apply_task, find_dicts
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,27 @@ def test_config_says_what_it_is(path):
         assert set(cfg.per_task.rows) == set(SUITES[cfg.task.suite].tasks)
 
 
+PEVIT = [p for p in CONFIGS if '/pevit/' in p]
+
+
+@pytest.mark.parametrize('path', PEVIT)
+def test_pevit_starts_from_text_or_quotes_no_number(path):
+    """All published scripts start the head from text; what starts at random has no published number beside it."""
+    head, doc = load(path, **{'task.name': 'dtd'}).model.head, (ROOT / path).read_text().split('"""')[1]
+    if 'random-head' in path:
+        assert head.text_features is None and 'published,' not in doc
+        return
+    patch = 'p16' if 'p16' in path else 'p32'
+    assert head.text_features.endswith(f'/text_features/openai-vit-b-{patch[1:]}/dtd.npz')
+    assert f'python tools/text_features.py clip-vit-base-{patch} --suite elevater' in doc
+
+
+@pytest.mark.parametrize('path', [KADAPT, KADAPT.replace('kadaptation', 'zeroshot').replace('1xb64-50e_', '')])
+def test_a_file_of_text_features_per_task_may_be_an_option(path):
+    options = {'task.name': 'dtd', 'model.head.text_features': 'mine/{task}.npz'}
+    assert load(path, **options).model.head.text_features == 'mine/dtd.npz'
+
+
 def shrink(cfg, root, head_channels=32):
     """The config at toy size: 2 blocks of width 32, images of 32 px, batches of two, no workers, no weights."""
     backbone = cfg.model.backbone
@@ -62,6 +84,9 @@ def shrink(cfg, root, head_channels=32):
         cfg.model.neck.update(in_channels=32, out_channels=16, checkpoint=None)
         head_channels = 16
     cfg.model.head.in_channels = head_channels
+    if cfg.model.head.get('text_features'):
+        assert cfg.model.head.text_features.endswith(f'/{cfg.task.name}.npz')
+        cfg.model.head.text_features = write_features(root, cfg.model.head.num_classes, head_channels)
     for pipeline in [
             d.pipeline for loader in (cfg.train_dataloader, cfg.test_dataloader)
             for d in find_dicts(loader, cfg_type(cfg))
@@ -75,6 +100,13 @@ def shrink(cfg, root, head_channels=32):
         for dataset in find_dicts(cfg[name], cfg_type(cfg)):
             dataset.data_root = str(root)
     return cfg
+
+
+def write_features(root, classes, width):
+    path = str(Path(root) / f'text_{classes}_{width}.npz')
+    weight = torch.nn.functional.normalize(torch.randn(classes, width), dim=-1)
+    save_text_features(path, TextFeatures(weight, tuple(f'class {i}' for i in range(classes))))
+    return path
 
 
 def cfg_type(cfg):

@@ -421,13 +421,14 @@ def test_repeated_augmentation_decodes_once(videos, monkeypatch):
     assert indices == [indices[0]] * 3, 'the copies share one sampled clip'
 
 
-def test_repeated_augmentation_in_a_loader(videos):
+@pytest.mark.parametrize('repeats', [1, 2])
+def test_repeated_augmentation_in_a_loader(videos, repeats):
     data_cfg = dict(
         type='mmpetl.VideoListDataset',
         ann_file=str(videos / 'good.csv'),
         data_prefix=dict(video=str(videos)),
         pipeline=pipeline(),
-        num_repeats=2)
+        num_repeats=repeats)
     init_default_scope('mmaction')
     loader = Runner.build_dataloader(
         dict(
@@ -438,6 +439,6 @@ def test_repeated_augmentation_in_a_loader(videos):
             collate_fn=dict(type='repeat_pseudo_collate')))
     batches = list(loader)
     assert isinstance(loader.sampler, DefaultSampler) and len(batches) == 2
-    assert len(batches[0]['inputs']) == 8
+    assert len(batches[0]['inputs']) == 4 * repeats
     labels = [int(s.gt_label) for s in batches[0]['data_samples']]
-    assert labels == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert labels == [label for label in range(4) for _ in range(repeats)]

@@ -1,6 +1,7 @@
 """The text tower against open_clip and transformers, and the tool that writes text-feature files."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,14 +112,29 @@ def test_tool_writes_features_of_a_suite(tmp_path):
     done = subprocess.run([
         *command, '--suite', 'elevater', '--root',
         str(tmp_path), '--prompts',
-        str(tmp_path / 'p.json'), '--tasks', 'eurosat_clip', 'kitti-distance', 'mnist'
+        str(tmp_path / 'p.json'), '--tasks', 'dtd', 'eurosat_clip', 'kitti-distance', 'mnist'
     ],
                           capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr
+    # An absent data set is said, and the others are made.
+    left = [line for line in done.stdout.splitlines() if 'left out' in line]
+    assert len(left) == 1 and left[0].startswith('dtd: left out') and 'names its classes' in left[0]
     features = load_text_features(str(tmp_path / 'out/eurosat_clip.npz'), 10, 16)
     assert features.class_names[3] == 'class 3' and features.templates == (
         'a photo of a {}.', ) and features.model == 'clip'
     assert load_text_features(str(tmp_path / 'out/mnist.npz')).templates == ('digit {}', )
-    wrong = subprocess.run([*command, '--suite', 'vtab', '--tasks', 'svhn'], capture_output=True, text=True)
-    assert wrong.returncode == 1 and 'give them with --prompts' in wrong.stderr
+    names = [f"'class {i}'" for i in range(10)]
+    (tmp_path / 'elevater').mkdir()
+    (tmp_path / 'elevater/prompts.py').write_text(
+        f"c = [{', '.join(names)}]\nt = ['one {{}}', 'two {{}}']\nclass_map = {{'mnist': c}}\ntemplate_map = {{'mnist': t}}")
+    done = subprocess.run([*command[:3], '--suite', 'elevater', '--tasks', 'mnist'], capture_output=True, text=True,
+                          env={**os.environ, 'MMPETL_CACHE': str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    # Without --out into the folder that recipes read, with the toolkit's templates.
+    assert load_text_features(str(tmp_path / 'text_features/clip/mnist.npz')).templates == ('one {}', 'two {}')
+
+
+def test_missing_features_name_the_command_that_makes_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match="'python tools/text_features.py clip-vit-base-p32 --suite elevater'"):
+        load_text_features(str(tmp_path / 'openai-vit-b-32/dtd.npz'))

@@ -201,6 +201,21 @@ def test_the_pruning_recipe():
     assert [(s['begin'], s['end']) for s in short] == [(0, 2), (2, 20)] and short[1]['T_max'] == 18
 
 
+def test_every_training_has_the_rate_for_its_batch(tmp_path, monkeypatch):
+    """The recipe's rate is meant for 256 images and is scaled to the batch of 6, in every training of the procedure."""
+    rates, run_epoch = [], E2VPTLoop.run_epoch
+
+    def noting(self):
+        rates.append(self.runner.optim_wrapper.get_lr()['lr'][0])
+        run_epoch(self)
+
+    monkeypatch.setattr(E2VPTLoop, 'run_epoch', noting)
+    loop = dict(max_epochs=1, search_epochs=1, percents=(40, ))
+    run(tmp_path, loop=loop, auto_scale_lr=dict(base_batch_size=256, enable=True),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=10., momentum=0.9)), param_scheduler=None)
+    assert len(rates) == 2 + len(state_of(tmp_path)['runs']) and set(rates) == {10. * 6 / 256}
+
+
 def test_timeline(whole):
     folder, _ = whole
     state = PruningFiles(str(folder / 'pruning')).load()

@@ -1,25 +1,12 @@
-"""CLIP's image tower ViT-B/16 with its projection (86,192,640 parameters) -> BatchNorm without parameters -> linear
-head.
+"""CLIP's image tower ViT-B/16 with its projection (86,192,640 parameters); otherwise as ViT-B/32.
 
-Weights:
-    https://openaipublic.azureedge.net/clip/models/5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt
-(the long number is its SHA-256), put into ~/.cache/mmpetl/.
+Weights: mmpetl fetch clip-vit-base-p16
+Text features: mmpetl fetch elevater-prompts, then python tools/text_features.py clip-vit-base-p16 --suite elevater
 """
 
-checkpoint = '{{$MMPETL_CACHE:~/.cache/mmpetl}}/ViT-B-16.pt'
+_base_ = './clip-vit-base-p32.py'
+checkpoint = _base_.cache + '/ViT-B-16.pt'
 model = dict(
-    type='ImageClassifier',
-    backbone=dict(
-        type='mmpetl.CLIPVisionTransformer',
-        arch='base',
-        img_size=224,
-        patch_size=16,
-        petl=[],
-        init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
-    neck=dict(type='mmpetl.CLIPProjection', in_channels=768, out_channels=512, checkpoint=checkpoint),
-    head=dict(
-        type='mmpetl.FeatureHead',
-        num_classes=102,
-        in_channels=512,
-        feature_bn=True,
-        loss=dict(type='CrossEntropyLoss')))
+    backbone=dict(patch_size=16, init_cfg=dict(checkpoint=checkpoint)),
+    neck=dict(checkpoint=checkpoint),
+    head=dict(text_features=_base_.cache + '/text_features/openai-vit-b-16/{task}.npz'))

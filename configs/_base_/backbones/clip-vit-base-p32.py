@@ -1,12 +1,12 @@
 """CLIP's image tower ViT-B/32 with its projection (87,849,216 parameters) -> BatchNorm without parameters -> linear
-head.
+head that starts from the text features of the classes, as in ELEVATER's published scripts.
 
-Weights:
-    https://openaipublic.azureedge.net/clip/models/40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af/ViT-B-32.pt
-(the long number is its SHA-256), put into ~/.cache/mmpetl/.
+Weights: mmpetl fetch clip-vit-base-p32
+Text features: mmpetl fetch elevater-prompts, then python tools/text_features.py clip-vit-base-p32 --suite elevater
 """
 
-checkpoint = '{{$MMPETL_CACHE:~/.cache/mmpetl}}/ViT-B-32.pt'
+cache = '{{$MMPETL_CACHE:~/.cache/mmpetl}}'
+checkpoint = cache + '/ViT-B-32.pt'
 model = dict(
     type='ImageClassifier',
     backbone=dict(
@@ -22,4 +22,5 @@ model = dict(
         num_classes=102,
         in_channels=512,
         feature_bn=True,
+        text_features=cache + '/text_features/openai-vit-b-32/{task}.npz',
         loss=dict(type='CrossEntropyLoss')))

