@@ -92,8 +92,8 @@ def base_of(name: str) -> tuple:
 def arguments(argv) -> argparse.Namespace:
     """Arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help="CLIP weights with a text tower (OpenAI, open_clip or Hugging Face), or an "
-                        "official base by its name, for example clip-vit-base-p32")
+    parser.add_argument('checkpoint', help='CLIP weights with a text tower (OpenAI, open_clip or Hugging Face), or an '
+                        'official base by its name, for example clip-vit-base-p32')
     parser.add_argument('--out', help='the .npz (with --classes), or a folder that gets <task>.npz; default the folder '
                         'that the configs read')
     source = parser.add_mutually_exclusive_group(required=True)
@@ -105,8 +105,8 @@ def arguments(argv) -> argparse.Namespace:
     parser.add_argument('--template', action='append', help=f'template, may be repeated; default {DEFAULT!r}')
     parser.add_argument('--knowledge', nargs='+', default=[], metavar='KIND',
                         help='append what wordnet, wordnet-path, wiktionary or gpt3 say about a class')
-    parser.add_argument('--knowledge-root', help="folder of the knowledge files; default where 'mmpetl fetch' puts them")
-    parser.add_argument('--gpt3-items', type=int, default=5, help='texts of GPT-3 per class (default 5)')
+    parser.add_argument('--knowledge-root', help="folder of the knowledge files; default the cache's")
+    parser.add_argument('--gpt3-items', type=int, default=1, help='texts of GPT-3 per class, 1 to 5 (default 1)')
     parser.add_argument(
         '--act', choices=['quick_gelu', 'gelu'], default='quick_gelu', help="quick_gelu for OpenAI's models (default)")
     parser.add_argument('--name', help='name of the model in the files; default the file name')

@@ -1,5 +1,6 @@
 """AdaptFormer on VideoMAE ViT-S, Something-Something V2 (APT, arXiv 2403.06978).
 
+    mmpetl fetch videomae-small-ssv2 ssv2
     python tools/prepare_ssv2.py data/ssv2
     bash tools/dist_train.sh configs/apt/adaptformer_videomae-small_ssv2-pre_8xb16-16-coslr-100e_ssv2.py 8
 
@@ -9,13 +10,10 @@ Expected top-1: published unknown (the paper's tables are not at hand), measured
 """
 
 _base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-small.py', '../_base_/datasets/ssv2_16.py',
-    '../_base_/schedules/apt_adamw_100e.py'
+    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-small_ssv2.py',
+    '../_base_/datasets/ssv2_16.py', '../_base_/schedules/apt_adamw_100e_lr2e-3.py'
 ]
 model = dict(
-    backbone=dict(
-        petl=[dict(type='AdaptFormer', mid_dims=64, scale=0.1)],
-        init_cfg=dict(checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/videomae_vit-small_ssv2_2400e.pth')),
+    backbone=dict(petl=[dict(type='AdaptFormer', mid_dims=64, scale=0.1)]),
     cls_head=dict(num_classes=174, label_smooth_eps=0.1))
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
 train_dataloader = dict(batch_size=16)

@@ -1,11 +1,13 @@
 """APT with 400 tokens per block on VideoMAE ViT-B, UCF101, split 1: APT's recipe with factors that cannot die.
 
+    mmpetl fetch videomae-base-k400 ucf101
     python tools/prepare_ucf101.py data/ucf101
     bash tools/dist_train.sh configs/apt/apt-400-strong_videomae-base_k400-pre_8xb8-16x4-coslr-50e_ucf101.py 8
 
 Trainable: 703,205 (624,000 + 79,205 in norm and head).
 The published factor max(s, 1) gets no gradient once s < 1, and most of them go there; exp(s) always learns. The start
-is the same. Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
+is the same.
+Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
 _base_ = [

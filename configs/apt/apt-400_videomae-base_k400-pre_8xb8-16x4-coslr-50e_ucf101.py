@@ -1,5 +1,6 @@
 """APT with 400 tokens per block on VideoMAE ViT-B, UCF101, split 1 (APT, arXiv 2403.06978).
 
+    mmpetl fetch videomae-base-k400 ucf101
     python tools/prepare_ucf101.py data/ucf101
     bash tools/dist_train.sh configs/apt/apt-400_videomae-base_k400-pre_8xb8-16x4-coslr-50e_ucf101.py 8
 

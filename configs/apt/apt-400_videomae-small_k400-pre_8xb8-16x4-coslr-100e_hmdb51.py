@@ -1,5 +1,6 @@
 """APT with 400 tokens per block on VideoMAE ViT-S, HMDB51, split 1 (APT, arXiv 2403.06978).
 
+    mmpetl fetch videomae-small-k400 hmdb51
     python tools/prepare_hmdb51.py data/hmdb51
     bash tools/dist_train.sh configs/apt/apt-400_videomae-small_k400-pre_8xb8-16x4-coslr-100e_hmdb51.py 8
 

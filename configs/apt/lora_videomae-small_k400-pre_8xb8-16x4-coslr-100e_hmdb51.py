@@ -1,5 +1,6 @@
 """LoRA on VideoMAE ViT-S, HMDB51, split 1 (APT, arXiv 2403.06978).
 
+    mmpetl fetch videomae-small-k400 hmdb51
     python tools/prepare_hmdb51.py data/hmdb51
     bash tools/dist_train.sh configs/apt/lora_videomae-small_k400-pre_8xb8-16x4-coslr-100e_hmdb51.py 8
 
@@ -10,9 +11,8 @@ Expected top-1: published unknown (the paper's tables are not at hand), measured
 
 _base_ = [
     '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-small.py', '../_base_/datasets/hmdb51_16x4.py',
-    '../_base_/schedules/apt_adamw_100e.py'
+    '../_base_/schedules/apt_adamw_100e_lr2e-3.py'
 ]
 model = dict(
     backbone=dict(petl=[dict(type='LoRA', rank=8, ops='qv')]),
     cls_head=dict(num_classes=51, label_smooth_eps=0.1))
-optim_wrapper = dict(optimizer=dict(lr=2e-3))

@@ -1,5 +1,6 @@
 """VPT-deep on VideoMAE ViT-B, HMDB51, split 1 (APT, arXiv 2403.06978).
 
+    mmpetl fetch videomae-base-k400 hmdb51
     python tools/prepare_hmdb51.py data/hmdb51
     bash tools/dist_train.sh configs/apt/vpt-deep_videomae-base_k400-pre_8xb8-16x4-coslr-100e_hmdb51.py 8
 

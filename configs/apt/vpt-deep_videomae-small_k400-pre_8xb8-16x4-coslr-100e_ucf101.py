@@ -1,5 +1,6 @@
 """VPT-deep on VideoMAE ViT-S, UCF101, split 1 (APT, arXiv 2403.06978).
 
+    mmpetl fetch videomae-small-k400 ucf101
     python tools/prepare_ucf101.py data/ucf101
     bash tools/dist_train.sh configs/apt/vpt-deep_videomae-small_k400-pre_8xb8-16x4-coslr-100e_ucf101.py 8
 

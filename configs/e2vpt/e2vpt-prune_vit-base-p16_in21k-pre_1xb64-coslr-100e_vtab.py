@@ -1,20 +1,21 @@
 """E2VPT with pruning, ViT-B/16 supervised on ImageNet-21k, VTAB-1k (arXiv 2307.13770).
 
-    python tools/train.py configs/e2vpt/e2vpt-prune_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options
-    task.name=kitti
+    mmpetl fetch vit-base-in21k vtab
+    python tools/train.py configs/e2vpt/e2vpt-prune_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti
+    python tools/train.py configs/e2vpt/e2vpt-prune_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti task.phase=final train_cfg.phases="['rewind','retrain']"
 
-One run trains on the 800 images, scores the prompts, tries ratios of tokens and then of segments on the 200 validation
-images (each ratio 20 epochs, stopping early), rewinds and retrains; it goes on after a kill with --resume. The
-published final runs train on all 1,000 images with what was chosen and are tested once: the same command in the same
-work dir with
-    --cfg-options task.name=kitti task.phase=final train_cfg.phases="['rewind','retrain']"
-
+The first run trains on the 800 images, scores the prompts, tries ratios of tokens and then of segments on the 200
+validation images (each ratio 20 epochs, stopping early), rewinds and retrains; it goes on after a kill with --resume.
+The published final runs train on all 1,000 images with what was chosen and are tested once: the second run, in the
+same work dir.
 Trainable with P prompts of which t are pruned and K key/value prompts: 9,216 (P - t + K) in the method, 769 per class
-in the head. Expected, published, Natural / Specialized / Structured: 80.01 / 84.43 / 57.39; mean of 19 71.42, mean of 3
-groups 73.94.
-Measured: unknown.
+in the head.
+Expected, published, Natural / Specialized / Structured: 80.01 / 84.43 / 57.39; mean of 19 71.42, mean of 3 groups
+73.94. Measured: unknown.
 """
 
-_base_ = ['./e2vpt_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py']
+_base_ = './e2vpt_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py'
 task = dict(phase='search')
 train_cfg = dict(_delete_=True, type='mmpetl.E2VPTLoop', max_epochs=100, val_interval=100, search_epochs=20, patience=2)

@@ -1,13 +1,14 @@
 """Convpass beside the attention only (arXiv 2207.07039), ViT-B/16 supervised on ImageNet-21k, VTAB-1k.
 
-    python tools/train.py configs/peers/convpass-attn_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options
-    task.name=kitti mmpetl sweep configs/peers/convpass-attn_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite
-    vtab
+    mmpetl fetch vit-base-in21k vtab
+    python tools/train.py configs/peers/convpass-attn_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti
+    mmpetl sweep configs/peers/convpass-attn_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
 Trainable: 163,776 in the method, 769 per class in the head. Scales per task are the released ones.
 The released training reports the best of ten tests; here the last epoch counts.
-Expected, published, Natural / Specialized / Structured: 81.24 / 84.73 / 61.53; mean of 3 groups 75.83. Measured:
-unknown.
+Expected, published, Natural / Specialized / Structured: 81.24 / 84.73 / 61.53; mean of 3 groups 75.83.
+Measured: unknown.
 """
 
 _base_ = [

@@ -1,12 +1,15 @@
 """FacT, Tucker form (arXiv 2212.03145), ViT-B/16 supervised on ImageNet-21k, VTAB-1k.
 
-    python tools/train.py configs/peers/fact-tk_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options
-    task.name=kitti mmpetl sweep configs/peers/fact-tk_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
+    mmpetl fetch vit-base-in21k vtab
+    python tools/train.py configs/peers/fact-tk_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti
+    mmpetl sweep configs/peers/fact-tk_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
 Trainable without the head, mean over the tasks: 68,985 (2 x 768 r + 144 r + r^3); 769 per class in the head.
-Ranks and scales per task are the released ones. The released training reports the best of ten tests; here the last
-epoch counts. Expected, published, Natural / Specialized / Structured: 80.64 / 85.30 / 60.71; mean of 19 73.23, mean of
-3 groups 75.55. Measured: unknown.
+Ranks and scales per task are the released ones.
+The released training reports the best of ten tests; here the last epoch counts.
+Expected, published, Natural / Specialized / Structured: 80.64 / 85.30 / 60.71; mean of 19 73.23, mean of 3 groups
+75.55. Measured: unknown.
 """
 
 _base_ = [

@@ -1,11 +1,13 @@
 """FacT, tensor train form (arXiv 2212.03145), ViT-B/16 supervised on ImageNet-21k, VTAB-1k.
 
-    python tools/train.py configs/peers/fact-tt_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options
-    task.name=kitti mmpetl sweep configs/peers/fact-tt_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
+    mmpetl fetch vit-base-in21k vtab
+    python tools/train.py configs/peers/fact-tt_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti
+    mmpetl sweep configs/peers/fact-tt_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
 Trainable without the head, mean over the tasks: 39,734 (2 x 768 r + 144 r^2); 769 per class in the head.
-Ranks and scales per task are the released ones. The released training reports the best of ten tests; here the last
-epoch counts.
+Ranks and scales per task are the released ones.
+The released training reports the best of ten tests; here the last epoch counts.
 Expected: unknown (no average of this form was found). Measured: unknown.
 """
 

@@ -1,10 +1,12 @@
 """Linear probe, ViT-B/16 supervised on ImageNet-21k, VTAB-1k.
 
-    python tools/train.py configs/peers/linear_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options
-    task.name=kitti mmpetl sweep configs/peers/linear_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
+    mmpetl fetch vit-base-in21k vtab
+    python tools/train.py configs/peers/linear_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti
+    mmpetl sweep configs/peers/linear_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
 Trainable: 769 per class in the head.
-Expected, published, Natural / Specialized / Structured: 68.93 / 77.16 / 26.84; mean of 19 52.94. Measured: unknown.
+Expected: unknown (VPT's table is of another recipe, see configs/e2vpt). Measured: unknown.
 """
 
 _base_ = [

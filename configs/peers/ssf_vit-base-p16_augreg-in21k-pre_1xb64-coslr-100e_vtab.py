@@ -1,14 +1,14 @@
 """SSF (arXiv 2210.08823), ViT-B/16 of AugReg on ImageNet-21k, VTAB-1k.
 
-    python tools/train.py configs/peers/ssf_vit-base-p16_augreg-in21k-pre_1xb64-coslr-100e_vtab.py --cfg-options
-    task.name=kitti mmpetl sweep configs/peers/ssf_vit-base-p16_augreg-in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
+    mmpetl fetch vit-base-augreg vtab
+    python tools/train.py configs/peers/ssf_vit-base-p16_augreg-in21k-pre_1xb64-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti
+    mmpetl sweep configs/peers/ssf_vit-base-p16_augreg-in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
-Other weights than the other methods' ViT-B/16, and inputs in -1..1, as published: do not compare across. Weights:
-https://storage.googleapis.com/vit_models/augreg/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz, into
-~/.cache/mmpetl/.
+Other weights than the other methods' ViT-B/16, and inputs in -1..1, as published: do not compare across.
 Trainable: 205,824 in the method, 769 per class in the head. Rates, decays and drop-paths per task are the released
-    ones; factors and
-shifts get no weight decay. The released training reports its best test; here the last epoch counts.
+ones; factors and shifts get no weight decay.
+The released training reports its best test; here the last epoch counts.
 Expected, published, Natural / Specialized / Structured: 81.57 / 86.55 / 58.96; mean of 19 73.10, mean of 3 groups
 75.69. Measured: unknown.
 """

@@ -1,12 +1,16 @@
 """SynQT, ViT-B/16 supervised on ImageNet-21k, VTAB-1k (arXiv 2407.06964).
 
-    python tools/train.py configs/synqt/synqt_vit-base-p16_in21k-pre_1xb64-coslr-50e_vtab.py --cfg-options
-    task.name=kitti mmpetl sweep configs/synqt/synqt_vit-base-p16_in21k-pre_1xb64-coslr-50e_vtab.py --suite vtab
+    mmpetl fetch vit-base-in21k vtab
+    python tools/train.py configs/synqt/synqt_vit-base-p16_in21k-pre_1xb64-coslr-50e_vtab.py \
+        --cfg-options task.name=kitti
+    mmpetl sweep configs/synqt/synqt_vit-base-p16_in21k-pre_1xb64-coslr-50e_vtab.py --suite vtab
 
-Trainable without the head: 2,742,637 / 2,632,045 / 2,604,397 with 16 / 4 / 1 queries (the published code counts 18,469
-more that can never receive a gradient); 769 per class in the head. Settings per task are the released ones.
+Trainable without the head: 2,742,637 / 2,632,045 / 2,604,397 with 16 / 4 / 1 queries (the published code counts
+18,469 more that can never receive a gradient); 769 per class in the head.
+Settings per task are the released ones.
 The released training keeps drop-path on in the frozen trunk and reports the best of five tests; here the trunk is in
-evaluation mode and the last epoch counts. Expected: unknown (the paper's tables are not at hand). Measured: unknown.
+evaluation mode and the last epoch counts.
+Expected: unknown (the paper's tables are not at hand). Measured: unknown.
 """
 
 _base_ = [

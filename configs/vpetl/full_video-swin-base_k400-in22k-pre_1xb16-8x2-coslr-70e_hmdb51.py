@@ -1,10 +1,11 @@
 """Full fine-tuning on Video Swin-B, HMDB51, split 1 (V-PETL, arXiv 2210.00788, main table).
 
+    mmpetl fetch video-swin-base hmdb51
     python tools/prepare_hmdb51.py data/hmdb51
     python tools/train.py configs/vpetl/full_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py
 
 Trainable: 87,691,259 (87,638,984 + 52,275 in the head).
-Recipe: the command of the published README.
+Recipe: the command of the published README (half precision there: --amp).
 The head trains too (the published default leaves it random and frozen by mistake).
 Expected top-1 in %: published 68.07 (as quoted by the V-PETL benchmark), measured unknown.
 """

@@ -1,8 +1,9 @@
 """PATT on keys and values with AdaptFormer on Video Swin-B, HMDB51, split 1: V-PETL's recipe without its slips.
 
+    mmpetl fetch video-swin-base hmdb51
     python tools/prepare_hmdb51.py data/hmdb51
-    python tools/train.py
-    configs/vpetl/patt-kv-adaptformer-strong_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py
+    python tools/train.py \
+        configs/vpetl/patt-kv-adaptformer-strong_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py
 
 Trainable: 6,253,363 (6,201,088 + 52,275 in the head).
 Against the faithful recipe it trains with flips, starts from exactly the pretrained network (PATT's up-projection is

@@ -1,12 +1,14 @@
-"""PATT on keys and values with AdaptFormer on Video Swin-B, Something-Something V2: V-PETL's recipe without its slips.
+"""PATT on keys and values with AdaptFormer on Video Swin-B, Something-Something V2: V-PETL's recipe without its
+slips.
 
+    mmpetl fetch video-swin-base ssv2
     python tools/prepare_ssv2.py data/ssv2
-    python tools/train.py
-    configs/vpetl/patt-kv-adaptformer-strong_video-swin-base_k400-in22k-pre_1xb16-8x4-coslr-90e_ssv2.py
+    python tools/train.py \
+        configs/vpetl/patt-kv-adaptformer-strong_video-swin-base_k400-in22k-pre_1xb16-8x4-coslr-90e_ssv2.py
 
 Trainable: 6,379,438 (6,201,088 + 178,350 in the head).
-Against the faithful recipe it starts from exactly the pretrained network (PATT's up-projection is zero; the
-published start perturbs it), keeps drop-path out of the frozen trunk, and tests on 12 views that differ.
+Against the faithful recipe it starts from exactly the pretrained network (PATT's up-projection is zero; the published
+start perturbs it), keeps drop-path out of the frozen trunk, and tests on 12 views that differ.
 Expected top-1: published unknown, measured unknown.
 """
 

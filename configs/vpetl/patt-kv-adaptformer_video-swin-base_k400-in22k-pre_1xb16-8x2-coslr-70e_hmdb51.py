@@ -1,11 +1,13 @@
 """PATT on keys and values with AdaptFormer (BAPAT) on Video Swin-B, HMDB51, split 1 (V-PETL, arXiv 2210.00788, main
 table).
 
+    mmpetl fetch video-swin-base hmdb51
     python tools/prepare_hmdb51.py data/hmdb51
-    python tools/train.py configs/vpetl/patt-kv-adaptformer_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py
+    python tools/train.py \
+        configs/vpetl/patt-kv-adaptformer_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py
 
 Trainable: 6,253,363 (6,201,088 + 52,275 in the head).
-Recipe: the command of the published README.
+Recipe: the command of the published README (half precision there: --amp).
 Expected top-1 in %: published 71.93 (as quoted by the V-PETL benchmark), measured unknown.
 """
 

@@ -1,6 +1,7 @@
-"""PATT on keys and values with AdaptFormer (BAPAT) on Video Swin-B, Something-Something V2 (V-PETL, arXiv 2210.00788,
-main table).
+"""PATT on keys and values with AdaptFormer (BAPAT) on Video Swin-B, Something-Something V2 (V-PETL, arXiv
+2210.00788, main table).
 
+    mmpetl fetch video-swin-base ssv2
     python tools/prepare_ssv2.py data/ssv2
     python tools/train.py configs/vpetl/patt-kv-adaptformer_video-swin-base_k400-in22k-pre_1xb16-8x4-coslr-90e_ssv2.py
 

@@ -1,10 +1,11 @@
 """PATT on queries, keys and values on Video Swin-B, HMDB51, split 1 (V-PETL, arXiv 2210.00788, main table).
 
+    mmpetl fetch video-swin-base hmdb51
     python tools/prepare_hmdb51.py data/hmdb51
     python tools/train.py configs/vpetl/patt-qkv_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py
 
 Trainable: 6,251,827 (6,199,552 + 52,275 in the head).
-Recipe: the command of the published README.
+Recipe: the command of the published README (half precision there: --amp).
 Expected top-1: published unknown, measured unknown.
 """
 

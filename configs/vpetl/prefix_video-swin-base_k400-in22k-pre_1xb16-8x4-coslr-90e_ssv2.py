@@ -1,5 +1,6 @@
 """Prefix tuning on Video Swin-B, Something-Something V2 (V-PETL, arXiv 2210.00788, main table).
 
+    mmpetl fetch video-swin-base ssv2
     python tools/prepare_ssv2.py data/ssv2
     python tools/train.py configs/vpetl/prefix_video-swin-base_k400-in22k-pre_1xb16-8x4-coslr-90e_ssv2.py
 

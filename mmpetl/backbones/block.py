@@ -25,9 +25,9 @@ def enter_prompts(tap: Tap, x: Tensor, extra_tokens: int) -> Tuple[Tensor, Optio
         extra_tokens: Tokens that stay in front of the prompts (class token).
 
     Returns:
-        The stream, and the prompts (1, P, C) when they act as keys and values only, else None.
+        The stream, and the prompts (1 or B, P, C) when they act as keys and values only, else None.
     """
-    prompts = tap.prompts()
+    prompts = tap.prompts(len(x))
     if prompts is None:
         return x, None
     prompts = prompts.to(x.dtype)

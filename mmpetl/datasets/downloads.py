@@ -17,7 +17,8 @@ _BLOB = 'https://cvinthewildeus.blob.core.windows.net/datasets'
 _TOOLKIT = 'https://github.com/Computer-Vision-in-the-Wild/Elevater_Toolkit_IC'
 _KNOWLEDGE = 'https://raw.githubusercontent.com/eric-ai-lab/PEViT/main/vision_benchmark'
 _SPLITS = 'https://drive.google.com/drive/folders/1mnvxTkYxmOr2W9QjcgS64UBpoJ4UmKaM'
-_VTAB_ZIP = 'https://drive.usercontent.google.com/download?export=download&confirm=t&id=1yZKwiKdsBzTfBgnStRveYMokc7GMMd5p'
+_VTAB_ZIP = ('https://drive.usercontent.google.com/download?export=download&confirm=t&id='
+             '1yZKwiKdsBzTfBgnStRveYMokc7GMMd5p')
 _K400 = 'https://s3.amazonaws.com/kinetics/400'
 
 
@@ -139,8 +140,8 @@ def _videos() -> Iterator[Data]:
                ('UCF-101/*/*.avi', 'ucfTrainTestlist/trainlist01.txt', 'split1/train.csv'))
     yield Data('ssv2', 'Something-Something V2', 'data/ssv2', (), 'https://www.qualcomm.com/developer/software/'
                'something-something-v-2-dataset',
-               ('register at the page (a form), download the parts of the archive and the labels, and unpack both below '
-                '{root}', 'python tools/prepare_ssv2.py {root}'),
+               ('register at the page (a form), download the parts of the archive and the labels, and unpack both '
+                'below {root}', 'python tools/prepare_ssv2.py {root}'),
                ('20bn-something-something-v2/*.webm', 'train.csv'))
     yield Data('k400', 'Kinetics-400', 'data/k400',
                (File(f'{_K400}/train/k400_train_path.txt', 'k400_train_path.txt'),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..registry import METHODS
 from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, per_layer, positive
-from .vpt import prompt_bound
+from .vpt import check_per_sample, prompt_bound
 
 LAYOUTS = ('interleaved', 'contiguous')
 KV_INITS = ('kaiming', 'xavier', 'trunc_normal')
@@ -50,8 +50,10 @@ class E2VPT(Method):
         deep: Give every adapted block its own prompts; otherwise only the first, and they stay in the stream.
         kv_init: 'kaiming' (bound sqrt(6 / (K * head_dim))), 'xavier' (sqrt(6 / (3 h w + 16)) for patches (h, w)) or
             'trunc_normal' (0.02).
-        drop_rate: Dropout on the prompts, one mask for the whole batch.
-        kv_drop_rate: The same on the key/value prompts.
+        drop_rate: Dropout on the prompts.
+        drop_per_sample: Draw a mask for every sample, as published on ViT; otherwise one for the whole batch, which is
+            cheaper and published on Swin.
+        kv_drop_rate: Dropout on the key/value prompts, one mask for the whole batch.
         pruned: Blocks whose prompts are pruned: 'all', 'first', or 'auto': the first alone where blocks differ in width
             (Swin), else all.
         variant: 'paper' removes pruned tokens. 'released' does as the published code does: masks are trained together
@@ -80,6 +82,7 @@ class E2VPT(Method):
                  deep: bool = True,
                  kv_init: str = 'kaiming',
                  drop_rate: float = 0.,
+                 drop_per_sample: bool = False,
                  kv_drop_rate: float = 0.,
                  pruned: str = 'auto',
                  variant: str = 'paper',
@@ -91,7 +94,10 @@ class E2VPT(Method):
                                                   'E2VPT'), positive(segments, 'segments', 'E2VPT')
         self.segment_layout, self.kv_init = _one_of(segment_layout, LAYOUTS,
                                                     'segment_layout'), _one_of(kv_init, KV_INITS, 'kv_init')
-        self.variant, self.drop_rate, self.kv_drop_rate = _one_of(variant, VARIANTS, 'variant'), drop_rate, kv_drop_rate
+        self.variant, self.kv_drop_rate = _one_of(variant, VARIANTS, 'variant'), kv_drop_rate
+        self.drop_rate, self.sample_drop_rate = (0., drop_rate) if drop_per_sample else (drop_rate, 0.)
+        if drop_per_sample:
+            check_per_sample(self.specs, 'E2VPT')
         self.pool_prompts, self.stack = pool_prompts, stack
         tokens = {
             str(i): torch.empty(num_tokens, self.specs[i].dim)

@@ -27,6 +27,17 @@ def prompt_bound(spec: BlockSpec, dims: int) -> float:
     return math.sqrt(6. / (3 * height * width + dims))
 
 
+def check_per_sample(specs: Sequence[BlockSpec], owner: str) -> None:
+    """Refuse prompts that differ by sample where the keys of a window are shared.
+
+    Raises:
+        ValueError: If the backbone attends in windows.
+    """
+    if specs[0].window is not None:
+        raise ValueError(f'{owner}: drop_per_sample needs global attention; on Swin the published mask is one for the '
+                         'batch: leave it out')
+
+
 @METHODS.register_module()
 class VPT(Method):
     """Visual prompt tuning.
@@ -36,7 +47,9 @@ class VPT(Method):
         num_tokens: Prompts P per block; per layer where wanted.
         deep: Give every adapted block its own prompts; otherwise only the first adapted block, and they stay in the
             stream.
-        drop_rate: Dropout on the prompts, one mask for the whole batch.
+        drop_rate: Dropout on the prompts.
+        drop_per_sample: Draw a mask for every sample, as published on ViT; otherwise one for the whole batch, which is
+            cheaper and published on Swin.
         project: Train prompts of this smaller width and project them with one Linear shared by all blocks; None: no
             projection.
         pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published
@@ -54,13 +67,17 @@ class VPT(Method):
                  num_tokens: PerLayer = 10,
                  deep: bool = True,
                  drop_rate: float = 0.,
+                 drop_per_sample: bool = False,
                  project: Optional[int] = None,
                  pool_prompts: Optional[bool] = None,
                  stack: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         self.layers = self.layers if deep else self.layers[:1]
-        self.drop_rate, self.pool_prompts, self.stack = drop_rate, pool_prompts, stack
+        self.pool_prompts, self.stack = pool_prompts, stack
+        self.drop_rate, self.sample_drop_rate = (0., drop_rate) if drop_per_sample else (drop_rate, 0.)
+        if drop_per_sample:
+            check_per_sample(self.specs, 'VPT')
         tokens = per_layer(num_tokens, self.layers, len(self.specs), 'VPT: num_tokens')
         if project is not None:
             positive(project, 'project', 'VPT')

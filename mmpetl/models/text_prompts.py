@@ -1,4 +1,4 @@
-"""Class names, prompt templates and knowledge texts from the files that ELEVATER's toolkit ships; read, never executed."""
+"""Class names, prompt templates and knowledge texts from files that ELEVATER's toolkit ships: read, not executed."""
 
 import ast
 import json
@@ -42,7 +42,7 @@ def read_prompts(path: str) -> Prompts:
         classes, templates = ({task: lists[name] for task, name in maps[key].items()}
                               for key in ('class_map', 'template_map'))
     except (SyntaxError, ValueError, KeyError) as error:
-        raise ValueError(f'{path} has not the form of ELEVATER\'s prompts.py ({error})') from None
+        raise ValueError(f"{path} has not the form of ELEVATER's prompts.py ({error})") from None
     return {task: ([c if isinstance(c, str) else c[0] for c in names], list(templates.get(task, ['a photo of a {}'])))
             for task, names in classes.items()}
 
@@ -57,7 +57,7 @@ def _load(folder: str, file: str) -> Dict[str, Dict[str, Any]]:
         raise ValueError(f'{path} has not the form of a knowledge file ({error})') from None
 
 
-def read_knowledge(folder: str, task: str, kinds: Sequence[str], gpt3_items: int = 5) -> Dict[str, List[str]]:
+def read_knowledge(folder: str, task: str, kinds: Sequence[str], gpt3_items: int = 1) -> Dict[str, List[str]]:
     """What the knowledge files say about each class of a data set.
 
     Of the three dictionary kinds the last one given counts, as in the toolkit, whose switches overwrite each other;
@@ -67,7 +67,7 @@ def read_knowledge(folder: str, task: str, kinds: Sequence[str], gpt3_items: int
         folder: Holds ``<task>_knowledge.tsv`` and ``GPT3_<task>.tsv``.
         task: Key of the data set.
         kinds: Some of 'wordnet' (definition), 'wordnet-path' (the nearest three hypernyms), 'wiktionary', 'gpt3'.
-        gpt3_items: Texts of GPT-3 per class.
+        gpt3_items: Texts of GPT-3 per class (the toolkit has 1 to 5).
 
     Raises:
         FileNotFoundError: If a file is missing; the message says how to get it.

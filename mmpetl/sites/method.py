@@ -32,6 +32,8 @@ class Method(BaseModule):
     pool_prompts: Optional[bool] = None
     #: Whether other prompt methods may add their tokens to this method's.
     stack = False
+    #: Rate of dropout on prompts with a mask of its own for every sample; the tap applies it, which knows the batch.
+    sample_drop_rate = 0.
     #: Whether elementwise results (norms, activations, the method's own) are computed again in the backward pass by
     #: default, because the method would otherwise keep more than full fine-tuning does.
     recomputes = False

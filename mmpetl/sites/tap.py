@@ -3,6 +3,7 @@
 from typing import Dict, Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .method import Method
@@ -161,13 +162,24 @@ class Tap:
         return (torch.cat([k.expand(*shape, -1, -1) for k, _ in found], -2),
                 torch.cat([v.expand(*shape, -1, -1) for _, v in found], -2))
 
-    def prompts(self) -> Optional[Tensor]:
-        """Prompt tokens (1, P, C) entering before this block, or None where the block keeps what arrives."""
-        found = [p for m in self._prompts for p in [m.on_prompts(self.index)] if p is not None]
+    def prompts(self, batch: int = 1) -> Optional[Tensor]:
+        """Prompt tokens (1 or B, P, C) entering before this block, or None where the block keeps what arrives.
+
+        Args:
+            batch: Samples B in the stream.
+        """
+        found = [_drop(m, p, batch) for m in self._prompts for p in [m.on_prompts(self.index)] if p is not None]
         if len(found) < 2:
             return found[0] if found else None
         batch = max(len(p) for p in found)  # a method may give each sample its own
         return torch.cat([p.expand(batch, -1, -1) for p in found], 1)
+
+
+def _drop(method: Method, prompts: Tensor, batch: int) -> Tensor:
+    """Prompts (1 or B, P, C), with a method's own mask per sample while training."""
+    if not (method.training and method.sample_drop_rate):
+        return prompts
+    return F.dropout(prompts.expand(batch, -1, -1), method.sample_drop_rate)
 
 
 def plan_prompts(taps: Sequence[Tap], pooled: bool, full: bool = False) -> None:

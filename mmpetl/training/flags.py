@@ -43,7 +43,7 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     """Add the arguments of ``tools/test.py`` and ``mmpetl test`` to a parser, and return it."""
     parser.add_argument('config', help='config file, or the name of a shipped one')
     parser.add_argument('checkpoint', nargs='?',
-                        help='checkpoint or adapter file; not needed where nothing trains, as in zero-shot classification')
+                        help='checkpoint or adapter file; not needed where nothing trains, as in zero-shot')
     _add_common(parser)
     parser.add_argument('--out', help='file for the predictions (.pkl) or metrics (.json, .yaml, .pkl), see --out-item')
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out receives; default pred')

@@ -57,7 +57,7 @@ def test_header_names_its_file_and_what_is_expected(path):
     cfg = load(path)
     classes = cfg.model.cls_head.num_classes
     assert classes == cfg.train_dataloader.dataset.num_classes == cfg.test_dataloader.dataset.num_classes
-    assert classes == dict(hmdb51=51, ucf101=101, ssv2=174)[path.stem.rsplit('_', 1)[1]]
+    assert classes == dict(hmdb51=51, ucf101=101, ssv2=174, k400=400)[path.stem.rsplit('_', 1)[1]]
     videos = int(re.search(r'xb(\d+)', path.stem)[1])
     epochs = int(re.search(r'-(\d+)e_', path.stem)[1])
     assert cfg.train_dataloader.batch_size == videos and cfg.train_cfg.max_epochs == epochs
@@ -83,7 +83,7 @@ def test_pipelines_can_be_built(path):
         assert flips <= ('ssv2' not in path.stem), 'a class of ssv2 tells left from right'
 
 
-VIEWS = dict(vpetl_hmdb51=4, vpetl_ssv2=4, vpetl_strong=12, apt_hmdb51=30, apt_ucf101=15, apt_ssv2=6)
+VIEWS = dict(vpetl_hmdb51=4, vpetl_ssv2=4, vpetl_strong=12, apt_hmdb51=30, apt_ucf101=15, apt_ssv2=6, apt_k400=15)
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=NAMES)

@@ -10,6 +10,7 @@ from mmpretrain.models import SwinTransformer, VisionTransformer
 
 from mmpetl.backbones.attach import attach
 from mmpetl.methods.vpt import VPT
+from mmpetl.registry import METHODS
 from mmpetl.sites import BlockSpec
 
 GOLDEN = Path(__file__).parents[2] / '../shared/golden'
@@ -273,3 +274,33 @@ def test_two_prompt_methods_need_stack():
         tiny_vit([dict(type='VPT'), dict(type='VPT', name='more')])
     model = tiny_vit([dict(type='VPT', num_tokens=2, stack=True), dict(type='E2VPT', num_tokens=3, stack=True)])
     assert [t.num_prompts for t in model.petl.taps] == [5, 5, 5]
+
+
+@pytest.mark.parametrize('petl', [
+    dict(type='VPT', num_tokens=4, drop_rate=0.5, drop_per_sample=True),
+    dict(type='VPT', num_tokens=4, deep=False, drop_rate=0.5, drop_per_sample=True),
+    dict(type='E2VPT', num_tokens=4, num_kv_tokens=2, segments=4, drop_rate=0.5, drop_per_sample=True),
+], ids=['deep', 'shallow', 'E2VPT'])
+def test_every_sample_has_its_own_mask_as_published(petl):
+    """Two copies of one picture differ while training, and are equal with one mask per batch and in evaluation."""
+    model, shared = tiny_vit([petl]), tiny_vit([{**petl, 'drop_per_sample': False}])
+    x = torch.randn(1, 3, 16, 16).expand(2, -1, -1, -1)
+    for twins, differ in ((model, True), (shared, False)):
+        twins.train()
+        for _ in range(2):
+            first, second = twins(x)[0]
+            assert torch.allclose(first, second, atol=1e-6) is not differ
+    model.eval(), shared.eval()
+    shared.load_state_dict(model.state_dict())
+    assert torch.equal(model(x)[0], shared(x)[0])
+    (tap, *_), (method, *_) = model.petl.taps, model.petl.values()
+    method.train()
+    ratios = torch.cat([tap.prompts(500) / method.on_prompts(0)]).flatten(1)
+    assert set(ratios.unique().tolist()) == {0., 2.} and abs(ratios.mean() - 1) < 0.02
+    assert len(ratios.unique(dim=0)) == 500
+
+
+def test_windows_share_one_mask():
+    for name in ('VPT', 'E2VPT'):
+        with pytest.raises(ValueError, match=f'{name}: drop_per_sample needs global attention'):
+            METHODS.get(name)(swin_b_specs(), num_tokens=4, drop_per_sample=True)

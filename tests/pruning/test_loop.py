@@ -191,9 +191,9 @@ def test_the_adapter_file_is_the_pruned_model(whole):
     assert header['metrics'] == state_of(folder)['results']['retrain']
 
 
-def test_the_pruning_recipe():
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs/e2vpt').glob('e2vpt-prune_*.py')), ids=lambda p: p.stem)
+def test_the_pruning_recipe(path):
     """The published recipe's config builds a loop of this class, with options that exist."""
-    (path, ) = (ROOT / 'configs' / 'e2vpt').glob('e2vpt-prune_*.py')
     cfg = Config.fromfile(path)
     options = dict(cfg.train_cfg)
     assert options.pop('type') == 'mmpetl.E2VPTLoop' and set(options) <= set(inspect.signature(E2VPTLoop).parameters)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import PARAM_SCHEDULERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmpetl.training.tasks import apply_task
 
@@ -61,14 +62,33 @@ def test_synqt():
 
 
 def test_base_rates_are_scaled_to_the_batch(tmp_path):
-    """VPT quotes rates for 256 images; a batch of 64 trains with a quarter of it."""
+    """VPT quotes rates for 256 images; a batch of 128, which it has below 100 prompts, trains with half of it."""
     cfg = apply_task(
-        Config.fromfile(str(ROOT / 'configs/e2vpt/vpt-deep_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py')))
-    assert cfg.auto_scale_lr.enable and cfg.auto_scale_lr.base_batch_size == 256 and cfg.train_dataloader.batch_size == 64
+        Config.fromfile(str(ROOT / 'configs/e2vpt/vpt-deep_vit-base-p16_in21k-pre_1xb128-coslr-100e_vtab.py')))
+    assert cfg.auto_scale_lr.enable and cfg.auto_scale_lr.base_batch_size == 256
+    assert cfg.train_dataloader.batch_size == 128
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
     from mmengine.optim import OptimWrapper
     wrapper = OptimWrapper(optimizer)
-    runner = type('R', (), dict(_train_dataloader=dict(batch_size=64), _randomness_cfg={}, world_size=1,
+    runner = type('R', (), dict(_train_dataloader=dict(batch_size=128), _randomness_cfg={}, world_size=1,
                                 logger=type('L', (), dict(info=print))(), param_schedulers=[], _train_loop=None))()
     Runner.scale_lr(runner, wrapper, dict(cfg.auto_scale_lr))
-    assert optimizer.param_groups[0]['lr'] == pytest.approx(cfg.optim_wrapper.optimizer.lr / 4)
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(cfg.optim_wrapper.optimizer.lr / 2)
+
+
+def test_a_cosine_follows_the_number_of_epochs():
+    """More epochs than the schedule's own by an option: its cosine ends with them, not before."""
+    for name in ('quickstart', 'video_demo', 'small_suite', 'small_suite_cached'):
+        cosine = Config.fromfile(str(ROOT / f'configs/_base_/schedules/{name}.py')).param_scheduler[1]
+        assert cosine.type == 'CosineAnnealingLR' and 'end' not in cosine and 'T_max' not in cosine
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.)
+    runner = type('R', (), dict(max_epochs=6, train_dataloader=range(10), logger=MMLogger('schedules'),
+                                _train_loop=object.__new__(EpochBasedTrainLoop)))()
+    scheduler = Runner._build_param_scheduler(
+        runner, dict(type='CosineAnnealingLR', begin=0.3, convert_to_iter_based=True), optimizer)[0]
+    found = []
+    for _ in range(60):
+        found.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        scheduler.step()
+    assert 0.3 < found[36] < 0.5 and found[59] < 0.01

@@ -1,8 +1,6 @@
 """Swin-B (86,743,224 parameters), supervised on ImageNet-22k; mean over the last feature map -> linear head.
 
-Weights: https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_base_patch4_window7_224_22k.pth (md5
-    begins bf9cc1),
-put into ~/.cache/mmpetl/.
+Weights: mmpetl fetch swin-base-in22k
 """
 
 model = dict(

@@ -1,10 +1,8 @@
-"""Video Swin-B (87,638,984 parameters), supervised on ImageNet-22k and Kinetics-400; averages of its last feature map
--> linear head.
+"""Video Swin-B (87,638,984 parameters), supervised on ImageNet-22k and Kinetics-400; averages of its last feature
+map -> linear head.
 
-Weights:
-    https://github.com/SwinTransformer/storage/releases/download/v1.0.4/swin_base_patch244_window877_kinetics400_22k.pth,
-put into ~/.cache/mmpetl/. As V-PETL has it, drop-path stays on in the frozen trunk (trunk='train'). Logits of the test
-views are averaged.
+Weights: mmpetl fetch video-swin-base
+As V-PETL has it, drop-path stays on in the frozen trunk (trunk='train'). Logits of the test views are averaged.
 """
 
 model = dict(

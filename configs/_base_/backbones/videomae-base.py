@@ -1,9 +1,9 @@
-"""VideoMAE ViT-B/16 on 16 frames, self-supervised on Kinetics-400 for 1600 epochs; mean over all tokens, norm -> linear
-head.
+"""VideoMAE ViT-B/16 on 16 frames, self-supervised on Kinetics-400 for 1600 epochs; mean over all tokens, norm ->
+linear head.
 
-Weights: the pre-training file of "VideoMAE, ViT-B, 1600 epochs" in the table for Kinetics-400 of
-https://github.com/MCG-NJU/VideoMAE/blob/main/MODEL_ZOO.md, put into ~/.cache/mmpetl/ under the name below. The
-fine-tuned files are not what APT starts from. The norm after the mean is new and trains with the head, as published.
+Weights: mmpetl fetch videomae-base-k400
+The fine-tuned files are not what APT starts from. The norm after the mean is new and trains with the head, as
+published.
 """
 
 model = dict(

@@ -1,7 +1,6 @@
 """ViT-B/16 (85,798,656 parameters), supervised on ImageNet-21k; class token after the last norm -> linear head.
 
-Weights: https://storage.googleapis.com/vit_models/imagenet21k/ViT-B_16.npz (md5 begins d9715d), put into
-    ~/.cache/mmpetl/.
+Weights: mmpetl fetch vit-base-in21k
 """
 
 model = dict(

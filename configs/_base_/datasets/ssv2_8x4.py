@@ -1,63 +1,17 @@
 """Something-Something V2 as V-PETL reads it: clips of 8 frames at stride 4, multi-scale crops, no flip; tested on 4
 clips.
 
-Data: python tools/prepare_ssv2.py data/ssv2
+Data: mmpetl fetch ssv2, then python tools/prepare_ssv2.py data/ssv2
 The stride is the default of the published code; no command for this data set is published. Crops and validation: see
 hmdb51_8x2.py.
 """
 
-data_root = 'data/ssv2/'
-train_pipeline = [
-    dict(type='mmpetl.VideoInit'),
-    dict(type='SampleFrames', clip_len=8, frame_interval=4, num_clips=1, out_of_bound_opt='repeat_last'),
-    dict(type='mmpetl.VideoDecode'),
-    dict(
-        type='MultiScaleCrop',
-        input_size=224,
-        scales=(1, .875, .75, .66),
-        random_crop=False,
-        num_fixed_crops=13,
-        max_wh_scale_gap=1),
-    dict(type='Resize', scale=(224, 224), keep_ratio=False),
-    dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs'),
-]
-val_pipeline = [
-    dict(type='mmpetl.VideoInit'),
-    dict(type='mmpetl.VideoMAESampleFrames', clip_len=8, frame_interval=4, num_clips=1, test_mode=True),
-    dict(type='mmpetl.VideoDecode'),
-    dict(type='mmpetl.ShortSideResize', size=224),
-    dict(type='mmpetl.ViewCrops', crop_size=224, num_crops=1),
-    dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs'),
-]
-test_pipeline = [
-    dict(type='mmpetl.VideoInit'),
-    dict(type='mmpetl.VideoMAESampleFrames', clip_len=8, frame_interval=4, num_clips=4, test_mode=True),
-    dict(type='mmpetl.VideoDecode'),
-    dict(type='mmpetl.ShortSideResize', size=224),
-    dict(type='mmpetl.ViewCrops', crop_size=224, num_crops=1),
-    dict(type='FormatShape', input_format='NCTHW'),
-    dict(type='PackActionInputs', meta_keys=('filename', )),
-]
-data = dict(type='mmpetl.VideoListDataset', data_root=data_root, num_classes=174, on_error='stop')
-train_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(ann_file='train.csv', pipeline=train_pipeline, **data))
-val_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(ann_file='val.csv', pipeline=val_pipeline, test_mode=True, **data))
-test_dataloader = dict(
-    batch_size=1,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(ann_file='test.csv', pipeline=test_pipeline, test_mode=True, **data))
-val_evaluator = dict(type='AccMetric')
-test_evaluator = val_evaluator
+_base_ = './hmdb51_8x2.py'
+data = dict(data_root='data/ssv2/', num_classes=174)
+stride = 4
+train_pipeline, val_pipeline, test_pipeline = ([
+    pipeline[0], dict(pipeline[1], frame_interval=stride), *pipeline[2:]
+] for pipeline in (_base_.train_pipeline, _base_.val_pipeline, _base_.test_pipeline))
+train_dataloader = dict(dataset=dict(ann_file='train.csv', pipeline=train_pipeline, **data))
+val_dataloader = dict(dataset=dict(ann_file='val.csv', pipeline=val_pipeline, **data))
+test_dataloader = dict(dataset=dict(ann_file='test.csv', pipeline=test_pipeline, **data))

@@ -1,28 +1,11 @@
-"""APT's recipe: AdamW, 0.05 for 256 videos, ten epochs warm-up from 0, then half a cosine to 1e-6 for 256 videos; no
-decay of 1-D tensors.
+"""APT's recipe with 50 epochs, as published for ViT-B on UCF101.
 
-50 epochs, as published for ViT-B on UCF101.
-The rate is scaled to the actual number of videos per step (the augmented copies do not count): 8 GPUs with 8 have
-0.0125, as published.
 """
 
+_base_ = './apt_adamw_100e.py'
 max_epochs = 50
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
-    optimizer=dict(type='AdamW', lr=0.05, betas=(0.9, 0.999), weight_decay=1e-5),
-    paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.))
+train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, begin=0, end=10, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=max_epochs - 10,
-        eta_min_ratio=2e-5,
-        begin=10,
-        end=max_epochs,
-        convert_to_iter_based=True),
+    _base_.param_scheduler[0],
+    dict(_base_.param_scheduler[1], T_max=max_epochs - 10, end=max_epochs),
 ]
-auto_scale_lr = dict(base_batch_size=256, enable=True)

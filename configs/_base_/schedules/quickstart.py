@@ -12,6 +12,6 @@ optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys={'head.': dict(lr_mult=3)}))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=0.1 * max_epochs, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', begin=0.1 * max_epochs, end=max_epochs, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=0.1 * max_epochs, convert_to_iter_based=True),  # to the last epoch
 ]
 auto_scale_lr = dict(base_batch_size=32)

@@ -6,7 +6,7 @@ max_epochs = 20
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, end=0.1 * max_epochs, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', begin=0.1 * max_epochs, end=max_epochs, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=0.1 * max_epochs, convert_to_iter_based=True),
 ]
 sweep = dict(
     grid={

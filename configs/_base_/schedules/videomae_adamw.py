@@ -21,3 +21,12 @@ param_scheduler = [
         convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(base_batch_size=256, enable=True)
+# Augmentation and blending of the published scripts; a recipe puts them into its data set's pipeline.
+strong_augment = dict(type='mmpetl.ClipRandAugment', num_ops=4, magnitude=7, magnitude_std=0.5)
+erase = dict(
+    type='RandomErasing',
+    erase_prob=0.25,
+    mode='rand',
+    fill_color=(123.675, 116.28, 103.53),
+    fill_std=(58.395, 57.12, 57.375))
+blends = [dict(type='MixupBlending', alpha=0.8), dict(type='CutmixBlending', alpha=1.)]

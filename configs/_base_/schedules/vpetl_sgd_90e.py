@@ -1,26 +1,11 @@
-"""V-PETL's recipe: SGD with momentum 0.9 and no weight decay, 0.1 for 256 videos, ten epochs warm-up from 0, then half
-a cosine to 0.
+"""V-PETL's recipe with its default of 90 epochs, for Something-Something V2.
 
-Its default of 90 epochs, for Something-Something V2.
-The rate is scaled to the actual number of videos per step: one GPU with 16 has 0.00625, as published.
 """
 
+_base_ = './vpetl_sgd_70e.py'
 max_epochs = 90
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
-    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.))
+train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, begin=0, end=10, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=max_epochs - 10,
-        eta_min=0.,
-        begin=10,
-        end=max_epochs,
-        convert_to_iter_based=True),
+    _base_.param_scheduler[0],
+    dict(_base_.param_scheduler[1], T_max=max_epochs - 10, end=max_epochs),
 ]
-auto_scale_lr = dict(base_batch_size=256, enable=True)

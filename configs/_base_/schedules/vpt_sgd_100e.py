@@ -26,3 +26,11 @@ sweep = dict(
         'optim_wrapper.optimizer.weight_decay': [.01, .001, .0001, 0.],
     },
     seeds=[42, 44, 82, 100, 800])
+# How VPT starts its head: Kaiming-normal over the outputs, bias -ln 99.
+head_init = dict(
+    type='Kaiming',
+    layer='Linear',
+    mode='fan_out',
+    nonlinearity='relu',
+    distribution='normal',
+    bias=-4.59511985013459)

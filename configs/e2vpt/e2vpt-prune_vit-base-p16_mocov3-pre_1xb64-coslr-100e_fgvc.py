@@ -1,0 +1,20 @@
+"""E2VPT with pruning, ViT-B/16, MoCo v3, FGVC (arXiv 2307.13770).
+
+    mmpetl fetch vit-base-mocov3 fgvc/CUB
+    python tools/train.py configs/e2vpt/e2vpt-prune_vit-base-p16_mocov3-pre_1xb64-coslr-100e_fgvc.py \
+        --cfg-options task.name=CUB
+    python tools/train.py configs/e2vpt/e2vpt-prune_vit-base-p16_mocov3-pre_1xb64-coslr-100e_fgvc.py \
+        --cfg-options task.name=CUB task.phase=final train_cfg.phases="['rewind','retrain']"
+
+The first run trains on the training images, scores the prompts, tries ratios of tokens and then of segments on the
+validation images (each ratio 20 epochs, stopping early), rewinds and retrains; it goes on after a kill with --resume.
+The published final runs train on the same images with what was chosen and are tested once: the second run, in the
+same work dir.
+Trainable with P prompts of which t are pruned and K key/value prompts: 9,216 (P - t + K) in the method, 769 per class
+in the head.
+Expected: unknown. Measured: unknown.
+"""
+
+_base_ = './e2vpt_vit-base-p16_mocov3-pre_1xb64-coslr-100e_fgvc.py'
+task = dict(phase='search')
+train_cfg = dict(_delete_=True, type='mmpetl.E2VPTLoop', max_epochs=100, val_interval=100, search_epochs=20, patience=2)

@@ -1,0 +1,17 @@
+"""Linear probe by VPT's recipe, ViT-B/16, MoCo v3, VTAB-1k (arXiv 2203.12119).
+
+    mmpetl fetch vit-base-mocov3 vtab
+    python tools/train.py configs/e2vpt/linear_vit-base-p16_mocov3-pre_1xb1024-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti
+    mmpetl sweep configs/e2vpt/linear_vit-base-p16_mocov3-pre_1xb1024-coslr-100e_vtab.py --suite vtab
+
+Trainable: 769 per class in the head.
+Expected, published, Natural / Specialized / Structured: 67.46 / 81.08 / 30.33. Measured: unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_mocov3.py', '../_base_/datasets/vtab_vpt.py',
+    '../_base_/schedules/vpt_sgd_100e.py'
+]
+model = dict(head=dict(init_cfg=_base_.head_init))
+train_dataloader = dict(batch_size=1024)
