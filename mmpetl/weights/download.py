@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional, Sequence, Tuple
 BLOCK = 1 << 20
 
 
-class DownloadError(RuntimeError):
+class DownloadError(OSError):
     """A file cannot be had; the message says which, from where, and where to put it by hand."""
 
 

@@ -98,7 +98,16 @@ BASES: Dict[str, Base] = {base.name: base for base in _ALL}
 FILES: Dict[str, Base] = {base.file: base for base in _ALL}
 
 
+#: Files that the project makes out of packages -> the command.
+_MADE = {
+    'dinov2_vits14.safetensors': 'mmpetl fetch dinov2-vits14',
+    'videomae_dinov2s.safetensors': 'python tools/prepare_motion_clips.py',
+    'videomae_dinov2s_untimed.safetensors': 'python tools/prepare_motion_clips.py',
+}
+
+
 def how_to_get(path: str) -> str:
-    """``: 'mmpetl fetch NAME' gets it`` for the official file of that name; empty for any other."""
-    base = FILES.get(path.replace('\\', '/').rsplit('/', 1)[-1])
-    return f": 'mmpetl fetch {base.name}' gets it" if base else ''
+    """``: 'mmpetl fetch NAME' gets it`` for a file that the recipes read; empty for any other."""
+    name = path.replace('\\', '/').rsplit('/', 1)[-1]
+    command = f'mmpetl fetch {FILES[name].name}' if name in FILES else _MADE.get(name)
+    return f": '{command}' gets it" if command else ''
