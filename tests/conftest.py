@@ -21,3 +21,21 @@ def clean_scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture
+def trials_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trials of a sweep run in the test's own process, which can then reach into them and starts none."""
+    from mmpetl.sweeps import workers
+    from mmpetl.sweeps.trial import run_trial
+
+    class Here:
+        """As :class:`mmpetl.sweeps.workers.Worker`, without a process."""
+
+        def __init__(self, gpu: object = None) -> None:
+            self.run = run_trial
+
+        def close(self) -> None:
+            """Nothing to end."""
+
+    monkeypatch.setattr(workers, 'Worker', Here)

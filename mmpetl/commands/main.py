@@ -58,7 +58,9 @@ COMMANDS: Dict[str, Command] = {
         'mmpetl plan quickstart/lora quickstart/linear',
         f'mmpetl plan {_LORA} --set model.backbone.petl.0.rank=16')),
     'search': Command('search', 'find rate, size and method on the validation part', (
-        'mmpetl search quickstart/lora', )),
+        'mmpetl search quickstart/lora --on-test',
+        "mmpetl search my_config.py --samples 32 --space 'lr=loguniform(1e-4, 1e-1)' "
+        "'model.backbone.petl.0.rank=choice([4, 8, 16])'")),
     'convert': Command('convert', 'published weights to OpenMMLab key names', (
         'mmpetl convert ViT-B_16.npz vit-b16.safetensors', )),
     'inspect': Command('inspect', 'what a checkpoint or adapter file holds', (

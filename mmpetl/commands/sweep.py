@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if args.retry_failed:
         print(f'{forget_failures(plan, work_dir)} failed runs will be tried again')
     from ..sweeps.workers import work
-    work(plan, work_dir, jobs=args.jobs, in_process=args.in_process, ray=args.ray, gpus=args.gpus_per_trial)
+    work(plan, work_dir, jobs=args.jobs)
     return _close(plan, work_dir)
 
 
@@ -173,12 +173,6 @@ def add_parser(subparsers: Any) -> None:
         '--keep-checkpoints', action='store_true', help='do not delete the checkpoints of finished runs')
     parser.add_argument('--retry-failed', action='store_true', help='run failed trials again')
     parser.add_argument('--jobs', type=int, help='runs at a time on this machine; default one per GPU, else 1')
-    parser.add_argument(
-        '--in-process', action='store_true', help='one process for all runs: less overhead, no protection from crashes')
-    parser.add_argument(
-        '--ray', nargs='?', const='local', metavar='ADDRESS', help='run on Ray Tune, on this machine or on a cluster')
-    parser.add_argument(
-        '--gpus-per-trial', type=float, default=1., help='Ray: GPUs of a run, may be a fraction (default 1)')
     parser.add_argument('--slurm', metavar='FILE', help='write a Slurm array script and stop')
     parser.add_argument('--slurm-jobs', type=int, default=8, help='size of the array (default 8)')
     parser.add_argument('--slurm-line', action='append', default=[], metavar='OPTION',

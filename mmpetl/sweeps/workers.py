@@ -1,4 +1,7 @@
-"""Running the trials of a sweep: one by one, several at a time on one machine, or on Ray Tune."""
+"""Running the trials of a sweep, each in a worker process that is reused.
+
+Several machines or the jobs of a Slurm array do the same on one folder: claims on disk say who runs what.
+"""
 
 import os
 import subprocess
@@ -7,13 +10,12 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Dict, List, Optional, Tuple
 
 from ..weights.io import write_json
 from .claims import Claim
 from .plan import Plan, Unit, startable, units
-from .ray_tune import work_on_ray
-from .trial import FAILED, Result, Trial, describe, read_result, run_trial, write_result
+from .trial import FAILED, Result, Trial, describe, read_result, write_result
 
 #: Seconds between looks at the folder while other workers hold everything that could run.
 PATIENCE = 5.
@@ -96,50 +98,25 @@ class Worker:
             self.process = None
 
 
-class InProcess:
-    """Runs trials in this very process."""
-
-    @staticmethod
-    def run(plan: Plan, trial: Trial, folder: str) -> Result:
-        """Run a trial; see :func:`mmpetl.sweeps.trial.run_trial`."""
-        return run_trial(plan, trial, folder)
-
-    def close(self) -> None:
-        """Nothing to end."""
-
-
 def _gpus() -> int:
     import torch
     return torch.cuda.device_count()
 
 
-def work(plan: Plan, work_dir: str, jobs: Optional[int] = None, in_process: bool = False, ray: Optional[str] = None,
-         gpus: float = 1.) -> None:
+def work(plan: Plan, work_dir: str, jobs: Optional[int] = None) -> None:
     """Run everything of a sweep that has no result. Returns when nothing is left, here or with other workers.
 
     Args:
         plan: The plan.
         work_dir: Folder of the sweep.
         jobs: Runs at a time; None: one per GPU, else one.
-        in_process: Run trials in this process, one at a time.
-        ray: None, 'local' or the address of a Ray cluster.
-        gpus: GPUs of a run on Ray.
-
-    Raises:
-        ValueError: If the options do not fit together, or Ray is asked for and not installed.
     """
     every = units(plan, work_dir)
     if not startable(every, set()):
         return
-    if ray is not None:
-        return work_on_ray(plan, work_dir, ray, gpus)
     count = _gpus()
     jobs = jobs or max(count, 1)
-    if in_process and jobs != 1:
-        raise ValueError('--in-process runs one trial at a time: leave --jobs away')
-    idle: List[Union[Worker, InProcess]] = [InProcess()] if in_process else [
-        Worker(n % count if count > 1 else None) for n in range(jobs)
-    ]
+    idle = [Worker(n % count if count > 1 else None) for n in range(jobs)]
     everyone = list(idle)
     running: Running = {}
     pool = ThreadPoolExecutor(jobs)
@@ -172,7 +149,7 @@ def work(plan: Plan, work_dir: str, jobs: Optional[int] = None, in_process: bool
             claim.release()
 
 
-def _collect(running: 'Running', idle: List[Union[Worker, InProcess]]) -> None:
+def _collect(running: 'Running', idle: List[Worker]) -> None:
     """Wait for the next run to end, report it and set its worker free."""
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         _, trial, claim, worker = running.pop(future)
@@ -181,4 +158,4 @@ def _collect(running: 'Running', idle: List[Union[Worker, InProcess]]) -> None:
         print(describe(trial, future.result()), flush=True)
 
 
-Running = Dict[Future, Tuple[Unit, Trial, Claim, Union[Worker, InProcess]]]
+Running = Dict[Future, Tuple[Unit, Trial, Claim, Worker]]

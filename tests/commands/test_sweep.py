@@ -24,6 +24,9 @@ import toy_sweep  # noqa: E402
 LR = 'optim_wrapper.optimizer.lr'
 
 
+pytestmark = pytest.mark.usefixtures('trials_here')
+
+
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp('data')
@@ -36,14 +39,14 @@ def sweep(config, data, folder, *more, suite='vtab', task='kitti'):
     return main([
         'sweep', config, '--suite', suite, '--tasks', task, '--root',
         str(data), '--work-dir',
-        str(folder), '--in-process', *more
+        str(folder), *more
     ])
 
 
 def outcome(folder):
     """Status and score of every trial, by its folder."""
     found = {}
-    for path in sorted(Path(folder).glob('[!r]*/**/result.json')):  # not in ray/, where Tune keeps its own
+    for path in sorted(Path(folder).glob('**/result.json')):
         result = json.loads(path.read_text())
         found[str(path.parent.relative_to(folder))] = (result['status'], result['score'])
     return found
@@ -192,27 +195,6 @@ def test_slurm_script_and_command_line_helpers(tmp_path, capsys, data):
         str(tmp_path / 'job.sh')
     ]) == 0
     assert 'sbatch' in capsys.readouterr().out and (tmp_path / 'job.sh').is_file()
-
-
-def test_ray_is_optional(tmp_path, data, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, 'ray', None)
-    config = toy_sweep.write_config(tmp_path / 'toy.py')
-    where = ['--root', str(data), '--work-dir', str(tmp_path / 's')]
-    assert main(['sweep', config, '--suite', 'vtab', '--tasks', 'kitti', *where, '--ray']) == 1
-    assert "pip install 'ray[tune]'" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_ray_tune_gives_the_same_scores(tmp_path, data):
-    pytest.importorskip('ray', reason='Ray is not installed')
-    config = toy_sweep.write_config(tmp_path / 'toy.py')
-    assert sweep(config, data, tmp_path / 'plain') == 0
-    assert main([
-        'sweep', config, '--suite', 'vtab', '--tasks', 'kitti', '--root',
-        str(data), '--work-dir',
-        str(tmp_path / 'ray'), '--ray'
-    ]) == 0
-    assert outcome(tmp_path / 'ray') == outcome(tmp_path / 'plain')
 
 
 @pytest.mark.slow

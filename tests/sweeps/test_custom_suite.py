@@ -17,6 +17,7 @@ import suite_data  # noqa: E402
 import toy_sweep  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures('trials_here')
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_sweep_and_report_over_an_own_suite(mine, tmp_path, capsys):
     assert main(['data', 'check', str(mine)]) == 0
     assert '2 of 2 tasks are in order' in capsys.readouterr().out
     config = toy_sweep.write_config(tmp_path / 'toy.py', sweep='grid={}, seeds=[1]')
-    assert main(['sweep', config, '--suite', str(mine), '--work-dir', str(tmp_path / 's'), '--in-process']) == 0
+    assert main(['sweep', config, '--suite', str(mine), '--work-dir', str(tmp_path / 's')]) == 0
     capsys.readouterr()
     assert main(['report', str(tmp_path / 's'), '--out', str(tmp_path / 'out')]) == 0
     text = capsys.readouterr().out
@@ -106,7 +107,7 @@ def test_own_suite_in_elevaters_form_up_to_the_submission(tmp_path, capsys):
     path.write_text(json.dumps(dict(title='Few', form='elevater', root='data', tasks=dict(shapes=dict(num_classes=3)))))
     config = toy_sweep.write_config(tmp_path / 'toy.py', suite='elevater', sweep='grid={}, shot_seeds=[1]')
     folder = str(tmp_path / 's')
-    assert main(['sweep', config, '--suite', str(path), '--shots', '2', '--work-dir', folder, '--in-process']) == 0
+    assert main(['sweep', config, '--suite', str(path), '--shots', '2', '--work-dir', folder]) == 0
     capsys.readouterr()
     assert main(['submit', folder, '--name', 'mine']) == 0
     assert '1 data sets, seeds 1, 0 KiB' in capsys.readouterr().out
