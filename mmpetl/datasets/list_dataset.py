@@ -10,6 +10,7 @@ from mmpretrain.datasets import CustomDataset
 from ..registry import DATASETS
 from .folders import PICTURES, class_names, files_below, find_samples
 from .list_files import Row, read_names, read_rows
+from .lists import below
 from .loading import split_member
 
 
@@ -63,7 +64,8 @@ class ListDataset(CustomDataset):
         """``dict(img_path, gt_label)`` for each image; without ``gt_label`` where there are no labels."""
         rows = self._listed() if self.ann_file else self._in_folders()
         label = [dict(gt_label=row.label) if self.with_label else {} for row in rows]
-        return [dict(img_path=osp.join(self.img_prefix, row.name), **extra) for row, extra in zip(rows, label)]
+        return [dict(img_path=below(self.img_prefix, row.name, self.ann_file or self.img_prefix), **extra)
+                for row, extra in zip(rows, label)]
 
     def _listed(self) -> List[Row]:
         if not osp.isfile(self.ann_file):

@@ -8,6 +8,7 @@ import re
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..sites import nearest
+from ..weights.reading import MAX_LIST, read_bytes
 
 #: Column names of a header, in small letters, that mean the file and the label.
 PATH_COLUMNS = ('path', 'image', 'images', 'img', 'img_path', 'image_path', 'filename', 'file', 'file_name', 'filepath',
@@ -41,8 +42,7 @@ def read_lines(path: str) -> List[str]:
     Raises:
         ValueError: If it is not text in UTF-8 or UTF-16; the message gives file and line.
     """
-    with open(path, 'rb') as file:
-        data = file.read()
+    data = read_bytes(path, MAX_LIST)
     mark, encoding = next(((m, e) for m, e in _MARKS if data.startswith(m)), (b'', 'utf-8'))
     if not mark and b'\0' in data[:200]:  # UTF-16 without its mark: the high bytes of plain letters are 0
         encoding = 'utf-16-le' if data[1:2] == b'\0' else 'utf-16-be'

@@ -1,10 +1,11 @@
 """Readers of the published list formats. Every reader returns ``[(image name, labels)]`` and says what is wrong with a
 bad file."""
 
-import json
 import os
 from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
+from ..names import path_below
+from ..weights.reading import MAX_LIST, read_json
 from .list_files import read_lines
 
 Entries = List[Tuple[str, List[int]]]
@@ -27,10 +28,9 @@ def _label(text: Any, where: str) -> int:
 
 def _load_json(path: str) -> Any:
     try:
-        with open(path, encoding='utf-8-sig') as file:
-            return json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path} is not valid JSON ({error}): fetch the list again') from None
+        return read_json(path, MAX_LIST)
+    except ValueError as error:
+        raise ValueError(f'{error}: fetch the list again') from None
 
 
 def read_text(path: str, need_label: bool = True) -> Entries:
@@ -137,6 +137,27 @@ def contiguous_ids(mappings: Iterable[Dict[str, Any]]) -> Dict[Any, int]:
     except ValueError:
         ordered = sorted(found, key=str)
     return {label: rank for rank, label in enumerate(ordered)}
+
+
+def below(root: str, name: str, path: str, whole: bool = False) -> str:
+    """Path of an entry of a list below the folder of its images.
+
+    Args:
+        root: The folder; '' where the entries are paths of their own.
+        name: The entry.
+        path: The list, for messages.
+        whole: Absolute entries are taken as they are; what they name is only ever read.
+
+    Raises:
+        ValueError: If it leads out of the folder.
+    """
+    try:
+        if not root or whole and os.path.isabs(name):
+            path_below(name.lstrip('/'), f'{path}:')
+            return name
+        return os.path.join(root, path_below(name, f'{path}:'))
+    except ValueError as error:
+        raise ValueError(f'{error}; or leave data_root and data_prefix empty and list whole paths') from None
 
 
 def check_labels(entries: Entries, num_classes: int, path: str, multi_label: bool = False) -> None:

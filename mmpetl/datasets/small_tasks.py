@@ -24,6 +24,8 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tu
 import cv2
 import numpy as np
 
+from ..weights.guards import check_zip
+from ..weights.reading import read_arrays
 from . import fetch
 from .arrays import quickdraw_classes, sklearn_digits
 from .label_rules import dsprites_location
@@ -131,6 +133,7 @@ def stored_rows(path: Path, name: str, rows: Sequence[int]) -> Iterator[np.ndarr
     Raises:
         ValueError: If the array is missing, not of plain numbers in C order, or shorter than a row asked for.
     """
+    check_zip(str(path), Path(path).stat().st_size)
     with zipfile.ZipFile(path) as bundle:
         if f'{name}.npy' not in bundle.namelist():
             raise ValueError(f'{path} has no array {name!r}')
@@ -160,8 +163,7 @@ def dsprites_loc(say: Say = print) -> SmallTask:
     """dSprites: 1,600 of the 737,280 images at random (seed 0), in 16 classes of horizontal position."""
     name = fetch.get_source('dsprites').members.split('/')[-1]
     path = fetch.extract('dsprites', say) / name
-    with np.load(path, allow_pickle=False) as data:
-        positions = data['latents_classes'][:, 4]
+    positions = read_arrays(path, ['latents_classes'])['latents_classes'][:, 4]
     chosen = np.random.RandomState(0).permutation(len(positions))[:1600].tolist()
     images = dict(zip(sorted(chosen), stored_rows(path, 'imgs', sorted(chosen))))
     pictures = [

@@ -8,7 +8,7 @@ from mmpretrain.datasets.base_dataset import BaseDataset
 
 from ..sites import nearest
 from .list_files import read_lines
-from .lists import Entries, check_labels, first_existing
+from .lists import Entries, below, check_labels, first_existing
 from .tables import Suite, Task, get_suite, get_task
 
 
@@ -96,6 +96,8 @@ class SuiteDataset(BaseDataset):
         """Called by MMEngine; one dict per image."""
         entries = self.read_split(self.split)
         check_labels(entries, self.task.num_classes, self._source(), self.task.multi_label)
+        for name, _ in entries:
+            below(self.img_prefix or '.', name, self._source())
         return [dict(img_path=self.locate(name), **self._target(labels)) for name, labels in entries]
 
     def get_cat_ids(self, idx: int) -> List[int]:

@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 from torch.utils.data import get_worker_info
 
 from ..sites import nearest, positive
+from .lists import below
 from .video_io import VideoError
 from .video_lists import read_video_list
 from .video_probe import LEVELS, Probe, check_videos
@@ -90,7 +91,7 @@ class VideoListDataset(VideoDataset):
     def load_data_list(self) -> List[Dict[str, Any]]:
         """One dict with ``filename`` and ``label`` per line of the list."""
         folder = self.data_prefix.get('video') or ''
-        return [dict(filename=os.path.join(folder, entry.path), label=entry.label)
+        return [dict(filename=below(folder, entry.path, self.ann_file, whole=True), label=entry.label)
                 for entry in read_video_list(self.ann_file, self.num_classes, self.delimiter)]
 
     def filter_data(self) -> List[Dict[str, Any]]:

@@ -6,6 +6,7 @@ import re
 from typing import BinaryIO, Iterable, List, NamedTuple, Optional, Tuple
 
 from ..weights.io import atomic_write
+from ..weights.reading import MAX_LIST, read_text
 
 DELIMITERS = {'auto': r'\s*[,\s]\s*', ' ': r'\s+', ',': r'\s*,\s*'}
 
@@ -39,19 +40,18 @@ def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str
             f'{path}: no such list; tools/prepare_hmdb51.py, prepare_ucf101.py and prepare_ssv2.py write them')
     pattern = re.compile(rf'(.*?\S){DELIMITERS[delimiter]}(-?\d+)')
     entries: List[Entry] = []
-    with open(path, encoding='utf-8-sig') as file:
-        for number, text in enumerate(file, 1):
-            text = text.strip()
-            if not text:
-                continue
-            found = pattern.fullmatch(text)
-            if not found:
-                raise ValueError(f"{path}, line {number}: no label in {text!r}; expected 'path label' or 'path,label'")
-            label = int(found[2])
-            if label < 0 or (num_classes is not None and label >= num_classes):
-                classes = 'a class id >= 0' if num_classes is None else f'one of the classes 0..{num_classes - 1}'
-                raise ValueError(f'{path}, line {number}: label {label} of {found[1]!r} is not {classes}')
-            entries.append(Entry(found[1], label, number))
+    for number, text in enumerate(read_text(path, MAX_LIST).split('\n'), 1):
+        text = text.strip()
+        if not text:
+            continue
+        found = pattern.fullmatch(text)
+        if not found:
+            raise ValueError(f"{path}, line {number}: no label in {text!r}; expected 'path label' or 'path,label'")
+        label = int(found[2])
+        if label < 0 or (num_classes is not None and label >= num_classes):
+            classes = 'a class id >= 0' if num_classes is None else f'one of the classes 0..{num_classes - 1}'
+            raise ValueError(f'{path}, line {number}: label {label} of {found[1]!r} is not {classes}')
+        entries.append(Entry(found[1], label, number))
     if not entries:
         raise ValueError(f'{path}: the list is empty')
     return entries

@@ -1,7 +1,6 @@
 """From the official archives of HMDB51, UCF101 and Something-Something V2 to the lists that the configs read."""
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from ..names import path_below
+from ..weights.reading import MAX_LIST, read_json, read_text
 from .tables.video import VIDEO_SETS, VideoSet
 from .video_lists import write_text, write_video_list
 
@@ -57,7 +58,7 @@ def hmdb51_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
         parts: Dict[str, List[Row]] = {'train': [], 'test': []}
         for label, name in enumerate(classes):
             path = lists / f'{name}_test_split{split}.txt'
-            for number, line in enumerate(path.read_text().splitlines(), 1):
+            for number, line in enumerate(read_text(path, MAX_LIST).splitlines(), 1):
                 if not line.strip():
                     continue
                 video, _, flag = line.strip().rpartition(' ')
@@ -76,7 +77,7 @@ def ucf101_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
     Raises:
         ValueError: If a line names an unknown class or another label than its class has.
     """
-    order = [line.split() for line in (lists / 'classInd.txt').read_text().splitlines() if line.strip()]
+    order = [line.split() for line in read_text(lists / 'classInd.txt').splitlines() if line.strip()]
     label_of = {name: int(number) - 1 for number, name in order}
     found: Lists = {}
     for split in (1, 2, 3):
@@ -84,7 +85,7 @@ def ucf101_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
         for part in ('train', 'test'):
             path = lists / f'{part}list0{split}.txt'
             rows = []
-            for number, line in enumerate(path.read_text().splitlines(), 1):
+            for number, line in enumerate(read_text(path, MAX_LIST).splitlines(), 1):
                 if not line.strip():
                     continue
                 video, *given = line.split()
@@ -112,7 +113,7 @@ def ssv2_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
         for name in names:
             for path in (lists / f'something-something-v2-{name}.json', lists / f'{name}.json'):
                 if path.is_file():
-                    return json.loads(path.read_text(encoding='utf-8'))
+                    return read_json(path, MAX_LIST)
         raise FileNotFoundError(f'{lists}: neither something-something-v2-{names[0]}.json nor {names[0]}.json is there')
 
     label_of = {name: int(number) for name, number in read('labels').items()}
@@ -277,7 +278,8 @@ def prepare(name: str, args: argparse.Namespace) -> int:
     videos = args.videos or find_folder(root, info.videos, 'videos', [f'*{s}' for s in VIDEO_SUFFIXES])
     annotations = args.lists or find_folder(root, info.lists, 'official lists', ['*.txt', '*.json'])
     lists, classes = READERS[name](videos, annotations)
-    names = sorted({row[0] for parts in lists.values() for rows in parts.values() for row in rows})
+    names = sorted({path_below(row[0], f'{annotations}: video')
+                    for parts in lists.values() for rows in parts.values() for row in rows})
     wrong = _problems(info, lists, classes, videos, names)
     for line in wrong:
         print(f'problem: {line}')

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..weights.io import atomic_write
+from ..weights.reading import read_arrays
 
 #: Folder of the features that the recipes read -> official weights that they are made from.
 CLIP_FOLDERS = {'openai-vit-b-32': 'clip-vit-base-p32', 'openai-vit-b-16': 'clip-vit-base-p16'}
@@ -92,11 +93,10 @@ def load_text_features(path: str, num_classes: Optional[int] = None, dim: Option
             f"'python tools/text_features.py {base or 'CLIP_WEIGHTS'} --suite elevater"
             f"{'' if base else ' --out ' + (os.path.dirname(path) or '.')}' makes it")
     try:
-        with np.load(path, allow_pickle=False) as data:
-            found = {key: data[key] for key in data.files}
+        found = read_arrays(path)
         weight = torch.from_numpy(found['weight']).float()
         names = tuple(str(n) for n in found['class_names'])
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} is not a text-feature file ({error}): it needs 'weight' (C, E) and 'class_names' (C,)") from None
     _check(path, weight, names)

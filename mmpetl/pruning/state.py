@@ -1,7 +1,6 @@
 """What a pruning run must remember to go on after a kill: a JSON file, snapshots of the trained values, and a picture
 of both."""
 
-import json
 import math
 import os
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..tuning import adapter_state, find_backbone
 from ..weights.io import atomic_write, load_file, write_json
+from ..weights.reading import read_json
 from .scores import PromptScores
 
 Snapshot = Dict[str, Tensor]
@@ -147,8 +147,7 @@ class PruningFiles:
         path = self.path('state.json')
         if is_main_process() and os.path.isfile(path):
             try:
-                with open(path, encoding='utf-8') as file:
-                    found = [json.load(file)]
+                found = [read_json(path)]
             except ValueError as error:
                 found = [str(error)]
         broadcast_object_list(found)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from ..datasets.tables import get_suite, get_task
+from ..names import plain_name
 from ..sites import nearest
 from ..training.config import load_config
 from ..training.tasks import prepare_suite
 from ..weights.io import atomic_write, write_json
+from ..weights.reading import read_json
 from .search import DECAY, LR, Params, Scores, Search, as_dict, build_search, diverges
 from .trial import SKIPPED, Result, Trial, read_result, write_result
 
@@ -118,14 +120,32 @@ def read_plan(work_dir: str) -> Plan:
     Raises:
         FileNotFoundError: If the folder holds no sweep.
     """
-    import json
     path = os.path.join(work_dir, PLAN_FILE)
     if not os.path.isfile(path):
         raise FileNotFoundError(f'{work_dir} holds no sweep ({PLAN_FILE} is missing)')
-    with open(path, encoding='utf-8') as file:
-        plan = json.load(file)
+    plan = _checked_plan(read_json(path), path)
     plan['config'] = os.path.abspath(os.path.join(work_dir, 'config.py'))
     return plan
+
+
+def _checked_plan(plan: Any, path: str) -> Plan:
+    """The contents of a plan file, if they are those of a plan; its tasks and folds become names of folders."""
+    kinds = dict(name=str, suite=str, tasks=list, seeds=list, cfg_options=dict, select=str, search=str, grid=dict)
+    whole = dict(shot_seeds=(list, type(None)), root=(str, type(None)))
+    if not isinstance(plan, dict):
+        raise ValueError(f'{path} is not the plan of a sweep')
+    for key, kind in {**kinds, **whole}.items():
+        if not isinstance(plan.get(key), kind):  # type: ignore[arg-type]
+            raise ValueError(f'{path} is not the plan of a sweep: {key!r} is a {type(plan.get(key)).__name__}')
+    known = get_suite(plan['suite']).tasks
+    for task in plan['tasks']:
+        if not isinstance(task, str) or task not in known:
+            raise ValueError(f'{path}: the suite has no task {task!r:.100}')
+        plain_name(task, f'{path}: task')
+    for key in ('seeds', 'shot_seeds'):
+        if not all(type(seed) is int for seed in plan[key] or ()):
+            raise ValueError(f'{path}: {key} are whole numbers, got {plan[key]!r:.100}')
+    return dict(plan)
 
 
 # -- what to run ------------------------------------------------------------------------------------------------------

@@ -5,9 +5,10 @@ import io
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, List, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, List, Optional, Sequence, TextIO, Tuple
 
 from ..datasets.tables import get_suite
+from ..names import csv_cell, latex_text, markdown_text, plain_name
 from ..weights.io import atomic_write
 from .plan import write_text
 from .report import Row, mean_label, memory_of, table, tasks_of
@@ -20,20 +21,22 @@ NOTE = (
 
 def markdown(rows: Sequence[Row]) -> str:
     """One suite's table in Markdown, with everything that failed below it."""
-    lines = [[text.replace('|', '\\|') for text in line] for line in table(rows)]
+    head, *body = table(rows)
+    lines = [[markdown_text(name) for name in head], *([markdown_text(label), *cells] for label, *cells in body)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     padded = [
         '| ' + ' | '.join(text.ljust(w) if i == 0 else text.rjust(w)
                           for i, (text, w) in enumerate(zip(line, widths))) + ' |' for line in lines
     ]
     rule = '| ' + ' | '.join('-' * w if i == 0 else '-' * (w - 1) + ':' for i, w in enumerate(widths)) + ' |'
-    failed = [f'- {row.name}, {error}' for row in rows for cell in row.cells.values() for error in cell.errors]
+    failed = [f'- {markdown_text(row.name)}, {markdown_text(error)}'
+              for row in rows for cell in row.cells.values() for error in cell.errors]
     return '\n'.join([padded[0], rule, *padded[1:], '', NOTE, *(['', 'Failed:', *failed] if failed else []), ''])
 
 
 def latex(rows: Sequence[Row]) -> str:
     """One suite's table in LaTeX (booktabs)."""
-    lines = [[_escape(text) for text in line] for line in table(rows, pm='$\\pm$')]
+    lines = [[latex_text(text).replace('±', '$\\pm$') for text in line] for line in table(rows)]
     body = [' & '.join(line) + r' \\' for line in lines]
     tasks = len(tasks_of(rows))
     return '\n'.join([
@@ -42,10 +45,14 @@ def latex(rows: Sequence[Row]) -> str:
     ])
 
 
-def _escape(text: str) -> str:
-    for char in '&%_#':
-        text = text.replace(char, '\\' + char)
-    return text
+class _SafeWriter:
+    """Writes lines of CSV in which no text is a formula."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._writer = csv.writer(file, lineterminator='\n')
+
+    def writerow(self, row: Sequence[Any]) -> None:
+        self._writer.writerow([csv_cell(value) for value in row])
 
 
 def csv_text(rows: Sequence[Row]) -> str:
@@ -53,7 +60,7 @@ def csv_text(rows: Sequence[Row]) -> str:
     suite = get_suite(rows[0].suite)
     short = Path(suite.name).stem  # of a suite of one's own, the file's name without its folder
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator='\n')
+    writer = _SafeWriter(file)
     writer.writerow([
         'suite', 'method', 'task', 'group', 'score', 'spread', 'runs', 'runs_wanted', 'best_epoch_selected_on_test',
         'trainable', 'head', 'peak_bytes', 'errors', 'chosen', 'seconds'
@@ -157,7 +164,7 @@ def write_all(rows: Sequence[Row], folder: str) -> List[str]:
         mine = [row for row in rows if row.suite == suite]
         for suffix, write in (('md', partial(write_text, markdown(mine))), ('csv', partial(write_text, csv_text(mine))),
                               ('tex', partial(write_text, latex(mine))), ('png', partial(plot, mine))):
-            path = os.path.join(folder, f'{Path(suite).stem}.{suffix}')
+            path = os.path.join(folder, f'{plain_name(Path(suite).stem, "suite")}.{suffix}')
             atomic_write(path, write)
             paths.append(path)
     return paths

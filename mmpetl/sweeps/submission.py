@@ -18,6 +18,7 @@ import numpy as np
 from ..datasets import Elevater
 from ..datasets.tables import ELEVATER, Suite, get_suite, get_task
 from ..weights.io import atomic_write
+from ..weights.reading import read_arrays
 from .plan import Plan, Unit, read_plan, units
 from .trial import OK
 
@@ -54,8 +55,9 @@ def entry_of(work_dir: str, task_units: Sequence[Unit], model_name: str, sizes: 
         if not os.path.isfile(path):
             raise ValueError(
                 f'{path} is missing: the run wrote no predictions; delete its result.json and run the sweep again')
-        with np.load(path, allow_pickle=False) as data:
-            scores = data['scores']
+        scores = read_arrays(path, ['scores']).get('scores', np.empty(0))
+        if scores.ndim != 2 or scores.dtype.kind not in 'fiu':
+            raise ValueError(f'{path} holds no table of scores; delete its result.json and run the sweep again')
         multi = get_task(plan['suite'], name).multi_label
         predictions.append((np.round(scores.astype(np.float64), 6) if multi else softmax_rows(scores)).tolist())
         seeds.append(int(unit.fold.get('shot_seed', 0)))

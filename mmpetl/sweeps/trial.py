@@ -22,9 +22,12 @@ from typing import Any, Dict, List, Mapping, Optional
 from ..clean_errors import one_line
 from ..datasets.tables import get_suite, get_task
 from ..evaluation import METRIC_KEYS
+from ..names import printable
 from ..training.run import build_runner
 from ..training.tasks import apply_task
+from ..weights.guards import parse_json
 from ..weights.io import write_json
+from ..weights.reading import MAX_LIST, read_json, read_text
 from .search import describe_params
 
 OK, FAILED, SKIPPED = 'ok', 'failed', 'skipped'
@@ -94,10 +97,24 @@ def read_result(folder: str) -> Optional[Result]:
     if not os.path.isfile(path):
         return None
     try:
-        with open(path, encoding='utf-8') as file:
-            return Result(**json.load(file))
+        found = Result(**read_json(path))
+        _check_kinds(found)
+        return found
     except (TypeError, ValueError) as error:
         raise ValueError(f'{path} is damaged ({error}): delete it, and the trial is run again') from None
+
+
+def _check_kinds(result: Result) -> None:
+    number, whole = (int, float, type(None)), (int, type(None))
+    kinds = dict(status=str, score=number, best_score=number, best_epoch=whole, epochs=list, params=whole,
+                 head_params=whole, seconds=(int, float), peak_bytes=whole, error=str)
+    for key, kind in kinds.items():
+        if not isinstance(getattr(result, key), kind):
+            raise TypeError(f'{key} is a {type(getattr(result, key)).__name__}')
+    if result.status not in (OK, FAILED, SKIPPED):
+        raise ValueError(f'status {result.status!r:.40}')
+    if result.status == OK and None in (result.score, result.best_score):
+        raise ValueError('a finished run without a score')
 
 
 def write_result(folder: str, result: Result) -> None:
@@ -178,14 +195,13 @@ def read_history(work_dir: str, key: str) -> Dict[int, float]:
     """Score of every evaluated epoch, from the log files that MMEngine wrote; later pieces of a resumed run win."""
     history: Dict[int, float] = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(work_dir), '*', 'vis_data', 'scalars.json'))):
-        with open(path, encoding='utf-8') as file:
-            for line in file:
-                try:
-                    row = json.loads(line)
-                except ValueError:  # the last line of a run that was killed while writing
-                    continue
-                if key in row:
-                    history[int(row['step'])] = float(row[key])
+        for line in read_text(path, MAX_LIST).splitlines():
+            try:
+                row = parse_json(line, finite=False)
+            except ValueError:  # the last line of a run that was killed while writing
+                continue
+            if isinstance(row, dict) and key in row:
+                history[int(row['step'])] = float(row[key])
     return history
 
 
@@ -290,8 +306,7 @@ def serve() -> None:
         with open(os.path.join(folder, 'log.txt'), 'ab') as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        with open(os.path.join(folder, 'trial.json'), encoding='utf-8') as file:
-            spec = json.load(file)
+        spec = read_json(os.path.join(folder, 'trial.json'))
         run_trial(spec['plan'], Trial(**spec['trial']), folder)
         sys.stdout.flush()
         print('done', file=answers, flush=True)
@@ -306,5 +321,5 @@ def describe(trial: Trial, result: Result) -> str:
     what = describe_params({**trial.fold, **trial.params}, ', ')
     head = f'{trial.task} {trial.phase} seed {trial.seed}' + (f' ({what})' if what else '')
     if result.status != OK:
-        return f'{head}: {result.status.upper()}: {result.error}'
+        return printable(f'{head}: {result.status.upper()}: {result.error}')
     return f'{head}: {result.score:.2f} after {result.seconds:.0f} s'

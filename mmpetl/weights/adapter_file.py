@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from ..names import plain_name
 from ..version import __version__
 from .atomic import atomic_write
 from .errors import WeightFileError
 from .fingerprint import fingerprint
-from .guards import is_escape, parse_json, read_safetensors_header
+from .guards import parse_json, read_safetensors_header
 from .kinds import file_kind, read_tensors
 
 METADATA_KEY = 'mmpetl'
@@ -27,6 +28,9 @@ DIGEST_KEY = 'mmpetl_sha256'
 STATE_KEY = 'mmpetl_adapter'
 #: Version of the layout. A reader refuses a higher one and upgrades a lower one.
 FORMAT = 1
+
+#: Most patterns of tuned parameters in a header.
+MAX_ITEMS = 100_000
 
 #: Header keys: (type, required).
 _FIELDS: dict[str, tuple[Any, bool]] = {
@@ -170,8 +174,10 @@ def check_header(path: str, header: Any, shapes: Mapping[str, tuple[int, ...]]) 
     unknown = sorted(set(header) - set(_FIELDS))
     if unknown:
         refuse(f'unknown key {unknown[0]!r}', f"put it under 'extra'; known: {', '.join(_FIELDS)}")
-    if is_escape(header['name']) or '/' in header['name']:
-        refuse(f'adapter name {header["name"][:60]!r} is not a plain name', 'use letters, digits, . - _')
+    try:
+        plain_name(header['name'], 'adapter name')
+    except ValueError as error:
+        refuse(str(error))
     _check_parts(header, shapes, refuse)
 
 
@@ -179,8 +185,14 @@ def _check_parts(header: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], 
     for method in header['methods']:
         if not isinstance(method, dict) or not isinstance(method.get('type'), str):
             refuse("every entry of 'methods' is a table with a 'type'")
-    if not all(isinstance(pattern, str) for pattern in header['tune']):
+    if len(header['tune']) > MAX_ITEMS or not all(
+            isinstance(pattern, str) and len(pattern) <= 1000 for pattern in header['tune']):
         refuse("'tune' is a list of patterns")
+    if not all(isinstance(name, (str, int)) for name in header.get('classes') or ()):
+        refuse("'classes' is a list of names")
+    for key in ('metrics', 'versions'):
+        if not all(isinstance(value, (str, int, float, type(None))) for value in header.get(key, {}).values()):
+            refuse(f"'{key}' is a table of plain values")
     if header['trunk'] not in ('eval', 'train'):
         refuse(f"'trunk' is {header['trunk']!r:.40}, not 'eval' or 'train'")
     for key in ('id', 'checkpoint', 'fingerprint'):

@@ -1,5 +1,7 @@
 """The one error of this package: a file that cannot be used, said in one line."""
 
+from ..names import printable
+
 
 class WeightFileError(ValueError):
     """A weight file that is damaged, foreign, hostile or of the wrong kind.
@@ -9,4 +11,4 @@ class WeightFileError(ValueError):
 
     def __init__(self, path: object, cause: str, mend: str = '') -> None:
         text = f'{path}: {cause}' + (f' ({mend})' if mend else '')
-        super().__init__(' '.join(text.split()))
+        super().__init__(printable(' '.join(text.split())))

@@ -6,18 +6,18 @@ file, so they are compared with the bytes that are really there before memory is
 
 import json
 import math
-import re
 import zipfile
 from typing import Any
 
+from ..names import is_escape
 from .errors import WeightFileError
 
 #: A compressed archive may grow at most by this factor; weights compress by 1.1 to 2, all-zero arrays by about 1000.
 MAX_RATIO = 100
 #: Below this size growth is harmless whatever its factor (bytes).
 SMALL = 64 << 20
-#: Longest safetensors header accepted, the limit of the safetensors library itself (bytes).
-MAX_HEADER = 100_000_000
+#: Longest safetensors header accepted (bytes): some 80,000 tensors. Parsed, it can take twenty times its size.
+MAX_HEADER = 8 << 20
 
 #: Bytes per element of each safetensors type that torch can hold.
 ITEM_SIZE = {
@@ -38,15 +38,6 @@ ITEM_SIZE = {
     'F8_E5M2': 1,
     'C64': 8,
 }
-
-_DRIVE = re.compile(r'^[A-Za-z]:')
-
-
-def is_escape(name: str) -> bool:
-    """Whether a name taken from a file would leave its folder if it were used as a path."""
-    parts = re.split(r'[\\/]', name)
-    return not name or '\0' in name or '..' in parts or name[0] in '/\\' or bool(_DRIVE.match(name))
-
 
 def check_zip(path: str, size: int) -> list[str]:
     """Check the table of contents of a zip archive.
@@ -93,17 +84,23 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, finite: bool = True) -> Any:
     """Parse JSON and refuse what the standard permits but no honest writer produces (twin keys, NaN, endless nesting).
+
+    Args:
+        text (str | bytes): The text.
+        finite (bool): Refuse NaN and infinity, which logs of training may hold.
 
     Raises:
         ValueError: One-line cause.
     """
-    def refuse(constant: str) -> None:
-        raise ValueError(f'{constant} is not allowed')
+    def constant(name: str) -> float:
+        if finite:
+            raise ValueError(f'{name} is not allowed')
+        return float(name)
 
     try:
-        return json.loads(text, object_pairs_hook=_no_twins, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=_no_twins, parse_constant=constant)
     except RecursionError:
         raise ValueError('nested too deeply') from None
     except UnicodeDecodeError as error:
@@ -125,9 +122,12 @@ def read_safetensors_header(path: str, size: int) -> tuple[dict[str, tuple[str, 
     """
     with open(path, 'rb') as file:
         length = int.from_bytes(file.read(8), 'little')
-        if length > min(MAX_HEADER, size - 8):
+        if length > size - 8:
             raise WeightFileError(path, f'truncated: header of {length} bytes announced in a file of {size}',
                                   'download or copy the file again')
+        if length > MAX_HEADER:
+            raise WeightFileError(path, f'absurd header of {length} bytes, at most {MAX_HEADER} are read',
+                                  'do not use this file')
         raw = file.read(length)
     try:
         header = parse_json(raw)

@@ -15,6 +15,7 @@ from .errors import WeightFileError
 from .fingerprint import fingerprint
 from .guards import read_safetensors_header
 from .kinds import file_kind, read_tensors
+from .reading import read_arrays
 from .safe_pickle import load_pickle
 from .torchscript import load_torchscript
 
@@ -99,33 +100,14 @@ def _load_safetensors(path: str, size: int, map_location: Any) -> dict[str, Any]
 def _load_npz(path: str) -> 'OrderedDict[str, torch.Tensor]':
     """Arrays of an ``.npz`` as tensors; object arrays (which would need pickle) are refused, text arrays are left
     out."""
-    tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            name = member.filename.removesuffix('.npy')
-            try:
-                with archive.open(member) as file:
-                    shape, _, dtype = _npy_header(file)
-                    if dtype.hasobject:
-                        raise ValueError('an object array, which only pickle could read')
-                    if int(np.prod(shape, dtype=object)) * dtype.itemsize > member.file_size:
-                        raise ValueError(f'shape {shape} does not fit its {member.file_size} bytes')
-                with archive.open(member) as file:
-                    array = np.lib.format.read_array(file, allow_pickle=False)
-            except Exception as error:  # zipfile, zlib and numpy raise their own types
-                raise WeightFileError(path, f'refused or damaged array {name!r}: {error}', 'nothing was run') from None
-            if array.dtype.kind in 'fiub':
-                tensors[name] = torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
-    return tensors
-
-
-def _npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
-    raise ValueError(f'.npy version {version}, which no plain array uses')
+    try:
+        arrays = read_arrays(path)
+    except WeightFileError:
+        raise
+    except ValueError as error:
+        raise WeightFileError(path, str(error).removeprefix(f'{path}: ')) from None
+    return OrderedDict((name, torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape))
+                       for name, array in arrays.items() if array.dtype.kind in 'fiub')
 
 
 def _placed(tensors: Mapping[str, torch.Tensor], map_location: Any) -> 'OrderedDict[str, torch.Tensor]':

@@ -9,6 +9,7 @@ import torch
 
 from .errors import WeightFileError
 from .guards import check_zip
+from .reading import open_regular
 from .sources import how_to_get
 
 _FOREIGN = {
@@ -34,7 +35,7 @@ def file_kind(path: str) -> str:
     """
     _check_exists(path)
     size = os.path.getsize(path)
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         head = file.read(32)
     if not head:
         raise WeightFileError(path, 'empty file', 'download or copy it again')

@@ -80,8 +80,8 @@ def test_tied_and_strided_tensors_can_be_saved(tmp_path):
                                            (dict(base=None), "'base' is a NoneType"),
                                            (dict(base=dict(fingerprint=5)), "'base.fingerprint' is neither"),
                                            (dict(base=dict(checkpoint='../../etc/x')), 'climbs out'),
-                                           (dict(name='../evil'), 'not a plain name'),
-                                           (dict(name=''), 'not a plain name'),
+                                           (dict(name='../evil'), 'cannot name a file'),
+                                           (dict(name=''), 'cannot name a file'),
                                            (dict(head=['head.other']), "head key 'head.other'"),
                                            (dict(counts=dict(total=-1)), "'counts' holds"),
                                            (dict(counts=dict(total=True)), "'counts' holds"),
@@ -112,7 +112,7 @@ def forge(path, tensors, text):
                           (lambda h: h.update(format=True), 'no format number'),
                           (lambda h: h.pop('methods'), "'methods' is missing"),
                           (lambda h: h['counts'].update(stored=13), 'the tensors hold 14'),
-                          (lambda h: h.update(name='a/b'), 'not a plain name')])
+                          (lambda h: h.update(name='a/b'), 'cannot name a file')])
 def test_forged_headers_are_refused(tmp_path, tensors, edit, cause):
     path = tmp_path / 'a.safetensors'
     adapter_file.save(path, tensors, HEADER)

@@ -14,29 +14,39 @@
 ``group``, ``metric``, ``folder``, ``images``, ``resize``, ``multi_label`` and ``classes_file`` of a task are optional.
 """
 
-import json
 import os
 from dataclasses import replace
 from typing import Any, Dict, Mapping
 
+from ...names import path_below, plain_name
 from ...sites import nearest
+from ...weights.reading import read_json
 from .spec import Split, Suite, Task
 
 METRICS = ('accuracy', 'mean_per_class', 'roc_auc', 'map11')
+#: More classes than any data set has.
+MAX_CLASSES = 10_000_000
 _TASK_KEYS = ('num_classes', 'group', 'metric', 'folder', 'images', 'resize', 'multi_label', 'classes_file')
 _KEYS = ('title', 'form', 'root', 'tasks')
 
 
 def _task(name: str, row: Any, path: str, pattern: Task) -> Task:
     where = f'{path}, task {name!r}'
+    plain_name(name, f'{path}: task')
     if not isinstance(row, dict):
         raise ValueError(f'{where}: expected an object with num_classes, got {row!r}')
     for key in row:
         if key not in _TASK_KEYS:
             raise ValueError(f'{where}: {key!r} is no option' + nearest(key, _TASK_KEYS))
+    for key in ('folder', 'images', 'classes_file'):
+        if row.get(key):
+            path_below(row[key], f'{where}: {key}')
+    for key, kind in (('group', str), ('resize', str), ('metric', str), ('multi_label', bool)):
+        if not isinstance(row.get(key, kind()), kind):
+            raise ValueError(f'{where}: {key} must be a {kind.__name__}, got {row[key]!r:.80}')
     classes = row.get('num_classes')
-    if not isinstance(classes, int) or classes < 2:
-        raise ValueError(f'{where}: num_classes must be a whole number >= 2, got {classes!r}')
+    if type(classes) is not int or not 2 <= classes <= MAX_CLASSES:
+        raise ValueError(f'{where}: num_classes must be a whole number >= 2, got {classes!r:.80}')
     if row.get('metric', 'accuracy') not in METRICS:
         raise ValueError(f'{where}: unknown metric {row["metric"]!r}' + nearest(row['metric'], METRICS))
     splits = {split: Split(spec.files) for split, spec in pattern.splits.items()}
@@ -56,16 +66,15 @@ def read_suite(path: str, suites: Mapping[str, Suite]) -> Suite:
         ValueError: Naming the file and the entry that is wrong.
     """
     path = os.path.abspath(os.path.expanduser(path))
-    try:
-        with open(path, encoding='utf-8') as file:
-            data = json.load(file)
-    except ValueError as error:
-        raise ValueError(f'{path} is not valid JSON ({error})') from None
+    data = read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get('tasks'), dict) or not data['tasks']:
         raise ValueError(f"{path}: a suite needs an object 'tasks' with at least one task")
     for key in data:
         if key not in _KEYS:
             raise ValueError(f'{path}: {key!r} is no option' + nearest(key, _KEYS))
+    for key in ('title', 'root', 'form'):
+        if not isinstance(data.get(key, ''), str):
+            raise ValueError(f'{path}: {key} must be text, got {data[key]!r:.80}')
     form = data.get('form', 'vtab')
     if form not in suites:
         raise ValueError(f'{path}: unknown form {form!r}' + nearest(form, suites))

@@ -1,0 +1,134 @@
+"""Reading files of data: regular files alone, of bounded size, as text, JSON or arrays; what is wrong is one line."""
+
+import hashlib
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Collection
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..names import printable
+from .guards import check_zip, parse_json
+
+#: Longest list or index that is read as a whole, and longest other text: plans, results, suites (bytes). A few bytes of
+#: JSON can ask for twenty times their memory.
+MAX_LIST, MAX_TEXT = 1 << 30, 8 << 20
+
+
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> BinaryIO:
+    """Open a file for reading, unless it is a device, a pipe or another thing that never ends.
+
+    Args:
+        path (str | PathLike): The file; links are followed.
+        limit (int | None): Largest size in bytes.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a regular file, or one beyond the limit.
+    """
+    # without O_NONBLOCK a pipe that nobody writes to would be waited for
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f'{printable(path)} is no regular file: give the file itself')
+        if limit is not None and found.st_size > limit:
+            raise ValueError(f'{printable(path)} has {found.st_size:,} bytes, more than the {limit:,} that are read')
+        return os.fdopen(handle, 'rb')
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
+    """The content of a regular file; see :func:`open_regular`."""
+    with open_regular(path, limit) as file:
+        return file.read()
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a regular file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_text(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> str:
+    """The content of a regular text file in UTF-8, a byte order mark left out.
+
+    Raises:
+        ValueError: As :func:`open_regular`, or if it is no UTF-8 text.
+    """
+    try:
+        text = read_bytes(path, limit).decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{printable(path)} is not UTF-8 text: {error.reason} at byte {error.start}') from None
+    if '\0' in text:
+        raise ValueError(f'{printable(path)} is no text file: it holds zero bytes')
+    return text
+
+
+def read_json(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> Any:
+    """The value in a JSON file; twin keys, NaN and endless nesting are refused.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: As :func:`read_text`, or if it is no JSON.
+    """
+    text = read_text(path, limit)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f'{printable(path)} is not valid JSON ({error})') from None
+
+
+def read_arrays(path: str | os.PathLike[str],
+                only: Collection[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an ``.npz`` file; none that would need pickle, none larger than its bytes.
+
+    Args:
+        path (str | PathLike): The file.
+        only (Collection[str] | None): Names of the arrays to read; None for all.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: If it is no ``.npz`` file, damaged, hostile, or holds objects.
+    """
+    path = os.fspath(path)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    check_zip(path, size)
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removesuffix('.npy')
+            if only is not None and name not in only:
+                continue
+            try:
+                with archive.open(member) as file:
+                    _check_header(file, member.file_size)
+                with archive.open(member) as file:
+                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+            except Exception as error:  # zipfile, zlib and numpy raise their own types
+                cause = f'refused or damaged array {name!r:.80}: {error}'
+                raise ValueError(f'{printable(path)}: {cause}; nothing was run') from None
+    return arrays
+
+
+def _check_header(file: Any, size: int) -> None:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f'.npy version {version}, which no plain array uses')
+    if dtype.hasobject:
+        raise ValueError('an object array, which only pickle could read')
+    if math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f'shape {shape} does not fit its {size} bytes')
