@@ -8,6 +8,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any, Callable, Optional, Sequence, Tuple
 
+from .atomic import locked
+
 BLOCK = 1 << 20
 
 
@@ -96,12 +98,19 @@ def download(urls: Sequence[str], target: Path, digest: Tuple[str, str] = ('', '
     Raises:
         DownloadError: If no address serves the right file.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # two processes must not append to one part; who waits here finds the file complete
+    with locked(target.with_name(f'.{target.name}.lock')):
+        return _download(urls, target, digest, size, check, timeout, say)
+
+
+def _download(urls: Sequence[str], target: Path, digest: Tuple[str, str], size: int,
+              check: Optional[Callable[[Path], None]], timeout: float, say: Callable[[str], None]) -> Path:
     if target.is_file():
         wrong = _wrong(target, digest, size, check)
         if not wrong:
             return target
         raise DownloadError(f'{target} is there but is not the official file ({wrong}): remove it and run again')
-    target.parent.mkdir(parents=True, exist_ok=True)
     part, reasons = target.with_name(target.name + '.part'), []
     for url in urls:
         say(f'{target.name} from {url}')
