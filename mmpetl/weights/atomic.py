@@ -219,12 +219,20 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     """Within the context no other process is within that of the same path; a lock ends with its process.
 
     Args:
-        path: A file that serves as the lock; it is made and stays.
+        path: A file that serves as the lock; it is there only as long as somebody holds it.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                break  # otherwise the holder before removed the file for which this process waited
+        except FileNotFoundError:
+            pass
+        os.close(handle)
+    try:
         yield
     finally:
+        os.unlink(path)
         os.close(handle)

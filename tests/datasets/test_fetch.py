@@ -89,8 +89,8 @@ def _serve(monkeypatch, content, name=None):
 
 
 def _kept(folder):
-    """Names in a folder without locks and notes of digests."""
-    return sorted(p.name for p in folder.iterdir() if not p.name.endswith('.lock') and p.name != fetch.NOTE)
+    """Names in a folder without the note of digests."""
+    return sorted(p.name for p in folder.iterdir() if p.name != fetch.NOTE)
 
 
 def test_table_is_complete():

@@ -147,6 +147,7 @@ def test_a_lock_ends_with_its_process(tmp_path):
     with locked(tmp_path / 'lock'):  # nobody holds it any more
         pass
     assert log.read_text().count(')') > 10
+    assert [p.name for p in tmp_path.iterdir()] == ['log'], 'no lock stays behind'
 
 
 def touch(path, age=0.):
