@@ -8,6 +8,7 @@ from torch import nn
 from .adapters.bank import AdapterBank
 from .adapters.files import load_adapter, save_adapter
 from .backbones.attach import attach as _attach
+from .backbones.family import trunk_in
 from .tuning import MergeReport, Summary, find_backbone, merge, summary
 
 __all__ = [
@@ -25,8 +26,8 @@ def attach(model: nn.Module,
     """Attach methods to a model, in place, and freeze its trunk.
 
     Args:
-        model: A supported backbone, or a classifier or recognizer that holds one as ``backbone``; what lies outside the
-            backbone trains.
+        model: A supported backbone (of mmpretrain, mmaction2, timm or transformers), or any module that holds one as
+            ``backbone`` or as its only one; what lies outside the backbone, and a timm model's ``head``, trains.
         petl: Method configs, for example ``[dict(type='LoRA', rank=8)]``.
         tune: Patterns of trunk parameters that also train.
         trunk: 'eval' or 'train', the mode of the frozen trunk while training.
@@ -39,7 +40,7 @@ def attach(model: nn.Module,
     Raises:
         ValueError: One line that names what does not fit.
     """
-    _attach(getattr(model, 'backbone', model), petl, tune, trunk, with_cp, memory)
+    _attach(trunk_in(model), petl, tune, trunk, with_cp, memory)
     return model
 
 

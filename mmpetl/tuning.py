@@ -22,17 +22,24 @@ POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'stream', 'side')
 
 
 def find_backbone(model: nn.Module) -> Tuple[nn.Module, str]:
-    """The attached backbone of a model and the prefix of its parameter names ('' or 'backbone.').
+    """The attached backbone of a model and the prefix of its parameter names ('' or, for example, 'backbone.').
 
     Raises:
         ValueError: If nothing is attached.
     """
     model = unwrap(model)
     for module, prefix in ((model, ''), (getattr(model, 'backbone', None), 'backbone.')):
-        if module is not None and hasattr(getattr(module, 'petl', None), 'taps'):
+        if _is_attached(module):
             return module, prefix
+    for name, module in model.named_modules():
+        if _is_attached(module):
+            return module, f'{name}.'
     raise ValueError(
         f'{type(model).__name__} has no attached backbone: build it as mmpetl.<Backbone> or call mmpetl.attach first')
+
+
+def _is_attached(module: Optional[nn.Module]) -> bool:
+    return hasattr(getattr(module, 'petl', None), 'taps')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -94,8 +101,9 @@ def summary(model: nn.Module) -> Summary:
     def trainable(parameters: Any) -> int:
         return sum(p.numel() for p in parameters if p.requires_grad)
 
-    trunk = [p for n, p in backbone.named_parameters() if not n.startswith('petl.')]
-    in_backbone = {id(p) for p in backbone.parameters()}
+    head = backbone.petl.family.head
+    trunk = [p for n, p in backbone.named_parameters() if n.split('.')[0] not in ('petl', *head)]
+    in_backbone = {id(p) for p in (*trunk, *backbone.petl.parameters())}
     return Summary(
         methods={name: trainable(method.parameters()) for name, method in backbone.petl.items()},
         tuned=trainable(trunk),
@@ -116,9 +124,10 @@ def adapter_keys(model: nn.Module) -> List[str]:
 
 
 def head_keys(model: nn.Module) -> List[str]:
-    """State-dict keys outside the backbone."""
-    _, prefix = find_backbone(model)
-    return [] if not prefix else [k for k in unwrap(model).state_dict() if not k.startswith(prefix)]
+    """State-dict keys outside the backbone, and those of a head that a timm model holds itself."""
+    backbone, prefix = find_backbone(model)
+    inner = tuple(f'{prefix}{name}.' for name in backbone.petl.family.head)
+    return [k for k in unwrap(model).state_dict() if not k.startswith(prefix) or k.startswith(inner)]
 
 
 def adapter_state(model: nn.Module) -> Dict[str, Tensor]:
@@ -186,7 +195,7 @@ def adapter_header(model: nn.Module,
         trunk=petl.trunk,
         backbone=f'{upstream.__module__}.{upstream.__qualname__}',
         base=dict(
-            id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else None),
+            id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else getattr(backbone, 'base_name', None)),
             checkpoint=str(checkpoint) if checkpoint else None,
             fingerprint=petl.base_fingerprint() if frozen else None),
         head=head_keys(model),
@@ -276,7 +285,7 @@ def _folded(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
         for op in block.spec.ops:
             fold(i, op, *block.op_parameters(op), f'{op} of block {i}')  # type: ignore[call-arg]
         for op, norm in (('norm1', block.norm1), ('norm2', block.norm2)):
-            fold(i, op, norm.weight, norm.bias, f'{op} of block {i}')
+            fold(i, op, norm.weight, getattr(norm, 'bias', None), f'{op} of block {i}')
     fold(0, 'embed', *family.embed_parameters(backbone), 'the patch embedding')  # type: ignore[call-arg]
     final = family.final_norm(backbone)
     if isinstance(final, nn.LayerNorm):
@@ -290,12 +299,15 @@ def probe_for(backbone: nn.Module, batch: int = 2) -> Tensor:
     cells = spec.grid or tuple(2 * w if a else w for a, w in enumerate(spec.window))
     weight = next(backbone.parameters())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, *(c * p for c, p in zip(cells, spec.patch)), generator=generator).to(weight)
+    x = torch.randn(batch, 3, *(c * p for c, p in zip(cells, spec.patch)), generator=generator).to(weight)
+    axes = backbone.petl.family.clip_axes
+    return x if axes is None else axes(backbone, x)
 
 
 def _features(backbone: nn.Module, x: Tensor) -> List[Tensor]:
     out = backbone(x)
-    return list(out) if isinstance(out, (tuple, list)) else [out]
+    parts = list(out.values()) if isinstance(out, Mapping) else out if isinstance(out, (tuple, list)) else [out]
+    return [part for part in parts if isinstance(part, Tensor)]
 
 
 @contextmanager

@@ -15,7 +15,8 @@ SWIN_ARCH = dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4])
 
 @dataclass(frozen=True)
 class Backbone:
-    """One backbone: registered type, tiny arguments, input shape, feature width, real-size arguments."""
+    """One backbone: registered type, tiny arguments, input shape, feature width, real-size arguments; ``like``: the
+    backbone of ``BACKBONES`` whose methods it carries."""
     name: str
     type: str
     kwargs: Dict[str, Any]
@@ -24,6 +25,7 @@ class Backbone:
     title: str
     upstream: Callable[..., Any]
     real: Dict[str, Any] = field(default_factory=dict)
+    like: str = ''
 
     def build(self, petl: Sequence[Any] = (), **options: Any) -> Any:
         from mmpetl.registry import MODELS
@@ -65,6 +67,21 @@ def _video_swin(**kwargs: Any) -> Any:
     return SwinTransformer3D(**{'pretrained2d': False, **kwargs})
 
 
+def _timm(model_name: str, **kwargs: Any) -> Any:
+    import timm
+    return timm.create_model(model_name, num_classes=0, **kwargs)
+
+
+def _hf(config: Dict[str, Any]) -> Any:
+    import transformers
+
+    from mmpetl.backbones.foreign_build import TOWERS
+    settings = dict(config)
+    kind = settings.pop('model_type')
+    built = transformers.AutoConfig.for_model(kind, **settings)
+    return getattr(transformers, TOWERS[kind])(built, **({'add_pooling_layer': False} if kind == 'vit' else {}))
+
+
 _VIT = dict(arch=VIT_ARCH, img_size=32, patch_size=8)
 BACKBONES: List[Backbone] = [
     Backbone('vit', 'mmpetl.VisionTransformer', _VIT, (3, 32, 32), 32, 'ViT', _vit, dict(arch='base')),
@@ -78,6 +95,19 @@ BACKBONES: List[Backbone] = [
     Backbone('video_swin', 'mmpetl.SwinTransformer3D',
              dict(arch=SWIN_ARCH, window_size=(2, 4, 4), out_indices=(1, ), drop_path_rate=0.), (3, 8, 36, 36), 32,
              'Video Swin', _video_swin, dict(arch='base')),
+]
+_TIMM_VIT = dict(init_values=0.5, img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, mlp_ratio=2.)
+_HF_VIT = dict(
+    hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
+#: Trunks of timm and transformers, one row per family; tests/backbones has short rows for further classes.
+TRUNKS: List[Backbone] = [
+    Backbone('timm_vit', 'mmpetl.TIMM',
+             dict(model_name='vit_small_patch14_reg4_dinov2', **_TIMM_VIT), (3, 32, 32), 32, 'timm `VisionTransformer` (AugReg, DeiT 3, DINOv2, CLIP, SigLIP)', _timm,
+             dict(model_name='vit_small_patch14_reg4_dinov2'), 'vit'),
+    Backbone('hf_vit', 'mmpetl.HF', dict(config=dict(model_type='vit', **_HF_VIT)), (3, 32, 32), 32, 'transformers `ViTModel`, `Dinov2Model`, `Dinov2WithRegistersModel`, `VivitModel`', _hf,
+             dict(config=dict(model_type='vit')), 'vit'),
+    Backbone('hf_clip', 'mmpetl.HF', dict(config=dict(model_type='clip_vision_model', **_HF_VIT)), (3, 32, 32), 32,
+             'transformers `CLIPVisionModel`, `SiglipVisionModel`', _hf, dict(config=dict(model_type='clip_vision_model')), 'vit'),
 ]
 BACKBONE = {b.name: b for b in BACKBONES}
 ALL = tuple(BACKBONE)
@@ -220,9 +250,13 @@ METHODS: List[Case] = [
         on=('vit', 'clip', 'swin', 'videomae'),
         identity=False),
 ]
+#: linear, branch, qkv, kv, prompts, norm, side.
+ONE_PER_POINT = ('LoRA', 'AdaptFormer', 'PATT', 'Prefix', 'VPT', 'SSF', 'VQT')
 CASE = {c.name: c for c in METHODS}
 PAIRS: List[Tuple[Case, Backbone]] = [(case, BACKBONE[name]) for case in METHODS for name in case.on]
 REFUSED: List[Tuple[Case, Backbone]] = [(case, b) for case in METHODS for b in BACKBONES if b.name not in case.on]
+REFUSED += [(case, trunk) for trunk in TRUNKS for case in METHODS if trunk.like not in case.on]
+PAIRS += [(case, trunk) for trunk in TRUNKS for case in METHODS if trunk.like in case.on]
 PAIR_IDS = [f'{case.name}-{b.name}' for case, b in PAIRS]
 
 
@@ -243,6 +277,9 @@ def features(output: Any) -> torch.Tensor:
     """The last feature of a backbone's output, whatever its form."""
     while isinstance(output, (tuple, list)):
         output = output[-1]
+    if hasattr(output, 'last_hidden_state'):  # of transformers
+        pooled = output.get('pooler_output')
+        return output.last_hidden_state[:, 0] if pooled is None else pooled
     return output
 
 

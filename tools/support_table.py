@@ -16,7 +16,7 @@ BEGIN, END = '<!-- support table: python tools/support_table.py --write -->', '<
 def table() -> str:
     """Markdown table of tests/cases.py, and one footnote per refused combination."""
     sys.path.insert(0, str(ROOT / 'tests'))
-    from cases import BACKBONES, METHODS
+    from cases import BACKBONE, BACKBONES, METHODS, TRUNKS
     lines = [
         '| method | ' + ' | '.join(b.title for b in BACKBONES) + ' | start | merges |',
         '|---' * (len(BACKBONES) + 3) + '|'
@@ -28,6 +28,9 @@ def table() -> str:
         lines.append(f'| {case.name} | ' + ' | '.join(cells) + f' | {start} | {folds} |')
         if case.note:
             notes.append(f'{case.name}: {case.note}.')
+    for like in dict.fromkeys(trunk.like for trunk in TRUNKS):
+        names = ', '.join(f'{trunk.title}' for trunk in TRUNKS if trunk.like == like)
+        lines += ['', f'As {BACKBONE[like].title}: {names}.']
     return '\n'.join(lines) + '\n\nRefused, because a paper leaves it undefined: ' + ' '.join(notes)
 
 

@@ -15,7 +15,8 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..backbones.attach import attach, build_methods, check_methods, config_of, freeze
+from ..backbones.attach import attach, build_methods, check_methods, config_of, freeze, give_side
+from ..backbones.family import trunk_in
 from ..backbones.loading import load_base
 from ..names import plain_name
 from ..sites import Method, nearest
@@ -67,7 +68,7 @@ class AdapterBank:
         try:
             self.backbone, self.prefix = find_backbone(self.model)
         except ValueError:
-            attach(getattr(self.model, 'backbone', self.model), with_cp=with_cp)
+            attach(trunk_in(self.model), with_cp=with_cp)
             self.backbone, self.prefix = find_backbone(self.model)
         petl = self.backbone.petl
         self._adapters: Dict[str, Adapter] = {}
@@ -165,11 +166,7 @@ class AdapterBank:
     def _specialise_for(self, methods: Mapping[str, Method]) -> None:
         """Side methods need the backbone's class for them, which is the plain one's equal without such a method."""
         if any('side' in m.points() for m in methods.values()):
-            plain, side = self.backbone.petl.family.side_class
-            if type(self.backbone) not in (plain, side):
-                raise ValueError(
-                    f'side methods need exactly {plain.__name__}, got its subclass {type(self.backbone).__name__}')
-            self.backbone.__class__ = side
+            give_side(self.backbone, self.backbone.petl.family)
 
     @contextmanager
     def using(self, name: Optional[str]) -> Iterator[nn.Module]:

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..backbones.attach import attach, specs_of
+from ..backbones.family import trunk_in
 from ..backbones.from_data import methods_from_data
 from ..sites import BlockSpec
 from ..tuning import find_backbone, head_keys, unwrap, write_adapter
@@ -60,7 +61,7 @@ def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
     try:
         backbone, prefix = find_backbone(target)
     except ValueError:
-        backbone = getattr(target, 'backbone', target)
+        backbone = trunk_in(target)
         attach(backbone, methods_of(path, header, specs_of(backbone)), header['tune'], header['trunk'])
         backbone, prefix = find_backbone(target)
     _check_shapes(target, tensors, header, path, prefix)
@@ -84,13 +85,17 @@ def methods_of(path: str, header: Mapping[str, Any], specs: Sequence[BlockSpec])
 def renamed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], prefix: str) -> Dict[str, torch.Tensor]:
     """Adapter tensors under the model's names: a bare backbone takes the backbone's part of a classifier's adapter, and
     the reverse."""
+    inside = next((k[:f'.{k}'.index('.petl.')] for k in tensors if '.petl.' in f'.{k}'), '')
     # a linear probe has head keys alone
-    of_classifier = bool(header.get('head')) or any(k.startswith('backbone.') for k in tensors)
-    if prefix and not of_classifier:
+    if not inside and (header.get('head') or any(k.startswith('backbone.') for k in tensors)):
+        inside = 'backbone.'
+    if inside == prefix:
+        return dict(tensors)
+    if not inside:
         return {prefix + k: v for k, v in tensors.items()}
-    if not prefix and of_classifier:
-        return {k[len('backbone.'):]: v for k, v in tensors.items() if k.startswith('backbone.')}
-    return dict(tensors)
+    renamed = {prefix + k[len(inside):]: v for k, v in tensors.items() if k.startswith(inside)}
+    outside = {k: v for k, v in tensors.items() if not k.startswith(inside)}
+    return {**renamed, **outside} if prefix else renamed
 
 
 def _check_shapes(model: nn.Module, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], path: str,

@@ -10,14 +10,13 @@ from torch import nn
 
 from ..registry import MODELS
 from .attach import attach
-from .family import FAMILIES, family_named
+from .family import FAMILIES
 
 
 def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
 
     def builder(petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval', with_cp: Optional[bool] = None,
                 memory: str = 'standard', **kwargs: Any) -> nn.Module:
-        family_named(family)
         module = __import__(f'{__name__}.{family}', fromlist=[build])
         return attach(getattr(module, build)(**kwargs), petl, tune, trunk, with_cp, memory)
 
@@ -38,5 +37,7 @@ def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
 for _family, _entry in FAMILIES.items():
     for _type, (_build, _) in _entry.types.items():
         globals()[_type] = _builder(_type, _family, _build)
+for _type, _build in (('HF', 'build_hf'), ('TIMM', 'build_timm')):
+    globals()[_type] = _builder(_type, 'foreign_build', _build)
 
-__all__ = ['attach', *sorted(t for entry in FAMILIES.values() for t in entry.types)]
+__all__ = ['HF', 'TIMM', 'attach', *sorted(t for entry in FAMILIES.values() for t in entry.types)]

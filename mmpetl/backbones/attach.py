@@ -136,15 +136,20 @@ def _check_order(methods: Sequence[Method]) -> None:
                         f'acts on {shared[0]!r} of block {i} before it: put {type(method).__name__} first in the list')
 
 
-def _specialise(backbone: nn.Module, family: Family) -> None:
+def _specialise(backbone: nn.Module, family: Family, methods: Mapping[str, Method]) -> None:
     for module in backbone.modules():
         sited = family.classes.get(type(module))
         if sited is not None:
             module.__class__ = sited
     final = family.final_norm(backbone)
-    if type(final) in family.final_class.__bases__:
+    if issubclass(family.final_class, type(final)):
         final.__class__ = family.final_class
         final.merges_prompts = family.merges_prompts
+    elif final is not None:
+        for method in methods.values():
+            if 'norm' in method.points():
+                raise ValueError(f'{type(method).__name__} acts on the last norm, but a {type(final).__name__} cannot '
+                                 'be adapted')
 
 
 def _check_blocks(backbone: nn.Module, family: Family) -> None:
@@ -165,7 +170,8 @@ def _check_blocks(backbone: nn.Module, family: Family) -> None:
     for i, block in enumerate(blocks):
         for module in (block, getattr(block, 'attn', None)):
             if module is not None and type(module) not in {*family.classes, *family.classes.values()}:
-                raise ValueError(f'{where} cannot be adapted: block {i} holds a {type(module).__name__}, '
+                path = next(name for name, m in backbone.named_modules() if m is module)
+                raise ValueError(f'{where} cannot be adapted: block {i} holds {path}, a {type(module).__name__}, '
                                  f'which is not one of {known}')
 
 
@@ -176,8 +182,23 @@ def _move_to(backbone: nn.Module) -> None:
     backbone.petl.to(device=base.device, dtype=torch.float64 if base.dtype is torch.float64 else None)
 
 
+def give_side(backbone: nn.Module, family: Family) -> None:
+    """Give a backbone the class for side methods, which is the plain one's equal without such a method.
+
+    Raises:
+        ValueError: If side methods are not defined over it.
+    """
+    family.check_side(backbone)
+    if type(backbone) in (*family.sides.values(), *family.forms.values()):
+        return  # a form looks for a side method by itself
+    if type(backbone) not in family.sides:
+        known = ', '.join(c.__name__ for c in family.sides)
+        raise ValueError(f'side methods need exactly {known}, got its subclass {type(backbone).__name__}')
+    backbone.__class__ = family.sides[type(backbone)]
+
+
 def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
-    """Freeze the trunk except the parameters whose names match a pattern of ``tune``; methods always train.
+    """Freeze the trunk except the parameters whose names match a pattern of ``tune``; methods and heads always train.
 
     Args:
         backbone: Backbone, with or without ``petl``.
@@ -189,13 +210,14 @@ def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
     """
     if isinstance(tune, str):
         tune = [tune]
+    always = ('petl', *family_of(backbone)[1].head)
     names = [n for n, _ in backbone.named_parameters() if not n.startswith('petl.')]
     for pattern in tune:
         if not any(fnmatchcase(n, pattern) for n in names):
             raise ValueError(f'tune={pattern!r} matches no parameter of {type(backbone).__name__}' +
                              nearest(pattern, names))
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad = name.startswith('petl.') or any(fnmatchcase(name, p) for p in tune)
+        parameter.requires_grad = name.split('.')[0] in always or any(fnmatchcase(name, p) for p in tune)
 
 
 def attach(backbone: nn.Module,
@@ -237,13 +259,9 @@ def attach(backbone: nn.Module,
     specs = family.specs(backbone)
     methods = build_methods([petl] if isinstance(petl, Mapping) else petl, specs)
     check_methods(methods, family, backbone)
-    _specialise(backbone, family)
+    _specialise(backbone, family, methods)
     if any('side' in m.points() for m in methods.values()):
-        upstream, sided = family.side_class  # type: ignore[misc]  # check_methods refuses families without it
-        if type(backbone) is not upstream:
-            raise ValueError(
-                f'side methods need exactly {upstream.__name__}, got its subclass {type(backbone).__name__}')
-        backbone.__class__ = sided
+        give_side(backbone, family)
     for block, spec in zip(family.blocks(backbone), specs):
         block.spec = spec
         block.with_cp = bool(getattr(block, 'with_cp', False) if with_cp is None else with_cp)
@@ -251,6 +269,8 @@ def attach(backbone: nn.Module,
     _make_drop_path_traceable(family.blocks(backbone))
     backbone.petl = PETL(backbone, family_name, methods, trunk)
     backbone.petl.configs = {n: config_of(cfg, method) for (n, method), cfg in zip(methods.items(), _as_list(petl))}
+    for module in backbone.petl.modules():
+        module._is_hf_initialized = True  # the initialisers of transformers must leave methods alone
     backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
     _move_to(backbone)
     backbone.petl.refresh()

@@ -65,6 +65,10 @@ class SitedBlock:
         only."""
         raise NotImplementedError
 
+    def attention_output(self, y: Tensor) -> Tensor:
+        """What attention gathered -> attention output before drop-path, by frozen weights alone; for side methods."""
+        return self.attn.proj(y)
+
     def feed_forward(self, h: Tensor) -> Tensor:
         """Normed input -> feed-forward output before drop-path."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
 """What ``attach`` must know of a kind of backbone: a description, filled in once per backbone file."""
 
 import importlib
-from dataclasses import dataclass
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple, Union
 
 from torch import Tensor, nn
 
@@ -33,11 +33,17 @@ class Family:
             them).
         pools_prompts: Backbone -> whether its published prompt form pools prompts.
         tokens_read: Backbone -> how many leading tokens its output reads after the last block; None: all.
-        side_class: Upstream backbone class and its subclass for methods with ``on_side``; None where that is undefined.
+        sides: Upstream backbone class -> its subclass for methods with ``on_side``; empty where that is undefined.
+        forms: Upstream backbone class -> its subclass that serves as backbone of an OpenMMLab model.
         arch_of: Backbone -> architecture of its weights, a name of the weight converters.
         global_attention: Whether every token sees every other, so that each sample may have its own extra keys.
         check: Raises ValueError when the backbone was built in a way that cannot be specialised.
         check_prompts: Raises ValueError when prompts in the stream do not fit the backbone's outputs.
+        check_side: Raises ValueError when side methods are not defined over the backbone's blocks.
+        head: Names of children that are the model's head: they train, as everything outside a backbone does.
+        own_names: For trunks that are not converted from other formats: backbone, state dict -> the state dict under
+            the names that the trunk's library gives now.
+        clip_axes: Where the backbone takes clips in another order of axes: backbone, (B, 3, T, H, W) -> its own order.
     """
     name: str
     points: FrozenSet[str]
@@ -52,11 +58,16 @@ class Family:
     merges_prompts: bool = False
     pools_prompts: Callable[[nn.Module], bool] = lambda model: False
     tokens_read: Callable[[nn.Module], Optional[int]] = _nothing
-    side_class: Optional[Tuple[type, type]] = None
+    sides: Dict[type, type] = field(default_factory=dict)
+    forms: Dict[type, type] = field(default_factory=dict)
     arch_of: Optional[Callable[[nn.Module], str]] = None
     global_attention: bool = True
     check: Callable[[nn.Module], None] = _nothing
     check_prompts: Callable[[nn.Module, bool], None] = _nothing
+    check_side: Callable[[nn.Module], None] = _nothing
+    head: Tuple[str, ...] = ()
+    own_names: Optional[Callable[[nn.Module, Dict[str, Tensor]], Dict[str, Tensor]]] = None
+    clip_axes: Optional[Callable[[nn.Module, Tensor], Tensor]] = None
 
     def arch(self, backbone: nn.Module) -> str:
         """Architecture of the weights of a backbone."""
@@ -68,11 +79,17 @@ class Entry:
     """One row of the table of families: what is known without importing an upstream package.
 
     Attributes:
-        upstream: Class of the backbones, with its module.
-        types: Registered type -> (function of the family's file that builds it, architecture of its weights).
+        upstream: Class of the backbones, with its module; or several.
+        types: Registered type -> (function of the family's file that builds it, architecture of its weights). Trunks
+            of timm and transformers have none: mmpetl.TIMM and mmpetl.HF build them all.
     """
-    upstream: str
-    types: Mapping[str, Tuple[str, str]]
+    upstream: Union[str, Tuple[str, ...]]
+    types: Mapping[str, Tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> Tuple[str, ...]:
+        """All upstream classes."""
+        return (self.upstream, ) if isinstance(self.upstream, str) else self.upstream
 
 
 #: Name of a file of this package -> its row. A new family is its file and one row here.
@@ -86,16 +103,35 @@ FAMILIES = {
     Entry('mmaction.models.backbones.vit_mae.VisionTransformer', dict(VideoMAE=('build', 'videomae'))),
     'video_swin':
     Entry('mmaction.models.backbones.swin.SwinTransformer3D', dict(SwinTransformer3D=('build', 'video_swin'))),
+    'timm_vit':
+    Entry('timm.models.vision_transformer.VisionTransformer'),
+    'hf_vit':
+    Entry(('transformers.models.vit.modeling_vit.ViTModel', 'transformers.models.dinov2.modeling_dinov2.Dinov2Model',
+           'transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel',
+           'transformers.models.vivit.modeling_vivit.VivitModel')),
+    'hf_clip':
+    Entry(('transformers.models.clip.modeling_clip.CLIPVisionModel',
+           'transformers.models.siglip.modeling_siglip.SiglipVisionModel')),
 }
 #: Architecture of weights -> registered type of the backbone that takes them.
 TYPE_OF_ARCH = {arch: f'mmpetl.{kind}' for entry in FAMILIES.values() for kind, (_, arch) in entry.types.items()}
 #: Upstream class -> registered types that attach to it.
-TYPES_OF_CLASS = {entry.upstream: ' or '.join(f'mmpetl.{t}' for t in entry.types) for entry in FAMILIES.values()}
+TYPES_OF_CLASS = {
+    entry.upstream: ' or '.join(f'mmpetl.{t}' for t in entry.types)
+    for entry in FAMILIES.values() if entry.types
+}
 
 
 def family_named(name: str) -> Family:
     """The family described in ``mmpetl/backbones/<name>.py``."""
     return importlib.import_module(f'{__package__}.{name}').FAMILY
+
+
+def family_name(backbone: Any) -> Optional[str]:
+    """Name of a backbone object's family, or None."""
+    names = {upstream: name for name, entry in FAMILIES.items() for upstream in entry.classes}
+    found = (names.get(f'{cls.__module__}.{cls.__qualname__}') for cls in type(backbone).__mro__)
+    return next((name for name in found if name), None)
 
 
 def family_of(backbone: nn.Module) -> Tuple[str, Family]:
@@ -104,11 +140,26 @@ def family_of(backbone: nn.Module) -> Tuple[str, Family]:
     Raises:
         ValueError: If no family knows its class.
     """
-    names = {entry.upstream: name for name, entry in FAMILIES.items()}
-    for cls in type(backbone).__mro__:
-        name = names.get(f'{cls.__module__}.{cls.__qualname__}')
-        if name:
-            return name, family_named(name)
+    name = family_name(backbone)
+    if name:
+        return name, family_named(name)
     cls = type(backbone)
+    known = sorted(upstream for entry in FAMILIES.values() for upstream in entry.classes)
     raise ValueError(
-        f'{cls.__module__}.{cls.__qualname__} cannot be adapted; supported backbones: {", ".join(sorted(names))}')
+        f'{cls.__module__}.{cls.__qualname__} cannot be adapted; supported backbones: {", ".join(known)}')
+
+
+def trunk_in(model: nn.Module) -> nn.Module:
+    """The supported backbone in a model: the model itself, its ``backbone``, or the only one among its submodules.
+
+    Raises:
+        ValueError: If there is more than one (their names are listed).
+    """
+    for module in (model, getattr(model, 'backbone', None)):
+        if family_name(module):
+            return module
+    found = {name: module for name, module in model.named_modules() if family_name(module)}
+    if len(found) > 1:
+        raise ValueError(f'{type(model).__name__} holds several backbones: attach to one of them, for example '
+                         f'model.{next(iter(found))}; there are {", ".join(found)}')
+    return next(iter(found.values())) if found else getattr(model, 'backbone', model)

@@ -26,18 +26,34 @@ def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'th
     """Map a state dict of any published format to the trunk's names and shapes.
 
     Raises:
-        ValueError: If nothing matches, a trunk key stays missing, or a key is left unexplained.
+        ValueError: If nothing matches, a trunk key stays missing, or a key is left unexplained. Weights of timm and
+            transformers get these libraries' own present names, and fit or are refused.
     """
-    shapes = {k: tuple(v.shape) for k, v in base_state(backbone).items()}
     family = backbone.petl.family
+    if family.own_names is not None:
+        renamed = family.own_names(backbone, state)
+        fitting = _fitting(backbone, renamed)
+        if fitting is None:
+            raise ValueError(_misfit(backbone, renamed, source))
+        return fitting
+    shapes = {k: tuple(v.shape) for k, v in base_state(backbone).items()}
     converted, report = convert(state, shapes, family.arch(backbone), grid=family.specs(backbone)[0].grid)
     print_log(f'{source}: {report}', 'current')
     return converted
 
 
+def _misfit(backbone: nn.Module, state: Dict[str, Tensor], source: str) -> str:
+    own = base_state(backbone)
+    odd = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
+    here = tuple(own[odd[0]].shape)
+    there = f'has shape {tuple(state[odd[0]].shape)}, not {here}' if odd[0] in state else 'is not there'
+    return (f'{source}: {len(odd)} of {len(own)} tensors of {type(backbone).__name__} do not fit, {odd[0]!r} {there}; '
+            'give weights of exactly this model')
+
+
 def load_base(backbone: nn.Module) -> Optional[Dict[str, Tensor]]:
     """Trunk weights that the backbone's ``init_cfg`` names, converted; None if it names none."""
-    cfg = getattr(backbone, 'init_cfg', None)  # only MMEngine's modules have one
+    cfg = getattr(backbone, 'init_cfg', None)
     if not (isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'):
         return None
     loaded = CheckpointLoader.load_checkpoint(cfg['checkpoint'], 'cpu', 'silent')

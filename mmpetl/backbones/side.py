@@ -52,13 +52,7 @@ class SideBlock:
             y = torch.einsum('bhpc,hdc->bhpd', (weights @ u).unflatten(1, (spec.heads, -1)), w_v.view(per_head))
             if b_v is not None:
                 y = y + b_v.view(spec.heads, 1, spec.head_dim)
-        return self.block.drop_path_of('attn')(self._output(merge_heads(y)))
-
-    def _output(self, y: Tensor) -> Tensor:
-        y = self.block.attn.proj(y)
-        if hasattr(self.block.attn, 'gamma1'):
-            return self.block.attn.gamma1(y)
-        return self.block.gamma_1 * y if hasattr(self.block, 'gamma_1') else y
+        return self.block.drop_path_of('attn')(self.block.attention_output(merge_heads(y)))
 
     def ffn_out(self, p: Tensor) -> Tensor:
         """Frozen feed-forward branch of p (B, P, C), its norm included -> (B, P, C)."""

@@ -54,6 +54,10 @@ class SitedVideoBlock(SitedBlock, Block):
         y = self.attn(h, prompts)
         return self.gamma_1 * y if hasattr(self, 'gamma_1') else y
 
+    def attention_output(self, y: Tensor) -> Tensor:
+        y = self.attn.proj(y)
+        return self.gamma_1 * y if hasattr(self, 'gamma_1') else y
+
     def feed_forward(self, h: Tensor) -> Tensor:
         (fc1, act, drop1), fc2, drop2 = self.mlp.layers
         y = feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h)
@@ -97,7 +101,7 @@ FAMILY = Family(
     name='videomae',
     points=frozenset(POINTS),
     classes={Block: SitedVideoBlock, Attention: SitedAttention, PatchEmbed: SitedPatchEmbed},
-    side_class=(VisionTransformer, SideVideoMAE),
+    sides={VisionTransformer: SideVideoMAE},
     blocks=lambda model: list(model.blocks),
     specs=_specs,
     embed=lambda model: model.patch_embed,

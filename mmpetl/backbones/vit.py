@@ -49,6 +49,9 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         return self.attn(h, prompts)
 
+    def attention_output(self, y: Tensor) -> Tensor:
+        return self.attn.gamma1(self.attn.proj(y))
+
     def feed_forward(self, h: Tensor) -> Tensor:
         if isinstance(self.ffn, SwiGLUFFN):
             ops = (self.op_parameters(op) for op in ('gate', 'fc1'))
@@ -146,7 +149,7 @@ FAMILY = Family(
         PatchEmbed: SitedPatchEmbed
     },
     tokens_read=_tokens_read,
-    side_class=(VisionTransformer, SideVisionTransformer),
+    sides={VisionTransformer: SideVisionTransformer},
     blocks=lambda model: list(model.layers),
     specs=_specs,
     embed=lambda model: model.patch_embed,

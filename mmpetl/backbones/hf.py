@@ -1,0 +1,172 @@
+"""What the vision towers of transformers share: layers, attention, outputs, and their form inside OpenMMLab models."""
+
+from typing import Any, Dict, List, Optional, Tuple
+
+from torch import Tensor, nn
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..recompute import recomputed
+from ..sites import BlockSpec, Tap
+from .block import SitedBlock
+from .foreign import SeparateProjections, gelu_network, no_mask
+from .form import Form
+
+
+class HFAttention(SeparateProjections):
+    """(B, N, C) -> (B, N, C) and None: attention weights are never formed."""
+
+    @property
+    def proj(self) -> nn.Linear:
+        return self.layer('proj')
+
+    @property
+    def heads(self) -> int:
+        return self.num_attention_heads
+
+    @property
+    def logit_scale(self) -> Optional[float]:
+        return self.scaling
+
+    @property
+    def attention_drop_rate(self) -> float:
+        return self.attention_dropout
+
+    def forward(self, hidden_states: Tensor, prompts: Optional[Tensor] = None) -> Tuple[Tensor, None]:
+        return self.output(self.mix(hidden_states, prompts)), None
+
+
+class HFLayer(SitedBlock):
+    """Layer of a vision tower. Subclasses name their parts where transformers names them otherwise."""
+
+    @property
+    def attn(self) -> nn.Module:
+        return self.attention_module()
+
+    def attention_module(self) -> nn.Module:
+        """The layer's attention."""
+        return self._modules['attention']
+
+    def scaled(self, sub: str, y: Tensor) -> Tensor:
+        """LayerScale of 'attn' or 'ffn', where the layer has one."""
+        return y
+
+    def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        return recomputed(self.scaled, 'attn', self.attn(h, prompts)[0])
+
+    def attention_output(self, y: Tensor) -> Tensor:
+        return self.scaled('attn', self.attn.proj(y))
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        mlp = self.mlp
+        return self.scaled('ffn', gelu_network(self.tap, mlp.fc1, mlp.activation_fn, mlp.fc2, h))
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        if op in ('fc1', 'fc2'):
+            linear = getattr(self.mlp, op)
+            return linear.weight, linear.bias
+        return self.attn.op_parameters(op)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Optional[Tensor] = None, **kwargs: Any) -> Tensor:
+        no_mask(attention_mask, self)
+        return self.run(hidden_states)
+
+
+class HFPatchEmbed:
+    """Mixin: patch embedding with the points of the waist, pixels -> (B, N, C)."""
+
+    tap: Tap
+
+    def forward(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kernel = self.projection.kernel_size
+        # Clips come as (B, T, 3, H, W).
+        sizes = pixel_values.shape[-2:] if len(kernel) == 2 else (pixel_values.shape[1], *pixel_values.shape[-2:])
+        self.tap.run_time.grid = tuple(s // k for s, k in zip(sizes, kernel))
+        return self.tap.norm('embed', super().forward(pixel_values, *args, **kwargs))
+
+
+class HFSide:
+    """Mixin: a tower whose outputs are the feature of a side method; the trunk runs without gradients.
+
+    Class token, pooled output and mean of the patch tokens are all that feature, so heads of transformers find it where
+    they look.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        run = super().forward
+        if not self.petl.side_active():
+            return run(*args, **kwargs)
+        feature = self.petl.side_feature(lambda: run(*args, **kwargs))
+        tokens = feature[:, None].expand(-1, 2, -1)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=feature)
+
+
+class HFForm(Form):
+    """Mixin: a tower as backbone of an OpenMMLab model."""
+
+    def feature(self, x: Tensor) -> Tensor:
+        out = super(Form, self).forward(x.transpose(1, 2) if x.dim() == 5 else x)
+        tokens, pooled = out.last_hidden_state, out.get('pooler_output')
+        if self.out_type == 'raw':
+            return tokens
+        if self.out_type == 'pooled' and pooled is not None:
+            return pooled
+        if self.out_type == 'cls_token' or (self.out_type == 'pooled' and self.first.extra_tokens):
+            return tokens[:, 0]
+        grid = tokens[:, self.first.extra_tokens:]
+        if self.out_type in ('avg_featmap', 'pooled'):
+            return grid.mean(1)
+        return grid.transpose(1, 2).unflatten(2, tuple(s // p for s, p in zip(x.shape[2:], self.first.patch)))
+
+
+def frames_first(model: nn.Module, x: Tensor) -> Tensor:
+    """Towers of transformers take clips as (B, T, 3, H, W); in their form as backbones they turn them themselves."""
+    return x if x.dim() == 4 or isinstance(model, Form) else x.transpose(1, 2)
+
+
+def own_names(model: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    """A state dict under the names of this version of transformers; ``save_pretrained`` still writes the old ones."""
+    known = get_checkpoint_conversion_mapping(model.config.model_type) or ()
+    renamings = [t for t in known if type(t) is WeightRenaming]
+    return {rename_source_key(key, renamings, [])[0]: value for key, value in state.items()}
+
+
+def pair(value: Any) -> Tuple[int, int]:
+    """A size as (height, width)."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value, value)
+
+
+def specs_of(config: Any, blocks: List[nn.Module], ffn_dim: int, **fields: Any) -> List[BlockSpec]:
+    """One spec per layer from a config of transformers."""
+    tubelet = getattr(config, 'tubelet_size', None)
+    patch = tuple(tubelet) if isinstance(tubelet, (list, tuple)) else pair(config.patch_size)
+    if isinstance(tubelet, int):
+        patch = (tubelet, *patch)
+    size = pair(config.image_size)
+    grid = tuple(s // p for s, p in zip(size, patch[-2:]))
+    if len(patch) == 3:
+        grid = (config.num_frames // patch[0], *grid)
+    return [
+        BlockSpec(
+            index=i,
+            stage=0,
+            dim=config.hidden_size,
+            heads=config.num_attention_heads,
+            ffn_dim=ffn_dim,
+            grid=grid,
+            patch=patch,
+            **fields) for i in range(len(blocks))
+    ]
+
+
+def no_pooled_prompts(model: nn.Module, pooled: bool) -> None:
+    """Refuse prompts that stay in the stream: towers of transformers return their tokens.
+
+    Raises:
+        ValueError: If ``pooled``.
+    """
+    if pooled:
+        raise ValueError(f'pool_prompts=True: {type(model).__name__} returns its tokens, not their mean; leave it out')
+

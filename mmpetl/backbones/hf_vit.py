@@ -1,0 +1,94 @@
+"""ViTModel, Dinov2Model (with and without registers) and VivitModel of transformers, specialised in place."""
+
+from typing import List, Optional, Tuple
+
+from torch import Tensor, nn
+from transformers.models.dinov2 import modeling_dinov2 as dinov2
+from transformers.models.dinov2_with_registers import modeling_dinov2_with_registers as registers
+from transformers.models.vit import modeling_vit as vit
+from transformers.models.vivit import modeling_vivit as vivit
+
+from ..sites import POINTS, BlockSpec
+from .embed import SitedFinalNorm
+from .family import Family
+from .foreign import check_type, sited
+from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, HFSide, frames_first, no_pooled_prompts, own_names, specs_of
+
+
+class PlainLayer(HFLayer):
+    """Norms of ViTModel's names, dropout at the end of each branch."""
+
+    @property
+    def norm1(self) -> nn.Module:
+        return self.layernorm_before
+
+    @property
+    def norm2(self) -> nn.Module:
+        return self.layernorm_after
+
+    def drop_path_of(self, sub: str) -> nn.Module:
+        return self.dropout
+
+
+class ScaledLayer(HFLayer):
+    """LayerScale and drop-path, as in DINOv2."""
+
+    def scaled(self, sub: str, y: Tensor) -> Tensor:
+        return (self.layer_scale1 if sub == 'attn' else self.layer_scale2)(y)
+
+    def drop_path_of(self, sub: str) -> nn.Module:
+        return self.drop_path
+
+
+def _blocks(model: nn.Module) -> List[nn.Module]:
+    return list(model.layers if hasattr(model, 'layers') else model.encoder.layer)
+
+
+def _check(model: nn.Module) -> None:
+    name = 'layers' if hasattr(model, 'layers') else 'encoder.layer'
+    for i, layer in enumerate(_blocks(model)):
+        check_type(f'{name}.{i}.mlp', layer.mlp, vit.ViTMLP, vivit.VivitMLP, dinov2.Dinov2MLP,
+                   registers.Dinov2WithRegistersMLP)
+
+
+def _specs(model: nn.Module) -> List[BlockSpec]:
+    blocks = _blocks(model)
+    tokens = model.config.num_register_tokens if hasattr(model.embeddings, 'register_tokens') else 0
+    return specs_of(
+        model.config,
+        blocks,
+        ffn_dim=blocks[0].mlp.fc1.out_features,
+        extra_tokens=1 + tokens,
+        key_bias=model.config.qkv_bias)
+
+
+def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
+    projection = model.embeddings.patch_embeddings.projection
+    return projection.weight, projection.bias
+
+
+_MODELS = (vit.ViTModel, dinov2.Dinov2Model, registers.Dinov2WithRegistersModel, vivit.VivitModel)
+FAMILY = Family(
+    name='hf_vit',
+    points=frozenset(POINTS),
+    classes={
+        **sited(globals(), 'Sited', PlainLayer, vit.ViTLayer, vivit.VivitLayer),
+        **sited(globals(), 'Sited', ScaledLayer, dinov2.Dinov2Layer, registers.Dinov2WithRegistersLayer),
+        **sited(globals(), 'Sited', HFAttention, vit.ViTAttention, vivit.VivitAttention, dinov2.Dinov2Attention,
+                registers.Dinov2WithRegistersAttention),
+        **sited(globals(), 'Sited', HFPatchEmbed, vit.ViTPatchEmbeddings, vivit.VivitTubeletEmbeddings,
+                dinov2.Dinov2PatchEmbeddings, registers.Dinov2WithRegistersPatchEmbeddings),
+    },
+    sides=sited(globals(), 'Side', HFSide, *_MODELS),
+    forms=sited(globals(), 'Form', HFForm, *_MODELS),
+    blocks=_blocks,
+    specs=_specs,
+    embed=lambda model: model.embeddings.patch_embeddings,
+    embed_parameters=_embed_parameters,
+    final_norm=lambda model: model.layernorm,
+    final_class=SitedFinalNorm,
+    check=_check,
+    own_names=own_names,
+    check_prompts=no_pooled_prompts,
+    clip_axes=frames_first,
+)

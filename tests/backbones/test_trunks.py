@@ -1,0 +1,291 @@
+"""Objects of timm and transformers: what the generic rows do not say."""
+
+import copy
+import sys
+import warnings
+
+import pytest
+import torch
+from cases import perturb
+from torch import nn
+
+import mmpetl
+from mmpetl.registry import MODELS
+
+timm = pytest.importorskip('timm')
+transformers = pytest.importorskip('transformers')
+warnings.filterwarnings('ignore')
+
+TIMM = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2.)
+HF = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
+ALL_OPS = [dict(type='LoRA', rank=2, ops='q,k,v,proj,fc1,fc2'), dict(type='SSF')]
+
+
+def _vit(**kwargs):
+    return timm.models.vision_transformer.VisionTransformer(**{**TIMM, **kwargs})
+
+
+def _hf(model, config, **kwargs):
+    settings = {**HF, **kwargs}
+    if 'mlp_ratio' in kwargs:
+        del settings['intermediate_size']
+    return getattr(transformers, model)(getattr(transformers, config)(**settings))
+
+
+#: Short rows: name -> a tiny model of the class.
+MODEL = {
+    'augreg': lambda: _vit(num_classes=5),
+    'deit3': lambda: _vit(init_values=0.5, no_embed_class=True, num_classes=5),
+    'dinov2': lambda: _vit(init_values=0.5, reg_tokens=4, no_embed_class=True, num_classes=0),
+    'siglip': lambda: _vit(class_token=False, global_pool='map', num_classes=0),
+    'clip': lambda: _vit(pre_norm=True, act_layer='quick_gelu', num_classes=0),
+    'qk_norm': lambda: _vit(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True, global_pool='avg', num_classes=0),
+    'dynamic': lambda: _vit(dynamic_img_size=True, num_classes=0),
+    'ViTModel': lambda: _hf('ViTModel', 'ViTConfig'),
+    'Dinov2Model': lambda: _hf('Dinov2Model', 'Dinov2Config', mlp_ratio=2),
+    'Dinov2WithRegistersModel': lambda: _hf('Dinov2WithRegistersModel', 'Dinov2WithRegistersConfig', mlp_ratio=2),
+    'CLIPVisionModel': lambda: _hf('CLIPVisionModel', 'CLIPVisionConfig'),
+    'SiglipVisionModel': lambda: _hf('SiglipVisionModel', 'SiglipVisionConfig'),
+    'VivitModel': lambda: _hf('VivitModel', 'VivitConfig', num_frames=4, tubelet_size=[2, 8, 8]),
+}
+
+
+def _model(name):
+    torch.manual_seed(0)
+    model = MODEL[name]().eval().requires_grad_(False)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def _inputs(name, size=32):
+    torch.manual_seed(1)
+    return torch.randn(2, 4, 3, size, size) if name == 'VivitModel' else torch.randn(2, 3, size, size)
+
+
+@torch.no_grad()
+def _outputs(model, x):
+    out = model(x)
+    return [t for t in (out.values() if hasattr(out, 'values') else [out]) if t is not None] if not torch.is_tensor(
+        out) else [out]
+
+
+def _difference(a, b):
+    assert [t.shape for t in a] == [t.shape for t in b]
+    return max((s - t).abs().max().item() for s, t in zip(a, b))
+
+
+@pytest.mark.parametrize('name', MODEL)
+def test_object(name, tmp_path):
+    """Empty: equal to the bit; LoRA on all ops and SSF: merged into the plain model, and through a file."""
+    plain, x = _model(name), _inputs(name)
+    expected = _outputs(plain, x)
+    assert _difference(_outputs(mmpetl.attach(copy.deepcopy(plain)).eval(), x), expected) == 0.
+    model = mmpetl.attach(copy.deepcopy(plain), ALL_OPS).eval()
+    perturb(model.petl, 0.02)
+    adapted = _outputs(model, x)
+    assert _difference(adapted, expected) > 1e-3
+    mmpetl.save_adapter(model, str(tmp_path / 'a.safetensors'))
+    other = copy.deepcopy(plain)
+    mmpetl.load_adapter(other, str(tmp_path / 'a.safetensors'))
+    assert _difference(_outputs(other.eval(), x), adapted) == 0.
+    mmpetl.merge(model, verify=True)
+    fresh = _model(name)
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    assert _difference(_outputs(fresh, x), adapted) <= 2e-5 * max(1, max(t.abs().max() for t in adapted))
+
+
+def test_prompts_meet_normed_keys_as_tokens_do():
+    """Prompts that act as keys and values only equal prompts that travel in the stream, under qk-norm too."""
+    model, x = mmpetl.attach(_model('qk_norm'), [dict(type='VPT', num_tokens=3, pool_prompts=False)]).eval(), _inputs('')
+    short = _outputs(model, x)
+    model.petl.full_prompts = True
+    model.petl.refresh()
+    assert _difference(_outputs(model, x), short) <= 1e-5
+
+
+def test_other_input_size():
+    plain, x = _model('dynamic'), _inputs('', 48)
+    model = mmpetl.attach(copy.deepcopy(plain), [dict(type='LoRA', rank=2)]).eval()
+    assert _difference(_outputs(model, x), _outputs(plain, x)) == 0.
+
+
+class Net(nn.Module):
+    """A user's own module around a trunk."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.encoder, self.classifier = trunk, nn.Linear(32, 3)
+
+    def forward(self, x):
+        return self.classifier(self.encoder(x))
+
+
+def test_inside_any_module(tmp_path):
+    net = mmpetl.attach(Net(_model('dinov2')), [dict(type='LoRA', rank=2)])
+    trains = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert all(n.startswith(('encoder.petl.', 'classifier.')) for n in trains) and len(trains) == 2 * 4 + 2
+    assert mmpetl.summary(net).head == 32 * 3 + 3
+    perturb(net.encoder.petl), perturb(net.classifier)
+    mmpetl.save_adapter(net, str(tmp_path / 'a.safetensors'))
+    other = Net(_model('dinov2'))
+    mmpetl.load_adapter(other, str(tmp_path / 'a.safetensors'))
+    x = _inputs('')
+    assert _difference(_outputs(other.eval(), x), _outputs(net.eval(), x)) == 0.
+    bare = _model('dinov2')
+    mmpetl.load_adapter(bare, str(tmp_path / 'a.safetensors'))
+    assert _difference(_outputs(bare.eval(), x), _outputs(net.encoder, x)) == 0.
+
+
+def test_two_trunks_are_not_guessed():
+    with pytest.raises(ValueError, match=r'several backbones.*there are 0, 1'):
+        mmpetl.attach(nn.Sequential(_model('dinov2'), _model('clip')))
+
+
+def test_head_of_a_timm_model_trains_and_travels(tmp_path):
+    model = mmpetl.attach(_model('augreg'), [dict(type='LoRA', rank=2)])
+    counted = mmpetl.summary(model)
+    assert counted.head == 32 * 5 + 5 and counted.without_head == 2 * 2 * 2 * 64
+    perturb(model.head)
+    mmpetl.save_adapter(model, str(tmp_path / 'a.safetensors'))
+    other = _model('augreg')
+    header = mmpetl.load_adapter(other, str(tmp_path / 'a.safetensors'))
+    assert header['head'] == ['head.weight', 'head.bias'] and torch.equal(other.head.weight, model.head.weight)
+    wrong = _vit(num_classes=7)
+    wrong.load_state_dict({k: v for k, v in _model('augreg').state_dict().items() if 'head' not in k}, strict=False)
+    with pytest.raises(ValueError, match='number of classes'):
+        mmpetl.load_adapter(wrong, str(tmp_path / 'a.safetensors'))
+
+
+@pytest.mark.parametrize('change, path', [
+    (dict(block_fn=timm.models.vision_transformer.ParallelScalingBlock), r'blocks\.0, a ParallelScalingBlock'),
+    (dict(block_fn=timm.models.vision_transformer.ResPostBlock), r'blocks\.0, a ResPostBlock'),
+    (dict(attn_layer='diff'), r'blocks\.0\.attn, a DiffAttention'),
+    (dict(patch_drop_rate=0.5), r'patch_drop \(PatchDropout\)'),
+])
+def test_what_is_undefined_is_refused_by_path(change, path):
+    model = _vit(**change)
+    before = [type(m) for m in model.modules()]
+    with pytest.raises(ValueError, match=path):
+        mmpetl.attach(model, [dict(type='LoRA')])
+    assert [type(m) for m in model.modules()] == before, 'a refused model must stay as it was'
+
+
+def test_side_methods_over_normed_heads_are_refused():
+    with pytest.raises(ValueError, match=r'blocks\.0\.attn\.q_norm .*side methods'):
+        mmpetl.attach(_model('qk_norm'), [dict(type='SynQT', num_tokens=2, mid_dims=4, qsm_mid_dims=2)])
+
+
+def test_masks_are_refused():
+    model = mmpetl.attach(_model('augreg'), [dict(type='LoRA', rank=2)])
+    with pytest.raises(ValueError, match='attention masks'):
+        model(_inputs(''), attn_mask=torch.zeros(17, 17))
+    tower = mmpetl.attach(_model('ViTModel'), [dict(type='LoRA', rank=2)])
+    with pytest.raises(ValueError, match='attention masks'):
+        tower(_inputs(''), attention_mask=torch.tensor([[1] * 16 + [0]] * 2))
+
+
+@pytest.mark.parametrize('name', ['timm', 'transformers'])
+def test_absent_library_is_one_line(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    kind = 'TIMM' if name == 'timm' else 'HF'
+    with pytest.raises(ValueError, match=f'mmpetl.{kind} needs the package {name}: pip install {name}'):
+        MODELS.build(dict(type=f'mmpetl.{kind}', model_name='vit_tiny_patch16_224'))
+
+
+@pytest.mark.parametrize('cfg, message', [
+    (dict(type='mmpetl.TIMM', model_name='vit_tiny_patch61_224'), 'timm has no model .*vit_tiny_patch16_224'),
+    (dict(type='mmpetl.TIMM', model_name='resnet18'), 'ResNet cannot be adapted'),
+    (dict(type='mmpetl.TIMM', model_name='vit_tiny_patch16_224', out_type='cls'), "unknown out_type 'cls'"),
+    (dict(type='mmpetl.HF', config=dict(model_type='bert')), "model_type 'bert'"),
+    (dict(type='mmpetl.HF'), 'either model_name'),
+])
+def test_wrong_config_is_one_line(cfg, message):
+    with pytest.raises(ValueError, match=message) as error:
+        MODELS.build(cfg)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('backbone', [
+    dict(type='mmpetl.TIMM', model_name='vit_tiny_patch16_224', **TIMM),
+    dict(type='mmpetl.HF', config=dict(model_type='dinov2', mlp_ratio=2, **HF)),
+], ids=lambda b: b['type'])
+def test_in_a_classifier_of_mmpretrain(backbone, tmp_path):
+    """Weights come from init_cfg, not from upstream's initialiser, and one step trains methods and head only."""
+    from mmpretrain.structures import DataSample
+    cfg = dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(backbone, petl=[dict(type='LoRA', rank=2)]),
+        head=dict(type='mmpretrain.LinearClsHead', in_channels=32, num_classes=3))
+    source = MODELS.build(cfg).backbone
+    perturb(source, 0.1)
+    weights = {k: v for k, v in source.state_dict().items() if not k.startswith('petl.')}
+    torch.save(weights, tmp_path / 'base.pth')
+    cfg['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=str(tmp_path / 'base.pth'))
+    model = MODELS.build(cfg)
+    model.init_weights()
+    assert all(torch.equal(v, model.backbone.state_dict()[k]) for k, v in weights.items())
+    samples = [DataSample().set_gt_label(i) for i in range(2)]
+    model.train()
+    model(_inputs(''), samples, mode='loss')['loss'].backward()
+    moved = {n for n, p in model.named_parameters() if p.grad is not None}
+    assert moved == {n for n, _ in model.named_parameters() if n.startswith(('backbone.petl.', 'head.'))}
+    with pytest.raises(ValueError, match='tensors of .* do not fit'):
+        model.backbone.load_state_dict({'something': torch.zeros(1)}, strict=False)
+
+
+def _classifier():
+    torch.manual_seed(0)
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**HF, num_labels=3))
+
+
+def test_trainer_and_save_pretrained(tmp_path, monkeypatch):
+    """transformers.Trainer trains methods and classifier; the merged model is one that from_pretrained opens."""
+    # It takes the folder tests/datasets for the package of that name.
+    monkeypatch.setattr('transformers.trainer.is_datasets_available', lambda: False)
+    model = mmpetl.attach(_classifier(), [dict(type='LoRA', rank=2, ops='qv')])
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    data = [dict(pixel_values=torch.randn(3, 32, 32), labels=i % 3) for i in range(8)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / 'run'), max_steps=2, per_device_train_batch_size=4, learning_rate=1e-2, report_to=[],
+        save_strategy='steps', save_steps=2, use_cpu=True, disable_tqdm=True)
+    transformers.Trainer(model=model, args=arguments, train_dataset=data).train()
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+    assert all((p != 0).any() for n, p in model.named_parameters() if n.endswith('.up'))
+    again = mmpetl.attach(_classifier(), [dict(type='LoRA', rank=2, ops='qv')])
+    resumed = transformers.Trainer(model=again, args=arguments, train_dataset=data)
+    resumed.train(resume_from_checkpoint=str(tmp_path / 'run' / 'checkpoint-2'))
+    x = _inputs('')
+    assert _difference(_outputs(again.eval(), x), _outputs(model.eval(), x)) == 0.
+    expected = _outputs(model, x)
+    mmpetl.merge(model, verify=True)
+    model.save_pretrained(tmp_path / 'merged')
+    opened = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / 'merged').eval()
+    assert type(opened) is transformers.ViTForImageClassification
+    assert _difference(_outputs(opened, x), expected) <= 1e-5
+    tower = MODELS.build(dict(type='mmpetl.HF', model_name=str(tmp_path / 'merged')))
+    assert torch.equal(tower.layers[0].mlp.fc1.weight, opened.vit.layers[0].mlp.fc1.weight)
+
+
+def test_checkpointing_and_initialisers_of_transformers():
+    """gradient_checkpointing_enable changes no gradient, and init_weights leaves methods alone."""
+    gradients = []
+    for on in (False, True):
+        model = mmpetl.attach(_classifier(), [dict(type='AdaptFormer', mid_dims=4)]).double().train()
+        before = {n: p.clone() for n, p in model.vit.petl.named_parameters()}
+        model.init_weights()
+        assert all(torch.equal(p, before[n]) for n, p in model.vit.petl.named_parameters())
+        perturb(model.vit.petl)
+        if on:
+            model.gradient_checkpointing_enable()
+        model(_inputs('').double(), labels=torch.tensor([0, 1])).loss.backward()
+        gradients.append([p.grad for p in model.vit.petl.parameters()])
+    assert _difference(*gradients) <= 1e-12
+
+
+def test_hidden_states_stay_available():
+    plain, x = _model('Dinov2Model'), _inputs('')
+    model = mmpetl.attach(copy.deepcopy(plain)).eval()
+    with torch.no_grad():
+        a, b = (m(x, output_hidden_states=True).hidden_states for m in (plain, model))
+    assert len(a) == 3 and _difference(a, b) == 0.
