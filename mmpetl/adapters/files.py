@@ -86,16 +86,17 @@ def renamed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], pref
     """Adapter tensors under the model's names: a bare backbone takes the backbone's part of a classifier's adapter, and
     the reverse."""
     inside = next((k[:f'.{k}'.index('.petl.')] for k in tensors if '.petl.' in f'.{k}'), '')
-    # a linear probe has head keys alone
-    if not inside and (header.get('head') or any(k.startswith('backbone.') for k in tensors)):
+    # A linear probe has head keys alone; those of a timm model are its own.
+    probe = set(tensors) <= set(header.get('head', ())) and not str(header.get('backbone')).startswith('timm.')
+    if not inside and (probe or any(k.startswith('backbone.') for k in tensors)):
         inside = 'backbone.'
     if inside == prefix:
         return dict(tensors)
     if not inside:
         return {prefix + k: v for k, v in tensors.items()}
-    renamed = {prefix + k[len(inside):]: v for k, v in tensors.items() if k.startswith(inside)}
+    moved = {prefix + k[len(inside):]: v for k, v in tensors.items() if k.startswith(inside)}
     outside = {k: v for k, v in tensors.items() if not k.startswith(inside)}
-    return {**renamed, **outside} if prefix else renamed
+    return {**moved, **outside} if prefix else moved
 
 
 def _check_shapes(model: nn.Module, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], path: str,

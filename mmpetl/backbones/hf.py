@@ -128,7 +128,8 @@ def frames_first(model: nn.Module, x: Tensor) -> Tensor:
 
 def own_names(model: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """A state dict under the names of this version of transformers; ``save_pretrained`` still writes the old ones."""
-    known = get_checkpoint_conversion_mapping(model.config.model_type) or ()
+    names = (*(cls.__name__ for cls in type(model).__mro__), model.config.model_type)
+    known = next((found for found in map(get_checkpoint_conversion_mapping, names) if found), ())
     renamings = [t for t in known if type(t) is WeightRenaming]
     return {rename_source_key(key, renamings, [])[0]: value for key, value in state.items()}
 
