@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from ..names import path_below
 from ..weights.reading import MAX_LIST, read_json, read_text
+from .k400 import k400_lists
 from .tables.video import VIDEO_SETS, VideoSet
 from .video_lists import write_text, write_video_list
 
@@ -130,7 +131,7 @@ def ssv2_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
     return {'': parts}, [name for name, _ in sorted(label_of.items(), key=lambda item: item[1])]
 
 
-READERS = {'hmdb51': hmdb51_lists, 'ucf101': ucf101_lists, 'ssv2': ssv2_lists}
+READERS = {'k400': k400_lists, 'hmdb51': hmdb51_lists, 'ucf101': ucf101_lists, 'ssv2': ssv2_lists}
 
 
 def check_counts(info: VideoSet, lists: Lists, classes: Sequence[str]) -> List[str]:
@@ -140,7 +141,7 @@ def check_counts(info: VideoSet, lists: Lists, classes: Sequence[str]) -> List[s
         for part, count in zip(('train', 'test'), published):
             rows = lists.get(split, {}).get(part, [])
             where = f'{split} {part}'.strip()
-            if len(rows) != count:
+            if count and len(rows) != count:
                 wrong.append(f'{where}: {len(rows)} videos, published are {count}')
             if len({label for _, label in rows}) != info.num_classes:
                 wrong.append(f'{where}: {len({label for _, label in rows})} of {info.num_classes} classes occur')
@@ -276,7 +277,8 @@ def prepare(name: str, args: argparse.Namespace) -> int:
     info = VIDEO_SETS[name]
     root = args.root.expanduser()
     videos = args.videos or find_folder(root, info.videos, 'videos', [f'*{s}' for s in VIDEO_SUFFIXES])
-    annotations = args.lists or find_folder(root, info.lists, 'official lists', ['*.txt', '*.json'])
+    annotations = args.lists or find_folder(root, info.lists, 'official lists',
+                                            ['*.csv'] if name == 'k400' else ['*.txt', '*.json'])
     lists, classes = READERS[name](videos, annotations)
     names = sorted({path_below(row[0], f'{annotations}: video')
                     for parts in lists.values() for rows in parts.values() for row in rows})

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Callable, List, Optional, Sequence, Tuple
 
-from ..sites import nearest
+if __package__:  # a script has no package, and needs no hints
+    from ..suggest import nearest
 
 LEVELS = ('exists', 'open', 'decode')
 #: Opens every line that a checking process writes, so that what libraries print is not taken for an answer.

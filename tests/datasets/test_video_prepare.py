@@ -144,7 +144,7 @@ def test_packed_archives_and_empty_folders_say_what_to_do(tmp_path, capsys):
 
 
 def test_published_sizes():
-    assert [s.num_classes for s in VIDEO_SETS.values()] == [51, 101, 174]
+    assert [s.num_classes for s in VIDEO_SETS.values()] == [51, 101, 174, 400]
     assert all(sum(counts) == 13320 for counts in VIDEO_SETS['ucf101'].splits.values())
     assert set(VIDEO_SETS['hmdb51'].splits.values()) == {(70 * 51, 30 * 51)}
 
@@ -222,3 +222,24 @@ def test_data_check(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].endswith('0 problems, 1 unreadable videos')
     with pytest.raises(ValueError, match="unknown video data set 'hmdb'"):
         check_video_dataset('hmdb')
+
+
+def test_k400_lists_the_videos_that_are_there(tmp_path, monkeypatch, capsys):
+    """Withdrawn videos are left out and counted; names carry the seconds; labels are alphabetical."""
+    (tmp_path / 'annotations').mkdir()
+    for name, lines in (('train', ['"zumba",aa,5,15', '"abseiling",b-b,10,20', '"zumba",gone,0,10']),
+                        ('val', ['"abseiling",cc,1,11', '"zumba",dd,2,12'])):
+        (tmp_path / f'annotations/{name}.csv').write_text('\n'.join(
+            ['label,youtube_id,time_start,time_end,split', *(f'{row},{name}' for row in lines)]))
+    for video in ('train/aa_000005_000015', 'train/abseiling/b-b_000010_000020', 'val/cc_000001_000011',
+                  'val/dd_000002_000012'):
+        write_video(tmp_path / f'{video}.mp4')
+    small(monkeypatch, 'k400', 2, {'': (0, 0)})
+    assert main('k400', '', [str(tmp_path)]) == 0
+    assert rows(tmp_path / 'train.csv') == [('train/aa_000005_000015.mp4', 1), ('train/abseiling/b-b_000010_000020.mp4', 0)]
+    assert rows(tmp_path / 'test.csv') == [('val/cc_000001_000011.mp4', 0), ('val/dd_000002_000012.mp4', 1)]
+    assert 'train: 2 of 3 listed videos are there' in capsys.readouterr().out
+    (tmp_path / 'annotations/val.csv').write_text('a,b\n1,2\n')
+    assert main('k400', '', [str(tmp_path)]) == 1
+    assert 'expected the columns label' in capsys.readouterr().err
+

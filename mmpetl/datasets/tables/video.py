@@ -12,7 +12,8 @@ class VideoSet:
         name: Key.
         title: Published name.
         num_classes: Number of classes C.
-        splits: Videos for (training, testing) of every split; a data set with one split has the key ''.
+        splits: Videos for (training, testing) of every split; a data set with one split has the key ''. 0 where copies
+            differ, because videos have been withdrawn since.
         videos: Names that the folder of videos has in the official archives.
         lists: Names that the folder of official lists has.
         source: Where the archives come from.
@@ -41,6 +42,8 @@ _ALL = (
     VideoSet('ssv2', 'Something-Something V2', 174, {'': (168913, 24777)}, ('videos', '20bn-something-something-v2'),
              ('annotations', 'labels', '.'),
              '20bn-something-something-v2-?? (one tar of .webm files in parts) and the label files from Qualcomm'),
+    VideoSet('k400', 'Kinetics-400', 400, {'': (0, 0)}, ('videos', '.'), ('annotations', '.'),
+             'the archives of the CVDF mirror and its annotations/train.csv and val.csv'),
 )
 
 VIDEO_SETS: Dict[str, VideoSet] = {s.name: s for s in _ALL}

@@ -1,0 +1,44 @@
+"""Lists of Kinetics-400 from its annotations and the videos that are there."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+Row = Tuple[str, int]
+
+
+def k400_lists(videos: Path, lists: Path) -> Tuple[Dict[str, Dict[str, List[Row]]], List[str]]:
+    """``train.csv`` and ``val.csv`` (columns label, youtube_id, time_start and time_end); labels are alphabetical.
+
+    A video is ``train/<id>_<start>_<end>.mp4`` with seconds of six digits (``val/`` for testing), in the folder itself
+    or in a folder of its class. Videos that are not there are left out and counted: they were withdrawn, so that every
+    copy has its own number.
+
+    Args:
+        videos: Folder with ``train`` and ``val``.
+        lists: Folder of the annotations.
+
+    Raises:
+        FileNotFoundError: If a list is missing.
+        ValueError: If a list has other columns.
+    """
+    entries: Dict[str, List[Tuple[str, str]]] = {}
+    for part, name in (('train', 'train'), ('test', 'val')):
+        path = lists / f'{name}.csv'
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: 'mmpetl fetch k400' gets it")
+        with open(path, encoding='utf-8', newline='') as file:
+            rows = csv.DictReader(file)
+            if not {'label', 'youtube_id', 'time_start', 'time_end'} <= set(rows.fieldnames or ()):
+                raise ValueError(f'{path}: expected the columns label, youtube_id, time_start and time_end, got '
+                                 f'{", ".join(rows.fieldnames or ["nothing"])}')
+            entries[part] = [(row['label'], f'{row["youtube_id"]}_{int(row["time_start"]):06d}_'
+                                            f'{int(row["time_end"]):06d}') for row in rows]
+    classes = sorted({label for rows in entries.values() for label, _ in rows})
+    found: Dict[str, List[Row]] = {}
+    for part, folder in (('train', 'train'), ('test', 'val')):
+        there = {path.stem: os.path.relpath(path, videos) for path in sorted((videos / folder).rglob('*.mp4'))}
+        found[part] = [(there[stem], classes.index(label)) for label, stem in entries[part] if stem in there]
+        print(f'{folder}: {len(found[part])} of {len(entries[part])} listed videos are there')
+    return {'': found}, classes

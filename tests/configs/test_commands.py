@@ -1,0 +1,215 @@
+"""Every command that a recipe prints, on weights and data in the official layouts, shrunk in size.
+
+The default suite runs one recipe of every kind; the slow one runs all.
+"""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmpetl.commands.fetch import GROUPS
+from mmpetl.commands.main import main
+from mmpetl.datasets.downloads import DATA
+from mmpetl.datasets.prepare import RECIPES
+from mmpetl.sweeps import plan as sweep_plan
+from mmpetl.training import config as training_config
+from mmpetl.training import run
+from mmpetl.training.tasks import find_dicts
+from mmpetl.weights.sources import BASES
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / 'tests'))
+import official  # noqa: E402
+
+FOLDERS = ('apt', 'e2vpt', 'peers', 'pevit', 'synqt', 'vpetl')
+CONFIGS = sorted(p for folder in FOLDERS for p in (ROOT / 'configs' / folder).glob('*.py'))
+STARTS = r'(?:python tools/|bash tools/|mmpetl )'
+
+
+def printed(path):
+    """The commands of a recipe's header, with continued lines joined."""
+    doc = path.read_text().split('"""')[1].replace('\\\n', ' ')
+    return [shlex.split(line) for line in doc.splitlines() if re.match(rf'    {STARTS}', line)]
+
+
+COMMANDS = {path: printed(path) for path in CONFIGS}
+#: One of every kind: pruning, text heads, zero-shot, every family of backbones, every folder.
+LEAN = ('e2vpt-prune_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab', 'e2vpt_swin-base_in22k-pre_1xb80-coslr-100e_vtab',
+        'zeroshot_clip-vit-base-p32_openai-pre_elevater', 'kadaptation_clip-vit-base-p16_openai-pre_1xb64-50e_elevater',
+        'apt-400_videomae-small_k400-pre_8xb8-16x4-coslr-100e_hmdb51',
+        'patt-kv-adaptformer_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51')
+
+
+def shrink_backbone(backbone):
+    """A trunk of the official layout's small size."""
+    if 'Swin' in backbone.type:
+        backbone.arch = dict(embed_dims=official.SWIN_DIM, depths=list(official.SWIN_DEPTHS),
+                             num_heads=list(official.SWIN_HEADS))
+        if '3D' not in backbone.type:
+            backbone.update(img_size=32, pad_small_map=True)
+        return official.SWIN_DIM * 8
+    backbone.img_size = 64
+    if 'VideoMAE' in backbone.type:
+        backbone.update(embed_dims=official.DIM, depth=official.DEPTH, num_heads=official.HEADS, img_size=32)
+    else:
+        backbone.arch = dict(embed_dims=official.DIM, num_layers=official.DEPTH, num_heads=official.HEADS,
+                             feedforward_channels=4 * official.DIM)
+    for method in backbone.get('petl') or ():
+        if isinstance(method.get('drop_path_rate'), list):
+            method.drop_path_rate = method.drop_path_rate[:official.DEPTH]
+        if method.type == 'KAdaptation':
+            method.phm_dim = 4
+    return official.DIM
+
+
+def shrink(cfg):
+    """A recipe at toy size: small trunk and pictures, a few samples, one epoch, no workers."""
+    backbone = cfg.model.backbone
+    width = shrink_backbone(backbone)
+    size = 32 if 'Swin' in backbone.type or 'VideoMAE' in backbone.type else 64
+    head = cfg.model.get('head') or cfg.model.cls_head
+    if cfg.model.get('neck', {}).get('type') == 'mmpetl.CLIPProjection':
+        cfg.model.neck.update(in_channels=width, out_channels=16)
+        width = 16
+    if 'in_channels' in head:
+        head.in_channels = width
+    for kind in ('Resize', 'CenterCrop', 'RandomCrop', 'ResizeEdge', 'mmpetl.ShortSideResize', 'mmpetl.ViewCrops',
+                 'MultiScaleCrop'):
+        for t in find_dicts([cfg.get(k) for k in ('train_dataloader', 'val_dataloader', 'test_dataloader')], kind):
+            for key in ('scale', 'crop_size', 'size', 'input_size'):
+                if key in t:
+                    t[key] = (size, size) if isinstance(t[key], (list, tuple)) else size
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name].update(batch_size=2, num_workers=0, persistent_workers=False)
+            for dataset in find_dicts(cfg[name], cfg[name].dataset.type):
+                (dataset.get('dataset') or dataset)['indices'] = 4
+    if cfg.get('train_cfg'):
+        pruning = 'E2VPTLoop' in cfg.train_cfg.type if 'type' in cfg.train_cfg else False
+        cfg.train_cfg.update(max_epochs=1, val_interval=1, **(dict(search_epochs=1, percents=[50]) if pruning else {}))
+    if 'per_task' in cfg:  # a batch of two whatever the task's own is
+        cfg.per_task.columns = [c for c in cfg.per_task.columns if c != 'train_dataloader.batch_size']
+        cfg.per_task.rows = {k: v[:len(cfg.per_task.columns)] for k, v in cfg.per_task.rows.items()}
+    cfg.default_hooks.logger.interval = 1
+    return cfg
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A working folder with ``data/`` and a cache folder, filled as the fetching and preparing commands would."""
+    root = tmp_path_factory.mktemp('official')
+    official.write_weights(root / 'cache')
+    official.write_prompts(root / 'cache')
+    official.write_image_data(root / 'data')
+    official.write_video_data(root / 'data')
+    return root
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    """The working folder, small recipes, and tools run in this process."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv('MMPETL_CACHE', str(place / 'cache'))
+    read = training_config.load_config
+
+    def small(path):
+        return shrink(read(str(ROOT / path)))
+
+    monkeypatch.setattr(training_config, 'load_config', small)
+    monkeypatch.setattr(sweep_plan, 'load_config', small)
+    torch.set_num_threads(1)
+    return place
+
+
+def text_features(argv):
+    """``tools/text_features.py``, with the three data sets of the small prompts file."""
+    pytest.importorskip('open_clip')
+    sys.path.insert(0, str(ROOT / 'tools'))
+    try:
+        import text_features as tool
+    finally:
+        sys.path.pop(0)
+    tool.main(argv + ['--tasks', 'dtd'])
+
+
+def known_names():
+    return {*BASES, *DATA, *GROUPS, *RECIPES}
+
+
+def execute(words):
+    """Run one printed command in this process; returns which kind it was."""
+    tool, argv = ' '.join(words[:2]), words[2:]
+    if tool == 'mmpetl fetch':
+        assert set(argv) <= known_names()
+    elif tool == 'mmpetl sweep':
+        assert main(['sweep', *argv, '--dry-run']) == 0
+    elif tool == 'python tools/text_features.py':
+        text_features(argv)
+    elif tool == 'python tools/train.py':
+        run.train(argv)
+    elif tool == 'python tools/test.py':
+        assert run.test(argv)
+    elif tool == 'bash tools/dist_train.sh':
+        assert argv[1].isdigit() and len(argv) == 2
+        run.train(argv[:1])
+    else:
+        assert re.fullmatch(r'tools/prepare_\w+\.py', words[1]) and (ROOT / words[1]).is_file() and words[0] == 'python'
+        assert Path(argv[0]).is_dir()
+    return tool
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_commands_are_whole_and_name_the_recipe(path):
+    """At least one command trains or tests this very file, and every fetched name exists."""
+    commands = COMMANDS[path]
+    own = str(path.relative_to(ROOT))
+    starts = sum(own in words for words in commands)
+    assert starts >= 1 and commands[0][:2] == ['mmpetl', 'fetch']
+    for words in commands:
+        assert own in words or words[1] in ('fetch', 'tools/text_features.py') or 'prepare_' in words[1], words
+        if words[1] == 'fetch':
+            assert set(words[2:]) <= known_names()
+        elif words[0] != 'mmpetl':
+            assert (ROOT / words[1]).is_file()
+    bases = {Path(value).name for value in checkpoints(Config.fromfile(str(path)).model)}
+    assert {BASES[name].file for words in commands if words[1] == 'fetch' for name in words if name in BASES} == bases
+
+
+def checkpoints(node):
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == 'checkpoint' and isinstance(value, str):
+                yield value
+            else:
+                yield from checkpoints(value)
+
+
+def run_all(path):
+    kinds = [execute(words) for words in COMMANDS[path]]
+    assert any(kind.split('/')[-1].split('_')[-1] in ('train.py', 'train.sh', 'test.py') or kind == 'mmpetl sweep'
+               for kind in kinds)
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if p.stem in LEAN], ids=lambda p: p.stem)
+def test_printed_commands_run(path, here):
+    run_all(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', [p for p in CONFIGS if p.stem not in LEAN], ids=lambda p: p.stem)
+def test_printed_commands_of_every_recipe_run(path, here):
+    run_all(path)
+
+
+def test_missing_data_and_features_name_the_command(tmp_path, monkeypatch):
+    """What a recipe needs and is not there: one line with the command that gets it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MMPETL_CACHE', str(tmp_path / 'cache'))
+    zero = 'configs/pevit/zeroshot_clip-vit-base-p32_openai-pre_elevater.py'
+    with pytest.raises(FileNotFoundError, match='python tools/text_features.py clip-vit-base-p32 --suite elevater'):
+        run.test([str(ROOT / zero), '--cfg-options', 'task.name=dtd'])
