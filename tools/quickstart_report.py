@@ -6,7 +6,6 @@ Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` 
 """
 
 import argparse
-import json
 import math
 import sys
 from itertools import cycle
@@ -17,6 +16,7 @@ if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout work
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmpetl.weights import adapter_file, atomic_write, write_json
+from mmpetl.weights.reading import read_json, read_text
 
 LABELS = {
     'linear': 'linear probe',
@@ -42,7 +42,7 @@ def read_run(folder: Path) -> Dict[str, Any]:
     cfg = Config.fromfile(files[0])
     images = len(DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': []}))
     counts = adapter_file.read_header(files[1])['counts']
-    accuracy = json.loads(files[2].read_text())['accuracy/top1'] / 100
+    accuracy = read_json(files[2])['accuracy/top1'] / 100
     return dict(
         method=LABELS.get(folder.name, folder.name),
         trainable=counts['total'],
@@ -53,7 +53,7 @@ def read_run(folder: Path) -> Dict[str, Any]:
         test_images=images,
         accuracy=accuracy,
         standard_error=math.sqrt(accuracy * (1 - accuracy) / images),
-        train_seconds=int(files[3].read_text()))
+        train_seconds=int(read_text(files[3])))
 
 
 def show_table(runs: List[Dict[str, Any]], task: str) -> None:

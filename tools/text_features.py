@@ -12,7 +12,6 @@ its toolkit ships ('mmpetl fetch elevater-prompts'), others from the data or fro
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout work
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmpetl.clean_errors import run_cleanly
+from mmpetl.weights.reading import MAX_LIST, read_json, read_text
 
 DEFAULT = 'a photo of a {}.'
 
@@ -46,7 +46,7 @@ def given_prompts(args, suite) -> dict:
         path = str(cache_dir() / 'elevater/prompts.py')
     if path.endswith('.py'):
         return read_prompts(path)
-    given = json.loads(Path(path).read_text(encoding='utf-8'))
+    given = read_json(path, MAX_LIST)
     return {task: (row['classes'], row.get('templates', args.template or [DEFAULT])) for task, row in given.items()}
 
 
@@ -54,7 +54,7 @@ def prompts_of(args) -> dict:
     """{task: (class names, templates)}, or {task: why there are none}."""
     templates = args.template or [DEFAULT]
     if args.classes:
-        names = [line.strip() for line in Path(args.classes).read_text(encoding='utf-8').splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(args.classes).splitlines() if line.strip()]
         return {'': (names, templates)}
     from mmpetl.datasets.tables import get_suite, get_task
     from mmpetl.registry import DATASETS

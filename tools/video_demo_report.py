@@ -6,7 +6,6 @@ Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` 
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from quickstart_report import plot
 
 from mmpetl.weights import adapter_file, write_json
+from mmpetl.weights.reading import read_json, read_text
 
 LABELS = {
     'linear': 'linear probe',
@@ -46,7 +46,7 @@ def read_run(folder: Path) -> Dict[str, Any]:
     data = Config.fromfile(files[0]).test_dataloader.dataset
     videos = len(read_video_list(str(Path(data.data_root).expanduser() / data.ann_file)))
     counts = adapter_file.read_header(files[1])['counts']
-    metrics = json.loads(files[2].read_text())
+    metrics = read_json(files[2])
     accuracy = metrics['acc/top1']
     return dict(
         method=LABELS.get(folder.name, folder.name),
@@ -60,7 +60,7 @@ def read_run(folder: Path) -> Dict[str, Any]:
         standard_error=math.sqrt(accuracy * (1 - accuracy) / videos),
         one_view=metrics['acc/view_top1'],
         motion_axis=metrics['acc/group_top1'],
-        train_seconds=int(files[3].read_text()))
+        train_seconds=int(read_text(files[3])))
 
 
 def show_table(runs: List[Dict[str, Any]]) -> None:

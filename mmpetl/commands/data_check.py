@@ -14,6 +14,7 @@ from ..datasets.tables import SUITES, Suite, Task, get_suite, get_task
 from ..datasets.tables.video import VIDEO_SETS
 from ..names import printable
 from ..weights.io import write_json
+from ..weights.reading import sha256_of
 from . import video_check
 
 
@@ -62,8 +63,7 @@ class TaskReport:
 
 
 def _digest(path: str) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    return sha256_of(path)
 
 
 def _look(path: str, decode: bool) -> Tuple[str, str]:
@@ -73,6 +73,8 @@ def _look(path: str, decode: bool) -> Tuple[str, str]:
         data = read_bytes(path)
     except OSError:
         return '', 'missing'
+    except ValueError as error:
+        return '', str(error)
     if decode:
         try:
             LoadImage().decode(data)  # what a training reads, so what it cannot read is found

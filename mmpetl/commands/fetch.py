@@ -10,6 +10,7 @@ from ..datasets.prepare import RECIPES, prepare
 from ..datasets.sources import SOURCES
 from ..suggest import nearest
 from ..weights.download import download
+from ..weights.reading import open_regular
 from ..weights.sources import BASES, Base
 
 #: Names that stand for several.
@@ -54,7 +55,7 @@ def check_weights(path: Path) -> None:
     Raises:
         ValueError: If it is something else, for example a page that says why there is no file.
     """
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         head = file.read(512).lstrip().lower()
     if head.startswith((b'<', b'{')):
         raise ValueError('a page, not a weight file')

@@ -1,15 +1,22 @@
 """Load an image from a file or from a member of a zip file (``archive.zip@member``)."""
 
+import io
 import os
 import zipfile
+import zlib
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
+from PIL import Image
 
 from ..registry import TRANSFORMS
+from ..weights.guards import MAX_RATIO, SMALL
+from ..weights.reading import open_regular
+from ..weights.reading import read_bytes as read_regular
+from .picture_readers import check_growth
 from .pictures import DAMAGED, WHITE, decode_picture
 
 #: Open archives by (process, path): a file handle must not be shared by forked loader workers.
@@ -30,14 +37,25 @@ def read_bytes(path: str, backend_args: Optional[dict] = None) -> bytes:
     """
     archive, member = split_member(path)
     if not member:
-        return fileio.get(path, backend_args=backend_args)
+        return fileio.get(path, backend_args=backend_args) if backend_args else read_regular(path)
     key = (os.getpid(), archive)
     if key not in _ARCHIVES:
-        _ARCHIVES[key] = zipfile.ZipFile(archive)
+        with open_regular(archive):
+            pass
+        try:
+            _ARCHIVES[key] = zipfile.ZipFile(archive)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f'{archive} is no zip archive, or a damaged one ({error})') from None
     try:
-        return _ARCHIVES[key].read(member)
+        info = _ARCHIVES[key].getinfo(member)
     except KeyError:
         raise FileNotFoundError(f'{archive} has no member {member!r}') from None
+    if info.file_size > max(SMALL, MAX_RATIO * info.compress_size):
+        raise ValueError(f'is a zip bomb: {info.compress_size:,} bytes would become {info.file_size:,}')
+    try:
+        return _ARCHIVES[key].read(info)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f'cannot be read ({error})') from None
 
 
 def is_plain(data: bytes) -> bool:
@@ -47,6 +65,15 @@ def is_plain(data: bytes) -> bool:
         header = data[:data.find(b'IDAT')]
         return data[24] <= 8 and data[25] in (0, 2, 3) and b'tRNS' not in header and b'eXIf' not in header
     return data[:2] == b'\xff\xd8' and b'Adobe' not in data[:4096]  # CMYK files have Adobe's mark
+
+
+def _pixels(data: bytes) -> int:
+    """Pixels that a picture file announces; 0 where Pillow does not know."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.width * image.height
+    except DAMAGED:
+        return 0
 
 
 @TRANSFORMS.register_module()
@@ -99,6 +126,7 @@ class LoadImage(LoadImageFromFile):
         if ours and (self.imdecode_backend in ('pillow', 'tifffile') or self.bands or not is_plain(data)):
             upright = self.color_type == 'color'
             return decode_picture(data, self.background, self.window, self.bands, upright)[:, :, ::-1]
+        check_growth(_pixels(data) * 3, data)
         try:
             image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
         except DAMAGED as error:

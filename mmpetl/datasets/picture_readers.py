@@ -2,17 +2,31 @@
 NumPy arrays. Each reader returns the stored values, not yet scaled (see :mod:`mmpetl.datasets.pictures`)."""
 
 import io
+import math
 from dataclasses import dataclass
 from typing import Any, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
 
+from ..weights.guards import MAX_RATIO, SMALL
+from ..weights.reading import check_array_header, read_arrays
+
 #: TIFF tags: bits per sample, photometric interpretation, orientation, samples per pixel, meaning of extra samples,
 #: sample format.
 BITS, PHOTOMETRIC, ORIENTATION, SAMPLES, EXTRA, FORMAT = 258, 262, 274, 277, 338, 339
 #: Photometric interpretations whose first three (four) samples are colours: RGB, CMYK, YCbCr, CIE L*a*b*.
 COLOURS = (2, 5, 6, 8)
+
+
+def check_growth(count: int, data: bytes) -> None:
+    """Refuse a picture of ``count`` numbers whose file is far too small for them, before memory is taken.
+
+    Raises:
+        ValueError: If it is a decompression bomb.
+    """
+    if count > max(SMALL, MAX_RATIO * len(data)):
+        raise ValueError(f'is a decompression bomb: {len(data):,} bytes would become {count:,} numbers')
 
 
 @dataclass
@@ -98,6 +112,7 @@ def _by_tifffile(data: bytes, bands: Optional[Sequence[int]]) -> Stored:
     tifffile = _need('tifffile', 'a TIFF file of several bands or unusual numbers')
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
+        check_growth(math.prod(page.shape), data)
         values = page.asarray()
         photometric, axes = int(page.photometric), page.axes
         alpha = any(int(e) in (1, 2) for e in page.extrasamples or ())
@@ -149,6 +164,7 @@ def read_dicom(data: bytes) -> Stored:
     pydicom = _need('pydicom', 'a DICOM file')
     from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
     dataset = pydicom.dcmread(io.BytesIO(data))
+    check_growth(int(dataset.Rows) * int(dataset.Columns) * int(dataset.get('SamplesPerPixel', 1)), data)
     try:
         values = pixel_array(dataset, index=0)
     except (RuntimeError, NotImplementedError) as error:
@@ -182,12 +198,14 @@ def read_numpy(data: bytes, bands: Optional[Sequence[int]]) -> Stored:
     Raises:
         ValueError: If the file holds something else.
     """
-    found = np.load(io.BytesIO(data), allow_pickle=False)
-    if isinstance(found, np.lib.npyio.NpzFile):
-        if len(found.files) != 1:
-            raise ValueError(f'holds {len(found.files)} arrays ({", ".join(found.files[:5])}): one picture a file')
-        found = found[found.files[0]]
-    values = np.asarray(found)
+    if data[:2] == b'PK':
+        found = read_arrays(data)
+        if len(found) != 1:
+            raise ValueError(f'holds {len(found)} arrays ({", ".join(list(found)[:5])}): one picture a file')
+        values = next(iter(found.values()))
+    else:
+        check_array_header(io.BytesIO(data), len(data))
+        values = np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
     if values.dtype.kind not in 'buif' or values.ndim not in (2, 3) or not values.size:
         raise ValueError(f'holds an array of shape {values.shape} and type {values.dtype}: (height, width) or (height, '
                          'width, bands) of numbers is needed')

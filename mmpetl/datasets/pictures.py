@@ -18,7 +18,17 @@ from typing import Optional, Sequence, Tuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from .picture_readers import Stored, choose_bands, is_dicom, read_deep_png, read_dicom, read_numpy, read_tiff, turn
+from .picture_readers import (
+    Stored,
+    check_growth,
+    choose_bands,
+    is_dicom,
+    read_deep_png,
+    read_dicom,
+    read_numpy,
+    read_tiff,
+    turn,
+)
 
 WHITE = (255, 255, 255)
 Window = Optional[Tuple[float, float]]
@@ -69,6 +79,8 @@ def read_stored(data: bytes, bands: Optional[Sequence[int]] = None, upright: boo
         if not tiff:
             raise ValueError('it is no picture file, or a damaged one') from None
         image = None
+    if image is not None:
+        check_growth(image.width * image.height * 3, data)
     stored = read_tiff(data, image, bands) if tiff else read_deep_png(data)
     if image is None:
         assert stored is not None

@@ -1,13 +1,12 @@
 """Class names, prompt templates and knowledge texts from files that ELEVATER's toolkit ships: read, not executed."""
 
 import ast
-import json
 import os
 import re
-from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
 from ..suggest import nearest
+from ..weights.reading import MAX_LIST, read_json, read_text
 
 #: What may be known about a class -> key of it in the toolkit's files.
 KNOWLEDGE = {'wordnet': 'def_wn', 'wordnet-path': 'path_wn', 'wiktionary': 'def_wiki', 'gpt3': 'gpt3'}
@@ -29,7 +28,7 @@ def read_prompts(path: str) -> Prompts:
     lists: Dict[str, Any] = {}
     maps: Dict[str, Dict[str, str]] = {}
     try:
-        tree = ast.parse(Path(path).read_text(encoding='utf-8'))
+        tree = ast.parse(read_text(path))
         for node in tree.body:
             if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
                 continue
@@ -41,7 +40,7 @@ def read_prompts(path: str) -> Prompts:
                 lists[name] = ast.literal_eval(node.value)
         classes, templates = ({task: lists[name] for task, name in maps[key].items()}
                               for key in ('class_map', 'template_map'))
-    except (SyntaxError, ValueError, KeyError) as error:
+    except (SyntaxError, ValueError, KeyError, AttributeError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} has not the form of ELEVATER's prompts.py ({error})") from None
     return {task: ([c if isinstance(c, str) else c[0] for c in names], list(templates.get(task, ['a photo of a {}'])))
             for task, names in classes.items()}
@@ -52,7 +51,7 @@ def _load(folder: str, file: str) -> Dict[str, Dict[str, Any]]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is missing: 'mmpetl fetch elevater-knowledge' gets it")
     try:
-        return {row['classname']: row for row in json.loads(Path(path).read_text(encoding='utf-8'))}
+        return {row['classname']: row for row in read_json(path, MAX_LIST)}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} has not the form of a knowledge file ({error})') from None
 

@@ -9,6 +9,8 @@ import uuid
 from typing import Any, Dict, Optional
 
 from ..weights.atomic import atomic_write
+from ..weights.guards import parse_json
+from ..weights.reading import read_text
 
 #: Seconds between signs of life, and after which a silent worker is taken for dead.
 BEAT, DEAD = 15., 120.
@@ -71,22 +73,22 @@ class Claim:
 
     def _read(self) -> str:
         try:
-            with open(self.path) as file:
-                return file.read()
-        except OSError:
+            return read_text(self.path)
+        except (OSError, ValueError):
             return ''
 
     def _stale(self) -> bool:
         try:
             age = time.time() - os.path.getmtime(self.path)
-            owner = json.loads(self._read())
+            owner = parse_json(self._read())
+            host, pid = str(owner['host']), int(owner['pid'])
         except OSError:
             return False  # given back in this moment; the next look will find it free
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             return age > BEAT  # being written, or cut off while being written
         if age > DEAD:
             return True
-        return owner['host'] == socket.gethostname() and not _alive(owner)
+        return host == socket.gethostname() and not _alive(dict(owner, pid=pid))
 
 
 def _started(pid: int) -> Optional[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence, Tuple
 
 from .atomic import locked
+from .reading import open_regular
 
 BLOCK = 1 << 20
 
@@ -38,7 +39,7 @@ class _Bar:
 def digest_of(path: Path, algorithm: str) -> str:
     """Digest of a file in hexadecimal."""
     found = hashlib.new(algorithm)
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         while block := file.read(BLOCK):
             found.update(block)
     return found.hexdigest()

@@ -7,7 +7,7 @@ file, so they are compared with the bytes that are really there before memory is
 import json
 import math
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..names import is_escape
 from .errors import WeightFileError
@@ -39,12 +39,13 @@ ITEM_SIZE = {
     'C64': 8,
 }
 
-def check_zip(path: str, size: int) -> list[str]:
+def check_zip(path: str, size: int, file: BinaryIO | None = None) -> list[str]:
     """Check the table of contents of a zip archive.
 
     Args:
         path (str): The archive.
         size (int): Its size in bytes.
+        file (BinaryIO | None): The archive where it is open already; ``path`` then serves messages.
 
     Returns:
         list[str]: Names of its members.
@@ -54,7 +55,7 @@ def check_zip(path: str, size: int) -> list[str]:
             overlap, or contents that would grow beyond reason (a zip bomb).
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file or path) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
         raise WeightFileError(path, f'damaged or truncated archive: {error}',

@@ -1,6 +1,7 @@
 """Reading files of data: regular files alone, of bounded size, as text, JSON or arrays; what is wrong is one line."""
 
 import hashlib
+import io
 import math
 import os
 import stat
@@ -87,40 +88,49 @@ def read_json(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> Any:
         raise ValueError(f'{printable(path)} is not valid JSON ({error})') from None
 
 
-def read_arrays(path: str | os.PathLike[str],
+def read_arrays(path: str | os.PathLike[str] | bytes,
                 only: Collection[str] | None = None) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of an ``.npz`` file; none that would need pickle, none larger than its bytes.
 
     Args:
-        path (str | PathLike): The file.
+        path (str | PathLike | bytes): The file, or its content.
         only (Collection[str] | None): Names of the arrays to read; None for all.
 
     Raises:
         FileNotFoundError: No such file.
         ValueError: If it is no ``.npz`` file, damaged, hostile, or holds objects.
     """
-    path = os.fspath(path)
+    if isinstance(path, bytes):
+        return _arrays('the file', io.BytesIO(path), len(path), only)
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        return _arrays(os.fspath(path), file, os.fstat(file.fileno()).st_size, only)
+
+
+def _arrays(path: str, file: BinaryIO, size: int, only: Collection[str] | None) -> dict[str, np.ndarray[Any, Any]]:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    check_zip(path, size)
-    with zipfile.ZipFile(path) as archive:
+    check_zip(path, size, file)
+    with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix('.npy')
             if only is not None and name not in only:
                 continue
             try:
-                with archive.open(member) as file:
-                    _check_header(file, member.file_size)
-                with archive.open(member) as file:
-                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
+                with archive.open(member) as opened:
+                    check_array_header(opened, member.file_size)
+                with archive.open(member) as opened:
+                    arrays[name] = np.lib.format.read_array(opened, allow_pickle=False)
             except Exception as error:  # zipfile, zlib and numpy raise their own types
                 cause = f'refused or damaged array {name!r:.80}: {error}'
                 raise ValueError(f'{printable(path)}: {cause}; nothing was run') from None
     return arrays
 
 
-def _check_header(file: Any, size: int) -> None:
+def check_array_header(file: Any, size: int) -> None:
+    """Compare the header of a ``.npy`` array with the ``size`` bytes of header and array.
+
+    Raises:
+        ValueError: Objects, an unknown version, or a shape that does not fit.
+    """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)

@@ -242,7 +242,7 @@ REFUSED = {
     '13 bands': (lambda: tif(np.repeat(GREY[..., None], 13, 2), planarconfig='contig'), {}, ('13 bands', 'bands=(3, 2, 1)')),
     'two bands, no alpha': (lambda: tif(np.dstack([GREY, GREY]), planarconfig='contig'), {}, ('2 bands', 'bands=')),
     'a band too far': (lambda: tif(np.repeat(GREY[..., None], 13, 2), planarconfig='contig'), dict(bands=(1, 2, 14)), ('13 bands', 'band 14')),
-    'NumPy objects': (lambda: npy(np.array([{}, 1], object)), {}, ('cannot be decoded', 'allow_pickle')),
+    'NumPy objects': (lambda: npy(np.array([{}, 1], object)), {}, ('cannot be decoded', 'object array')),
     'NumPy text': (lambda: npy(np.array(['a', 'b'])), {}, ('<U1', '(height, width)')),
     'NumPy video': (lambda: npy(np.zeros((2, 5, 6, 3), np.uint8)), {}, ('(2, 5, 6, 3)', '(height, width)')),
     'two arrays': (lambda: npz(a=GREY, b=GREY), {}, ('2 arrays', 'a, b')),
