@@ -62,7 +62,8 @@ def infer(config: str,
           device: Optional[str] = None,
           batch_size: int = 1,
           channel_order: str = 'rgb',
-          cfg_options: Optional[Mapping[str, Any]] = None) -> List[Dict[str, Any]]:
+          cfg_options: Optional[Mapping[str, Any]] = None,
+          force: bool = False) -> List[Dict[str, Any]]:
     """Predictions of an adapter: the model, the test pipeline and the scores of ``tools/test.py``, without labels.
 
     Args:
@@ -75,6 +76,7 @@ def infer(config: str,
         channel_order: Order of the channels of arrays: 'rgb', as Pillow, PyAV and decord give them, or 'bgr', as
             OpenCV does.
         cfg_options: Overrides of the config.
+        force: Take the adapter in spite of differences between it and the config, see :func:`load_adapter`.
 
     Returns:
         One dict per input: ``input``, ``pred_scores`` (array (classes,)), ``pred_label``, ``pred_score``, and
@@ -85,4 +87,4 @@ def infer(config: str,
         ValueError: If adapter and config do not belong together, or an input cannot be read.
     """
     from .training.infer import infer as predict
-    return predict(config, adapter, inputs, device, batch_size, channel_order, cfg_options)
+    return predict(config, adapter, inputs, device, batch_size, channel_order, cfg_options, force)

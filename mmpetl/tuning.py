@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .sites import ALL_OPS, NORMS
 from .weights import adapter_file
+from .weights.belongs import plain
 
 POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'stream', 'side')
 
@@ -141,17 +142,6 @@ def adapter_state(model: nn.Module) -> Dict[str, Tensor]:
 _PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'mmaction2')
 
 
-def _plain(value: Any) -> Any:
-    """A config value as JSON types."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return getattr(value, '__name__', str(value))
-
-
 def _versions() -> Dict[str, str]:
     found = {'python': platform.python_version()}
     for name in _PACKAGES:
@@ -160,6 +150,40 @@ def _versions() -> Dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+#: Attributes of heads and necks that no score depends on.
+_SILENT = ('training', 'topk', 'cal_acc', 'init_std', 'init_scale', 'label_smooth_eps', 'checkpoint', 'text_features')
+
+
+def _options(module: nn.Module) -> Dict[str, Any]:
+    """Type and plain options of a head or neck."""
+    def is_plain(value: Any) -> bool:
+        return isinstance(value, (bool, int, float, str)) or (isinstance(value, (list, tuple))
+                                                              and all(is_plain(v) for v in value))
+
+    shown = {k: v for k, v in vars(module).items() if k[:1] != '_' and k not in _SILENT and is_plain(v)}
+    return dict(type=type(module).__name__, **plain(shown))
+
+
+def _normalisation(model: nn.Module) -> Optional[Dict[str, Any]]:
+    """Mean, standard deviation and channel order of the model's data preprocessor."""
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    mean, std = (getattr(preprocessor, key, None) for key in ('mean', 'std'))
+    if not isinstance(mean, Tensor) or not isinstance(std, Tensor) or mean.is_meta:
+        return None
+    shown = {key: [round(float(v), 4) for v in t.flatten()] for key, t in (('mean', mean), ('std', std))}
+    return dict(shown,
+                to_rgb=bool(getattr(preprocessor, 'to_rgb', getattr(preprocessor, '_channel_conversion', False))))
+
+
+def model_facts(model: nn.Module) -> Dict[str, Any]:
+    """What decides whether an adapter belongs on this model; see :func:`mmpetl.weights.belongs.check_belongs`."""
+    model = unwrap(model)
+    backbone, prefix = find_backbone(model)
+    parts = {k: m for k, m in model.named_children() if k not in ('backbone', 'data_preprocessor')} if prefix else {}
+    return dict(backbone.petl.facts(), parts={k: _options(m) for k, m in parts.items()},
+                normalisation=_normalisation(model) if prefix else None)
 
 
 def adapter_header(model: nn.Module,
@@ -185,22 +209,23 @@ def adapter_header(model: nn.Module,
     cfg = backbone.init_cfg if isinstance(getattr(backbone, 'init_cfg', None), dict) else {}
     checkpoint = cfg.get('checkpoint') if cfg.get('type') == 'Pretrained' else None
     frozen = any(not p.requires_grad for n, p in backbone.named_parameters() if not n.startswith('petl.'))
-    upstream = next(c for c in type(backbone).__mro__ if not c.__module__.startswith('mmpetl.'))
+    facts = model_facts(model)
     return dict(
         format=adapter_file.FORMAT,
         mmpetl_version=adapter_file.__version__,
         name=name,
-        methods=[dict(_plain(cfg), name=key) for key, cfg in petl.configs.items()],
+        methods=facts['methods'],
         tune=list(petl.tune),
         trunk=petl.trunk,
-        backbone=f'{upstream.__module__}.{upstream.__qualname__}',
+        backbone=facts['backbone'],
+        model={key: facts[key] for key in ('heads', 'dims', 'grid', 'window', 'output', 'parts', 'normalisation')},
         base=dict(
             id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else getattr(backbone, 'base_name', None)),
             checkpoint=str(checkpoint) if checkpoint else None,
             fingerprint=petl.base_fingerprint() if frozen else None),
         head=head_keys(model),
         classes=list(classes) if classes else None,
-        preprocessing=_plain(preprocessing) if preprocessing else None,
+        preprocessing=plain(preprocessing) if preprocessing else None,
         metrics=dict(metrics or {}),
         versions=_versions(),
         counts=dict(
@@ -209,7 +234,7 @@ def adapter_header(model: nn.Module,
             head=counted.head,
             total=counted.total,
             base=counted.base),
-        extra=_plain(extra or {}))
+        extra=plain(extra or {}))
 
 
 def write_adapter(model: nn.Module, path: str, **facts: Any) -> None:

@@ -7,12 +7,14 @@ bank.
 """
 
 import copy
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..backbones.attach import attach, build_methods, check_methods, config_of, freeze, give_side
@@ -20,8 +22,9 @@ from ..backbones.family import trunk_in
 from ..backbones.loading import load_base
 from ..names import plain_name
 from ..sites import Method, nearest
-from ..tuning import _plain, adapter_state, find_backbone, unwrap, write_adapter
+from ..tuning import adapter_state, find_backbone, model_facts, unwrap, write_adapter
 from ..weights import adapter_file
+from ..weights.belongs import check_belongs
 from .combine import COMBINATIONS, combine_deltas, deltas_of
 from .files import load_adapter, methods_of, renamed
 from .mixed import mixed_taps, rows_of
@@ -251,8 +254,14 @@ class AdapterBank:
         if not all(c.isalnum() or c in '._-' for c in name):
             raise ValueError(f'adapter name {name!r}: use letters, digits, . - _')
 
-    def add_file(self, name: str, path: str, activate: bool = True) -> Dict[str, Any]:
+    def add_file(self, name: str, path: str, activate: bool = True, force: bool = False) -> Dict[str, Any]:
         """Add the adapter of a file. Its head may have another number of classes than the model's.
+
+        Args:
+            name: New name.
+            path: Adapter file.
+            activate: Switch to it.
+            force: See :func:`mmpetl.load_adapter`.
 
         Returns:
             The header of the file.
@@ -275,7 +284,7 @@ class AdapterBank:
                 raise ValueError(
                     f'{path}: wrong base: it was trained on {header["base"].get("id")!r} (fingerprint {wanted[:12]}), '
                     f'the adapters of the bank stand on {self.backbone.petl.base_fingerprint()[:12]}')
-            load_adapter(self.model, path)
+            load_adapter(self.model, path, force)
         except (ValueError, RuntimeError):
             self.switch(before)
             del self._adapters[name]
@@ -313,7 +322,7 @@ class AdapterBank:
         return found
 
     @torch.no_grad()
-    def hot_swap(self, name: str, path: str) -> Dict[str, Any]:
+    def hot_swap(self, name: str, path: str, force: bool = False) -> Dict[str, Any]:
         """Copy the tensors of a file into an adapter of the same structure, in place: compiled graphs and optimizers
         keep their tensors.
 
@@ -326,13 +335,13 @@ class AdapterBank:
         """
         self._check_not_merged()
         adapter, (given, header) = self[name], adapter_file.load(path)
-        there = [{k: v for k, v in c.items() if k != 'name'} for c in header['methods']]
-        here = [{k: v for k, v in _plain_config(c).items() if k != 'name'} for c in adapter.configs.values()]
-        if there != here or list(header['tune']) != list(adapter.tune):
-            raise ValueError(
-                f'{path} holds {there} with tune={header["tune"]}, adapter {name!r} is {here} with '
-                f'tune={list(adapter.tune)}: '
-                'only tensors can be swapped in place; use add_file')
+        with self.using(name):
+            facts = dict(model_facts(self.model), fingerprint=self.backbone.petl.base_fingerprint())
+        try:
+            for line in check_belongs(header, facts, path, force):
+                print_log(line, 'current', logging.WARNING)
+        except ValueError as error:
+            raise ValueError(f'adapter {name!r}: {error}; only tensors can be swapped in place: use add_file') from None
         own, given = self.tensors(name), renamed(given, header, self.prefix)
         odd = sorted(own.keys() ^ given.keys()) or [k for k in own if own[k].shape != given[k].shape]
         if odd:
@@ -340,10 +349,6 @@ class AdapterBank:
                 f'{path} and adapter {name!r} differ at {odd[0]}: only tensors of the same shapes can be swapped in '
                 f'place; '
                 'use add_file')
-        with self.using(name):
-            here_print, wanted = self.backbone.petl.base_fingerprint(), header['base'].get('fingerprint')
-        if wanted and wanted != here_print:
-            raise ValueError(f'{path}: wrong base: fingerprint {wanted[:12]}, the bank stands on {here_print[:12]}')
         for key, tensor in self.tensors(name).items():
             tensor.copy_(given[key])
         adapter.header = header
@@ -448,10 +453,6 @@ class AdapterBank:
             for row, score in zip(rows, out):
                 scores[row] = score
         return scores  # type: ignore[return-value]
-
-
-def _plain_config(cfg: Mapping[str, Any]) -> Dict[str, Any]:
-    return dict(_plain(cfg))
 
 
 def resize_linears(module: nn.Module, given: Mapping[str, Tensor]) -> None:

@@ -11,9 +11,10 @@ from ..backbones.attach import attach, specs_of
 from ..backbones.family import trunk_in
 from ..backbones.from_data import methods_from_data
 from ..sites import BlockSpec
-from ..tuning import find_backbone, head_keys, unwrap, write_adapter
+from ..tuning import find_backbone, unwrap, write_adapter
 from ..weights import adapter_file
 from ..weights.adapter_file import STATE_KEY
+from .belongs import check_adapter, check_head, forced
 
 
 def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
@@ -41,20 +42,24 @@ def header_of(loaded: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
     return next((m[STATE_KEY] for m in kept.values() if isinstance(m, dict) and STATE_KEY in m), None)
 
 
-def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
+def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) -> Dict[str, Any]:
     """Put an adapter file onto a model, in place.
 
     Args:
         model: A model whose trunk holds the adapter's base. If nothing is attached to it yet, the adapter's methods are
             attached first.
         path: File written by :func:`save_adapter` or a training run.
+        force: Take it in spite of differences that change neither names nor shapes (other arguments of a method, heads
+            of attention, classes, preprocessing); each is logged.
+        **data: What is known of the data: ``classes`` (names), ``pipeline``, ``normalisation``.
 
     Returns:
         The header of the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the base, the methods or the head do not fit; the model keeps its weights.
+        ValueError: If base, methods and their arguments, heads of attention, head, classes or preprocessing are others
+            than those with which it was trained, in a line that names both values; the model keeps its weights.
     """
     tensors, header = adapter_file.load(path)
     target = unwrap(model)
@@ -64,10 +69,12 @@ def load_adapter(model: nn.Module, path: str) -> Dict[str, Any]:
         backbone = trunk_in(target)
         attach(backbone, methods_of(path, header, specs_of(backbone)), header['tune'], header['trunk'])
         backbone, prefix = find_backbone(target)
-    _check_shapes(target, tensors, header, path, prefix)
+    check_adapter(target, header, path, force, **data)
+    check_head(target, renamed(tensors, header, prefix), path)
     state = OrderedDict(renamed(tensors, header, prefix))
     state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
-    target.load_state_dict(state, strict=True)
+    with forced(target, force):
+        target.load_state_dict(state, strict=True)
     print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on base {header['base'].get('id')!r}",
               'current')
     return header
@@ -97,16 +104,3 @@ def renamed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], pref
     moved = {prefix + k[len(inside):]: v for k, v in tensors.items() if k.startswith(inside)}
     outside = {k: v for k, v in tensors.items() if not k.startswith(inside)}
     return {**moved, **outside} if prefix else moved
-
-
-def _check_shapes(model: nn.Module, tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], path: str,
-                  prefix: str) -> None:
-    own, given = model.state_dict(), renamed(tensors, header, prefix)
-    heads: List[str] = head_keys(model)
-    for key in heads:
-        if key not in given:
-            raise ValueError(
-                f'{path} has no {key}: the head of the model is another one than the adapter was trained with')
-        if own[key].shape != given[key].shape:
-            raise ValueError(f'{path}: {key} has shape {tuple(given[key].shape)}, the model {tuple(own[key].shape)}; '
-                             'give the head the number of classes of the adapter')

@@ -1,5 +1,6 @@
 """``backbone.petl``: the module that owns all methods of one backbone, and nothing of the trunk."""
 
+import inspect
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -8,6 +9,7 @@ from mmengine.model import ModuleDict
 from torch import Tensor, nn
 
 from ..sites import Method, RunTime, Tap, plan_prompts
+from ..weights.belongs import plain
 from .base import base_fingerprint
 from .family import Family, family_named
 from .side import SideBlock
@@ -52,6 +54,25 @@ class PETL(ModuleDict):
     @property
     def taps(self) -> List[Tap]:
         return [block.tap for block in self.blocks]
+
+    def facts(self) -> Dict[str, Any]:
+        """What decides whether an adapter belongs on this backbone; see :func:`mmpetl.weights.belongs.check_belongs`.
+
+        Methods with all their arguments, tuned parameters, class, widths, heads and token grid of the blocks, output.
+        """
+        specs = [block.spec for block in self.blocks]
+        backbone = self.backbone
+        upstream = next(c for c in type(backbone).__mro__ if not c.__module__.startswith('mmpetl.'))
+        return dict(
+            methods=[method_config(method, name) for name, method in self.items()],
+            defaults=[_defaults(method) for method in self.values()],
+            tune=list(self.tune),
+            backbone=f'{upstream.__module__}.{upstream.__qualname__}',
+            heads=[spec.heads for spec in specs],
+            dims=[spec.dim for spec in specs],
+            grid=plain(specs[0].grid) or None,
+            window=[plain(spec.window) for spec in specs] if specs[0].window else None,
+            output=plain(getattr(backbone, 'out_type', None)))
 
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen trunk parameters."""
@@ -167,3 +188,13 @@ class PETL(ModuleDict):
         """The frozen blocks as a side method may use them."""
         blocks, final = self._side_view
         return [SideBlock(block, final) for block in blocks]
+
+
+def method_config(method: Method, name: str) -> Dict[str, Any]:
+    """The config that builds a method again, defaults written out."""
+    return dict(type=type(method).__name__, **plain(method.arguments), name=name)
+
+
+def _defaults(method: Method) -> Dict[str, Any]:
+    parameters = inspect.signature(type(method).__init__).parameters
+    return {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}

@@ -10,6 +10,7 @@ and plain ``load_state_dict``.
   adapter would sit on a random trunk.
 """
 
+import logging
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, Optional
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ..weights import convert
 from ..weights.adapter_file import STATE_KEY
+from ..weights.belongs import check_belongs
 from .base import base_fingerprint, base_state
 
 
@@ -106,10 +108,15 @@ def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str
 def _check_adapter_keys(backbone: nn.Module, given: Dict[str, Tensor], header: Optional[Dict[str, Any]]) -> None:
     own = {k for k in backbone.state_dict() if k.startswith('petl.')}
     theirs = {k for k in given if k.startswith('petl.')}
-    if header is None or own == theirs:
+    if header is None:
         return
-    names = [str(m.get('type')) for m in header.get('methods', [])] or ['none']
-    here = [type(m).__name__ for m in backbone.petl.values()] or ['none']
+    facts = backbone.petl.facts()
+    for line in check_belongs(header, facts, force=backbone.petl.base.get('force', False)):
+        print_log(line, 'current', logging.WARNING)
+    if own == theirs:
+        return
+    names = [m['type'] for m in header['methods']] or ['none']
+    here = [m['type'] for m in facts['methods']] or ['none']
     odd = sorted(own ^ theirs)[0]
     raise ValueError(
         f'the adapter holds {", ".join(names)}, the model has {", ".join(here)}, and they differ at {odd!r}: '

@@ -10,7 +10,7 @@ import torch
 from mmengine.config import DictAction
 from torch import Tensor, nn
 
-from ..training.build import build_model, check_output, load_trained, read_config, write_state
+from ..training.build import FORCE, build_model, check_output, load_trained, read_config, write_state
 from ..tuning import MergeReport, adapter_header, adapter_state, find_backbone, merge, probe_for
 from ..version import __version__
 from ..weights import write_json
@@ -205,6 +205,7 @@ def add_parser(subparsers: Any) -> None:
         '--prefix', default='', help="what stands before the block names in the base model, for peft, such as 'vit.'")
     parser.add_argument(
         '--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
+    parser.add_argument('--force', action='store_true', help=FORCE)
     parser.add_argument('--backbone-only', action='store_true', help='leave out neck and head')
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config')
@@ -244,7 +245,7 @@ def run(args: argparse.Namespace) -> None:
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=args.base)
     with contextlib.redirect_stdout(sys.stderr):
         model = build_model(cfg)
-        load_trained(model, args.adapter)
+        load_trained(model, args.adapter, cfg, args.force)
         model.eval()
         if target == 'onnx':
             said = export_onnx(model, args.out, args.backbone_only)

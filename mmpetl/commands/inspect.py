@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch import Tensor
 
+from ..adapters.belongs import check_adapter, config_facts
 from ..adapters.files import header_of
 from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
 from ..names import printable
@@ -120,8 +121,10 @@ def _try(state: Mapping[str, Tensor], header: Any, config: str) -> str:
         return str(convert(state, shapes, arch, grid=grid)[1])
     from ..costs.memory import on_meta
     from ..training.build import build_model, read_config
+    cfg = read_config(config)
     with on_meta():
-        model = build_model(read_config(config), weights=False)
+        model = build_model(cfg, weights=False)
+    check_adapter(model, header, config, **config_facts(cfg))
     own = model.state_dict()
     for key, tensor in state.items():
         if key not in own:

@@ -8,13 +8,13 @@ from typing import Any, Dict, Tuple
 from mmengine.config import Config, DictAction
 from torch import nn
 
-from ..training.build import build_model, check_output, load_trained, read_config, write_state
+from ..training.build import FORCE, build_model, check_output, load_trained, read_config, write_state
 from ..tuning import MergeReport, adapter_header, find_backbone, merge
 from ..version import __version__
 
 
 def load_and_merge(cfg: Config, path: str, base: str = '', verify: bool = True,
-                   tolerance: float = 1e-3) -> Tuple[nn.Module, MergeReport, Dict[str, Any]]:
+                   tolerance: float = 1e-3, force: bool = False) -> Tuple[nn.Module, MergeReport, Dict[str, Any]]:
     """Build the model of a config, load base and adapter, fold.
 
     Args:
@@ -23,6 +23,7 @@ def load_and_merge(cfg: Config, path: str, base: str = '', verify: bool = True,
         base: Weight file of the base in place of the one that the config names.
         verify: Compare the folded with the unfolded backbone on a probe batch.
         tolerance: Largest accepted difference, relative to the largest output.
+        force: See :func:`mmpetl.load_adapter`.
 
     Returns:
         The merged model in evaluation mode, what was folded, and the header that describes the adapter.
@@ -34,7 +35,7 @@ def load_and_merge(cfg: Config, path: str, base: str = '', verify: bool = True,
     if base:
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=base)
     model = build_model(cfg)
-    load_trained(model, path)
+    load_trained(model, path, cfg, force)
     model.eval()
     header = adapter_header(model)
     return model, merge(model, verify=verify, tolerance=tolerance), header
@@ -59,6 +60,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
         '--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
     parser.add_argument(
         '--backbone-only', action='store_true', help='write the backbone alone, without the prefix backbone.')
+    parser.add_argument('--force', action='store_true', help=FORCE)
     parser.add_argument('--no-verify', action='store_true', help='do not compare the merged with the unmerged backbone')
     parser.add_argument(
         '--tolerance', type=float, default=1e-3, help='largest accepted difference, relative to the largest output')
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
     """
     check_output(args.out, (args.config, args.adapter, args.base or args.config))
     cfg = read_config(args.config, args.cfg_options)
-    model, report, header = load_and_merge(cfg, args.adapter, args.base, not args.no_verify, args.tolerance)
+    model, report, header = load_and_merge(cfg, args.adapter, args.base, not args.no_verify, args.tolerance,
+                                           args.force)
     state = find_backbone(model)[0].state_dict() if args.backbone_only else model.state_dict()
     write_state(args.out, state, _meta(header, report, args.adapter))
     numbers = sum(t.numel() for t in state.values())

@@ -7,9 +7,11 @@ from typing import Any, Dict, Optional
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 
+from ..adapters.belongs import config_facts
 from ..registry import HOOKS
-from ..tuning import adapter_header, adapter_keys, find_backbone, head_keys, summary, unwrap, write_adapter
+from ..tuning import adapter_header, adapter_keys, find_backbone, summary, write_adapter
 from ..weights.adapter_file import STATE_KEY
+from .belongs import check_run
 
 
 @HOOKS.register_module()
@@ -55,24 +57,8 @@ class AdapterHook(Hook):
                 if k.removeprefix('module.') in keep or not k.startswith('module.'))
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
-        """Refuse a head that does not fit before anything is copied: MMEngine would only print a line."""
-        model = unwrap(_structure(runner))
-        own, given = model.state_dict(), checkpoint.get('state_dict', checkpoint)
-        header = checkpoint.get('meta', {}) if 'methods' in checkpoint.get('meta', {}) else None
-        if header is None:
-            metadata = getattr(given, '_metadata', None) or {}
-            header = next((m[STATE_KEY] for m in metadata.values() if isinstance(m, dict) and STATE_KEY in m), None)
-        if header is None:
-            return
-        for key in head_keys(model):
-            if key not in given:
-                raise ValueError(
-                    f'the adapter has no {key}: its head is another one; use the config with which it was trained')
-            if given[key].shape != own[key].shape:
-                raise ValueError(
-                    f'{key} has shape {tuple(given[key].shape)} in the adapter and {tuple(own[key].shape)} in the '
-                    f'model: '
-                    'set the number of classes of the head to that of the adapter')
+        """Refuse an adapter that does not belong here before anything is copied."""
+        check_run(runner, checkpoint, _structure(runner))
 
     def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
         if not getattr(runner, '_train_loop', None) or isinstance(runner._train_loop, dict):
@@ -114,11 +100,9 @@ def _facts(runner: Any) -> Dict[str, Any]:
     meta = getattr(meta, 'metainfo', None) or {}
     classes = meta.get('classes')
     cfg = runner.cfg
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    pipeline = (loader.get('dataset') or {}).get('pipeline') if isinstance(loader, dict) else None
     preprocessing = dict(
-        data_preprocessor=cfg.get('data_preprocessor') or cfg.get('model', {}).get('data_preprocessor'),
-        pipeline=pipeline)
+        data_preprocessor=cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor'),
+        pipeline=config_facts(cfg)['pipeline'])
     return dict(
         classes=list(classes) if classes else None,
         preprocessing=preprocessing,

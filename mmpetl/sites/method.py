@@ -1,5 +1,6 @@
 """The base class of all methods."""
 
+import inspect
 from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
 
 from mmengine.model import BaseModule
@@ -42,6 +43,20 @@ class Method(BaseModule):
     tokenwise = False
     #: Whether ``on_linear`` is defined on the op's own output W x + b only, so that no method may act before it.
     first_on_op = False
+
+    #: The arguments with which the method was built, defaults included; adapter files carry them.
+    arguments: Mapping[str, Any] = {}
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'Method':
+        method = super().__new__(cls)
+        if args or kwargs:  # copying and unpickling give none
+            try:
+                bound = inspect.signature(cls.__init__).bind(method, *args, **kwargs)
+            except TypeError:
+                return method  # __init__ is about to raise it
+            bound.apply_defaults()
+            method.__dict__['arguments'] = {k: v for k, v in bound.arguments.items() if k not in ('self', 'specs')}
+        return method
 
     def __init__(self, specs: Sequence[BlockSpec], layers: Layers = None) -> None:
         super().__init__()

@@ -11,13 +11,14 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .. import registry  # noqa: F401
+from ..adapters.belongs import check_adapter, config_facts, forced
 from ..adapters.files import header_of, load_adapter
 from ..tuning import find_backbone
-from ..weights.adapter_file import METADATA_KEY
+from ..weights.adapter_file import is_adapter
 from ..weights.errors import WeightFileError
-from ..weights.guards import read_safetensors_header
-from ..weights.io import atomic_write, file_kind, load_file
+from ..weights.io import atomic_write, load_file
 from .config import load_config
+from .flags import FORCE  # noqa: F401  (of merge and export)
 from .tasks import apply_task
 
 #: Suffixes that :func:`write_state` writes.
@@ -73,9 +74,16 @@ def _leave_out_files(settings: Any) -> None:
         settings['head'] = None
 
 
-def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
+def load_trained(model: nn.Module, path: str, cfg: Optional[Config] = None,
+                 force: bool = False) -> Optional[Dict[str, Any]]:
     """Load an adapter file, or a checkpoint of a training run, into a model; its base comes from ``init_cfg`` where the
     file lacks it.
+
+    Args:
+        model: The model of a config.
+        path: Adapter file or checkpoint.
+        cfg: That config, whose classes and preprocessing are compared with the adapter's.
+        force: See :func:`mmpetl.load_adapter`.
 
     Returns:
         The header of an adapter file or of a checkpoint, None where a checkpoint has none.
@@ -86,9 +94,11 @@ def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
     """
     path = os.path.expanduser(path)
     if is_adapter(path):
-        return load_adapter(model, path)
+        return load_adapter(model, path, force, **(config_facts(cfg) if cfg is not None else {}))
     loaded = load_file(path)
-    state = loaded['state_dict']
+    state, header = loaded['state_dict'], header_of(loaded)
+    if header is not None:
+        check_adapter(model, header, path, force, **(config_facts(cfg) if cfg is not None else {}))
     own = model.state_dict()
     odd = [k for k in state if k in own and own[k].shape != state[k].shape]
     unknown = [k for k in state if k not in own]
@@ -98,20 +108,11 @@ def load_trained(model: nn.Module, path: str) -> Optional[Dict[str, Any]]:
         raise WeightFileError(path, f'does not fit the model of the config: {what}',
                               'use the config with which it was trained')
     try:
-        model.load_state_dict(state, strict=True)
+        with forced(model, force):
+            model.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise WeightFileError(path, str(error), 'use the config with which it was trained') from None
-    return header_of(loaded)
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a file is an adapter file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        WeightFileError: If it is no weight file.
-    """
-    return file_kind(path) == 'safetensors' and METADATA_KEY in read_safetensors_header(path, os.path.getsize(path))[1]
+    return header
 
 
 def check_output(path: str, inputs: Any = (), suffixes: Any = SUFFIXES) -> None:

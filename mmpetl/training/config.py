@@ -14,6 +14,8 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from ..recipes import find_config
+from ..weights.adapter_file import is_adapter
+from ..weights.errors import WeightFileError
 from ..weights.io import file_kind
 from .tasks import apply_task
 
@@ -63,6 +65,8 @@ def _set_dataloaders(cfg: Config, fields: Sequence[str], args: argparse.Namespac
 def _finish(cfg: Config, args: argparse.Namespace) -> Config:
     """Apply ``--cfg-options`` last, as both libraries do, and drop what torch refuses: persistent workers that do not
     exist."""
+    if getattr(args, 'force', False):
+        cfg.force_adapter = True
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     apply_task(cfg, args.cfg_options)
@@ -128,6 +132,9 @@ def train_config(args: argparse.Namespace) -> Config:
     _finish(cfg, args)
     if cfg.get('resume') and cfg.get('load_from'):
         _check_checkpoint(cfg.load_from)
+        if os.path.isfile(cfg.load_from) and is_adapter(cfg.load_from):
+            raise WeightFileError(cfg.load_from, 'an adapter file cannot be resumed, it has no optimizer and no step',
+                                  'give --resume a checkpoint (epoch_N.pth), or begin a run with load_from=...')
     return cfg
 
 

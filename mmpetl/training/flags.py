@@ -4,6 +4,9 @@ import argparse
 
 from mmengine.config import DictAction
 
+#: Help of ``--force`` wherever an adapter is loaded.
+FORCE = 'take an adapter in spite of other arguments, classes or preprocessing than it was trained with'
+
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder of logs and checkpoints; default work_dirs/<name of the config>')
@@ -14,6 +17,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         metavar='KEY=VALUE',
         help='override entries of the config, for example model.backbone.petl.0.rank=4 or key="[(a,b),(c,d)]"')
+    parser.add_argument('--force', action='store_true', help=FORCE)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--no-pin-memory', action='store_true', help='no pinned memory in the dataloaders')
     parser.add_argument(

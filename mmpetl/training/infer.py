@@ -35,6 +35,7 @@ class Predictor:
         device: For example 'cpu' or 'cuda:0'; None chooses.
         channel_order: Order of the channels of arrays, 'rgb' or 'bgr'. Files and pictures of Pillow know theirs.
         cfg_options: Overrides of the config, ``{'model.backbone.petl.0.rank': 4}``.
+        force: See :func:`mmpetl.load_adapter`.
 
     Raises:
         FileNotFoundError: If config or adapter does not exist.
@@ -42,14 +43,14 @@ class Predictor:
     """
 
     def __init__(self, config: str, adapter: str, device: Optional[str] = None, channel_order: str = 'rgb',
-                 cfg_options: Optional[Mapping[str, Any]] = None) -> None:
+                 cfg_options: Optional[Mapping[str, Any]] = None, force: bool = False) -> None:
         if channel_order not in ORDERS:
             raise ValueError(f"channel_order={channel_order!r} must be 'rgb' or 'bgr'")
         self.channel_order = channel_order
         self.cfg = read_config(os.fspath(config), cfg_options)
         self.dataset = test_dataset(self.cfg, os.fspath(config))
         self.model = build_model(self.cfg)
-        header = load_trained(self.model, os.fspath(adapter))
+        header = load_trained(self.model, os.fspath(adapter), self.cfg, force)
         self.model.to(device or get_device()).eval()
         #: Names of the classes in label order, or None.
         self.classes = (header or {}).get('classes')
@@ -145,7 +146,8 @@ class Predictor:
 
 
 def infer(config: str, adapter: str, inputs: Any, device: Optional[str] = None, batch_size: int = 1,
-          channel_order: str = 'rgb', cfg_options: Optional[Mapping[str, Any]] = None) -> list[dict[str, Any]]:
+          channel_order: str = 'rgb', cfg_options: Optional[Mapping[str, Any]] = None,
+          force: bool = False) -> list[dict[str, Any]]:
     """Predictions of an adapter: the model, the test pipeline and the scores of ``tools/test.py``, without labels.
 
     Args:
@@ -158,6 +160,7 @@ def infer(config: str, adapter: str, inputs: Any, device: Optional[str] = None, 
         channel_order: Order of the channels of arrays: 'rgb', as Pillow, PyAV and decord give them, or 'bgr', as
             OpenCV does.
         cfg_options: Overrides of the config, ``{'model.backbone.petl.0.rank': 4}``.
+        force: See :func:`mmpetl.load_adapter`.
 
     Returns:
         One dict per input: ``input`` (the path, None of an array), ``pred_scores`` (float32 array (classes,)),
@@ -168,7 +171,7 @@ def infer(config: str, adapter: str, inputs: Any, device: Optional[str] = None, 
         FileNotFoundError: If a file does not exist.
         ValueError: If adapter and config do not belong together, or an input cannot be read.
     """
-    return Predictor(config, adapter, device, channel_order, cfg_options)(inputs, batch_size)
+    return Predictor(config, adapter, device, channel_order, cfg_options, force)(inputs, batch_size)
 
 
 def test_dataset(cfg: Config, source: str) -> Mapping[str, Any]:

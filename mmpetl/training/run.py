@@ -14,6 +14,8 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from .. import compat
+from ..hooks.adapter import AdapterHook
+from ..hooks.belongs import BelongsHook
 from ..tuning import unwrap
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
@@ -86,6 +88,8 @@ def build_runner(cfg: Config) -> Any:
         runner = RUNNERS.build(cfg)
     else:
         runner = RUNNERS.get('Runner').from_cfg(cfg)
+    if not any(isinstance(hook, AdapterHook) for hook in runner.hooks):
+        runner.register_hook(BelongsHook())
     if reentrant:
         runner.logger.warning(
             'activation_checkpointing is reentrant and gives adapters no gradient: taken as petl_checkpointing')

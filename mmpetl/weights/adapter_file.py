@@ -45,6 +45,7 @@ _FIELDS: dict[str, tuple[Any, bool]] = {
     'counts': (dict, True),
     'checksum': (str, False),
     'head': (list, False),
+    'model': (dict, False),
     'classes': ((list, type(None)), False),
     'preprocessing': ((dict, type(None)), False),
     'metrics': (dict, False),
@@ -61,7 +62,8 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
         tensors (Mapping[str, Tensor]): What was trained, under the model's key names.
         header (Mapping): Required: ``methods`` (list of config dicts), ``tune`` (list of patterns), ``trunk`` ('eval'
             or 'train'), ``backbone`` (type name), ``base`` (dict with id, checkpoint and fingerprint, each a string or
-            None). Optional: ``name``, ``head`` (keys among the tensors that belong to the head), ``classes``,
+            None). Optional: ``name``, ``head`` (keys among the tensors that belong to the head), ``model``
+            (widths, heads, parts: see :mod:`mmpetl.weights.belongs`), ``classes``,
             ``preprocessing``, ``metrics``, ``versions``, ``counts`` (numbers of trainable parameters: total, head,
             petl, ...), ``extra``. ``format``, ``mmpetl_version``, ``counts.stored`` (elements in the file, buffers
             included), ``checksum`` (:func:`~mmpetl.weights.fingerprint.fingerprint` of the tensors), and absent
@@ -116,6 +118,17 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[st
         raise WeightFileError(path, 'altered or damaged: its tensors differ from the checksum in its header',
                               'copy or download the file again')
     return tensors, header
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a file is an adapter file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        WeightFileError: If it is no weight file.
+    """
+    from .io import file_kind
+    return file_kind(path) == 'safetensors' and METADATA_KEY in read_safetensors_header(path, os.path.getsize(path))[1]
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
