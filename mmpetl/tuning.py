@@ -181,7 +181,8 @@ def model_facts(model: nn.Module) -> Dict[str, Any]:
     """What decides whether an adapter belongs on this model; see :func:`mmpetl.weights.belongs.check_belongs`."""
     model = unwrap(model)
     backbone, prefix = find_backbone(model)
-    parts = {k: m for k, m in model.named_children() if k not in ('backbone', 'data_preprocessor')} if prefix else {}
+    others = (prefix.split('.')[0], 'data_preprocessor')
+    parts = {k: m for k, m in model.named_children() if k not in others} if prefix else {}
     return dict(backbone.petl.facts(), parts={k: _options(m) for k, m in parts.items()},
                 normalisation=_normalisation(model) if prefix else None)
 

@@ -107,13 +107,13 @@ class MixedTap(Tap):
         """Extra keys and values (B, heads or 1, P, head_dim), padded with zeros to the longest."""
         return self._extra
 
-    def prompts(self) -> Optional[Tensor]:
+    def prompts(self, batch: int = 1) -> Optional[Tensor]:
         """Prompts (B, P, C), padded with zeros to the longest; sets the gate that hides all padding of this block.
 
         Where no adapter has prompts but some have extra keys, an empty set of prompts stands for them: the gate begins
         at the first extra key then.
         """
-        found = [tap.prompts() for tap in self.taps]
+        found = [tap.prompts(len(rows)) for tap, rows in zip(self.taps, self.rows)]
         self._extra, hidden_keys = self._keys_values()
         given = [p for p in found if p is not None]
         self.prompt_gate = hidden_keys
