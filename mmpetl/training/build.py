@@ -46,7 +46,7 @@ def build_model(cfg: Config, weights: bool = True) -> nn.Module:
     Args:
         cfg: A config.
         weights: False leaves out what opens files: ``init_cfg`` and text features (a head made of those has no
-            parameters).
+            parameters); and what blends batches.
 
     Raises:
         ValueError: If the model has no attached backbone.
@@ -65,7 +65,9 @@ def build_model(cfg: Config, weights: bool = True) -> nn.Module:
 
 
 def _leave_out_files(settings: Any) -> None:
-    """Take out of a model config what reads files while the model is built."""
+    """Take out of a model config what reads files, or draws numbers, while the model is built."""
+    if isinstance(settings.get('data_preprocessor'), dict):
+        settings['data_preprocessor'].pop('blending', None)  # a distribution that a meta device cannot check
     if isinstance(settings.get('backbone'), dict):
         settings['backbone'].pop('init_cfg', None)
     head = settings.get('head')

@@ -177,4 +177,4 @@ def test_refusals(tmp_path, capsys):
     assert main(['plan', str(config), '--input', '1', '32', '32']) == 1
     assert 'toy: the backbone does not run on an input of shape (3, 1, 32, 32)' in capsys.readouterr().err
     assert main(['plan', str(tmp_path / 'toi.py')]) == 1
-    assert 'did you mean toy.py' in capsys.readouterr().err
+    assert "did you mean 'toy.py'" in capsys.readouterr().err

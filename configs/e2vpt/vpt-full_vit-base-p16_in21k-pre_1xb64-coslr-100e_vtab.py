@@ -1,9 +1,9 @@
 """Full fine-tuning by VPT's recipe, ViT-B/16 supervised on ImageNet-21k, VTAB-1k (arXiv 2203.12119).
 
     mmpetl fetch vit-base-in21k vtab
-    python tools/train.py configs/e2vpt/full_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
+    python tools/train.py configs/e2vpt/vpt-full_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
         --cfg-options task.name=kitti
-    mmpetl sweep configs/e2vpt/full_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
+    mmpetl sweep configs/e2vpt/vpt-full_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
 
 Trainable: all 85,798,656 of the backbone, 769 per class in the head.
 The published batch depends on the machine (384 in the released file for FGVC); the rate is scaled to it.

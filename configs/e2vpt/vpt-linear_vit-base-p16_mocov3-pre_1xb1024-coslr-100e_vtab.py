@@ -1,9 +1,9 @@
 """Linear probe by VPT's recipe, ViT-B/16, MoCo v3, VTAB-1k (arXiv 2203.12119).
 
     mmpetl fetch vit-base-mocov3 vtab
-    python tools/train.py configs/e2vpt/linear_vit-base-p16_mocov3-pre_1xb1024-coslr-100e_vtab.py \
+    python tools/train.py configs/e2vpt/vpt-linear_vit-base-p16_mocov3-pre_1xb1024-coslr-100e_vtab.py \
         --cfg-options task.name=kitti
-    mmpetl sweep configs/e2vpt/linear_vit-base-p16_mocov3-pre_1xb1024-coslr-100e_vtab.py --suite vtab
+    mmpetl sweep configs/e2vpt/vpt-linear_vit-base-p16_mocov3-pre_1xb1024-coslr-100e_vtab.py --suite vtab
 
 Trainable: 769 per class in the head.
 Expected, published, Natural / Specialized / Structured: 67.46 / 81.08 / 30.33. Measured: unknown.

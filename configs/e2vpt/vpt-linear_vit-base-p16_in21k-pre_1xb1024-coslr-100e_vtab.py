@@ -1,9 +1,9 @@
 """Linear probe by VPT's recipe, ViT-B/16 supervised on ImageNet-21k, VTAB-1k (arXiv 2203.12119).
 
     mmpetl fetch vit-base-in21k vtab
-    python tools/train.py configs/e2vpt/linear_vit-base-p16_in21k-pre_1xb1024-coslr-100e_vtab.py \
+    python tools/train.py configs/e2vpt/vpt-linear_vit-base-p16_in21k-pre_1xb1024-coslr-100e_vtab.py \
         --cfg-options task.name=kitti
-    mmpetl sweep configs/e2vpt/linear_vit-base-p16_in21k-pre_1xb1024-coslr-100e_vtab.py --suite vtab
+    mmpetl sweep configs/e2vpt/vpt-linear_vit-base-p16_in21k-pre_1xb1024-coslr-100e_vtab.py --suite vtab
 
 Trainable: 769 per class in the head.
 Expected, published, Natural / Specialized / Structured: 68.93 / 77.16 / 26.84; mean of 19 52.94. Measured: unknown.
