@@ -303,8 +303,9 @@ def _folded(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
             writes.append((bias, new_bias))
         elif new_bias is not None and op == 'embed' and family.fold_embed_shift is not None:
             writes.append(family.fold_embed_shift(backbone, new_bias))
-        elif new_bias is not None and op != 'k':
-            # A key bias adds one constant to all logits of a query, so the softmax does not see it: it may be dropped.
+        elif new_bias is not None and (op != 'k' or not petl.blocks[i].key_bias_cancels):
+            # A key bias adds one constant to all logits of a query, so the softmax does not see it: it may be dropped,
+            # unless keys are rotated or normed after it.
             raise ValueError(f'{where} has no bias that could hold the shift of {", ".join(petl)}')
 
     for i, block in enumerate(petl.blocks):

@@ -16,7 +16,8 @@ SWIN_ARCH = dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4])
 @dataclass(frozen=True)
 class Backbone:
     """One backbone: registered type, tiny arguments, input shape, feature width, real-size arguments; ``like``: the
-    backbone of ``BACKBONES`` whose methods it carries."""
+    backbone of ``BACKBONES`` whose methods it carries, ``without`` some; ``only``: those that the tests run with;
+    ``unmerged``: those that do not merge into it."""
     name: str
     type: str
     kwargs: Dict[str, Any]
@@ -26,6 +27,13 @@ class Backbone:
     upstream: Callable[..., Any]
     real: Dict[str, Any] = field(default_factory=dict)
     like: str = ''
+    without: Tuple[str, ...] = ()
+    only: Tuple[str, ...] = ()
+    unmerged: Tuple[str, ...] = ()
+
+    def carries(self, case: 'Case') -> bool:
+        """Whether a case runs on this trunk of timm or transformers."""
+        return self.like in case.on and case.name not in self.without and (not self.only or case.name in self.only)
 
     def build(self, petl: Sequence[Any] = (), **options: Any) -> Any:
         from mmpetl.registry import MODELS
@@ -79,7 +87,11 @@ def _hf(config: Dict[str, Any]) -> Any:
     settings = dict(config)
     kind = settings.pop('model_type')
     built = transformers.AutoConfig.for_model(kind, **settings)
-    return getattr(transformers, TOWERS[kind])(built, **({'add_pooling_layer': False} if kind == 'vit' else {}))
+    model = getattr(transformers, TOWERS[kind])(built, **({'add_pooling_layer': False} if kind == 'vit' else {}))
+    if kind in ('videomae', 'vjepa2'):  # as backbones they take and give what mmaction2's do
+        model.register_forward_pre_hook(lambda _, args: (args[0].transpose(1, 2), ))
+        model.register_forward_hook(lambda _, args, out: out.last_hidden_state.mean(1))
+    return model
 
 
 _VIT = dict(arch=VIT_ARCH, img_size=32, patch_size=8)
@@ -99,15 +111,40 @@ BACKBONES: List[Backbone] = [
 _TIMM_VIT = dict(init_values=0.5, img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, mlp_ratio=2.)
 _HF_VIT = dict(
     hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
+SIDE = ('SynQT', 'LST', 'VQT')
+#: linear, branch, qkv, kv, prompts, norm, side.
+ONE_PER_POINT = ('LoRA', 'AdaptFormer', 'PATT', 'Prefix', 'VPT', 'SSF', 'VQT')
+
+
+def _trunk(name: str, kwargs: Dict[str, Any], title: str, shape: Tuple[int, ...] = (3, 32, 32), **fields: Any) -> Backbone:
+    hf = name.startswith('hf_')
+    real = dict(config=dict(model_type=kwargs['model_type'])) if hf else dict(model_name=kwargs['model_name'])
+    return Backbone(name, 'mmpetl.HF' if hf else 'mmpetl.TIMM', dict(config=kwargs) if hf else kwargs, shape, 32, title,
+                    _hf if hf else _timm, real, **{'like': 'vit', **fields})
+
+
+_VJEPA2 = dict(
+    model_type='vjepa2', crop_size=32, patch_size=8, frames_per_clip=4, tubelet_size=2, hidden_size=32,
+    num_attention_heads=2, num_hidden_layers=2, mlp_ratio=2, pred_hidden_size=24, pred_num_hidden_layers=1,
+    pred_num_attention_heads=2)
 #: Trunks of timm and transformers, one row per family; tests/backbones has short rows for further classes.
 TRUNKS: List[Backbone] = [
-    Backbone('timm_vit', 'mmpetl.TIMM',
-             dict(model_name='vit_small_patch14_reg4_dinov2', **_TIMM_VIT), (3, 32, 32), 32, 'timm `VisionTransformer` (AugReg, DeiT 3, DINOv2, CLIP, SigLIP)', _timm,
-             dict(model_name='vit_small_patch14_reg4_dinov2'), 'vit'),
-    Backbone('hf_vit', 'mmpetl.HF', dict(config=dict(model_type='vit', **_HF_VIT)), (3, 32, 32), 32, 'transformers `ViTModel`, `Dinov2Model`, `Dinov2WithRegistersModel`, `VivitModel`', _hf,
-             dict(config=dict(model_type='vit')), 'vit'),
-    Backbone('hf_clip', 'mmpetl.HF', dict(config=dict(model_type='clip_vision_model', **_HF_VIT)), (3, 32, 32), 32,
-             'transformers `CLIPVisionModel`, `SiglipVisionModel`', _hf, dict(config=dict(model_type='clip_vision_model')), 'vit'),
+    _trunk('timm_vit', dict(model_name='vit_small_patch14_reg4_dinov2', **_TIMM_VIT),
+           'timm `VisionTransformer` (AugReg, DeiT 3, DINOv2, CLIP, SigLIP)'),
+    _trunk('hf_vit', dict(model_type='vit', **_HF_VIT),
+           'transformers `ViTModel`, `Dinov2Model`, `Dinov2WithRegistersModel`, `VivitModel`'),
+    _trunk('hf_clip', dict(model_type='clip_vision_model', **_HF_VIT),
+           'transformers `CLIPVisionModel`, `SiglipVisionModel`'),
+    _trunk('hf_videomae',
+           dict(model_type='videomae', num_frames=4, tubelet_size=2, use_mean_pooling=False, **_HF_VIT),
+           'transformers `VideoMAEModel`', (3, 4, 32, 32), like='videomae'),
+    _trunk('timm_eva', dict(model_name='eva02_tiny_patch14_224', scale_mlp=True, **_TIMM_VIT),
+           'timm `Eva` (EVA, EVA-02, DINOv3, PE)', without=SIDE, unmerged=('SSF', 'LoRA + SSF')),
+    _trunk('hf_dinov3',
+           dict(model_type='dinov3_vit', num_register_tokens=2, use_gated_mlp=True, key_bias=True, **_HF_VIT),
+           'transformers `DINOv3ViTModel`', without=SIDE, only=ONE_PER_POINT),
+    _trunk('hf_vjepa2', _VJEPA2, 'transformers `VJEPA2Model`', (3, 4, 32, 32), like='videomae', without=SIDE,
+           only=ONE_PER_POINT),
 ]
 BACKBONE = {b.name: b for b in BACKBONES}
 ALL = tuple(BACKBONE)
@@ -250,13 +287,12 @@ METHODS: List[Case] = [
         on=('vit', 'clip', 'swin', 'videomae'),
         identity=False),
 ]
-#: linear, branch, qkv, kv, prompts, norm, side.
-ONE_PER_POINT = ('LoRA', 'AdaptFormer', 'PATT', 'Prefix', 'VPT', 'SSF', 'VQT')
 CASE = {c.name: c for c in METHODS}
 PAIRS: List[Tuple[Case, Backbone]] = [(case, BACKBONE[name]) for case in METHODS for name in case.on]
 REFUSED: List[Tuple[Case, Backbone]] = [(case, b) for case in METHODS for b in BACKBONES if b.name not in case.on]
-REFUSED += [(case, trunk) for trunk in TRUNKS for case in METHODS if trunk.like not in case.on]
-PAIRS += [(case, trunk) for trunk in TRUNKS for case in METHODS if trunk.like in case.on]
+REFUSED += [(case, trunk) for trunk in TRUNKS for case in METHODS
+            if trunk.like not in case.on or case.name in trunk.without]
+PAIRS += [(case, trunk) for trunk in TRUNKS for case in METHODS if trunk.carries(case)]
 PAIR_IDS = [f'{case.name}-{b.name}' for case, b in PAIRS]
 
 

@@ -185,9 +185,9 @@ def test_merge(case, backbone):
     perturb(model.petl, 0.02)
     model.eval()
     x = backbone.inputs()
-    if not case.folds:
+    if not case.folds or case.name in backbone.unmerged:
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        with pytest.raises(ValueError, match='cannot be folded'):
+        with pytest.raises(ValueError, match='cannot be folded|no bias that could hold'):
             mmpetl.merge(model)
         assert all(torch.equal(v, before[k])
                    for k, v in model.state_dict().items()), 'a refused merge must change nothing'

@@ -31,6 +31,10 @@ def table() -> str:
     for like in dict.fromkeys(trunk.like for trunk in TRUNKS):
         names = ', '.join(f'{trunk.title}' for trunk in TRUNKS if trunk.like == like)
         lines += ['', f'As {BACKBONE[like].title}: {names}.']
+    for trunk in (t for t in TRUNKS if t.without or t.unmerged):
+        parts = [f'without {", ".join(trunk.without)}'] if trunk.without else []
+        parts += [f'{" and ".join(trunk.unmerged)} do not merge'] if trunk.unmerged else []
+        notes.append(f'{trunk.title}: {"; ".join(parts)}.')
     return '\n'.join(lines) + '\n\nRefused, because a paper leaves it undefined: ' + ' '.join(notes)
 
 

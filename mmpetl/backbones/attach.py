@@ -137,7 +137,7 @@ def _check_order(methods: Sequence[Method]) -> None:
 
 
 def _specialise(backbone: nn.Module, family: Family, methods: Mapping[str, Method]) -> None:
-    for module in backbone.modules():
+    for module in family.scope(backbone).modules():
         sited = family.classes.get(type(module))
         if sited is not None:
             module.__class__ = sited

@@ -56,6 +56,8 @@ class SitedBlock:
     #: keep.
     recompute_level: int
     least_level = 0
+    #: Whether a key bias adds one constant to all logits of a query, so that it may be dropped.
+    key_bias_cancels = True
     norm1: nn.Module
     norm2: nn.Module
     attn: nn.Module

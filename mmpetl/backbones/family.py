@@ -34,6 +34,7 @@ class Family:
         pools_prompts: Backbone -> whether its published prompt form pools prompts.
         tokens_read: Backbone -> how many leading tokens its output reads after the last block; None: all.
         sides: Upstream backbone class -> its subclass for methods with ``on_side``; empty where that is undefined.
+        scope: Backbone -> the part in which classes are specialised; default the backbone itself.
         forms: Upstream backbone class -> its subclass that serves as backbone of an OpenMMLab model.
         arch_of: Backbone -> architecture of its weights, a name of the weight converters.
         global_attention: Whether every token sees every other, so that each sample may have its own extra keys.
@@ -59,6 +60,7 @@ class Family:
     pools_prompts: Callable[[nn.Module], bool] = lambda model: False
     tokens_read: Callable[[nn.Module], Optional[int]] = _nothing
     sides: Dict[type, type] = field(default_factory=dict)
+    scope: Callable[[nn.Module], nn.Module] = lambda model: model
     forms: Dict[type, type] = field(default_factory=dict)
     arch_of: Optional[Callable[[nn.Module], str]] = None
     global_attention: bool = True
@@ -103,6 +105,14 @@ FAMILIES = {
     Entry('mmaction.models.backbones.vit_mae.VisionTransformer', dict(VideoMAE=('build', 'videomae'))),
     'video_swin':
     Entry('mmaction.models.backbones.swin.SwinTransformer3D', dict(SwinTransformer3D=('build', 'video_swin'))),
+    'timm_eva':
+    Entry('timm.models.eva.Eva'),
+    'hf_dinov3':
+    Entry('transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel'),
+    'hf_videomae':
+    Entry('transformers.models.videomae.modeling_videomae.VideoMAEModel'),
+    'hf_vjepa2':
+    Entry('transformers.models.vjepa2.modeling_vjepa2.VJEPA2Model'),
     'timm_vit':
     Entry('timm.models.vision_transformer.VisionTransformer'),
     'hf_vit':

@@ -2,12 +2,13 @@
 
 from typing import Any, Callable, Dict, Optional, Tuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..recompute import LARGE_PRODUCT, SMALL_PRODUCT, recomputed
 from ..sites import Tap
-from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
+from .attention import Projections, Rotation, attend, gate_bias, join_extra, record_keys_values, split_heads
 
 
 def refuse(path: str, module: Any, why: str) -> None:
@@ -81,6 +82,10 @@ class ForeignAttention(Projections):
         """Dropout on the attention weights."""
         return self.attn_drop.p
 
+    def rotation(self, *context: Any) -> Optional[Rotation]:
+        """Rotary embedding of q and k for one input, from what the block was called with; None: there is none."""
+        return None
+
     def meet(self, op: str, x: Tensor) -> Tensor:
         """Queries or keys (B, N, C) as they enter the logits: normed per head, where the model does so."""
         return x
@@ -90,7 +95,7 @@ class ForeignAttention(Projections):
         k, v = (F.linear(u, *self.op_parameters(op)) for op in 'kv')
         return split_heads(k, self.heads), split_heads(v, self.heads)
 
-    def mix(self, x: Tensor, prompts: Optional[Tensor]) -> Tensor:
+    def mix(self, x: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         """Attention of x (B, N, C) before the output projection; prompts act as keys and values only."""
         q, k, v = self.project(x)
         q, k = self.meet('q', q), self.meet('k', k)
@@ -105,7 +110,7 @@ class ForeignAttention(Projections):
         # tokens.
         start = 0 if prompts is not None else keys - k.shape[1] + self.extra_tokens
         return attend(q, k, v, self.heads, extra, gate_bias(self.tap, keys, start),
-                      self.attention_drop_rate if self.training else 0., self.logit_scale)
+                      self.attention_drop_rate if self.training else 0., self.logit_scale, self.rotation(*context))
 
 
 class SeparateProjections(ForeignAttention):
@@ -130,6 +135,21 @@ class SeparateProjections(ForeignAttention):
     def output(self, y: Tensor) -> Tensor:
         y = self.tap.input('proj', y)
         return self.tap.linear('proj', y, recomputed(self.layer('proj'), y, level=SMALL_PRODUCT))
+
+
+def rotate_grid(turn: Callable[[Tensor], Tensor], tokens: int) -> Rotation:
+    """Rotate the last ``tokens`` tokens of q and k, the grid tokens; class token, registers and prompts have no place.
+
+    Args:
+        turn: (B, h, tokens, d) -> same shape.
+        tokens: Number of grid tokens.
+    """
+
+    def one(x: Tensor) -> Tensor:
+        turned = turn(x[:, :, x.shape[2] - tokens:]).type_as(x)
+        return turned if x.shape[2] == tokens else torch.cat([x[:, :, :x.shape[2] - tokens], turned], 2)
+
+    return lambda q, k: (one(q), one(k))
 
 
 def gelu_network(tap: Tap, fc1: nn.Module, act: Callable[[Tensor], Tensor], fc2: nn.Module, h: Tensor) -> Tensor:

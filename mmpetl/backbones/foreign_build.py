@@ -15,10 +15,13 @@ TOWERS = {
     'clip_vision_model': 'CLIPVisionModel',
     'dinov2': 'Dinov2Model',
     'dinov2_with_registers': 'Dinov2WithRegistersModel',
+    'dinov3_vit': 'DINOv3ViTModel',
     'siglip': 'SiglipVisionModel',
     'siglip_vision_model': 'SiglipVisionModel',
+    'videomae': 'VideoMAEModel',
     'vit': 'ViTModel',
     'vivit': 'VivitModel',
+    'vjepa2': 'VJEPA2Model',
 }
 #: Arguments without which a pooler would be drawn at random.
 _NO_POOLER = {'ViTModel': dict(add_pooling_layer=False), 'VivitModel': dict(add_pooling_layer=False)}

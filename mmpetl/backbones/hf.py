@@ -33,8 +33,8 @@ class HFAttention(SeparateProjections):
     def attention_drop_rate(self) -> float:
         return self.attention_dropout
 
-    def forward(self, hidden_states: Tensor, prompts: Optional[Tensor] = None) -> Tuple[Tensor, None]:
-        return self.output(self.mix(hidden_states, prompts)), None
+    def forward(self, hidden_states: Tensor, prompts: Optional[Tensor] = None, *context: Any) -> Tuple[Tensor, None]:
+        return self.output(self.mix(hidden_states, prompts, *context)), None
 
 
 class HFLayer(SitedBlock):
@@ -53,7 +53,7 @@ class HFLayer(SitedBlock):
         return y
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
-        return recomputed(self.scaled, 'attn', self.attn(h, prompts)[0])
+        return recomputed(self.scaled, 'attn', self.attn(h, prompts, *context)[0])
 
     def attention_output(self, y: Tensor) -> Tensor:
         return self.scaled('attn', self.attn.proj(y))
@@ -106,8 +106,12 @@ class HFSide:
 class HFForm(Form):
     """Mixin: a tower as backbone of an OpenMMLab model."""
 
+    def tower(self, x: Tensor) -> Any:
+        """Upstream's outputs."""
+        return super(Form, self).forward(x)
+
     def feature(self, x: Tensor) -> Tensor:
-        out = super(Form, self).forward(x.transpose(1, 2) if x.dim() == 5 else x)
+        out = self.tower(x.transpose(1, 2) if x.dim() == 5 else x)
         tokens, pooled = out.last_hidden_state, out.get('pooler_output')
         if self.out_type == 'raw':
             return tokens

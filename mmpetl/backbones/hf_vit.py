@@ -8,7 +8,8 @@ from transformers.models.dinov2_with_registers import modeling_dinov2_with_regis
 from transformers.models.vit import modeling_vit as vit
 from transformers.models.vivit import modeling_vivit as vivit
 
-from ..sites import POINTS, BlockSpec
+from ..sites import ALL_OPS, OPS, POINTS, BlockSpec
+from .block import gated_feed_forward
 from .embed import SitedFinalNorm
 from .family import Family
 from .foreign import check_type, sited
@@ -39,6 +40,24 @@ class ScaledLayer(HFLayer):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
+    def feed_forward(self, h: Tensor) -> Tensor:
+        mlp = self.mlp
+        if type(mlp) not in _GATED:
+            return super().feed_forward(h)
+        gate, fc1 = (self.op_parameters(op) for op in ('gate', 'fc1'))
+        return self.scaled('ffn', gated_feed_forward(self.tap, gate, fc1, mlp.act_fn, _KEEP, mlp.down_proj, h))
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        if type(self.mlp) not in _GATED or op not in _GATED_LAYERS:
+            return super().op_parameters(op)
+        linear = getattr(self.mlp, _GATED_LAYERS[op])
+        return linear.weight, linear.bias
+
+
+_GATED = (dinov2.Dinov2SwiGLUFFN, registers.Dinov2WithRegistersSwiGLUFFN)
+_GATED_LAYERS = dict(gate='gate_proj', fc1='up_proj', fc2='down_proj')
+_KEEP = nn.Identity()
+
 
 def _blocks(model: nn.Module) -> List[nn.Module]:
     return list(model.layers if hasattr(model, 'layers') else model.encoder.layer)
@@ -48,16 +67,18 @@ def _check(model: nn.Module) -> None:
     name = 'layers' if hasattr(model, 'layers') else 'encoder.layer'
     for i, layer in enumerate(_blocks(model)):
         check_type(f'{name}.{i}.mlp', layer.mlp, vit.ViTMLP, vivit.VivitMLP, dinov2.Dinov2MLP,
-                   registers.Dinov2WithRegistersMLP)
+                   registers.Dinov2WithRegistersMLP, *_GATED)
 
 
 def _specs(model: nn.Module) -> List[BlockSpec]:
     blocks = _blocks(model)
+    gated = type(blocks[0].mlp) in _GATED
     tokens = model.config.num_register_tokens if hasattr(model.embeddings, 'register_tokens') else 0
     return specs_of(
         model.config,
         blocks,
-        ffn_dim=blocks[0].mlp.fc1.out_features,
+        ffn_dim=(blocks[0].mlp.down_proj if gated else blocks[0].mlp.fc2).in_features,
+        ops=ALL_OPS if gated else OPS,
         extra_tokens=1 + tokens,
         key_bias=model.config.qkv_bias)
 

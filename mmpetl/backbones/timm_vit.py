@@ -5,17 +5,26 @@ LayerScale, register tokens, qk-norm, inner norms and attention pooling stay as 
 
 from typing import Any, List, Optional, Tuple
 
-from timm.layers import Attention, LayerNorm, Mlp, PatchEmbed
+from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..recompute import recomputed
-from ..sites import POINTS, BlockSpec, Tap
-from .block import SitedBlock, feed_forward
-from .embed import SitedFinalNorm
+from ..sites import POINTS, BlockSpec
+from .block import SitedBlock
 from .family import Family
 from .foreign import ForeignAttention, check_type, no_mask, refuse, table_with_shift
 from .form import TimmForm
+from .timm_parts import (
+    SitedTimmNorm,
+    SitedTimmPatchEmbed,
+    check_mlp,
+    embed_parameters,
+    final_norm,
+    mlp_ops,
+    mlp_parameters,
+    run_mlp,
+)
 
 
 class SitedTimmAttention(ForeignAttention, Attention):
@@ -35,6 +44,10 @@ class SitedTimmAttention(ForeignAttention, Attention):
 class SitedTimmBlock(SitedBlock, Block):
     """Block of timm's VisionTransformer."""
 
+    @property
+    def key_bias_cancels(self) -> bool:  # type: ignore[override]
+        return isinstance(self.attn.k_norm, nn.Identity)
+
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         return recomputed(self.ls1, self.attn(h, prompts))
 
@@ -42,19 +55,14 @@ class SitedTimmBlock(SitedBlock, Block):
         return self.ls1(self.attn.proj(y))
 
     def feed_forward(self, h: Tensor) -> Tensor:
-        mlp = self.mlp
-        return self.ls2(
-            feed_forward(self.tap, mlp.fc1, mlp.act, lambda t: mlp.norm(mlp.drop1(t)), mlp.fc2, mlp.drop2, h))
+        return self.ls2(run_mlp(self.tap, self.mlp, h))
 
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path1 if sub == 'attn' else self.drop_path2
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
         """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = getattr(self.mlp, op)
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
+        return mlp_parameters(self.mlp, op) if op in ('fc1', 'fc2', 'gate') else self.attn.op_parameters(op)
 
     def forward(self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False) -> Tensor:
         no_mask(attn_mask, self)
@@ -63,28 +71,12 @@ class SitedTimmBlock(SitedBlock, Block):
         return self.run(x)
 
 
-class SitedTimmPatchEmbed(PatchEmbed):
-    """(B, 3, H, W) -> (B, N, C), or (B, H', W', C) where the image size is dynamic."""
-
-    tap: Tap
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.tap.run_time.grid = self.dynamic_feat_size(x.shape[-2:])
-        return self.tap.norm('embed', super().forward(x))
-
-
-class SitedTimmNorm(SitedFinalNorm, LayerNorm):
-    """timm's LayerNorm in last place."""
-
-    _fast_norm = False  # a plain LayerNorm becomes this class too
-
-
 def _check(model: VisionTransformer) -> None:
     check_type('patch_embed', model.patch_embed, PatchEmbed)
     for i, block in enumerate(model.blocks):
         check_type(f'blocks.{i}', block, Block)
         check_type(f'blocks.{i}.attn', block.attn, Attention)
-        check_type(f'blocks.{i}.mlp', block.mlp, Mlp)
+        check_mlp(f'blocks.{i}.mlp', block.mlp)
         for name in ('ls1', 'ls2'):
             if getattr(getattr(block, name), 'inplace', False):
                 refuse(f'blocks.{i}.{name}', getattr(block, name), 'it scales in place')
@@ -102,11 +94,12 @@ def _specs(model: VisionTransformer) -> List[BlockSpec]:
             stage=0,
             dim=model.embed_dim,
             heads=block.attn.num_heads,
-            ffn_dim=block.mlp.fc1.out_features,
+            ffn_dim=block.mlp.fc2.in_features,
             extra_tokens=model.num_prefix_tokens,
             grid=tuple(model.patch_embed.grid_size),
             patch=tuple(model.patch_embed.patch_size),
-            key_bias=block.attn.qkv.bias is not None) for i, block in enumerate(model.blocks)
+            key_bias=block.attn.qkv.bias is not None,
+            ops=mlp_ops(block.mlp)) for i, block in enumerate(model.blocks)
     ]
 
 
@@ -126,20 +119,10 @@ def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
         raise ValueError(f"pool_prompts=True needs global_pool='avg', the model has {model.global_pool!r}")
 
 
-def _embed_parameters(model: VisionTransformer) -> Tuple[Tensor, Optional[Tensor]]:
-    embed = model.patch_embed
-    owner = embed.proj if isinstance(embed.norm, nn.Identity) else embed.norm
-    return owner.weight, owner.bias
-
-
 def _fold_embed_shift(model: VisionTransformer, shift: Tensor) -> Tuple[Tensor, Tensor]:
     if model.pos_embed is None:
         raise ValueError('pos_embed is None: a shift after the bias-less patch embedding has no place to go')
     return table_with_shift(model.pos_embed, 0 if model.no_embed_class else model.num_prefix_tokens, shift)
-
-
-def _final_norm(model: VisionTransformer) -> Optional[nn.Module]:
-    return next((norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)), None)
 
 
 class SideTimmVisionTransformer(VisionTransformer):
@@ -164,9 +147,9 @@ FAMILY = Family(
     blocks=lambda model: list(model.blocks),
     specs=_specs,
     embed=lambda model: model.patch_embed,
-    embed_parameters=_embed_parameters,
+    embed_parameters=embed_parameters,
     fold_embed_shift=_fold_embed_shift,
-    final_norm=_final_norm,
+    final_norm=final_norm,
     final_class=SitedTimmNorm,
     pools_prompts=_pools,
     check=_check,

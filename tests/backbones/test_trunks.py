@@ -25,6 +25,10 @@ def _vit(**kwargs):
     return timm.models.vision_transformer.VisionTransformer(**{**TIMM, **kwargs})
 
 
+def _eva(**kwargs):
+    return timm.models.eva.Eva(**{**TIMM, 'num_classes': 0, **kwargs})
+
+
 def _hf(model, config, **kwargs):
     settings = {**HF, **kwargs}
     if 'mlp_ratio' in kwargs:
@@ -41,6 +45,14 @@ MODEL = {
     'clip': lambda: _vit(pre_norm=True, act_layer='quick_gelu', num_classes=0),
     'qk_norm': lambda: _vit(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True, global_pool='avg', num_classes=0),
     'dynamic': lambda: _vit(dynamic_img_size=True, num_classes=0),
+    'eva02': lambda: _eva(use_rot_pos_emb=True, swiglu_mlp=True),
+    'eva_unfused': lambda: _eva(use_rot_pos_emb=True, qkv_fused=False, global_pool='token'),
+    'dinov3': lambda: _eva(use_rot_pos_emb=True, rope_type='dinov3', rope_rotate_half=True, attn_type='rope',
+                           num_reg_tokens=4, use_abs_pos_emb=False, init_values=0.5),
+    'rope_mixed': lambda: _eva(use_rot_pos_emb=True, rope_type='mixed', attn_type='rope', qk_norm=True),
+    'dinov2_gated': lambda: _vit(mlp_layer=timm.layers.SwiGLUPacked, num_classes=0),
+    'Dinov2Model gated': lambda: _hf('Dinov2Model', 'Dinov2Config', mlp_ratio=2, use_swiglu_ffn=True),
+    'DINOv3ViTModel': lambda: _hf('DINOv3ViTModel', 'DINOv3ViTConfig', num_register_tokens=2, use_gated_mlp=True),
     'ViTModel': lambda: _hf('ViTModel', 'ViTConfig'),
     'Dinov2Model': lambda: _hf('Dinov2Model', 'Dinov2Config', mlp_ratio=2),
     'Dinov2WithRegistersModel': lambda: _hf('Dinov2WithRegistersModel', 'Dinov2WithRegistersConfig', mlp_ratio=2),
@@ -48,6 +60,10 @@ MODEL = {
     'SiglipVisionModel': lambda: _hf('SiglipVisionModel', 'SiglipVisionConfig'),
     'VivitModel': lambda: _hf('VivitModel', 'VivitConfig', num_frames=4, tubelet_size=[2, 8, 8]),
 }
+
+
+GATED = ('eva02', 'dinov2_gated', 'Dinov2Model gated', 'DINOv3ViTModel')
+NO_KEY_BIAS = ('eva02', 'eva_unfused', 'DINOv3ViTModel')
 
 
 def _model(name):
@@ -81,7 +97,10 @@ def test_object(name, tmp_path):
     plain, x = _model(name), _inputs(name)
     expected = _outputs(plain, x)
     assert _difference(_outputs(mmpetl.attach(copy.deepcopy(plain)).eval(), x), expected) == 0.
-    model = mmpetl.attach(copy.deepcopy(plain), ALL_OPS).eval()
+    petl = [dict(ALL_OPS[0], ops='q,k,v,proj,fc1,fc2,gate'), ALL_OPS[1]] if name in GATED else ALL_OPS
+    # Behind a rotation or a norm of keys a shift of theirs does not cancel, and these have no key bias to hold it.
+    petl = petl[:1] if name in NO_KEY_BIAS else petl
+    model = mmpetl.attach(copy.deepcopy(plain), petl).eval()
     perturb(model.petl, 0.02)
     adapted = _outputs(model, x)
     assert _difference(adapted, expected) > 1e-3
@@ -102,6 +121,26 @@ def test_prompts_meet_normed_keys_as_tokens_do():
     model.petl.full_prompts = True
     model.petl.refresh()
     assert _difference(_outputs(model, x), short) <= 1e-5
+
+
+@pytest.mark.parametrize('name', ['eva02', 'DINOv3ViTModel'])
+def test_a_shift_of_keys_that_are_rotated_does_not_cancel(name):
+    model = mmpetl.attach(_model(name), [dict(type='SSF')])
+    perturb(model.petl)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match='k of block 0 has no bias that could hold the shift'):
+        mmpetl.merge(model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize('name', ['eva02', 'DINOv3ViTModel'])
+def test_prompts_are_not_rotated(name):
+    """They have no place in the grid, so in the stream and as keys and values only they are the same."""
+    model, x = mmpetl.attach(_model(name), [dict(type='VPT', num_tokens=3, pool_prompts=False)]).eval(), _inputs('')
+    short = _outputs(model, x)
+    model.petl.full_prompts = True
+    model.petl.refresh()
+    assert _difference([_outputs(model, x)[-1]], [short[-1]]) <= 1e-5
 
 
 def test_other_input_size():

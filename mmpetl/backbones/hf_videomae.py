@@ -1,0 +1,101 @@
+"""VideoMAEModel of transformers, specialised in place."""
+
+from typing import Any, List, Optional, Tuple
+
+from torch import Tensor, nn
+from transformers.models.videomae import modeling_videomae as videomae
+
+from ..sites import POINTS, BlockSpec
+from .embed import SitedFinalNorm
+from .family import Family
+from .foreign import check_type, gelu_network, sited
+from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, HFSide, frames_first, no_pooled_prompts, own_names, specs_of
+
+_LAYERS = dict(q='query', k='key', v='value')
+
+
+class VideoAttention(HFAttention):
+    """Attention of VideoMAEModel: projections in one module, the output in another."""
+
+    def layer(self, op: str) -> nn.Linear:
+        inner = self._modules
+        return inner['output'].dense if op == 'proj' else getattr(inner['attention'], _LAYERS[op])
+
+    @property
+    def heads(self) -> int:
+        return self._modules['attention'].num_attention_heads
+
+    @property
+    def logit_scale(self) -> Optional[float]:
+        return self._modules['attention'].scaling
+
+    @property
+    def attention_drop_rate(self) -> float:
+        return self._modules['attention'].dropout_prob
+
+
+class VideoLayer(HFLayer):
+    """Layer of VideoMAEModel."""
+
+    @property
+    def norm1(self) -> nn.Module:
+        return self.layernorm_before
+
+    @property
+    def norm2(self) -> nn.Module:
+        return self.layernorm_after
+
+    def drop_path_of(self, sub: str) -> nn.Module:
+        return (self.attn._modules['output'] if sub == 'attn' else self.output).dropout
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        return gelu_network(self.tap, self.intermediate.dense, self.intermediate.intermediate_act_fn, self.output.dense,
+                            h)
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        if op in ('fc1', 'fc2'):
+            linear = self.intermediate.dense if op == 'fc1' else self.output.dense
+            return linear.weight, linear.bias
+        return self.attn.op_parameters(op)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        return self.run(hidden_states)
+
+
+def _check(model: nn.Module) -> None:
+    for i, layer in enumerate(model.encoder.layer):
+        check_type(f'encoder.layer.{i}.attention', layer._modules['attention'], videomae.VideoMAEAttention,
+                   *_ATTENTION.values())
+
+
+def _specs(model: nn.Module) -> List[BlockSpec]:
+    return specs_of(model.config, list(model.encoder.layer), model.config.intermediate_size, key_bias=False)
+
+
+def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
+    projection = model.embeddings.patch_embeddings.projection
+    return projection.weight, projection.bias
+
+
+_ATTENTION = sited(globals(), 'Sited', VideoAttention, videomae.VideoMAEAttention)
+FAMILY = Family(
+    name='hf_videomae',
+    points=frozenset(POINTS),
+    classes={
+        **sited(globals(), 'Sited', VideoLayer, videomae.VideoMAELayer),
+        **_ATTENTION,
+        **sited(globals(), 'Sited', HFPatchEmbed, videomae.VideoMAEPatchEmbeddings),
+    },
+    sides=sited(globals(), 'Side', HFSide, videomae.VideoMAEModel),
+    forms=sited(globals(), 'Form', HFForm, videomae.VideoMAEModel),
+    blocks=lambda model: list(model.encoder.layer),
+    specs=_specs,
+    embed=lambda model: model.embeddings.patch_embeddings,
+    embed_parameters=_embed_parameters,
+    final_norm=lambda model: model.layernorm,
+    final_class=SitedFinalNorm,
+    check=_check,
+    own_names=own_names,
+    check_prompts=no_pooled_prompts,
+    clip_axes=frames_first,
+)
