@@ -15,7 +15,7 @@ from ..datasets.tables.video import VIDEO_SETS
 from ..names import printable
 from ..weights.io import write_json
 from ..weights.reading import sha256_of
-from . import video_check
+from . import data_make, own_check, video_check
 
 
 @dataclass
@@ -237,6 +237,8 @@ def run(args: argparse.Namespace) -> int:
     """``mmpetl data check``; status 1 if anything is wrong."""
     if args.suite in VIDEO_SETS:
         return video_check.run(args)
+    if args.suite not in SUITES and own_check.is_own(args.suite):
+        return own_check.run(args)
     from rich.console import Console
     from rich.text import Text
     suite = get_suite(args.suite)
@@ -255,18 +257,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add ``data`` with its only action ``check``."""
+    """Add ``data`` with its actions ``make`` and ``check``."""
     parser = subparsers.add_parser(
-        'data', help='check the data of a benchmark suite', description='Data of the benchmark suites.')
+        'data', help='make and check data sets', description='Data sets of your own and of benchmark suites.')
     actions = parser.add_subparsers(dest='action', metavar='ACTION', required=True)
+    make = actions.add_parser(
+        'make',
+        help='lists, classes and a ready config from a folder or list of your own',
+        description='Check pictures or videos in class folders or a list, cut them into training, validation and test, '
+        'and write lists and a config that trains with one command.')
+    data_make.add_arguments(make)
+    make.set_defaults(run=data_make.run)
     check = actions.add_parser(
         'check',
         help='counts, missing and broken images, duplicates, checksums',
-        description='Look at lists and images of a suite: counts per list and class, missing and undecodable files, '
-        'images that are in training and test, checksums of the lists.')
-    check.add_argument('suite', metavar='SUITE', help=', '.join([*SUITES, *VIDEO_SETS]))
+        description='Look at lists and files of a config, of a folder or list of your own, or of a benchmark suite: '
+        'counts per list and class, sizes, missing and undecodable files, files that are in training and test, '
+        'checksums of the lists, and a picture of samples after the pipeline.')
+    check.add_argument('suite', metavar='CONFIG|FOLDER|SUITE', help='a config, a folder or list of your own, or one of '
+                       + ', '.join([*SUITES, *VIDEO_SETS]))
     check.add_argument(
         '--root', help="folder of the suite's data; default " + ', '.join(s.root for s in SUITES.values()))
+    check.add_argument('--samples', type=int, default=24, help='samples in the picture (default 24)')
+    check.add_argument('--sheet', metavar='PNG', help='where the picture goes (default work_dirs/data_check/)')
     check.add_argument('--task', nargs='+', default=[], help='only these tasks')
     check.add_argument('--no-decode', action='store_true', help='do not open the images')
     check.add_argument('--jobs', type=int, default=4, help='threads that read images (default 4)')

@@ -17,7 +17,7 @@ LABEL_COLUMNS = ('label', 'labels', 'class', 'class_id', 'category', 'category_i
                  'gt_label', 'y')
 _MARKS = ((codecs.BOM_UTF8, 'utf-8'), (codecs.BOM_UTF32_LE, 'utf-32-le'), (codecs.BOM_UTF32_BE, 'utf-32-be'),
           (codecs.BOM_UTF16_LE, 'utf-16-le'), (codecs.BOM_UTF16_BE, 'utf-16-be'))
-_WHOLE = re.compile(r'[+-]?\d+(\.0+)?')
+WHOLE = re.compile(r'[+-]?\d+(\.0+)?')
 _SEVERAL = re.compile(r'[\s,;]"?(\d+\s*[,;|]\s*\d+(\s*[,;|]\s*\d+)*)"?$')
 
 
@@ -79,6 +79,49 @@ def read_names(path: str) -> Tuple[str, ...]:
     return tuple(found)
 
 
+class Line(NamedTuple):
+    """One line of a list as it is written; ``label`` is text, '' where there are no labels."""
+    name: str
+    label: str
+    line: int
+    more: Dict[str, str] = {}
+
+
+def read_texts(path: str,
+               classes: Sequence[str] = (),
+               with_label: bool = True,
+               columns: Tuple[str, str] = ('', '')) -> List[Line]:
+    """The lines of a list, labels as they are written; see :func:`read_rows`.
+
+    Args:
+        path: The list file.
+        classes: Names that labels may have; where names hold blanks, they tell where the path ends.
+        with_label: Whether there are labels.
+        columns: Names of the columns of paths and labels, where they are none of the usual ones.
+
+    Raises:
+        FileNotFoundError: If there is no such list.
+        ValueError: With file and line, if a line has no path, no label, or several.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'list file {path} does not exist')
+    lines = [(number, text.strip()) for number, text in enumerate(read_lines(path), 1) if text.strip()]
+    header = _header(lines[0][1], with_label, columns) if lines else None
+    if any(columns) and header is None:
+        raise ValueError(f'{path}: the first line names no column '
+                         f'{" and ".join(repr(c) for c in columns if c)}: {lines[0][1] if lines else ""!r}')
+    rows: List[Line] = []
+    for number, text in lines[1 if header else 0:]:
+        where = f'{path}, line {number}'
+        name, label, more = _by_header(text, header, where) if header else _by_line(text, classes, with_label, where)
+        if not name:
+            raise ValueError(f'{where}: no path in {text!r}')
+        rows.append(Line(name, label, number, more))
+    if not rows:
+        raise ValueError(f'{path} lists no image')
+    return rows
+
+
 def read_rows(path: str,
               classes: Optional[Sequence[str]] = None,
               with_label: bool = True,
@@ -100,20 +143,11 @@ def read_rows(path: str,
         ValueError: With file and line, if a line has no label, several, or one that is no class, if a file is listed
             under two labels, or the list is empty.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'list file {path} does not exist')
-    lines = [(number, text.strip()) for number, text in enumerate(read_lines(path), 1) if text.strip()]
-    header = _header(lines[0][1], with_label) if lines else None
     ids = {name: i for i, name in enumerate(classes or ())}
-    rows: List[Row] = []
-    for number, text in lines[1 if header else 0:]:
-        where = f'{path}, line {number}'
-        name, label, more = _by_header(text, header, where) if header else _by_line(text, ids, with_label, where)
-        if not name:
-            raise ValueError(f'{where}: no path in {text!r}')
-        rows.append(Row(name, _class_id(label, ids, where, first_label) if with_label else -1, number, more))
-    if not rows:
-        raise ValueError(f'{path} lists no image')
+    rows = []
+    for name, text, line, more in read_texts(path, tuple(ids), with_label):
+        label = _class_id(text, ids, f'{path}, line {line}', first_label) if with_label else -1
+        rows.append(Row(name, label, line, more))
     if with_label:
         _check(rows, path, None if classes is None else len(classes))
     return rows
@@ -132,13 +166,13 @@ def _split(text: str, delimiter: str) -> List[str]:
     return [field.strip() for field in fields]
 
 
-def _header(text: str, with_label: bool) -> Optional[_Header]:
+def _header(text: str, with_label: bool, columns: Tuple[str, str] = ('', '')) -> Optional[_Header]:
     """The columns that a first line names, or None if it is an ordinary line."""
     for delimiter in '\t;, ':
         names = _split(text, delimiter)
         small = [name.lower() for name in names]
-        paths = [small.index(name) for name in PATH_COLUMNS if name in small]
-        labels = [small.index(name) for name in LABEL_COLUMNS if name in small]
+        wanted = [(name.lower(), ) if name else usual for name, usual in zip(columns, (PATH_COLUMNS, LABEL_COLUMNS))]
+        paths, labels = ([small.index(name) for name in names_ if name in small] for names_ in wanted)
         if paths and (labels or (not with_label and (delimiter != ' ' or len(names) == 1))):
             return _Header(delimiter, names, paths[0], labels[0] if labels else -1)
     return None
@@ -152,7 +186,7 @@ def _by_header(text: str, header: _Header, where: str) -> Tuple[str, str, Dict[s
     return fields[header.path], fields[header.label] if header.label >= 0 else '', more
 
 
-def _by_line(text: str, ids: Dict[str, int], with_label: bool, where: str) -> Tuple[str, str, Dict[str, str]]:
+def _by_line(text: str, classes: Sequence[str], with_label: bool, where: str) -> Tuple[str, str, Dict[str, str]]:
     if not with_label:
         return _unquote(text), '', {}
     several = _SEVERAL.search(text)
@@ -165,7 +199,7 @@ def _by_line(text: str, ids: Dict[str, int], with_label: bool, where: str) -> Tu
         if not found:
             continue
         name, label = _unquote(found[1]), _unquote(found[2])
-        if _WHOLE.fullmatch(label) or label in ids:
+        if WHOLE.fullmatch(label) or label in classes:
             return name, label, {}
         fallback = fallback if fallback[0] else (name, label)
     if not fallback[0]:
@@ -179,7 +213,7 @@ def _unquote(text: str) -> str:
 
 
 def _class_id(text: str, ids: Dict[str, int], where: str, first_label: int) -> int:
-    if _WHOLE.fullmatch(text):
+    if WHOLE.fullmatch(text):
         label = int(text.split('.')[0])
         if label < first_label:
             raise ValueError(f'{where}: label {text} is not a class id >= {first_label}')

@@ -1,0 +1,136 @@
+"""``mmpetl data make FOLDER``: lists, classes and a ready config of a data set of one's own."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any, List
+
+from ..datasets.collect import KINDS, Collection, collect
+from ..datasets.make import Lists, cut, write_lists
+from ..datasets.split import PARTS
+from ..datasets.survey import Survey, extent, survey_pictures, survey_videos
+from ..datasets.video_lists import write_text
+from ..training.own_config import Choice, choose, config_text
+from .progress import bar
+
+
+def look(found: Collection, args: argparse.Namespace) -> Survey:
+    """Open every file, with a progress bar."""
+    paths = [found.full(item) for item in found.items]
+    with bar(f'{found.kind}s') as tick:
+        if found.kind == 'video':
+            return survey_videos(paths, 'open', args.jobs, tick)
+        return survey_pictures(paths, args.bands, None, args.jobs, tick)
+
+
+def _leave_out(found: Collection, survey: Survey, args: argparse.Namespace) -> List[str]:
+    """The unreadable files, one line each.
+
+    Raises:
+        ValueError: If there are any and they must not be left out.
+    """
+    wrong = survey.unreadable()
+    for line in wrong:
+        print(f'unreadable: {line}')
+    if wrong and not args.skip_unreadable:
+        raise ValueError(f'{len(wrong)} of {len(found.items)} {found.kind}s cannot be read: mend them, or leave them '
+                         'out by --skip-unreadable')
+    found.items = [item for item in found.items if not survey.looks[found.full(item)].wrong]
+    return wrong
+
+
+def _print(lists: Lists, survey: Survey) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    found = lists.collection
+    print(f'{found.source}: {len(found.items)} {found.kind}s of {len(found.classes)} classes{extent(survey)}')
+    table = Table()
+    for column in ('class', *PARTS):
+        table.add_column(column, justify='left' if column == 'class' else 'right')
+    counts = {part: lists.counts(part) for part in PARTS}
+    for label, name in enumerate(found.classes[:50]):
+        table.add_row(name, *(str(counts[part][label]) for part in PARTS))
+    if len(found.classes) > 50:
+        table.add_row(f'and {len(found.classes) - 50} more', *([''] * len(PARTS)))
+    table.add_row('all', *(str(len(lists.parts[part])) for part in PARTS))
+    Console().print(table)
+    for note in lists.notes:
+        print(f'note: {note}')
+
+
+def _trainable(path: str) -> str:
+    """Build the model of the config, which checks that base and methods fit, and say what trains."""
+    from ..training.build import build_model, read_config
+    from ..tuning import summary
+    found = summary(build_model(read_config(path), weights=False))
+    return f'{found.without_head:,} parameters and {found.head:,} in the head'
+
+
+def write_config(lists: Lists, choice: Choice, name: str, args: argparse.Namespace) -> str:
+    """Write the config; it is there only if its model can be built.
+
+    Raises:
+        ValueError: If base and methods do not fit.
+        FileExistsError: If another config of that name is there.
+    """
+    path = os.path.join(args.out, f'{name}_{choice.title}.py')
+    settings: Any = dict(epochs=args.epochs, bands=args.bands)
+    if os.path.exists(path) and not args.overwrite:
+        raise FileExistsError(f'{path} is there already: choose another --out or --name, or add --overwrite')
+    trial = os.path.join(args.out, f'.{name}_{choice.title}.py')
+    write_text(trial, config_text(lists, choice, name, args.out, **settings))
+    try:
+        trainable = _trainable(trial)
+    finally:
+        os.remove(trial)
+    write_text(path, config_text(lists, choice, name, args.out, trainable, **settings))
+    return path
+
+
+def run(args: argparse.Namespace) -> int:
+    """``mmpetl data make``."""
+    import mmpetl  # noqa: F401  (registers the methods)
+    source = Path(args.source).expanduser().resolve()
+    name = args.name or re.sub(r'\W+', '-', source.stem if source.is_file() else source.name).strip('-').lower()
+    args.out = args.out or os.path.join('own_data', name)
+    columns = {key: getattr(args, f'{key}_column') for key in ('path', 'label', 'group', 'split')}
+    found = collect(str(source), args.kind, args.classes, args.root, columns)
+    choice = choose(found.kind, args.base, args.method)
+    survey = look(found, args)
+    wrong = _leave_out(found, survey, args)
+    lists = cut(found, survey, args.val, args.test, args.seed)
+    if wrong:
+        lists.notes.append(f'{len(wrong)} unreadable {found.kind}s are left out')
+    write_lists(lists, args.out, args.overwrite)
+    path = write_config(lists, choice, name, args)
+    _print(lists, survey)
+    print(f'wrote {path} and its lists; look at it by: mmpetl data check {path}\n'
+          f'train:  python tools/train.py {path}\n'
+          f'test:   python tools/test.py {path} work_dirs/{Path(path).stem}/adapter.safetensors')
+    return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``mmpetl data make``."""
+    parser.add_argument('source', metavar='FOLDER', help='folder of class folders, or of train/ (val/, test/) with '
+                        'class folders, or a list (CSV, text)')
+    parser.add_argument('--out', default='', help='where lists and config go (default own_data/<name>)')
+    parser.add_argument('--name', default='', help='name of the data set (default: that of the folder or list)')
+    parser.add_argument('--base', default='', help='a file of configs/_base_/backbones (default dinov2-small for '
+                        'pictures, videomae-small for videos)')
+    parser.add_argument('--method', nargs='+', default=[], help='one or several methods, or linear, bitfit, full '
+                        '(default LoRA)')
+    parser.add_argument('--val', type=float, default=0.2, help='share of each class for validation (default 0.2)')
+    parser.add_argument('--test', type=float, default=0.2, help='share of each class for testing (default 0.2)')
+    parser.add_argument('--seed', type=int, default=0, help='of the cut (default 0)')
+    parser.add_argument('--epochs', type=int, default=0, help='default: by the number of samples')
+    parser.add_argument('--kind', default='', choices=['', *KINDS], help='where a folder holds pictures and videos')
+    parser.add_argument('--classes', default='', metavar='FILE', help='class names, one a line')
+    parser.add_argument('--root', default='', help='folder that the paths of a list start from (default: its own)')
+    for key in ('path', 'label', 'group', 'split'):
+        parser.add_argument(f'--{key}-column', default='', metavar='NAME', help='column of a list with a header')
+    parser.add_argument('--bands', nargs='+', type=int, help='red, green and blue of pictures of several bands, from 1')
+    parser.add_argument('--skip-unreadable', action='store_true', help='leave out files that cannot be read')
+    parser.add_argument('--overwrite', action='store_true', help='replace lists and config')
+    parser.add_argument('--jobs', type=int, default=4, help='threads that read (default 4)')
