@@ -106,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
     path = write_config(lists, choice, name, args)
     _print(lists, survey)
     print(f'wrote {path} and its lists; look at it by: mmpetl data check {path}\n'
-          f'train:  python tools/train.py {path}\n'
-          f'test:   python tools/test.py {path} work_dirs/{Path(path).stem}/adapter.safetensors')
+          f'train:  mmpetl train {path}\n'
+          f'test:   mmpetl test {path} work_dirs/{Path(path).stem}/adapter.safetensors')
     return 0
 
 

@@ -167,6 +167,6 @@ def _check_range(values: np.ndarray, top: float) -> None:
     if not np.isfinite(values).all():
         raise ValueError(f'holds NaN or infinite numbers: {advice} (NaN becomes black)')
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > top or (0 < high < top / 16 and low != high):
+    if low < 0 or high > top or 0 < high < top / 16:
         why = f'outside 0..{top:g}' if low < 0 or high > top else f'all below a sixteenth of 0..{top:g}'
         raise ValueError(f'holds {kind} from {low:g} to {high:g}, {why}: {advice}')

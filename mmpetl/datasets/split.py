@@ -56,11 +56,16 @@ def split(labels: Sequence[int], groups: Sequence[str], val: float = 0.2, test: 
     lacking = {(part, label): float(share) for label, count in counts.items()
                for part, share in zip(PARTS, shares(count, val, test))}
     parts = [''] * len(labels)
+    trained = set()
     for unit in units:
-        # a part that lacks nothing of a class takes none of it; training is the first among equals
         need = {part: sum(lacking[part, labels[i]] / counts[labels[i]] for i in unit) for part in PARTS}
-        chosen = max(PARTS, key=lambda part: (need[part], part == 'train', part == 'test'))
+        new = any(labels[i] not in trained for i in unit)
+        # among equals: training while it has nothing of a class, then what is held out
+        order = ('train', 'test', 'val') if new else ('test', 'val', 'train')
+        chosen = max(order, key=lambda part: need[part])
         for i in unit:
             parts[i] = chosen
+            if chosen == 'train':
+                trained.add(labels[i])
             lacking[chosen, labels[i]] -= 1
     return parts

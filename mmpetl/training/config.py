@@ -193,7 +193,7 @@ def _leave_out_metrics(cfg: Config, args: argparse.Namespace) -> None:
     if not dumps_of(args):
         raise ValueError('test_dataloader.dataset.with_label=False: without labels there is nothing to score; write '
                          'the predictions by --dump FILE.pkl')
-    cfg.test_evaluator = []
+    cfg.test_evaluator = [dict(type='DumpResults', out_file_path=part_of(path)) for path in dumps_of(args)]
 
 
 def _set_dumps(cfg: Config, args: argparse.Namespace) -> None:
@@ -243,7 +243,6 @@ def test_config(args: argparse.Namespace) -> Config:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir is not None:
         _set_visualization(cfg, args)
-    _leave_out_metrics(cfg, args)
     _set_dumps(cfg, args)
     _set_dataloaders(cfg, ('test_dataloader', ), args)
     if args.tta:
@@ -253,4 +252,6 @@ def test_config(args: argparse.Namespace) -> Config:
         # testing has not.
         cfg.pop('strategy', None)
         cfg.pop('runner_type', None)
-    return _finish(cfg, args)
+    _finish(cfg, args)
+    _leave_out_metrics(cfg, args)  # what the command line says of the data included
+    return cfg

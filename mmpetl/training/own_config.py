@@ -192,8 +192,8 @@ def config_text(lists: Lists, choice: Choice, name: str, out: str, trainable: st
     interval = max(1, epochs // 5)
     lines = [
         f'"""{" + ".join(choice.methods)} on {choice.base}, {name}: {len(lists.collection.classes)} classes, {kind}s: '
-        f'{counts}.', '', f'    python tools/train.py {path}',
-        f'    python tools/test.py {path} work_dirs/{stem}/adapter.safetensors', '',
+        f'{counts}.', '', f'    mmpetl train {path}',
+        f'    mmpetl test {path} work_dirs/{stem}/adapter.safetensors', '',
         *([f'Trainable: {trainable}.'] if trainable else []), 'Expected accuracy: unknown.', '"""', '', '_base_ = ['
     ]
     lines += [f'    {base!r},' for base in _base_paths(choice, kind, out)]
