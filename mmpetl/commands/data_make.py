@@ -61,9 +61,11 @@ def _print(lists: Lists, survey: Survey) -> None:
 
 def _trainable(path: str) -> str:
     """Build the model of the config, which checks that base and methods fit, and say what trains."""
+    from ..costs.memory import on_meta
     from ..training.build import build_model, read_config
     from ..tuning import summary
-    found = summary(build_model(read_config(path), weights=False))
+    with on_meta():
+        found = summary(build_model(read_config(path), weights=False))
     return f'{found.without_head:,} parameters and {found.head:,} in the head'
 
 

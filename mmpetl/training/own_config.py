@@ -6,6 +6,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from mmengine.config import Config
+
 from ..datasets.make import Lists
 from ..datasets.tables import CLIP_NORM
 from ..recipes import folder as config_folder
@@ -65,10 +67,10 @@ class Choice:
 
 def bases(kind: str) -> Dict[str, Path]:
     """The shipped trunks for pictures or videos, by name."""
+    scopes = dict(picture='ImageClassifier', video='Recognizer3D')
     found = {}
     for path in sorted((config_folder() / '_base_' / 'backbones').glob('*.py')):
-        video = 'Recognizer3D' in path.read_text(encoding='utf-8')
-        if video == (kind == 'video'):
+        if str(Config.fromfile(str(path)).get('model', {}).get('type')).endswith(scopes[kind]):
             found[path.stem] = path
     return found
 
@@ -152,15 +154,15 @@ def _data(lists: Lists, choice: Choice, batch: int, bands: Optional[Sequence[int
                      for name, base in (('train', 'train'), ('val', 'test'), ('test', 'test'))}
     lines.append(_loader('train', 'train', batch, workers, pipelines['train']))
     if lists.parts['val']:
-        lines.append(_loader('val', 'val', batch, workers, pipelines['val']))
-        lines.append("val_evaluator = dict(type='AccMetric')" if video else '')
+        lines.append(_loader('val', 'val', batch, workers, pipelines['val'] + (['indices=None'] if video else [])))
+        lines.append("val_evaluator = [dict(type='AccMetric')]" if video else '')
     else:
         lines.append('val_dataloader = val_cfg = val_evaluator = None')
     if not lists.parts['test']:
         lines.append(f'# too few {kind}s to hold any out: this tests on the training {kind}s')
     lines.append(_loader('test', 'test' if lists.parts['test'] else 'train', 1 if video else batch, workers,
                          pipelines['test']))
-    lines.append("test_evaluator = dict(type='AccMetric')" if video else '')
+    lines.append("test_evaluator = [dict(type='AccMetric')]" if video else '')
     return [line for line in lines if line]
 
 
