@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -65,6 +66,7 @@ class Choice:
         return f'{"-".join(m.lower() for m in self.methods)}_{self.base}'
 
 
+@lru_cache(maxsize=None)
 def bases(kind: str) -> Dict[str, Path]:
     """The shipped trunks for pictures or videos, by name."""
     scopes = dict(picture='ImageClassifier', video='Recognizer3D')
@@ -143,7 +145,9 @@ def _data(lists: Lists, choice: Choice, batch: int, bands: Optional[Sequence[int
     video = kind == 'video'
     workers = min(4, os.cpu_count() or 1, ceil(len(lists.parts['train']) / batch))
     lines = ["lists = '{{ fileDirname }}'"]
-    own = f'num_classes={classes}' if video else "classes=lists + '/classes.txt'"
+    own = "classes=lists + '/classes.txt'"
+    if video:  # mmengine reads the names out of the file
+        own = f"num_classes={classes}, metainfo=dict(classes=lists + '/classes.txt')"
     lines.append(f'data = dict(data_root={lists.collection.root!r}, {own})')
     pipelines = {'train': [], 'val': [], 'test': []}  # type: Dict[str, List[str]]
     if lists.window or bands:

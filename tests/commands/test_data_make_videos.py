@@ -76,7 +76,7 @@ def test_make_train_test_infer(count, tmp_path, monkeypatch, capsys):
     assert len(scores) == 2 and metrics
     found = mmpetl.infer(tiny, adapter, [str(folder / name) for name in scores], device='cpu')
     for result, score in zip(found, scores.values()):
-        assert np.abs(result['pred_scores'] - score).max() < 1e-5
+        assert np.abs(result['pred_scores'] - score).max() < 1e-5 and result['pred_class'] in LEVELS
 
 
 def test_every_base_reads_its_clips(tmp_path, monkeypatch):
