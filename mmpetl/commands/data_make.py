@@ -92,7 +92,6 @@ def write_config(lists: Lists, choice: Choice, name: str, args: argparse.Namespa
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl data make``."""
-    import mmpetl  # noqa: F401  (registers the methods)
     source = Path(args.source).expanduser().resolve()
     name = args.name or re.sub(r'\W+', '-', source.stem if source.is_file() else source.name).strip('-').lower()
     args.out = args.out or os.path.join('own_data', name)

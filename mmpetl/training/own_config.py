@@ -95,6 +95,7 @@ def choose(kind: str, base: str = '', methods: Sequence[str] = ()) -> Choice:
         if base in bases(other):
             raise ValueError(f'--base {base} is for {other}s, these are {kind}s: choose {", ".join(known)}')
         raise ValueError(f'unknown --base {base!r}' + nearest(base, known))
+    REGISTERED.import_from_location()
     names = {name.lower(): name for name in [*REGISTERED.module_dict, *METHODS]}
     chosen = []
     for name in methods or ['LoRA']:
