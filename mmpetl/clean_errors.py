@@ -64,13 +64,30 @@ def report(error: BaseException) -> None:
     handlers = _file_handlers()
     record = logging.LogRecord('mmpetl', logging.ERROR, __file__, 0, ''.join(traceback.format_exception(error)), None,
                                None)
-    for handler in handlers:
-        handler.emit(record)
-        handler.flush()
+    for handler in list(handlers):
+        try:
+            handler.acquire()
+            handler.stream.write(handler.format(record) + handler.terminator)
+            handler.flush()
+        except Exception:  # a full disk, a closed file: the line below is what counts
+            handlers.remove(handler)
+        finally:
+            handler.release()
     rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE',
                                                                     1)) > 1 and 'RANK' in os.environ else ''
     where = f'traceback in {handlers[-1].baseFilename}' if handlers else 'traceback with --debug'
-    print(f'error{rank}: {printable(one_line(error))} [{where}]', file=sys.stderr, flush=True)
+    try:
+        print(f'error{rank}: {_line(error)} [{where}]', file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # nobody listens
+        pass
+
+
+def _line(error: BaseException) -> str:
+    """The line of an error, even of one whose own message cannot be made."""
+    try:
+        return printable(one_line(error))
+    except Exception:
+        return type(error).__name__
 
 
 def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
@@ -83,6 +100,7 @@ def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> in
     Returns:
         0, 1 after an error, 130 after Ctrl-C.
     """
+    logging.raiseExceptions = debug_wanted(argv)  # a log on a full disk would print tracebacks of its own
     # said by libraries at every start, about things that no part of this package uses
     warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
     warnings.filterwarnings('ignore', message='Setting (OMP|MKL)_NUM_THREADS environment variable')

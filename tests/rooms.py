@@ -63,7 +63,7 @@ ROOMS: List[Room] = [
     Room('datasets', 'suites, lists, samplers, transforms, reading pictures and videos', _FILES),
     Room('evaluation', 'metrics, means over suites, efficiency', (*_FILES, 'datasets')),
     Room('features', 'the feature cache: store and hook', (*_TUNED, 'backbones')),
-    Room('hooks', 'adapter checkpoints, audit, guards', (*_TUNED, 'adapters', *_DATA)),
+    Room('hooks', 'checkpoints, adapters, audit, guards, loops that resume exactly', (*_TUNED, 'adapters', *_DATA)),
     Room('pruning', "E2VPT's procedure", (*_TUNED, 'hooks')),
     Room('training', 'flags, config, tasks, build, run, optimizers, several processes',
          (*_TUNED, 'recipes', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks', 'pruning')),

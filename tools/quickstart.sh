@@ -54,7 +54,7 @@ for method in "${methods[@]}"; do
     rm -f "$run/finished" "$run"/*.json
     mmpetl_say "== $method: training from configs/quickstart/$method.py (log: $run/train.log)"
     began=$SECONDS
-    logged "$run/train.log" 'Epoch\(|^error' python tools/train.py "configs/quickstart/$method.py" --work-dir "$run" "${options[@]}"
+    logged "$run/train.log" 'Epoch\(|^error' python tools/train.py "configs/quickstart/$method.py" --work-dir "$run" --overwrite "${options[@]}"
     echo $((SECONDS - began)) >"$run/seconds"
     mmpetl_say "== $method: testing the saved adapter"
     logged "$run/test.log" 'Epoch\(test|^error' python tools/test.py "configs/quickstart/$method.py" "$run/adapter.safetensors" \

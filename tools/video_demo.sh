@@ -50,7 +50,7 @@ for method in "${methods[@]}"; do
     rm -f "$run/finished" "$run"/*.json "$run"/*.pth
     mmpetl_say "== $method: training from $config (log: $run/train.log)"
     began=$SECONDS
-    logged "$run/train.log" 'Epoch\((train\) \[[0-9]+\]\[30/|val)|^error' python tools/train.py "$config" --work-dir "$run"
+    logged "$run/train.log" 'Epoch\((train\) \[[0-9]+\]\[30/|val)|^error' python tools/train.py "$config" --work-dir "$run" --overwrite
     echo $((SECONDS - began)) >"$run/seconds"
     mmpetl_say "== $method: testing the saved adapter on 2 clips x 3 crops"
     logged "$run/test.log" 'Epoch\(test\) \[30/|^error' python tools/test.py "$config" "$run/adapter.safetensors" \

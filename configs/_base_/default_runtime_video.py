@@ -8,7 +8,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=20, ignore_last=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='acc/top1', rule='greater'),
+    checkpoint=dict(type='mmpetl.CheckpointHook', interval=1, max_keep_ckpts=1, save_best='acc/top1', rule='greater'),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 # adapter.safetensors in the work dir, small checkpoints, the table of what trains; then a check of the first iteration.
 custom_hooks = [dict(type='mmpetl.AdapterHook'), dict(type='mmpetl.GradientAuditHook')]

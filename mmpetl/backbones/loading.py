@@ -14,6 +14,7 @@ import logging
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, Optional
 
+import torch
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'th
     shapes = {k: tuple(v.shape) for k, v in base_state(backbone).items()}
     converted, report = convert(state, shapes, family.arch(backbone), grid=family.specs(backbone)[0].grid)
     print_log(f'{source}: {report}', 'current')
+    # norms that such files do not have begin at identity, wherever the file is loaded
+    converted.update({k: torch.full(shapes[k], float(k.endswith('weight'))) for k in report.initial})
     return converted
 
 

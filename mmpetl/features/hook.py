@@ -230,7 +230,8 @@ class FeatureCacheHook(Hook):
                 check_deterministic(loop.dataloader.dataset, model)
                 with random_state_kept():
                     self._fill(runner, model, mode, loop)
-                if self._restore[-1][1].persistent_workers and not hasattr(loop, 'dataloader_iterator'):
+                old = self._restore[-1][1]
+                if old.persistent_workers and old.generator is None and not hasattr(loop, 'dataloader_iterator'):
                     torch.empty((), dtype=torch.int64).random_()  # the seed that starting the workers would have drawn
         except BaseException:
             self.after_train(runner)

@@ -2,16 +2,18 @@
 
 import os
 from collections import OrderedDict
-from typing import Any, Dict, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 
 from ..adapters.belongs import config_facts
 from ..registry import HOOKS
 from ..tuning import adapter_header, adapter_keys, find_backbone, summary, write_adapter
 from ..weights.adapter_file import STATE_KEY
 from .belongs import check_run
+from .guards import guard_of
 
 
 @HOOKS.register_module()
@@ -38,8 +40,10 @@ class AdapterHook(Hook):
 
     def before_train(self, runner: Any) -> None:
         runner.logger.info(f'What trains:\n{summary(_structure(runner))}')
-        self._best = runner.message_hub.get_info(
-            'best_ckpt') if 'best_ckpt' in runner.message_hub.runtime_info else None
+        info = runner.message_hub.runtime_info
+        self._best = info.get('best_ckpt')
+        # of the last validation before a run was cut
+        self._metrics = {k: float(v) for k, v in (info.get('val_metrics') or {}).items()}
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         if self.full_checkpoints or not isinstance(checkpoint.get('state_dict'), dict):
@@ -64,6 +68,9 @@ class AdapterHook(Hook):
         if not getattr(runner, '_train_loop', None) or isinstance(runner._train_loop, dict):
             return
         self._metrics = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
+        guard = guard_of(runner)
+        if guard is not None and not guard.moved(runner) and not _sharded(runner):
+            return  # the guard tells when the run is over
         self._write(runner, 'adapter')
         best = runner.message_hub.get_info('best_ckpt') if 'best_ckpt' in runner.message_hub.runtime_info else None
         if best and best != self._best:
@@ -80,8 +87,22 @@ class AdapterHook(Hook):
         if not is_main_process():
             return None
         path = os.path.join(runner.work_dir, f'{stem}.safetensors')
-        write_adapter(model, path, metrics=self._metrics, **_facts(runner))
+        with _averaged(runner):
+            write_adapter(model, path, metrics=self._metrics, **_facts(runner))
         return path
+
+
+@contextmanager
+def _averaged(runner: Any) -> Iterator[None]:
+    """Within the context the model has the averaged weights of an ``EMAHook``, with which it was validated."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for hook in hooks:
+        hook._swap_ema_parameters()
+    try:
+        yield
+    finally:
+        for hook in hooks[::-1]:
+            hook._swap_ema_parameters()
 
 
 def _sharded(runner: Any) -> bool:

@@ -1,5 +1,6 @@
 """Audit of the first iteration: what should train received a gradient, what should not is untouched."""
 
+import re
 from typing import Any, Dict, List, Optional, Sequence, Union
 
 import torch
@@ -15,19 +16,26 @@ class GradientAuditHook(Hook):
     """Check the first training iteration, then get out of the way.
 
     A trainable tensor without gradient means that a method was attached but never runs; a frozen one that changed means
-    that something else trains the trunk. Both are silent in the libraries below.
+    that something else trains the trunk; a method whose gradients are all zero for some iterations has no effect. All
+    are silent in the libraries below.
 
     Args:
         allow: Parts of names of trainable tensors that may stay without gradient.
+        patience: Iterations in which at least one gradient of every method must differ from zero. One is too few: a
+            head that starts at zero sends none in the first.
 
     Raises:
-        RuntimeError: After the first iteration; names the tensors.
+        RuntimeError: After the first iteration, and names the tensors; or after ``patience`` of them, or at the end of
+            a shorter run, and names the method.
     """
 
     priority = 'VERY_LOW'
 
-    def __init__(self, allow: Sequence[str] = ()) -> None:
-        self.allow = tuple(allow)
+    def __init__(self, allow: Sequence[str] = (), patience: int = 10) -> None:
+        self.allow, self.patience = tuple(allow), patience
+        self._silent: Dict[str, List[torch.Tensor]] = {}
+        self._seen = 0
+        self._watching: List[Any] = []
         self._handles: List[Any] = []
         self._received: Dict[str, bool] = {}
         self._versions: Dict[str, int] = {}
@@ -47,6 +55,11 @@ class GradientAuditHook(Hook):
             if parameter.requires_grad:
                 self._received[name] = False
                 self._handles.append(parameter.register_post_accumulate_grad_hook(self._noting(name)))
+                method = re.match(r'(?:backbone\.)?petl\.([^.]+)\.', name)
+                if method and parameter.numel() and not any(part in name for part in self.allow):
+                    self._silent.setdefault(method[1], [])
+                    self._watching.append((method[1], parameter.register_post_accumulate_grad_hook(
+                        self._summing(method[1]))))
             else:
                 self._versions[name] = parameter._version
 
@@ -57,11 +70,40 @@ class GradientAuditHook(Hook):
 
         return note
 
+    def _summing(self, method: str) -> Any:
+
+        def note(parameter: torch.Tensor) -> None:
+            if method in self._silent and parameter.grad is not None:
+                self._silent[method].append(torch.count_nonzero(parameter.grad))
+
+        return note
+
+    def _listen(self, last: bool = False) -> None:
+        """Strike off the methods that received a gradient; refuse those that did not for too long."""
+        if not self._silent:
+            return
+        self._seen += not last
+        for method in [m for m, counts in self._silent.items() if counts and int(torch.stack(counts).sum())]:
+            del self._silent[method]
+        if self._silent and (last or self._seen >= self.patience):
+            names, self._silent = sorted(self._silent), {}
+            raise RuntimeError(f'petl: {", ".join(names)} received only zero gradients in {self._seen} iteration(s): '
+                               'the method has no effect; look at its scale, alpha and drop_rate')
+        if not self._silent:
+            for _, handle in self._watching:
+                handle.remove()
+            self._watching = []
+
+    def after_train(self, runner: Any) -> None:
+        if self._seen:
+            self._listen(last=True)
+
     def after_train_iter(self,
                          runner: Any,
                          batch_idx: int,
                          data_batch: Optional[Union[dict, tuple, list]] = None,
                          outputs: Optional[dict] = None) -> None:
+        self._listen()
         if self._done or not self._handles:
             return
         self._done = True

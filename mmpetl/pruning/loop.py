@@ -16,11 +16,11 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, IterTimerHook, RuntimeInfoHook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import EpochBasedTrainLoop
 from mmengine.runner.utils import set_random_seed
 from torch import nn
 
 from ..hooks.adapter import AdapterHook
+from ..hooks.loops import EpochTrainLoop
 from ..registry import LOOPS
 from ..sites import nearest, positive
 from ..tuning import unwrap
@@ -58,7 +58,7 @@ def scale_schedule(schedulers: Any, ratio: float) -> Any:
 
 
 @LOOPS.register_module()
-class E2VPTLoop(EpochBasedTrainLoop):
+class E2VPTLoop(EpochTrainLoop):
     """Train, score, prune, rewind and retrain in one run, or any of these phases alone.
 
     Everything is kept under ``<work_dir>/pruning``, so that a run may be cut anywhere and go on with ``--resume``, and
@@ -359,14 +359,19 @@ class E2VPTLoop(EpochBasedTrainLoop):
             elif isinstance(hook, EarlyStoppingHook) and not resumed:
                 hook.wait_count, hook.best_score = 0, -math.inf if hook.rule == 'greater' else math.inf
         values: List[float] = []
+        if resumed and self.resume_here() and self._validation_is_due(only_last):
+            values.append(self._validate(run))
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
-            self._decide_current_val_interval()
-            last = self._epoch == self._max_epochs or self.stop_training
-            due = self._epoch >= self.val_begin and self._epoch % self.val_interval == 0 and not only_last
-            if self.runner.val_loop is not None and (last or due):
+            if self._validation_is_due(only_last):
                 values.append(self._validate(run))
         return values
+
+    def _validation_is_due(self, only_last: bool) -> bool:
+        self._decide_current_val_interval()
+        last = self._epoch == self._max_epochs or self.stop_training
+        due = self._epoch >= self.val_begin and self._epoch % self.val_interval == 0 and not only_last
+        return self.runner.val_loop is not None and (last or due)
 
     def _validate(self, run: str) -> float:
         metrics = self.runner.val_loop.run()

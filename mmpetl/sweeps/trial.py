@@ -25,6 +25,7 @@ from ..evaluation import METRIC_KEYS
 from ..names import printable
 from ..training.run import build_runner
 from ..training.tasks import apply_task
+from ..training.work_dir import claimed, newest_checkpoint, refuse_or_clear
 from ..weights.guards import parse_json
 from ..weights.io import write_json
 from ..weights.reading import MAX_LIST, read_json, read_text
@@ -151,8 +152,6 @@ def trial_config(plan: Mapping[str, Any], trial: Trial, folder: str) -> Any:
     cfg.load_from = None
     _set_epochs(cfg, plan, trial)
     _set_loaders(cfg)
-    hooks = list(cfg.get('custom_hooks') or [])
-    cfg.custom_hooks = [*hooks, dict(type='mmpetl.InvalidLossHook')]
     if get_suite(plan['suite']).form == 'elevater' and trial.phase == 'final':
         for name in ('val_evaluator', 'test_evaluator'):
             cfg[name] = [*cfg[name], dict(type='mmpetl.DumpScores', out_file=os.path.join(folder, 'scores.npz'))]
@@ -227,8 +226,12 @@ def _train(cfg: Any) -> Result:
         runner = build_runner(cfg)
         runner.model.init_weights()  # a runner that only tests would leave the backbone random
         return _finish(runner, cfg, {0: float(runner.test()[cfg.metric_key])})
-    runner = build_runner(cfg)
-    runner.train()
+    with claimed(cfg.work_dir):
+        newest = newest_checkpoint(cfg.work_dir)
+        if newest.path is None and newest.damaged:
+            refuse_or_clear(cfg.work_dir, overwrite=True)  # a trial can always be run again
+        runner = build_runner(cfg)
+        runner.train()
     history = read_history(cfg.work_dir, cfg.metric_key)
     if not history:
         raise ValueError(f'the run ended without the score {cfg.metric_key!r}')

@@ -17,6 +17,7 @@ from ..recipes import find_config
 from ..weights.adapter_file import is_adapter
 from ..weights.errors import WeightFileError
 from ..weights.io import file_kind
+from .lifecycle import name_base
 from .tasks import apply_task
 
 
@@ -107,6 +108,8 @@ def train_config(args: argparse.Namespace) -> Config:
         ValueError: If a flag does not fit the config or the machine.
         FileNotFoundError: If the config or the checkpoint to resume from does not exist.
     """
+    if args.overwrite and args.resume is not None:
+        raise ValueError('--overwrite begins anew and --resume goes on: give one of them')
     cfg = load_config(args.config)
     _set_common(cfg, args)
     if args.no_validate:
@@ -144,6 +147,8 @@ def _set_visualization(cfg: Config, args: argparse.Namespace) -> None:
         cfg.visualizer = ConfigDict(type=scoped)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hook = hooks.setdefault('visualization', ConfigDict(type='VisualizationHook'))
+    if cfg.get('default_scope') == 'mmaction' and hook.get('type') == 'VisualizationHook':
+        hook['type'] = 'mmpetl.ShowClipsHook'  # upstream's ends at samples of several views
     hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir, interval=args.interval)
 
 
@@ -235,6 +240,7 @@ def test_config(args: argparse.Namespace) -> Config:
     _set_common(cfg, args)
     if args.checkpoint is not None:
         _check_checkpoint(args.checkpoint)
+    name_base(cfg)
     cfg.load_from = args.checkpoint
     missing = [key for key in ('test_dataloader', 'test_cfg', 'test_evaluator') if cfg.get(key) is None]
     if missing:

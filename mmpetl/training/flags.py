@@ -31,7 +31,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     parser.add_argument('config', help='config file, or the name of a shipped one')
     _add_common(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='resume from this checkpoint, or without a value from the latest one in the work dir')
+                        help='resume from this checkpoint, or without a value from the newest one in the work dir')
+    parser.add_argument('--overwrite', action='store_true',
+                        help='begin anew in a work dir that holds a run; its checkpoints and adapters are removed')
     parser.add_argument('--no-validate', action='store_true', help='no validation while training')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate by the actual over the base batch size')

@@ -1,6 +1,7 @@
 """Training and testing: what ``tools/train.py``, ``tools/test.py`` and the commands of the same names do."""
 
 import argparse
+import errno
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from ..hooks.belongs import BelongsHook
 from ..tuning import unwrap
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
+from .lifecycle import prepare
+from .work_dir import claimed, refuse_or_clear
 
 _runs = itertools.count()
 
@@ -79,6 +82,7 @@ def build_runner(cfg: Config) -> Any:
     Raises:
         ValueError: If the config does not fit the machine, or ``petl_checkpointing`` names no submodule.
     """
+    resumed = prepare(cfg)
     _set_processes(cfg)
     _set_name(cfg)
     reentrant = cfg.pop('activation_checkpointing', None)
@@ -90,6 +94,8 @@ def build_runner(cfg: Config) -> Any:
         runner = RUNNERS.get('Runner').from_cfg(cfg)
     if not any(isinstance(hook, AdapterHook) for hook in runner.hooks):
         runner.register_hook(BelongsHook())
+    if resumed is not None:
+        runner.logger.info(str(resumed))
     if reentrant:
         runner.logger.warning(
             'activation_checkpointing is reentrant and gives adapters no gradient: taken as petl_checkpointing')
@@ -126,6 +132,21 @@ def _naming_data_keys(cfg: Config) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _naming_a_full_disk(work_dir: str) -> Iterator[None]:
+    """Name the folder where a full disk names nothing.
+
+    Raises:
+        OSError: In place of one without a name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not error.filename:
+            raise OSError(error.errno, f'{error.strerror}, while writing into', work_dir) from error
+        raise
+
+
 def train(argv: Sequence[str]) -> None:
     """``tools/train.py``: train the model that a config describes."""
     run_training(train_parser().parse_args(argv))
@@ -154,9 +175,15 @@ def test(argv: Sequence[str]) -> dict[str, float]:
 
 
 def run_training(args: argparse.Namespace) -> None:
-    """Train with parsed arguments."""
+    """Train with parsed arguments.
+
+    Raises:
+        ValueError: If the work dir is in use, or holds a run and neither ``--resume`` nor ``--overwrite`` is given.
+    """
     cfg = train_config(args)
-    with _naming_data_keys(cfg):
+    with claimed(cfg.work_dir), _naming_data_keys(cfg), _naming_a_full_disk(cfg.work_dir):
+        if not cfg.get('resume') and (cfg.train_cfg.get('phases') or ['train'])[0] == 'train':
+            refuse_or_clear(cfg.work_dir, args.overwrite)
         build_runner(cfg).train()
 
 

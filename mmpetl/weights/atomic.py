@@ -120,11 +120,13 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
             os.fsync(file.fileno())
         os.chmod(temporary, _mode(target))
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = target  # a full disk does not say what was being written
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _mode(target: str) -> int:
@@ -136,7 +138,7 @@ def _mode(target: str) -> int:
     return 0o666 & ~mask
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
     """Make the rename itself survive a power cut, where the system lets folders be opened."""
     try:
         handle = os.open(folder, os.O_RDONLY)

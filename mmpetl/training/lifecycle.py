@@ -1,0 +1,148 @@
+"""What every run gets, whatever its config says: whole checkpoints, exact resuming, guards, a schedule that fits.
+
+:func:`prepare` rewrites a config for MMEngine's runner. Types that the config names are replaced only by those of this
+package that take the same arguments.
+"""
+
+import os
+from typing import Any, Dict, List, Optional
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+from ..hooks.checkpoint import STATE
+from ..weights.io import load_file
+from .work_dir import Newest, newest_checkpoint
+
+#: Hooks that every training run has.
+HOOKS = ('mmpetl.RunGuardHook', 'mmpetl.ScheduleHook')
+
+
+def _is(node: Any, name: str) -> bool:
+    """Whether a config's ``type`` is MMEngine's ``name``."""
+    kind = node.get('type') if isinstance(node, dict) else None
+    return (kind if isinstance(kind, str) else getattr(kind, '__name__', '')).split('.')[-1] == name and not str(
+        kind).startswith('mmpetl.')
+
+
+def prepare(cfg: Config) -> Optional[Newest]:
+    """Complete the config of a run in place.
+
+    Returns:
+        From where a run with ``resume=True`` goes on; None for others.
+
+    Raises:
+        ValueError: If the schedule or the optimizer cannot do what they say.
+    """
+    if not cfg.get('train_cfg') or not cfg.get('train_dataloader'):
+        return None
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    if 'checkpoint' not in hooks:
+        hooks['checkpoint'] = ConfigDict(type='CheckpointHook', interval=1)
+    if _is(hooks.get('checkpoint'), 'CheckpointHook'):
+        hooks['checkpoint']['type'] = 'mmpetl.CheckpointHook'
+    custom = list(cfg.get('custom_hooks') or [])
+    have = {str(hook.get('type')).split('.')[-1] for hook in custom if isinstance(hook, dict)}
+    cfg.custom_hooks = [*custom, *[dict(type=name) for name in HOOKS if name.split('.')[-1] not in have]]
+    _set_loop(cfg)
+    _fit_schedule(cfg)
+    _check_decay(cfg)
+    if not cfg.get('resume'):
+        name_base(cfg)
+    if not cfg.get('resume') or cfg.get('load_from'):
+        return None
+    where = (hooks.get('checkpoint') or {}).get('out_dir')
+    more = (os.path.join(where, os.path.basename(cfg.work_dir.rstrip(os.sep))), ) if where else ()
+    found = newest_checkpoint(cfg.work_dir, more)
+    if found.path is None and found.damaged:
+        raise ValueError(f'--resume: {cfg.work_dir} holds no whole checkpoint: {"; ".join(found.damaged)}; begin anew '
+                         'by --overwrite')
+    cfg.load_from = found.path
+    return found
+
+
+def _check_decay(cfg: Config) -> None:
+    """Refuse layer-wise decay of what has no layer.
+
+    Raises:
+        ValueError: If a constructor scales rates by the names of blocks, which adapters do not have.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    kind = wrapper.get('constructor') if isinstance(wrapper, dict) else None
+    kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    methods = (cfg.model.get('backbone') or {}).get('petl') if isinstance(cfg.get('model'), dict) else None
+    if methods and 'LearningRateDecay' in kind:
+        names = ', '.join(str(method.get('type')) for method in methods)
+        raise ValueError(f'optim_wrapper.constructor={kind!r} scales rates by the names of blocks, which {names} do '
+                         'not have: set it to mmpetl.TrainableOptimWrapperConstructor and leave out its paramwise_cfg')
+
+
+def name_base(cfg: Config) -> None:
+    """A plain weight file in ``load_from`` is the base: let ``model.backbone.init_cfg`` name it as well.
+
+    An adapter that is trained on it is then found to belong to it, in this run and wherever the config is used.
+    """
+    path, backbone = cfg.get('load_from'), (cfg.get('model') or {}).get('backbone')
+    if not isinstance(path, str) or '://' in path or not isinstance(backbone, dict) or 'petl' not in backbone:
+        return
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        return
+    loaded = load_file(path)
+    trained = any('petl.' in key for key in loaded['state_dict'])
+    if trained or STATE in loaded or 'methods' in (loaded.get('meta') or {}):
+        return
+    if not (isinstance(backbone.get('init_cfg'), dict) and backbone['init_cfg'].get('checkpoint') == path):
+        print_log(f'load_from={path} holds a base: taken as model.backbone.init_cfg too', 'current')
+        backbone['init_cfg'] = ConfigDict(type='Pretrained', checkpoint=path)
+
+
+def _set_loop(cfg: Config) -> None:
+    loop = cfg.train_cfg
+    if 'type' not in loop and 'by_epoch' in loop:
+        loop['type'] = 'EpochBasedTrainLoop' if loop.pop('by_epoch') else 'IterBasedTrainLoop'
+    for theirs, ours in (('EpochBasedTrainLoop', 'EpochTrainLoop'), ('IterBasedTrainLoop', 'IterTrainLoop')):
+        if _is(loop, theirs):
+            loop['type'] = f'mmpetl.{ours}'
+
+
+# -- schedules --------------------------------------------------------------------------------------------------------
+
+
+def _fit_schedule(cfg: Config) -> None:
+    """See that a schedule spans the run that it belongs to.
+
+    Raises:
+        ValueError: If a cosine or polynomial ends before the run does and nothing follows it: its last rate, often 0,
+            would stay for the rest.
+    """
+    entries, loop = cfg.get('param_scheduler'), cfg.train_cfg
+    if not entries or not isinstance(entries, (list, tuple, dict)) or (isinstance(entries, dict)
+                                                                       and 'type' not in entries):
+        return
+    listed = [entries] if isinstance(entries, dict) else list(entries)
+    kept: List[Dict[str, Any]] = []
+    for number, entry in enumerate(listed):
+        if not isinstance(entry, dict):
+            return
+        last = loop.get('max_epochs') if entry.get('by_epoch', True) else loop.get('max_iters')
+        if last is not None and entry.get('begin', 0) >= last > 0:
+            continue  # of a run that was made shorter than its schedule
+        if _is(entry, 'LinearLR') and entry.get('convert_to_iter_based'):
+            entry['type'] = 'mmpetl.LinearLR'
+        kept.append(entry)
+        _check_end(entry, number, listed, last)
+    cfg.param_scheduler = kept or None
+
+
+def _check_end(entry: Dict[str, Any], number: int, listed: List[Dict[str, Any]], last: Any) -> None:
+    kind = str(entry.get('type')).split('.')[-1]
+    end = entry.get('end')
+    if end is None or last is None or not kind.startswith(('Cosine', 'Poly', 'OneCycle')) or end >= last:
+        return
+    if any(isinstance(other, dict) and other.get('begin', 0) >= end for other in listed):
+        return
+    unit = 'epochs' if entry.get('by_epoch', True) else 'iters'
+    raise ValueError(f'param_scheduler.{number} ({kind}) ends at {end} and train_cfg.max_{unit} is {last}: its last '
+                     f'rate would stay for the rest. Leave out its end and T_max, so that they follow, or set both; '
+                     f"dict(type='ConstantLR', factor=1, begin={end}) after it says that it shall stay")
