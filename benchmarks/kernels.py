@@ -1,8 +1,8 @@
 """Kernels of a training step, counted on any machine: what the time of a step on a GPU follows at these sizes.
 
-A kernel is a dispatched operation that is no view and moves or makes numbers; casts are those that only change the type;
-a synchronisation hands a number to Python or makes a size depend on values. Counted under bf16 autocast, forward and
-backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes.
+A kernel is a dispatched operation that is no view and moves or makes numbers; casts are those that only change the
+type; a synchronisation hands a number to Python or makes a size depend on values. Counted under bf16 autocast, forward
+and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes.
 """
 
 from collections import Counter

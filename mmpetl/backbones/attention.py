@@ -15,6 +15,9 @@ from ..recompute import LOOK_UP, SMALL_PRODUCT, recomputed
 from ..sites import Tap
 from .embed import linear_slice
 
+#: Bytes of all masks with biases of a block up to which its windows are attended in one call.
+WHOLE_MASK = 64 * 2**20
+
 KeysValues = Optional[Tuple[Tensor, Tensor]]
 Rotation = Callable[[Tensor, Tensor], Tuple[Tensor, Tensor]]
 
@@ -187,7 +190,8 @@ def attend_windows(q: Tensor,
                    gate: Optional[Tensor] = None) -> Tensor:
     """Window attention with relative position bias and shift mask.
 
-    Windows with the same mask are attended together, so no (windows, N, N) bias is ever formed.
+    All windows are attended together where their biases with masks are small; else those with the same mask, so no
+    large (windows, h, N, N) bias is ever formed.
 
     Args:
         q, k, v: (B * windows, P + N, C), P leading prompt tokens in every window.
@@ -210,6 +214,10 @@ def attend_windows(q: Tensor,
         whole = recomputed(window_bias, bias, None, gate, front, q.dtype, level=LOOK_UP)
         return attend(q, k, v, heads, extra, whole, drop_rate, scale)
     grouped = gate is not None and len(gate) > 1
+    shared = extra is None or extra[0].dim() == 3 or len(extra[0]) == 1
+    if not grouped and shared and mask.numel() * heads * q.element_size() <= WHOLE_MASK:
+        whole = recomputed(window_bias, bias, mask, gate, front, q.dtype, level=LOOK_UP)
+        return _attend_at_once(q, k, v, heads, extra, whole, drop_rate, scale)
     q, k, v = (t.view(-1, *windows, *t.shape[1:]) for t in (q, k, v))
     gate = gate.view(-1, *windows, *gate.shape[1:]) if grouped else gate
     mask = mask.view(*windows, *mask.shape[1:])
@@ -226,23 +234,43 @@ def attend_windows(q: Tensor,
     return recomputed(lambda *parts: _join(list(parts), lengths).flatten(0, len(windows)), *parts)
 
 
+def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, heads: int, extra: KeysValues, bias: Tensor, drop_rate: float,
+                    scale: Optional[float]) -> Tensor:
+    """As :func:`attend` for windows (B * windows, N, C) with a bias (windows, h, N, K) each: windows stand beside the
+    heads, so that samples share the bias."""
+    windows = len(bias)
+
+    def split(t: Tensor) -> Tensor:
+        return split_heads(t, heads).unflatten(0, (-1, windows)).flatten(1, 2)
+
+    q, k, v = (recomputed(split, t) for t in (q, k, v))
+    if extra is not None:
+        extra = tuple(t.view(-1, *t.shape[-2:]).expand(heads, -1, -1).repeat(windows, 1, 1) for t in extra)  # type: ignore[assignment]
+        k, v = prepend(extra, k, v)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.flatten(0, 1)[None], dropout_p=drop_rate, scale=scale)
+    return recomputed(lambda t: merge_heads(t.unflatten(1, (windows, heads)).flatten(0, 1)), y)
+
+
 def window_bias(bias: Tensor, mask: Optional[Tensor], gate: Optional[Tensor], front: Tuple[int, int],
                 dtype: torch.dtype) -> Tensor:
     """Bias of the windows that share one mask.
 
     Args:
         bias: Relative position bias (h, N, N).
-        mask: Shift mask (N, N), or None.
+        mask: Shift mask (N, N), or those of all windows (windows, N, N), or None.
         gate: See :func:`attend_windows`.
         front: Leading queries and keys without bias, (P, K + P).
         dtype: Of the result.
 
     Returns:
-        (1 or B * windows, h, P + N, K + P + N).
+        (1, windows or B * windows, h, P + N, K + P + N).
     """
+    if mask is not None and mask.dim() == 3:
+        mask = mask[:, None]
     bias = bias if mask is None else bias + mask
     bias = F.pad(bias, (front[1], 0, front[0], 0)) if any(front) else bias
-    return (bias[None] if gate is None else bias[None] + gate).to(dtype)
+    bias = bias if bias.dim() == 4 else bias[None]
+    return (bias if gate is None else bias + gate).to(dtype)
 
 
 def relative_position_bias(table: Tensor, index: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import PatchEmbed, PatchMerging
 from mmpretrain.models.backbones.swin_transformer import SwinBlock, SwinTransformer
 from mmpretrain.models.utils import ShiftWindowMSA
@@ -16,6 +15,13 @@ from .attention import Projections, attend_windows, gate_bias, join_extra, relat
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
+from .windows import from_windows, made_once, to_windows
+
+
+@made_once
+def _mask(padded: Tuple[int, int], size: int, shift: int, device: torch.device) -> Tensor:
+    """Upstream's shift mask (windows, N, N), made once per shape."""
+    return ShiftWindowMSA.get_attn_mask(padded, window_size=size, shift_size=shift, device=device)
 
 
 class SitedWindowMSA(Projections, WindowMSA):
@@ -58,18 +64,14 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
         padded = (windows[0] * size, windows[1] * size)
         tokens = query.shape[1] - height * width
         x = recomputed(self._to_windows, query, hw_shape, padded, size, shift)
-        mask = self.get_attn_mask(padded, window_size=size, shift_size=shift, device=query.device)
+        mask = _mask(padded, size, shift, query.device) if shift else None
         x = self.w_msa(x, mask, windows, shift > 0, tokens, prompts)
         return recomputed(self._from_windows, x, hw_shape, padded, size, shift)
 
     def _to_windows(self, x: Tensor, grid: Tuple[int, int], padded: Tuple[int, int], size: int, shift: int) -> Tensor:
         """(B, P + H*W, C) -> (B * windows, P + size*size, C)."""
         tokens = x.shape[1] - grid[0] * grid[1]
-        inner, x = x[:, :tokens], x[:, tokens:].unflatten(1, grid)
-        x = F.pad(x, (0, 0, 0, padded[1] - grid[1], 0, padded[0] - grid[0]))
-        if shift:
-            x = torch.roll(x, (-shift, -shift), (1, 2))
-        x = self.window_partition(x, size).flatten(1, 2)
+        inner, x = x[:, :tokens], to_windows(x[:, tokens:], grid, (size, size), (shift, shift))
         if tokens:
             # Windows are batch-major, so each sample's prompts are repeated once per window of that sample.
             x = torch.cat([inner.repeat_interleave(padded[0] * padded[1] // size**2, 0), x], 1)
@@ -78,11 +80,7 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
     def _from_windows(self, x: Tensor, grid: Tuple[int, int], padded: Tuple[int, int], size: int, shift: int) -> Tensor:
         """(B * windows, P + size*size, C) -> (B, P + H*W, C)."""
         tokens = x.shape[1] - size * size
-        inner, x = x[:, :tokens], x[:, tokens:]
-        x = self.window_reverse(x.reshape(-1, size, size, x.shape[-1]), *padded, size)
-        if shift:
-            x = torch.roll(x, (shift, shift), (1, 2))
-        x = x[:, :grid[0], :grid[1]].flatten(1, 2)
+        inner, x = x[:, :tokens], from_windows(x[:, tokens:], grid, (size, size), (shift, shift))
         if tokens:
             x = torch.cat([inner.unflatten(0, (-1, padded[0] * padded[1] // size**2)).mean(1), x], 1)
         return x

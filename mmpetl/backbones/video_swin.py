@@ -2,16 +2,12 @@
 
 from typing import Any, List, Optional, Sequence, Tuple
 
-import torch
-import torch.nn.functional as F
 from mmaction.models.backbones.swin import (
     PatchEmbed3D,
     SwinTransformer3D,
     SwinTransformerBlock3D,
     WindowAttention3D,
     get_window_size,
-    window_partition,
-    window_reverse,
 )
 from torch import Tensor, nn
 
@@ -21,8 +17,7 @@ from .attention import Projections, attend_windows, join_extra, relative_positio
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm
 from .family import Family
-
-Size = Tuple[int, ...]
+from .windows import from_windows, to_windows
 
 
 class SitedWindowAttention3D(Projections, WindowAttention3D):
@@ -53,31 +48,14 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
     least_level = LOOK_UP
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
-        batch, *grid, _ = h.shape
+        grid = h.shape[1:4]
         size, shift = get_window_size(tuple(grid), self.window_size, self.shift_size)
         padded = tuple(-(-g // s) * s for g, s in zip(grid, size))
         windows, shifted = tuple(p // s for p, s in zip(padded, size)), tuple(s > 0 for s in shift)
-        y = self.attn(
-            recomputed(self._to_windows, h, padded, size, shift), context[0] if any(shifted) else None, windows,
-            shifted)
-        return recomputed(self._from_windows, y, batch, tuple(grid), padded, size, shift)
-
-    @staticmethod
-    def _to_windows(x: Tensor, padded: Size, size: Size, shift: Size) -> Tensor:
-        """(B, T, H, W, C) -> (B * windows, N, C). Padding comes after the norm, so padded tokens are exact zeros."""
-        t, h, w = (p - g for p, g in zip(padded, x.shape[1:4]))
-        x = F.pad(x, (0, 0, 0, w, 0, h, 0, t))
-        if any(shift):
-            x = torch.roll(x, tuple(-s for s in shift), (1, 2, 3))
-        return window_partition(x, size)
-
-    @staticmethod
-    def _from_windows(y: Tensor, batch: int, grid: Size, padded: Size, size: Size, shift: Size) -> Tensor:
-        """(B * windows, N, C) -> (B, T, H, W, C)."""
-        y = window_reverse(y.view(-1, *size, y.shape[-1]), size, batch, *padded)
-        if any(shift):
-            y = torch.roll(y, shift, (1, 2, 3))
-        return y[:, :grid[0], :grid[1], :grid[2]]
+        # Padding comes after the norm, so padded tokens are exact zeros.
+        x = recomputed(to_windows, h.flatten(1, 3), tuple(grid), size, shift)
+        y = self.attn(x, context[0] if any(shifted) else None, windows, shifted)
+        return recomputed(from_windows, y, tuple(grid), size, shift).view_as(h)
 
     def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:
         return tuple(x.shape[1:4])

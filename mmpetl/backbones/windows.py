@@ -1,0 +1,116 @@
+"""Tokens into windows and back, for windows of any rank: one gather each way, by indices made once per shape.
+
+Padding, cyclic shift and partition are one permutation of the tokens (with zeros where padding stands). Its gradient is
+the inverse permutation, so nothing is ever summed, and the backward pass is one gather too.
+"""
+
+from functools import wraps
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = Tuple[int, ...]
+#: Shapes that a cache holds before it begins anew; inputs of ever new sizes must not fill the memory.
+SHAPES = 128
+
+
+def made_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep what a function of hashable arguments makes: plain tensors outside of tracing and of inference mode."""
+    kept: Dict[Any, Any] = {}
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args)
+        if args not in kept:
+            with torch.inference_mode(False), torch.no_grad():
+                made = function(*args)
+            if any(type(t) is not Tensor for t in (made if isinstance(made, tuple) else (made, ))):
+                return made
+            if len(kept) >= SHAPES:
+                kept.clear()
+            kept[args] = made
+        return kept[args]
+
+    return call
+
+
+@made_once
+def window_indices(grid: Size, size: Size, shift: Size, device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Where every token goes.
+
+    Args:
+        grid: Token grid, (H, W) or (T, H, W), of M tokens.
+        size: Window, same rank.
+        shift: Cyclic shift along each axis.
+        device: Of the indices.
+
+    Returns:
+        ``into`` (K, ): the token at each place of all windows in order, M for padding; ``back`` (M, ): the place of
+        each token.
+    """
+    total = torch.Size(grid).numel()
+    tokens = torch.arange(total, device=device).view(grid)
+    for axis, (length, window) in enumerate(zip(grid, size)):
+        missing = -length % window
+        if missing:
+            tokens = torch.cat([tokens, tokens.new_full((*tokens.shape[:axis], missing, *tokens.shape[axis + 1:]),
+                                                        total)], axis)
+    if any(shift):
+        tokens = torch.roll(tokens, tuple(-s for s in shift), tuple(range(len(grid))))
+    for axis in reversed(range(len(grid))):
+        tokens = tokens.unflatten(axis, (-1, size[axis]))
+    rank = len(grid)
+    into = tokens.permute(*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)).reshape(-1)
+    return into, into.argsort()[:total]
+
+
+def _rows(x: Tensor, index: Tensor, padded: bool) -> Tensor:
+    """Rows of x (B, M, C) by index (K, ) -> (B, K, C); index M gives zeros."""
+    return (F.pad(x, (0, 0, 0, 1)) if padded else x).index_select(1, index)
+
+
+class _Move(torch.autograd.Function):
+    """Rows by one index, gradients by the other."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, padded: bool, padded_back: bool) -> Tensor:
+        ctx.there, ctx.back, ctx.padded, ctx.padded_back = there, back, padded, padded_back
+        return _rows(x, there, padded)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[Optional[Tensor], ...]:
+        moved = _Move.apply(grads[0], ctx.back, ctx.there, ctx.padded_back, ctx.padded)
+        return moved, None, None, None, None
+
+
+def to_windows(x: Tensor, grid: Size, size: Size, shift: Size) -> Tensor:
+    """Cut the tokens into windows.
+
+    Args:
+        x: (B, M, C), M tokens of ``grid``.
+        grid, size, shift: See :func:`window_indices`.
+
+    Returns:
+        (B * windows, N, C), N tokens of a window; zeros where the grid is padded.
+    """
+    into, back = window_indices(grid, size, shift, x.device)
+    padded = len(into) > len(back)
+    return _Move.apply(x, into, back, padded, False).view(-1, torch.Size(size).numel(), x.shape[-1])
+
+
+def from_windows(y: Tensor, grid: Size, size: Size, shift: Size) -> Tensor:
+    """The inverse of :func:`to_windows`.
+
+    Args:
+        y: (B * windows, N, C).
+        grid, size, shift: See :func:`window_indices`.
+
+    Returns:
+        (B, M, C).
+    """
+    into, back = window_indices(grid, size, shift, y.device)
+    padded = len(into) > len(back)
+    return _Move.apply(y.reshape(-1, len(into), y.shape[-1]), back, into, False, padded)
