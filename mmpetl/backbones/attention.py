@@ -245,7 +245,8 @@ def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, heads: int, extra: KeysValu
 
     q, k, v = (recomputed(split, t) for t in (q, k, v))
     if extra is not None:
-        extra = tuple(t.view(-1, *t.shape[-2:]).expand(heads, -1, -1).repeat(windows, 1, 1) for t in extra)  # type: ignore[assignment]
+        flat = (t.view(-1, *t.shape[-2:]) for t in extra)
+        extra = tuple(t.expand(heads, -1, -1).repeat(windows, 1, 1) for t in flat)  # type: ignore[assignment]
         k, v = prepend(extra, k, v)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.flatten(0, 1)[None], dropout_p=drop_rate, scale=scale)
     return recomputed(lambda t: merge_heads(t.unflatten(1, (windows, heads)).flatten(0, 1)), y)
