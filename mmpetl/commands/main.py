@@ -45,7 +45,8 @@ COMMANDS: Dict[str, Command] = {
     'config': Command('config', 'list and show the shipped configs', (
         'mmpetl config list', 'mmpetl config list videomae apt', 'mmpetl config show quickstart/lora')),
     'data': Command('data_check', 'check data sets, make one of your own', (
-        'mmpetl data check vtab --root data/vtab-1k', )),
+        'mmpetl data make photos/', 'mmpetl data make scans.csv --group-column patient --method lora adaptformer',
+        'mmpetl data check own_data/photos/photos_lora_dinov2-small.py', 'mmpetl data check vtab --root data/vtab-1k')),
     'fetch': Command('fetch', 'official weights and data of the recipes', (
         'mmpetl fetch dinov2-vits14 quickdraw20', 'mmpetl fetch vit-base-in21k vtab')),
     'sweep': Command('sweep', 'search hyper-parameters and run the final seeds on every task of a suite', (

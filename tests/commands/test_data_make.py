@@ -273,3 +273,44 @@ def test_sizes_of_the_schedule():
     for samples, largest, want in [(2, 32, (2, 1, 100)), (33, 32, (32, 2, 100)), (320, 32, (32, 10, 40)),
                                    (10**5, 32, (32, 3125, 10)), (3, 8, (3, 1, 100))]:
         assert schedule(samples, largest) == want
+
+
+def _block(page, language, word):
+    """The block of a page that holds a word."""
+    text = (Path(__file__).parents[2] / page).read_text(encoding='utf-8')
+    return next(b for b in re.findall(rf'```{language}\n(.*?)```', text, re.S) if word in b)
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/own_data.md', 'docs/video.md'])
+def test_the_commands_of_the_pages_are_those_that_there_are(page, tmp_path, monkeypatch):
+    """Every ``mmpetl`` line parses, and what it names is what ``data make`` writes."""
+    from mmpetl.commands.main import build_parser
+    block = _block(page, '(?:bash)?', 'data make').replace('\\\n', ' ')
+    words = [line.split('#')[0].split() for line in block.splitlines() if line.startswith('mmpetl')]
+    for line in words:
+        build_parser(line[1]).parse_args(line[1:])
+    made = {word for line in words for word in line if word.startswith('own_data/')}
+    kind = 'video' if page == 'docs/video.md' else 'picture'
+    name = 'clips' if kind == 'video' else 'photos'
+    assert made == {f'own_data/{name}/{name}_{choose(kind).title}.py'}
+
+
+def test_the_config_of_the_readme(tmp_path):
+    pictures(tmp_path / 'train', 2)
+    for part in ('val', 'test'):
+        pictures(tmp_path / part, 1, colours={k: v for k, v in COLOURS.items() if k != 'daisy'})
+    text = _block('README.md', 'python', "classes='train'").replace('/data/flowers', str(tmp_path))
+    text = text.replace("'../quickstart", f"'{Path(__file__).parents[2]}/configs/quickstart")
+    (tmp_path / 'own.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'own.py')
+    from mmpetl.registry import DATASETS
+    for loader, labels in ((cfg.train_dataloader, [0, 0, 1, 1, 2, 2]), (cfg.val_dataloader, [1, 2]), (cfg.test_dataloader, [1, 2])):
+        data = DATASETS.build(loader.dataset)
+        assert data.CLASSES == tuple(COLOURS) and data.get_gt_labels().tolist() == labels
+    lists = text.replace("classes='train', ann_file=''", "classes='classes.txt', ann_file='list.txt'")
+    (tmp_path / 'classes.txt').write_text('\n'.join(COLOURS))
+    (tmp_path / 'list.txt').write_text('poppy/00.png 1\n')
+    (tmp_path / 'own.py').write_text(lists)
+    assert DATASETS.build(Config.fromfile(tmp_path / 'own.py').train_dataloader.dataset).get_gt_labels().tolist() == [1]
+    (tmp_path / 'own.py').write_text(lists.replace("'classes.txt'", 'None'))
+    assert DATASETS.build(Config.fromfile(tmp_path / 'own.py').train_dataloader.dataset).CLASSES is None
