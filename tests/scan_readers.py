@@ -19,7 +19,10 @@ OWNED = {('torch', 'load'), ('np', 'load'), ('json', 'load'), ('json', 'loads'),
          ('gzip', 'decompress'), ('ast', 'parse')}
 
 
-def _reads(call: ast.Call) -> bool:
+def reads(call: ast.AST) -> bool:
+    """Whether a call opens or reads a file."""
+    if not isinstance(call, ast.Call):
+        return False
     function = call.func
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, 'id', '')
     if name in CALLS:
@@ -44,6 +47,31 @@ def _functions(tree: ast.AST, prefix: str = '') -> Iterator[Tuple[str, List[ast.
     yield prefix.rstrip('.') or '<module>', body
 
 
+def functions_of(path: Path) -> List[Tuple[str, int]]:
+    """(qualified name, first line with decorators, as code objects count) of every function of a file."""
+    found = []
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                name = f'{prefix}{child.name}'
+                found.append((name, min([child.lineno, *(d.lineno for d in child.decorator_list)])))
+                visit(child, f'{name}.')
+            else:
+                visit(child, prefix)
+
+    visit(ast.parse(path.read_text(encoding='utf-8')), '')
+    return found
+
+
+def read_calls(reader: str) -> List[str]:
+    """Last parts of the names that a reader calls to read."""
+    file, _, wanted = reader.partition(':')
+    tree = ast.parse((ROOT / file).read_text(encoding='utf-8'))
+    nodes = next(nodes for name, nodes in _functions(tree) if name == wanted)
+    return [getattr(n.func, 'attr', getattr(n.func, 'id', '')) for n in nodes if isinstance(n, ast.Call) and reads(n)]
+
+
 def readers() -> Set[str]:
     """``'mmpetl/weights/io.py:load_file'`` and so on."""
     found: Dict[str, int] = {}
@@ -52,7 +80,7 @@ def readers() -> Set[str]:
             if '.mim' in path.parts:
                 continue
             for name, nodes in _functions(ast.parse(path.read_text(encoding='utf-8'))):
-                if any(isinstance(n, ast.Call) and _reads(n) for n in nodes):
+                if any(reads(n) for n in nodes):
                     found[f'{path.relative_to(ROOT).as_posix()}:{name}'] = 1
     return set(found)
 

@@ -47,6 +47,9 @@ def given_prompts(args, suite) -> dict:
     if path.endswith('.py'):
         return read_prompts(path)
     given = read_json(path, MAX_LIST)
+    if not isinstance(given, dict) or not all(
+            isinstance(row, dict) and isinstance(row.get('classes'), list) for row in given.values()):
+        raise ValueError(f'{path}: expected a JSON object {{task: {{"classes": [...], "templates": [...]}}}}')
     return {task: (row['classes'], row.get('templates', args.template or [DEFAULT])) for task, row in given.items()}
 
 
@@ -131,9 +134,7 @@ def main(argv) -> None:
     state = load_file(path)
     tower = build_text_tower(state.get('state_dict', state), args.act)
     tokenize = tokenizer(len(tower.positional_embedding))
-    with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.sha256(
-            file.read()).hexdigest()
+    digest = sha256_of(path)
     out = args.out or str(cache_dir() / 'text_features' / model)
     made = 0
     for task, found in wanted.items():

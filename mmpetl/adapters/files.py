@@ -73,8 +73,11 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
     check_head(target, renamed(tensors, header, prefix), path)
     state = OrderedDict(renamed(tensors, header, prefix))
     state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
-    with forced(target, force):
-        target.load_state_dict(state, strict=True)
+    try:
+        with forced(target, force):
+            target.load_state_dict(state, strict=True)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f'{path}: {" ".join(str(error).split()).removeprefix(f"{path}: ")}') from None
     print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on base {header['base'].get('id')!r}",
               'current')
     return header

@@ -2,21 +2,21 @@
 
 import gzip
 import io
-import json
 import zlib
 from typing import Callable, Dict, List
 
 import numpy as np
 
-from ..weights.guards import MAX_RATIO, SMALL
+from ..names import printable
+from ..weights.guards import MAX_RATIO, SMALL, parse_json
 from . import fetch
 from .sources import SOURCES
 
 Say = Callable[[str], None]
 
 
-def unpacked(data: bytes) -> bytes:
-    """What a gzip file holds.
+def unpacked(data: bytes, name: str) -> bytes:
+    """What the gzip file ``name`` holds, of which ``data`` is the content.
 
     Raises:
         FetchError: If it is damaged, or would grow beyond reason.
@@ -26,9 +26,9 @@ def unpacked(data: bytes) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             content = file.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise fetch.FetchError(f'damaged gzip data: {error}') from None
+        raise fetch.FetchError(f'{printable(name)}: damaged gzip data: {error}') from None
     if len(content) > limit:
-        raise fetch.FetchError(f'a gzip bomb: {len(data)} bytes unpack to more than {limit}')
+        raise fetch.FetchError(f'{printable(name)}: a gzip bomb: {len(data)} bytes unpack to more than {limit}')
     return content
 
 
@@ -41,9 +41,12 @@ def quickdraw_classes(say: Say = print) -> Dict[str, np.ndarray]:
     drawings: Dict[str, np.ndarray] = {}
     for name, read in fetch.members(source, path):
         if name in chosen:
-            rows = [json.loads(line) for line in unpacked(read()).decode().splitlines()]
-            drawings[name[:-len(suffix)]] = 255 - np.rint(255 * np.asarray(rows, np.float32)).astype(np.uint8).reshape(
-                -1, 28, 28)
+            content = unpacked(read(), f'{path.name}: {name}')
+            try:
+                table = np.asarray([parse_json(line) for line in content.splitlines()], np.float32)
+                drawings[name[:-len(suffix)]] = 255 - np.rint(255 * table).astype(np.uint8).reshape(-1, 28, 28)
+            except (TypeError, ValueError) as error:
+                raise fetch.FetchError(f'{path.name}: {printable(name)} holds no drawings: {error}') from None
     return drawings
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
+from ..weights.reading import open_regular
 from .tables import ELEVATER, FGVC, VTAB
 
 _BLOB = 'https://cvinthewildeus.blob.core.windows.net/datasets'
@@ -175,6 +176,8 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         ValueError: If it is no archive that can be read, or a member leads out of the folder.
     """
+    with open_regular(archive):  # no pipe that would be waited for
+        pass
     folder.mkdir(parents=True, exist_ok=True)
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as bundle:

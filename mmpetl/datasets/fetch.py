@@ -27,7 +27,7 @@ from ..names import path_below, plain_name, printable
 from ..sites import nearest
 from ..weights import atomic
 from ..weights.guards import MAX_RATIO, SMALL, check_zip
-from ..weights.reading import read_json, sha256_of
+from ..weights.reading import open_regular, read_json, sha256_of
 from .sources import SOURCES, Source
 
 #: In a folder that was made here: the SHA-256 of each of its files.
@@ -150,6 +150,8 @@ def _entries(path: Path) -> Iterator[_Entry]:
     Raises:
         ValueError: If the table of contents of a zip archive is damaged or hostile.
     """
+    with open_regular(path):  # no pipe that would be waited for
+        pass
     if zipfile.is_zipfile(path):
         check_zip(str(path), path.stat().st_size)
         with zipfile.ZipFile(path) as bundle:

@@ -1,9 +1,12 @@
 """Lists of Kinetics-400 from its annotations and the videos that are there."""
 
 import csv
+import io
 import os
 from pathlib import Path
 from typing import Dict, List, Tuple
+
+from ..weights.reading import MAX_LIST, read_text
 
 Row = Tuple[str, int]
 
@@ -28,13 +31,15 @@ def k400_lists(videos: Path, lists: Path) -> Tuple[Dict[str, Dict[str, List[Row]
         path = lists / f'{name}.csv'
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: 'mmpetl fetch k400' gets it")
-        with open(path, encoding='utf-8', newline='') as file:
-            rows = csv.DictReader(file)
+        rows = csv.DictReader(io.StringIO(read_text(path, MAX_LIST), newline=''))
+        try:
             if not {'label', 'youtube_id', 'time_start', 'time_end'} <= set(rows.fieldnames or ()):
-                raise ValueError(f'{path}: expected the columns label, youtube_id, time_start and time_end, got '
-                                 f'{", ".join(rows.fieldnames or ["nothing"])}')
+                raise ValueError('expected the columns label, youtube_id, time_start and time_end, got '
+                                 f'{", ".join(rows.fieldnames or ["nothing"])!r:.200}')
             entries[part] = [(row['label'], f'{row["youtube_id"]}_{int(row["time_start"]):06d}_'
                                             f'{int(row["time_end"]):06d}') for row in rows]
+        except (ValueError, TypeError, csv.Error) as error:
+            raise ValueError(f'{path}: {error}') from None
     classes = sorted({label for rows in entries.values() for label, _ in rows})
     found: Dict[str, List[Row]] = {}
     for part, folder in (('train', 'train'), ('test', 'val')):

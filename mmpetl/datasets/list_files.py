@@ -162,7 +162,11 @@ class _Header(NamedTuple):
 
 def _split(text: str, delimiter: str) -> List[str]:
     # csv has no runs of blanks
-    fields = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True)) if delimiter != ' ' else text.split()
+    try:
+        fields = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True)) if delimiter != ' ' \
+            else text.split()
+    except csv.Error:  # absurdly long, or a quotation mark that never ends
+        fields = text.split(delimiter)
     return [field.strip() for field in fields]
 
 

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from typing import Any, Dict, Optional, Sequence, Tuple
 
+import cv2
 import mmcv
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
@@ -72,6 +73,8 @@ def _pixels(data: bytes) -> int:
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.width * image.height
+    except Image.DecompressionBombError as error:
+        raise ValueError(f'is a decompression bomb ({error})') from None
     except DAMAGED:
         return 0
 
@@ -129,8 +132,8 @@ class LoadImage(LoadImageFromFile):
         check_growth(_pixels(data) * 3, data)
         try:
             image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
-        except DAMAGED as error:
-            raise ValueError(f'cannot be decoded ({error})') from None
+        except (*DAMAGED, cv2.error) as error:
+            raise ValueError(f'cannot be decoded ({" ".join(str(error).split())})') from None
         if image is None:
             raise ValueError('cannot be decoded')
         return image

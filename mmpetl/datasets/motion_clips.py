@@ -129,7 +129,8 @@ def prepare_clips(target: Path, source: Path, train: int, test: int) -> Path:
     origin = 'drawings: The Quick, Draw! Dataset (Google, Inc.), CC BY 4.0'
     about = dict(recipe=RECIPE, drawings=dict(train=train, test=test), origin=origin)
     note = target / 'about.json'
-    if note.is_file() and {k: v for k, v in read_json(note).items() if k in about} == about and fetch.is_intact(target):
+    noted = read_json(note) if note.is_file() else {}
+    if isinstance(noted, dict) and {k: v for k, v in noted.items() if k in about} == about and fetch.is_intact(target):
         return target
 
     def fill(folder: Path) -> None:

@@ -95,6 +95,8 @@ class SuiteDataset(BaseDataset):
     def load_data_list(self) -> List[Mapping[str, Any]]:
         """Called by MMEngine; one dict per image."""
         entries = self.read_split(self.split)
+        if not entries:
+            raise ValueError(f'{self._source()} lists no image')
         check_labels(entries, self.task.num_classes, self._source(), self.task.multi_label)
         for name, _ in entries:
             below(self.img_prefix or '.', name, self._source())

@@ -79,6 +79,9 @@ def ucf101_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
         ValueError: If a line names an unknown class or another label than its class has.
     """
     order = [line.split() for line in read_text(lists / 'classInd.txt').splitlines() if line.strip()]
+    wrong = [words for words in order if len(words) != 2 or not words[0].isdecimal() or len(words[0]) > 9]
+    if wrong or not order:
+        raise ValueError(f"{lists / 'classInd.txt'}: expected lines 'number class', got {wrong[:1]!r:.200}")
     label_of = {name: int(number) - 1 for number, name in order}
     found: Lists = {}
     for split in (1, 2, 3):
@@ -91,7 +94,7 @@ def ucf101_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
                     continue
                 video, *given = line.split()
                 label = label_of.get(video.split('/')[0])
-                if label is None or (given and int(given[0]) - 1 != label):
+                if label is None or (given and given[0] != str(label + 1)):
                     raise ValueError(f'{path}, line {number}: {line!r} does not fit the classes of classInd.txt')
                 rows.append((video, label))
             parts[part] = rows
@@ -117,12 +120,20 @@ def ssv2_lists(videos: Path, lists: Path) -> Tuple[Lists, List[str]]:
                     return read_json(path, MAX_LIST)
         raise FileNotFoundError(f'{lists}: neither something-something-v2-{names[0]}.json nor {names[0]}.json is there')
 
-    label_of = {name: int(number) for name, number in read('labels').items()}
+    labels = read('labels')
+    if not isinstance(labels, dict) or not all(str(number).isdecimal() and len(str(number)) < 9
+                                               for number in labels.values()):
+        raise ValueError(f'{lists}: the labels are no JSON object {{template: number}}')
+    label_of = {name: int(number) for name, number in labels.items()}
     suffix = next((path.suffix for path in sorted(videos.glob('*')) if path.suffix in VIDEO_SUFFIXES), '.webm')
     parts: Dict[str, List[Row]] = {}
     for part, names in (('train', ('train', )), ('test', ('validation', 'val'))):
-        rows = []
-        for entry in read(*names):
+        rows, entries = [], read(*names)
+        if not isinstance(entries, list) or not all(
+                isinstance(entry, dict) and isinstance(entry.get('template'), str) and 'id' in entry
+                for entry in entries):
+            raise ValueError(f'{lists}: the list {names[0]!r} is no JSON list of objects with id and template')
+        for entry in entries:
             template = re.sub(r'[\[\]]', '', entry['template'])
             if template not in label_of:
                 raise ValueError(f'{lists}: video {entry["id"]} has the unknown template {template!r}')

@@ -92,7 +92,9 @@ def _read(path: str, decoder: str, whole: bool) -> Tuple[int, int, Tuple[int, in
 def _cut_off(path: str) -> str:
     """What is missing of an AVI file, which states its own length; '' if nothing is, or the file is no AVI. Decoders do
     not tell."""
-    with open(path, 'rb') as file:  # a regular file: probe has looked
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} is no file')
+    with open(path, 'rb') as file:
         head = file.read(12)
     stated, found = int.from_bytes(head[4:8], 'little') + 8, os.path.getsize(path)
     if head[:4] != b'RIFF' or stated >= 0xFFFFFFFF or stated <= found + 1024:

@@ -153,7 +153,13 @@ class FeatureStore:
         if self.place == 'disk':
             self.folder.mkdir(parents=True, exist_ok=True)
             size = self.rows * shape.numel()
-            table = torch.from_file(str(self.folder / f'{number}.bin'), shared=True, size=size, dtype=dtype)
+            path = self.folder / f'{number}.bin'
+            # torch would write through a link, and fill up a file that is too short
+            if path.is_symlink() or path.exists() and not (
+                    path.is_file() and path.stat().st_size in (0, size * dtype.itemsize)):
+                raise ValueError(f'{path} is no table of {size} numbers of type {dtype}: delete the folder, the '
+                                 'features are computed again')
+            table = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
             return table.view(self.rows, *shape)
         if self.place == 'host':
             return torch.empty(self.rows, *shape, dtype=dtype, pin_memory=torch.cuda.is_available())

@@ -6,10 +6,13 @@ file, so they are compared with the bytes that are really there before memory is
 
 import json
 import math
+import os
+import stat
 import zipfile
+from contextlib import nullcontext
 from typing import Any, BinaryIO
 
-from ..names import is_escape
+from ..names import is_escape, printable
 from .errors import WeightFileError
 
 #: A compressed archive may grow at most by this factor; weights compress by 1.1 to 2, all-zero arrays by about 1000.
@@ -39,6 +42,31 @@ ITEM_SIZE = {
     'C64': 8,
 }
 
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> BinaryIO:
+    """Open a file for reading, unless it is a device, a pipe or another thing that never ends.
+
+    Args:
+        path (str | PathLike): The file; links are followed.
+        limit (int | None): Largest size in bytes.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a regular file, or one beyond the limit.
+    """
+    # without O_NONBLOCK a pipe that nobody writes to would be waited for
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f'{printable(path)} is no regular file: give the file itself')
+        if limit is not None and found.st_size > limit:
+            raise ValueError(f'{printable(path)} has {found.st_size:,} bytes, more than the {limit:,} that are read')
+        return os.fdopen(handle, 'rb')
+    except BaseException:
+        os.close(handle)
+        raise
+
+
 def check_zip(path: str, size: int, file: BinaryIO | None = None) -> list[str]:
     """Check the table of contents of a zip archive.
 
@@ -55,7 +83,7 @@ def check_zip(path: str, size: int, file: BinaryIO | None = None) -> list[str]:
             overlap, or contents that would grow beyond reason (a zip bomb).
     """
     try:
-        with zipfile.ZipFile(file or path) as archive:
+        with nullcontext(file) if file else open_regular(path) as opened, zipfile.ZipFile(opened) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError) as error:
         raise WeightFileError(path, f'damaged or truncated archive: {error}',
@@ -121,7 +149,7 @@ def read_safetensors_header(path: str, size: int) -> tuple[dict[str, tuple[str, 
     Raises:
         WeightFileError: Truncated file, broken header, or shapes and offsets that do not match the bytes present.
     """
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), 'little')
         if length > size - 8:
             raise WeightFileError(path, f'truncated: header of {length} bytes announced in a file of {size}',

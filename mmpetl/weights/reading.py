@@ -4,7 +4,6 @@ import hashlib
 import io
 import math
 import os
-import stat
 import zipfile
 from collections.abc import Collection
 from typing import Any, BinaryIO
@@ -12,36 +11,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..names import printable
-from .guards import check_zip, parse_json
+from .guards import check_zip, open_regular, parse_json
+
+__all__ = [
+    'MAX_LIST', 'MAX_TEXT', 'check_array_header', 'open_regular', 'read_arrays', 'read_bytes', 'read_json', 'read_text',
+    'sha256_of'
+]
 
 #: Longest list or index that is read as a whole, and longest other text: plans, results, suites (bytes). A few bytes of
 #: JSON can ask for twenty times their memory.
 MAX_LIST, MAX_TEXT = 1 << 30, 8 << 20
-
-
-def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> BinaryIO:
-    """Open a file for reading, unless it is a device, a pipe or another thing that never ends.
-
-    Args:
-        path (str | PathLike): The file; links are followed.
-        limit (int | None): Largest size in bytes.
-
-    Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not a regular file, or one beyond the limit.
-    """
-    # without O_NONBLOCK a pipe that nobody writes to would be waited for
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError(f'{printable(path)} is no regular file: give the file itself')
-        if limit is not None and found.st_size > limit:
-            raise ValueError(f'{printable(path)} has {found.st_size:,} bytes, more than the {limit:,} that are read')
-        return os.fdopen(handle, 'rb')
-    except BaseException:
-        os.close(handle)
-        raise
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int | None = None) -> bytes:
