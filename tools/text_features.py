@@ -11,7 +11,6 @@ its toolkit ships ('mmpetl fetch elevater-prompts'), others from the data or fro
 """
 
 import argparse
-import hashlib
 import os
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout work
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmpetl.clean_errors import run_cleanly
-from mmpetl.weights.reading import MAX_LIST, read_json, read_text
+from mmpetl.weights.reading import MAX_LIST, read_json, read_text, sha256_of
 
 DEFAULT = 'a photo of a {}.'
 

@@ -22,6 +22,7 @@ from toy_model import CONFIG  # noqa: F401  (the toy models' module prepares the
 
 import mmpetl
 from mmpetl import compat
+from mmpetl.adapters import belongs
 from mmpetl.clean_errors import one_line
 from mmpetl.commands import data_check
 from mmpetl.commands import fetch as fetch_command
@@ -136,6 +137,7 @@ ROWS = {
     'suite file': ('s.json', lambda p, m: get_suite(str(p))),
     'list of a suite': ('a/test.txt', lambda p, m: VTAB1k('a', 'test', suite=own_suite(p.parents[1], 'vtab'))),
     'JSON list of a suite': ('a/test.json', lambda p, m: VTAB1k('a', 'test', suite=own_suite(p.parents[1], 'vtab'))),
+    'class file of a config': ('c.txt', lambda p, m: belongs._class_names(dict(classes=str(p)))),
     'class file of a suite': ('a/classes.txt', lambda p, m: VTAB1k('a', 'test', suite=own_suite(p.parents[1], 'vtab'))),
     'index of ELEVATER': ('a/test.txt', lambda p, m: Elevater('a', 'test', suite=own_suite(p.parents[1], 'elevater'))),
     'text features': ('f.npz', lambda p, m: load_text_features(str(p))),
@@ -225,6 +227,9 @@ EXEMPT = {
     'mmpetl/weights/export_onnx.py:_exported': WRITES,
     'mmpetl/weights/export_peft.py:write_peft': WRITES,
     'tools/prepare_motion_clips.py:main': OWN,
+    'tools/model_zoo.py:main': OWN,
+    'tools/model_zoo.py:read': OWN,
+    'tools/model_zoo.py:recipes': OWN,
     'tools/quickstart_report.py:read_run': PROGRAM,
     'tools/support_table.py:main': OWN,
     'tools/text_features.py:main': ROWED,
