@@ -45,7 +45,7 @@ def write_evil(source, target, marker):
 def test_resuming_runs_nothing(tmp_path, toy, way, flexible):
     config, source = toy
     marker, work_dir = tmp_path / 'it-ran', tmp_path / 'run'
-    evil = write_evil(source, work_dir / 'epoch_1.pth', marker)
+    evil = write_evil(source, (tmp_path if way == 'load_from' else work_dir) / 'epoch_1.pth', marker)
     own = tmp_path / 'toy.py'
     own.write_text(config.read_text() + (STRATEGY if flexible else ''))
     argv = [str(own), '--work-dir', str(work_dir)]
