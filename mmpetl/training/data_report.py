@@ -122,11 +122,22 @@ def check_config(path: str, decode: bool = True, jobs: int = 4, shown: int = 24,
     for part, dataset in datasets.items():
         report.classes = report.classes or (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
         report.counts[part] = dict(Counter(label for row in rows[part] for label in _label(row)))
+    _compare_head(report, cfg)
     files = {part: [_file(row) for row in found] for part, found in rows.items()}
     _survey(report, files, next((_loader_of(d) for d in datasets.values()), None), decode, jobs, tick)
     wrong = any(line.startswith('unreadable') for line in report.problems)
     return report, [] if wrong or 'train' not in datasets else _samples(report, datasets['train'], rows['train'], shown,
                                                                         cfg)
+
+
+def _compare_head(report: DataReport, cfg: Config) -> None:
+    """Whether the head has as many classes as the data."""
+    key = next((k for k in ('head', 'cls_head') if isinstance((cfg.get('model') or {}).get(k), dict)), '')
+    outputs = cfg.model[key].get('num_classes') if key else None
+    labels = [label for counts in report.counts.values() for label in counts]
+    wanted = len(report.classes) or max(labels, default=-1) + 1
+    if outputs and wanted and (outputs != wanted if report.classes else outputs < wanted):
+        report.problems.append(f'model.{key}.num_classes={outputs}, but the data have {wanted} classes')
 
 
 def _loader_of(dataset: Any) -> Optional[LoadImage]:

@@ -245,6 +245,9 @@ def test_check_finds_pictures_in_training_and_test(tmp_path, monkeypatch, capsys
     said = capsys.readouterr().out
     assert 'no problem found' in said and '6 samples' in said and 'red tulip' in said
     assert Image.open('work_dirs/data_check/flowers_lora_dinov2-small.png').size == (6 * 166 + 6, 200)
+    Path('other.py').write_text(f"_base_ = '{config}'\nmodel = dict(head=dict(num_classes=4))\n")
+    assert main(['data', 'check', 'other.py']) == 1
+    assert 'model.head.num_classes=4, but the data have 3 classes' in capsys.readouterr().out
     (name, _), *_ = lines('own_data/flowers/train.txt')
     (held_out, _), *_ = lines('own_data/flowers/test.txt')
     (folder / held_out).write_bytes((folder / name).read_bytes())
@@ -314,3 +317,11 @@ def test_the_config_of_the_readme(tmp_path):
     assert DATASETS.build(Config.fromfile(tmp_path / 'own.py').train_dataloader.dataset).get_gt_labels().tolist() == [1]
     (tmp_path / 'own.py').write_text(lists.replace("'classes.txt'", 'None'))
     assert DATASETS.build(Config.fromfile(tmp_path / 'own.py').train_dataloader.dataset).CLASSES is None
+
+
+def test_progress_without_a_terminal(monkeypatch, capsys):
+    from mmpetl.commands import progress
+    monkeypatch.setattr(progress, 'PAUSE', 0.)
+    with progress.bar('pictures') as tick:
+        tick(1, 2)
+    assert capsys.readouterr().out == '1 of 2 pictures\n'
