@@ -11,8 +11,8 @@ PAUSE = 10.
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, total) that moves a bar; on terminals it is gone when all is done, and elsewhere it is a line
-    of text now and then.
+    """A function of (done, total) that moves a bar, which is gone when all is done; a line of text now and then where
+    there is no terminal.
 
     Args:
         title: What is counted.
