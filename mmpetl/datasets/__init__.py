@@ -7,11 +7,11 @@ from .fgvc import FGVC
 from .lazy import build_video_list
 from .list_dataset import ListDataset
 from .loading import LoadImage
-from .video_io import OpenCVFrames, VideoDecode, VideoInit
+from .video_io import VideoDecode, VideoInit
 from .video_transforms import ShortSideResize, VideoMAESampleFrames, ViewCrops
 from .vtab import VTAB1k
 
 __all__ = [
-    'CachedDataset', 'ClipRandAugment', 'Elevater', 'FGVC', 'ListDataset', 'LoadImage', 'OpenCVFrames',
-    'ShortSideResize', 'VTAB1k', 'VideoDecode', 'VideoInit', 'VideoMAESampleFrames', 'ViewCrops', 'build_video_list'
+    'CachedDataset', 'ClipRandAugment', 'Elevater', 'FGVC', 'ListDataset', 'LoadImage', 'ShortSideResize', 'VTAB1k',
+    'VideoDecode', 'VideoInit', 'VideoMAESampleFrames', 'ViewCrops', 'build_video_list'
 ]

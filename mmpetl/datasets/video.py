@@ -13,7 +13,8 @@ from torch.utils.data import get_worker_info
 
 from ..sites import nearest, positive
 from .lists import below
-from .video_io import VideoError
+from .video_files.errors import VideoError
+from .video_io import VideoInit
 from .video_lists import read_video_list
 from .video_probe import LEVELS, Probe, check_videos
 
@@ -33,10 +34,11 @@ class VideoListDataset(VideoDataset):
         data_prefix: ``dict(video=folder)`` that relative paths of the list start from.
         num_classes: Number of classes, to check the labels.
         delimiter: ',', ' ' or 'auto'.
-        check: What is tried of every video before the run: 'none', 'exists' (there and not empty), 'open' (first frame
-            decodes) or 'decode' (all frames decode). With several processes the first one checks for all.
+        check: What is tried of every video before the run: 'none', 'exists' (there and not empty), 'open' (container
+            and first frames decode; files that did are remembered) or 'decode' (all frames decode). With several
+            processes the first one checks for all.
         check_timeout: Seconds that one video may take.
-        check_workers: Processes that check.
+        check_workers: Processes that check; None: one a core, at most 8.
         on_error: What happens to unreadable videos: 'stop' ends the run naming them, 'skip' leaves out those that the
             check found, and in training draws another video for one that fails later; both are counted in the log. In
             testing a video that fails later always ends the run, as leaving it out would change the score.
@@ -57,9 +59,9 @@ class VideoListDataset(VideoDataset):
                  data_prefix: Mapping[str, str] = dict(video=''),
                  num_classes: Optional[int] = None,
                  delimiter: str = 'auto',
-                 check: str = 'exists',
+                 check: str = 'open',
                  check_timeout: float = 30.,
-                 check_workers: int = 2,
+                 check_workers: Optional[int] = None,
                  on_error: str = 'stop',
                  num_repeats: Optional[int] = None,
                  test_mode: bool = False,
@@ -100,8 +102,9 @@ class VideoListDataset(VideoDataset):
             return self.data_list
         found: List[Any] = [None]
         if is_main_process():
-            probes = check_videos([info['filename'] for info in self.data_list], self.check, timeout=self.check_timeout,
-                                  workers=self.check_workers)
+            decoder = next((t.decoder for t in self.pipeline.transforms if isinstance(t, VideoInit)), 'auto')
+            probes = check_videos([info['filename'] for info in self.data_list], self.check, decoder,
+                                  self.check_timeout, self.check_workers, title=f'checking {self.ann_file}')
             found = [{p.path: p for p in probes if p.reason}]
         broadcast_object_list(found)
         bad: Dict[str, Probe] = found[0]

@@ -1,154 +1,104 @@
-"""Opening and decoding video files by decord, PyAV or OpenCV through mmaction2's transforms, with errors that name the
+"""Transforms that open video files and decode the sampled frames, by PyAV, OpenCV or decord, with errors that name the
 file.
 
-decord has wheels for x86-64 only; PyAV and OpenCV take its place elsewhere. All three give the same frames for intact
-files.
+Every decoder gives the frame with the asked number, upright: see :mod:`.video_files`.
 """
 
-import importlib.util
-import os
+import logging
 from functools import partial
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Set
 
 import numpy as np
 from mmcv.transforms import BaseTransform
+from mmengine.fileio import FileClient
+from mmengine.logging import print_log
 
 from ..registry import TRANSFORMS
-from ..sites import nearest
-from .video_probe import reason
+from ..sites import nearest, positive
+from .video_files.cache import Findings
+from .video_files.errors import VideoError
+from .video_files.opening import AUTO, MODULES, installed, open_video
+from .video_transforms import ShortSideResize
 
-#: Decoder -> (module that must be importable, transform that opens a file, transform that decodes frames).
-DECODERS = {
-    'decord': ('decord', 'DecordInit', 'DecordDecode'),
-    'pyav': ('av', 'PyAVInit', 'PyAVDecode'),
-    'opencv': ('cv2', 'OpenCVInit', 'mmpetl.OpenCVFrames'),
-}
-
-
-class VideoError(ValueError):
-    """A video file that cannot be read; the message is one line that names it."""
+#: Decoder -> module that must be importable.
+DECODERS = MODULES
+PACKAGES = {'pyav': 'av', 'opencv': 'opencv-python', 'decord': 'decord'}
 
 
 def choose_decoder(decoder: str = 'auto') -> str:
-    """The decoder to use: ``decoder`` itself, or for 'auto' the first of decord, PyAV and OpenCV that is installed.
+    """The decoder to use: ``decoder`` itself, or for 'auto' the first of PyAV and OpenCV that is installed.
 
     Raises:
         ValueError: If the decoder is unknown or not installed.
     """
     if decoder == 'auto':
-        return next(name for name, (module, *_) in DECODERS.items() if importlib.util.find_spec(module))
+        found = next((name for name in AUTO if installed(name)), None)
+        if found is None:
+            raise ValueError('no video decoder is installed: pip install av')
+        return found
     if decoder not in DECODERS:
         raise ValueError(f'unknown decoder {decoder!r}' + nearest(decoder, ['auto', *DECODERS]))
-    if importlib.util.find_spec(DECODERS[decoder][0]) is None:
-        package = {'pyav': 'av', 'opencv': 'opencv-python'}.get(decoder, decoder)
-        raise ValueError(f"decoder '{decoder}' is not installed: pip install {package}, or write decoder='auto'")
+    if not installed(decoder):
+        raise ValueError(f"decoder '{decoder}' is not installed: pip install {PACKAGES[decoder]}, or write "
+                         "decoder='auto'")
     return decoder
-
-
-def decoder_transforms(decoder: str = 'auto', **init: Any) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """Configs of the two transforms that open a video and decode its frames; a sampling transform goes between them.
-
-    Args:
-        decoder: 'auto', 'decord', 'pyav' or 'opencv'.
-        **init: Options of the first, such as ``io_backend`` and, for decord, ``num_threads``.
-    """
-    _, opens, decodes = DECODERS[choose_decoder(decoder)]
-    return dict(type=opens, **init), dict(type=decodes)
-
-
-def _build(config: Dict[str, Any]) -> BaseTransform:
-    # Registers the transforms; imported here because image users need none of it.
-    import mmaction.datasets  # noqa: F401
-    from mmaction.registry import TRANSFORMS as ACTION_TRANSFORMS
-    return ACTION_TRANSFORMS.build(config)
-
-
-@TRANSFORMS.register_module()
-class OpenCVFrames(BaseTransform):
-    """Decode ``frame_inds`` by OpenCV; upstream's transform runs forever where a file ends before the frame that it
-    wants.
-
-    Containers often announce a few frames more than they hold, so the last frame stands for up to ``slack`` missing
-    ones.
-
-    Args:
-        slack: Missing frames at the end that are tolerated.
-    """
-
-    def __init__(self, slack: int = 8) -> None:
-        self.slack = slack
-
-    def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        """Adds ``imgs``: a list of (H, W, 3) RGB arrays, uint8."""
-        reader, frames = results['video_reader'], []
-        for index in results['frame_inds']:
-            frame = next((f for f in (reader[i]
-                                      for i in range(index,
-                                                     max(index - self.slack, 0) - 1, -1)) if f is not None), None)
-            if frame is None:
-                raise ValueError(f'frame {index} of {results["total_frames"]} cannot be decoded')
-            frames.append(np.ascontiguousarray(frame[:, :, ::-1]))
-        results['imgs'] = frames
-        results['video_reader'] = None
-        return results
-
-
-def _open_by_name(results: Dict[str, Any], num_threads: int) -> Dict[str, Any]:
-    """What mmaction2's ``DecordInit`` does, without reading the file into memory first: from there decord crashes on an
-    AVI cut off."""
-    import decord
-    name = results['filename']
-    if not os.path.splitext(name)[1]:
-        name += '.mp4'
-    if not os.path.isfile(name):
-        raise FileNotFoundError(name)
-    reader = decord.VideoReader(name, num_threads=num_threads)
-    results.update(total_frames=len(reader), video_reader=reader, avg_fps=reader.get_avg_fps())
-    return results
 
 
 @TRANSFORMS.register_module()
 class VideoInit(BaseTransform):
-    """Open a video by the decoder that the config names.
+    """Open a video.
+
+    PyAV reads a film in order, or from the key frame before a clip once that was proven to give the same frames: the
+    second clip of a film that would gain from it pays for the proof, two decodings of the film, and the result is kept
+    in ``$MMPETL_CACHE/videos.txt``. decord and OpenCV always read in order; when they first open a file it is compared
+    with PyAV (two decodings, kept too), and PyAV takes over where they give other frames.
 
     Args:
-        decoder: 'auto' (the first of decord, PyAV, OpenCV that is installed), 'decord', 'pyav' or 'opencv'.
-        **kwargs: Options of mmaction2's transform of that decoder: ``io_backend``, ``num_threads``.
+        decoder: 'auto' (PyAV; OpenCV for a file that PyAV cannot read, and where PyAV is not installed), 'pyav',
+            'opencv' or 'decord'.
+        io_backend: Where files lie, as MMEngine's ``FileClient`` names it; all but 'disk' and 'local' need PyAV.
+        num_threads: Threads that decode one video.
+        **kwargs: Options of the ``FileClient``.
+
+    Raises:
+        ValueError: If the decoder is unknown, not installed, or cannot read from ``io_backend``.
     """
 
-    def __init__(self, decoder: str = 'auto', **kwargs: Any) -> None:
-        self.decoder = choose_decoder(decoder)
-        self.init: Callable[[Dict[str, Any]], Dict[str, Any]]
-        if self.decoder == 'decord' and kwargs.get('io_backend', 'disk') in ('disk', 'local'):
-            self.init = partial(_open_by_name, num_threads=kwargs.get('num_threads', 1))
-        else:
-            self.init = _build(decoder_transforms(self.decoder, **kwargs)[0])
+    def __init__(self, decoder: str = 'auto', io_backend: str = 'disk', num_threads: int = 1, **kwargs: Any) -> None:
+        self.decoder = decoder if decoder == 'auto' else choose_decoder(decoder)
+        first = choose_decoder(decoder)
+        self.num_threads = positive(num_threads, 'num_threads', type(self).__name__)
+        self.files = None if io_backend in ('disk', 'local') else partial(FileClient, io_backend, **kwargs)
+        if self.files is not None and first != 'pyav':
+            raise ValueError(f"io_backend={io_backend!r} needs PyAV, got decoder={decoder!r}: pip install av and write "
+                             "decoder='pyav'")
+        self.findings = Findings()
+        self._told: Set[str] = set()
+        if decoder == 'auto' and first != 'pyav':
+            print_log(f'PyAV is not installed: {first} reads videos from their first frame on, and nothing proves its '
+                      'frames; pip install av', logger='current', level=logging.WARNING)
+
+    def _data(self, name: str) -> Optional[bytes]:
+        return None if self.files is None else bytes(self.files().get(name))
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        """``filename`` -> adds ``video_reader``, ``total_frames`` and ``decoder``.
+        """``filename`` -> adds ``video_reader``, ``total_frames``, ``avg_fps`` and ``decoder``.
 
         Raises:
             VideoError: If the file is missing, empty, damaged, or has no picture stream.
         """
         name = results['filename']
         try:
-            results = self.init(results)
-            if self.decoder == 'pyav' and results['total_frames'] <= 0:
-                results = self._count_packets(results)
+            reader = open_video(name, self.decoder, self.num_threads, self.findings, data=self._data(name))
+        except VideoError as error:
+            raise VideoError(f'{name}: {error}') from None
         except FileNotFoundError:
             raise VideoError(f'{name}: no such file') from None
-        except Exception as error:
-            raise VideoError(f'{name}: {self.decoder} cannot open it: {reason(error)}') from None
-        if results['total_frames'] <= 0:
-            raise VideoError(f'{name}: it has no frames')
-        results['decoder'] = self.decoder
-        return results
-
-    def _count_packets(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        """Matroska and WebM files do not announce their number of frames: count the packets, then open again."""
-        count = sum(packet.size > 0 for packet in results['video_reader'].demux(video=0))
-        results = self.init(results)
-        results['total_frames'] = count
+        if self.decoder not in ('auto', reader.decoder) and self.decoder not in self._told:
+            self._told.add(self.decoder)
+            print_log(f'{name}: {self.decoder} gives other frames than those asked for; PyAV reads this file and '
+                      'others like it', logger='current', level=logging.WARNING)
+        results.update(video_reader=reader, total_frames=reader.total, avg_fps=reader.fps, decoder=reader.decoder)
         return results
 
     def __repr__(self) -> str:
@@ -157,36 +107,49 @@ class VideoInit(BaseTransform):
 
 @TRANSFORMS.register_module()
 class VideoDecode(BaseTransform):
-    """Decode the sampled frames, each of them once, by the decoder that opened the file.
+    """Decode the sampled frames, each of them once.
 
-    Multi-view sampling asks for the same frame in several views, and short videos repeat their last one; upstream
-    decodes every occurrence. Repeated frames are copies, so transforms may work in place.
+    Multi-view sampling asks for the same frame in several views, and short videos repeat their last one. Repeated
+    frames are copies, so transforms may work in place.
+
+    Args:
+        short_side: Shrink or enlarge every frame to this short side as soon as it is decoded, as
+            :class:`~mmpetl.datasets.video_transforms.ShortSideResize` does: then one frame of full size exists at a
+            time, and the copies are small. None keeps the size.
     """
 
-    def __init__(self) -> None:
-        self._decoders: Dict[str, BaseTransform] = {}
+    def __init__(self, short_side: Optional[int] = None) -> None:
+        self.resize = ShortSideResize(short_side) if short_side is not None else None
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
         """``frame_inds`` (F,) -> adds ``imgs`` (a list of F arrays (H, W, 3), RGB, uint8), ``img_shape``,
-        ``original_shape``.
+        ``original_shape`` (of the file).
 
         Raises:
             VideoError: If a frame cannot be decoded.
         """
-        name = results['decoder']
-        if name not in self._decoders:
-            self._decoders[name] = _build(decoder_transforms(name)[1])
         wanted = np.asarray(results['frame_inds']).reshape(-1)
         unique, place = np.unique(wanted, return_inverse=True)
-        results['frame_inds'] = unique
+        shapes: List[Any] = []
+
+        def finish(frame: np.ndarray) -> np.ndarray:
+            shapes.append(frame.shape[:2])
+            return self.resize.apply(frame) if self.resize else frame
+
+        reader = results['video_reader']
         try:
-            results = self._decoders[name](results)
-        except Exception as error:
-            raise VideoError(f'{results["filename"]}: {name} cannot decode it: {reason(error)}') from None
+            frames = reader.read(unique.tolist(), finish)
+        except VideoError as error:
+            raise VideoError(f'{results["filename"]}: {error}') from None
+        reader.close()
+        results['video_reader'] = None
         results['frame_inds'] = wanted
-        results['imgs'] = spread(results['imgs'], place)
-        results['img_shape'] = results['original_shape'] = results['imgs'][0].shape[:2]
+        results['imgs'] = spread(frames, place)
+        results['original_shape'], results['img_shape'] = shapes[0], results['imgs'][0].shape[:2]
         return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(short_side={self.resize.size if self.resize else None})'
 
 
 def spread(frames: List[np.ndarray], place: np.ndarray) -> List[np.ndarray]:

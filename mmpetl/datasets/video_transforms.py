@@ -142,14 +142,18 @@ class ShortSideResize(BaseTransform):
             return self.size, width * self.size // height
         return height * self.size // width, self.size
 
-    def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
-        """Resizes ``imgs``, sets ``img_shape``."""
+    def apply(self, frame: np.ndarray) -> np.ndarray:
+        """One frame, (H, W, 3)."""
         import cv2
-        height, width = self.target(*results['imgs'][0].shape[:2])
-        results['imgs'] = [
-            cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR) for frame in results['imgs']
-        ]
-        results['img_shape'] = (height, width)
+        height, width = self.target(*frame.shape[:2])
+        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+
+    def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:
+        """Resizes ``imgs``, sets ``img_shape``; the frames of full size are let go one by one."""
+        frames = results['imgs']
+        for i, frame in enumerate(frames):
+            frames[i] = self.apply(frame)
+        results['img_shape'] = frames[0].shape[:2]
         return results
 
     def __repr__(self) -> str:

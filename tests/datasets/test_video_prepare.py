@@ -215,7 +215,7 @@ def test_data_check(tmp_path, monkeypatch, capsys):
     assert cli(['data', 'check', 'hmdb51', '--root', str(tmp_path), '--json', str(tmp_path / 'r.json')]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith('wave take_1.avi: the file is empty')
-    assert lines[1].endswith('wave take_2.avi: decord cannot decode it: it is no video, or cut off before its index')
+    assert lines[1].endswith('wave take_2.avi: pyav cannot open it: it is no video, or cut off before its index')
     assert lines[2].endswith('0 problems, 2 unreadable videos')
     assert json.loads((tmp_path / 'r.json').read_text())['passed'] is False
     assert cli(['data', 'check', 'hmdb51', '--root', str(tmp_path), '--no-decode']) == 1
