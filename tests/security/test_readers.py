@@ -45,6 +45,7 @@ from mmpetl.datasets.downloads import unpack
 from mmpetl.datasets.loading import LoadImage, read_bytes
 from mmpetl.datasets.sources import SOURCES
 from mmpetl.datasets.tables import SUITES, get_suite
+from mmpetl.datasets.video_files import cache, probing, pyav_reader
 from mmpetl.datasets.video_io import VideoInit
 from mmpetl.datasets.video_lists import read_video_list
 from mmpetl.features.store import FeatureStore
@@ -166,7 +167,10 @@ ROWS = {
     'LoadImage, zip member': ('x.zip', lambda p, m: LoadImage().transform(dict(img_path=f'{p}@a.png'))),
     'probe, OpenCV': ('v.avi', lambda p, m: video_probe.probe(str(p), 'decode', 'opencv')),
     'probe, PyAV': ('v.avi', lambda p, m: video_probe.probe(str(p), 'decode', 'pyav')),
-    'length of a video': ('v.avi', lambda p, m: video_probe._cut_off(str(p))),
+    'length of a video': ('v.avi', lambda p, m: probing.cut_off(str(p))),
+    'code of a codec': ('v.avi', lambda p, m: pyav_reader.four_letters(str(p))),
+    'findings of videos': ('videos.txt', lambda p, m: cache.Findings(str(p.parent)).get('0' * 24)),
+    'VideoInit, PyAV': ('v.avi', lambda p, m: VideoInit('pyav').transform(dict(filename=str(p)))),
     'VideoInit': ('v.avi', lambda p, m: VideoInit('decord').transform(dict(filename=str(p)))),
     'HMDB51': ('a_test_split1.txt', lambda p, m: video_prepare.hmdb51_lists(p.parent, p.parent)),
     'UCF101': ('classInd.txt', lambda p, m: video_prepare.ucf101_lists(p.parent, p.parent)),
@@ -207,8 +211,12 @@ EXEMPT = {
     'mmpetl/compat.py:_vindlu_breaks': OWN,
     'mmpetl/compat.py:load_from_http.fetch': NETWORK,
     'mmpetl/datasets/motion_clips.py:inflate': ROWED,
+    'mmpetl/datasets/video_files/cache.py:Findings.put': WRITES,
+    'mmpetl/datasets/video_files/other_readers.py:DecordFilm.__init__': ROWED,
+    'mmpetl/datasets/video_files/other_readers.py:DecordFilm.frames': ROWED,
+    'mmpetl/datasets/video_files/other_readers.py:OpenCVFilm.frames': ROWED,
+    'mmpetl/datasets/video_files/serve.py:serve': CHILD,
     'mmpetl/datasets/video_probe.py:_Worker.try_video': CHILD,
-    'mmpetl/datasets/video_probe.py:_serve': CHILD,
     'mmpetl/features/store.py:FeatureStore.finish': WRITES,
     'mmpetl/features/store.py:free_host_bytes': OWN,
     'mmpetl/sweeps/claims.py:_started': OWN,

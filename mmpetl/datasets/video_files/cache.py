@@ -48,7 +48,7 @@ class Findings:
     def _update(self) -> None:
         """Read the lines that were added since the last time; a line cut off or garbled counts as none."""
         try:
-            if self.file.stat().st_size <= self._read_to:
+            if not self.file.is_file() or self.file.stat().st_size <= self._read_to:
                 return
             with open(self.file, 'rb') as file:
                 file.seek(self._read_to)

@@ -33,6 +33,8 @@ class Probe:
 def cut_off(path: str) -> str:
     """What is missing of an AVI file, which states its own length; '' if nothing is, or the file is no AVI. Decoders do
     not tell."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} is no file')
     with open(path, 'rb') as file:
         head = file.read(12)
     stated, found = int.from_bytes(head[4:8], 'little') + 8, os.path.getsize(path)

@@ -26,6 +26,8 @@ Finish = Callable[[np.ndarray], np.ndarray]
 
 def four_letters(path: str) -> str:
     """The code of a codec that an mp4 or mov file states; '' where there is none."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} is no file')
     with open(path, 'rb') as file:
         head = file.read(1 << 20)
         file.seek(max(os.path.getsize(path) - (1 << 20), 0))
