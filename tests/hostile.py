@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
+from mmpetl.datasets.tfrecord import masked_crc
 from mmpetl.weights import adapter_file
 
 
@@ -114,6 +115,11 @@ def _tiff(width: int, height: int) -> bytes:
     return b'II*\0' + struct.pack('<I', 72) + bytes(64) + struct.pack('<H', len(tags)) + body + bytes(4)
 
 
+def _record(data: bytes) -> bytes:
+    length = struct.pack('<Q', len(data))
+    return length + struct.pack('<I', masked_crc(length)) + data + struct.pack('<I', masked_crc(data))
+
+
 def _onnx(size: int) -> bytes:
     import onnx
     tensor = onnx.TensorProto(name='w', dims=[size, size], data_type=onnx.TensorProto.FLOAT, raw_data=bytes(16))
@@ -200,6 +206,8 @@ KINDS: Dict[str, Callable[[Path], bytes]] = {
     'PNG of 16 bits, cut off': lambda m: _png(100, 100, 16, 2)[:60],
     'TIFF bomb': lambda m: _tiff(60000, 60000),
     'DICOM': lambda m: bytes(128) + b'DICM' + b'\xff' * 64,
+    'TFRecord of an absurd field': lambda m: _record(b'\x0a\xff\xff\xff\xff\x0f'),
+    'TFRecord of zeros': lambda m: _record(bytes(1000)),
     'ONNX of absurd shape': lambda m: _onnx(1 << 20),
     'ONNX with a file outside': lambda m: _onnx(1),
     'nothing': lambda m: b'',

@@ -10,6 +10,7 @@ from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, 
 
 import numpy as np
 
+from ..weights.reading import open_regular
 from .loading import read_bytes
 from .pictures import DAMAGED, read_stored, show
 from .video_probe import check_videos
@@ -162,7 +163,7 @@ def survey_videos(paths: Iterable[str], level: str = 'open', jobs: int = 2, tick
 def _digest(path: str) -> str:
     """Of length, first and last mebibyte: whole videos would take as long as training on them."""
     found = hashlib.blake2b(str(os.path.getsize(path)).encode(), digest_size=16)
-    with open(path, 'rb') as file:
+    with open_regular(path) as file:
         found.update(file.read(2**20))
         file.seek(max(os.path.getsize(path) - 2**20, 0))
         found.update(file.read())

@@ -12,6 +12,8 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple, Union, overload
 
 import numpy as np
 
+from ..weights.reading import open_regular
+
 Example = Dict[str, List[Any]]
 _SHARD = re.compile(r'(?P<name>.+)-(?P<split>\w+)\.tfrecord-(?P<number>\d{5})-of-(?P<total>\d{5})')
 _CRC = [0] * 256
@@ -38,9 +40,8 @@ def offsets(path: str) -> List[Tuple[int, int]]:
         ValueError: If the file is damaged or cut off.
     """
     found = []
-    size = os.path.getsize(path)
-    with open(path, 'rb') as file:
-        position = 0
+    with open_regular(path) as file:
+        size, position = os.fstat(file.fileno()).st_size, 0
         while position < size:
             header = file.read(12)
             length = int.from_bytes(header[:8], 'little')
@@ -152,7 +153,7 @@ class Records(Sequence[Dict[str, Any]]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         path, start, length = self.where[index]
-        with open(path, 'rb') as file:
+        with open_regular(path) as file:
             file.seek(start)
             data = file.read(length)
         try:

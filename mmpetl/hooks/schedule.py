@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapperDict
 
 from ..registry import HOOKS
+from ..weights.guards import parse_json
 
 #: Entry of a checkpoint that says with which schedule it was trained.
 SCHEDULE = 'mmpetl_schedule'
@@ -77,7 +78,8 @@ class ScheduleHook(Hook):
     def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         if not getattr(runner, '_resume', False) or not isinstance(checkpoint.get(SCHEDULE), str):
             return
-        self._before = json.loads(checkpoint[SCHEDULE])
+        found = parse_json(checkpoint[SCHEDULE], finite=False)
+        self._before = found if isinstance(found, dict) else {}
         key = 'optim_wrapper.optimizer.type'
         before, now = self._before.get(key), schedule_of(runner).get(key)
         if before != now:

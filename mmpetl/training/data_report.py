@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from ..datasets.collect import Collection
 from ..datasets.contact_sheet import as_picture, spread
-from ..datasets.loading import LoadImage
+from ..datasets.loading import LoadImage, read_bytes
 from ..datasets.survey import Survey, Tick, across, extent, survey_pictures, survey_videos
 from ..registry import DATASETS
 from .config import load_config
@@ -217,8 +217,7 @@ def check_collection(found: Collection, survey: Survey, shown: int = 24) -> Tupl
         load = LoadImage(window=window)
         good = [item for item in found.items if not survey.looks[found.full(item)].wrong]
         for position in spread([item.label for item in good], shown):
-            with open(found.full(good[position]), 'rb') as file:
-                picture = load.decode(file.read())[..., ::-1]
+            picture = load.decode(read_bytes(found.full(good[position])))[..., ::-1]
             name = os.path.basename(good[position].path)
             samples.append((picture, f'{found.classes[good[position].label]}: {name}'))
     return report, samples

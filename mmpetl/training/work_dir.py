@@ -14,7 +14,9 @@ from typing import Dict, Iterator, List, Optional, Set, Tuple
 from ..hooks.checkpoint import STATE, step_in_name
 from ..weights.atomic import remove_dead_parts
 from ..weights.errors import WeightFileError
+from ..weights.guards import parse_json
 from ..weights.io import load_file
+from ..weights.reading import read_text
 
 LOCK = '.in_use'
 ADAPTERS = ('adapter.safetensors', 'best_adapter.safetensors')
@@ -41,7 +43,7 @@ def claimed(work_dir: str) -> Iterator[None]:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, LOCK)
     while True:
-        file = open(path, 'a+', encoding='utf-8')  # noqa: SIM115  (held as long as the run lasts)
+        file = open(path, 'a+', encoding='utf-8', errors='replace')  # noqa: SIM115  (held as long as the run lasts)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -71,7 +73,7 @@ def claimed(work_dir: str) -> Iterator[None]:
 
 def _owner(text: str) -> str:
     try:
-        owner = json.loads(text)
+        owner = parse_json(text)
         return f'process {int(owner["pid"])} on {str(owner["host"])[:60]}'
     except (ValueError, TypeError, KeyError):
         return 'another process'
@@ -174,9 +176,8 @@ def newest_checkpoint(work_dir: str, more: Tuple[str, ...] = ()) -> Newest:
                 best, result.path, result.where = rank, path, where
             break
     try:
-        with open(os.path.join(work_dir, 'last_checkpoint'), encoding='utf-8') as file:
-            pointer = file.read(4096).strip()
-    except (OSError, UnicodeDecodeError):
+        pointer = read_text(os.path.join(work_dir, 'last_checkpoint')).strip()
+    except (OSError, ValueError):
         pointer = ''
     if result.path and os.path.basename(pointer) != os.path.basename(result.path):
         result.pointer = pointer[-200:] or 'nothing'
