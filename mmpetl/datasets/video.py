@@ -14,9 +14,10 @@ from torch.utils.data import get_worker_info
 from ..sites import nearest, positive
 from .lists import below
 from .video_files.errors import VideoError
-from .video_io import VideoInit
+from .video_io import VideoDecode, VideoInit
 from .video_lists import read_video_list
 from .video_probe import LEVELS, Probe, check_videos
+from .video_transforms import ShortSideResize
 
 #: Loader workers whose skipped videos are counted separately.
 SLOTS = 256
@@ -74,6 +75,9 @@ class VideoListDataset(VideoDataset):
         self.check, self.on_error = check, on_error
         self.check_timeout, self.check_workers = check_timeout, check_workers
         self.num_repeats = None if num_repeats is None else positive(num_repeats, 'num_repeats', owner)
+        if kwargs.get('multi_class'):
+            raise ValueError(f'{owner}: multi_class=True, but a line of its lists has one label: several labels a '
+                             "video are read by mmaction2's VideoDataset")
         if test_mode and (num_repeats or 1) > 1:
             raise ValueError(f'{owner}: num_repeats={num_repeats} is repeated augmentation, which testing has not')
         #: Videos skipped while loading, one count per loader worker, in memory that the workers share.
@@ -89,6 +93,7 @@ class VideoListDataset(VideoDataset):
             delimiter=delimiter,
             test_mode=test_mode,
             **kwargs)
+        _resize_as_decoded(self.pipeline.transforms)
 
     def load_data_list(self) -> List[Dict[str, Any]]:
         """One dict with ``filename`` and ``label`` per line of the list."""
@@ -167,3 +172,11 @@ class VideoListDataset(VideoDataset):
                 item = transform(item)
             copies.append(item)
         return copies
+
+
+def _resize_as_decoded(transforms: Sequence[Callable]) -> None:
+    """Where a resize follows the decoding, each frame is resized as it comes: frames of full size are neither kept nor
+    repeated, and a clip of 4K needs megabytes where it needed gigabytes."""
+    for first, second in zip(transforms, transforms[1:]):
+        if isinstance(first, VideoDecode) and isinstance(second, ShortSideResize) and first.resize is None:
+            first.resize = second

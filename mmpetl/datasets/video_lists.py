@@ -1,14 +1,13 @@
-"""List files of videos in the form of VideoMAE, APT and V-PETL: one path and one label a line, separated by a blank or
-a comma."""
+"""List files of videos: one path and one label a line, as VideoMAE, APT and V-PETL write them, and in other forms."""
 
 import os
 import re
 from typing import BinaryIO, Iterable, List, NamedTuple, Optional, Tuple
 
 from ..weights.io import atomic_write
-from ..weights.reading import MAX_LIST, read_text
+from .list_files import read_lines, read_rows
 
-DELIMITERS = {'auto': r'\s*[,\s]\s*', ' ': r'\s+', ',': r'\s*,\s*'}
+DELIMITERS = {'auto': '', ' ': r'\s+', ',': r'\s*,\s*'}
 
 
 class Entry(NamedTuple):
@@ -19,42 +18,56 @@ class Entry(NamedTuple):
 
 
 def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str = 'auto') -> List[Entry]:
-    """Read a list of videos.
+    """Read a list of videos, in every form of :func:`mmpetl.datasets.list_files.read_rows`.
 
     The label is what follows the last delimiter, so paths may hold blanks and commas. Empty lines are passed over.
 
     Args:
-        path: The list file, UTF-8.
+        path: The list file.
         num_classes: Number C of classes; labels must lie in 0..C-1. None checks only that they are not negative.
-        delimiter: ',' or ' ', or 'auto' for either.
+        delimiter: 'auto', or ',' or ' ' where only this one may stand before the label.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the delimiter is unknown, a line has no label or one outside the classes, or the list is empty;
-            the message gives file and line.
+        ValueError: If the delimiter is unknown, a line has no label, several, or one outside the classes, is a row of
+            extracted frames (path, number of frames, label), or the list is empty; the message gives file and line.
     """
     if delimiter not in DELIMITERS:
         raise ValueError(f"delimiter must be ',', ' ' or 'auto', got {delimiter!r}")
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f'{path}: no such list; tools/prepare_hmdb51.py, prepare_ucf101.py and prepare_ssv2.py write them')
-    pattern = re.compile(rf'(.*?\S){DELIMITERS[delimiter]}(-?\d+)')
-    entries: List[Entry] = []
-    for number, text in enumerate(read_text(path, MAX_LIST).split('\n'), 1):
-        text = text.strip()
-        if not text:
-            continue
-        found = pattern.fullmatch(text)
-        if not found:
-            raise ValueError(f"{path}, line {number}: no label in {text!r}; expected 'path label' or 'path,label'")
-        label = int(found[2])
-        if label < 0 or (num_classes is not None and label >= num_classes):
-            classes = 'a class id >= 0' if num_classes is None else f'one of the classes 0..{num_classes - 1}'
-            raise ValueError(f'{path}, line {number}: label {label} of {found[1]!r} is not {classes}')
-        entries.append(Entry(found[1], label, number))
-    if not entries:
-        raise ValueError(f'{path}: the list is empty')
+    for number, text in enumerate(read_lines(path), 1):
+        _check_line(text.strip(), f'{path}, line {number}', delimiter)
+    try:
+        entries = [Entry(row.name, row.label, row.line) for row in read_rows(path)]
+    except ValueError as error:
+        message = str(error)
+        if message == f'{path} lists no image':
+            message = f'{path} lists no video'
+        raise ValueError(message.replace(', but an image has one', ', but a video has one')) from None
+    for entry in entries:
+        if num_classes is not None and entry.label >= num_classes:
+            raise ValueError(f'{path}, line {entry.line}: label {entry.label} of {entry.path!r} is not one of the '
+                             f'classes 0..{num_classes - 1}')
     return entries
+
+
+def _check_line(text: str, where: str, delimiter: str) -> None:
+    """Refuse what would be read as a file of another name.
+
+    Raises:
+        ValueError: With file and line.
+    """
+    several = re.fullmatch(r'(.*\S)\s+(\d+)((?:\s+\d+)+)', text)
+    if several and os.path.splitext(several[1])[1]:
+        raise ValueError(f'{where}: {len(several[3].split()) + 1} labels in {text!r}, but a video has one')
+    if several:
+        raise ValueError(f"{where}: {text!r} is a row of extracted frames (path, number of frames, label): list the "
+                         "video files as 'path label', or read the frames by mmaction2's RawframeDataset")
+    if text and delimiter != 'auto' and not re.fullmatch(rf'.*?\S{DELIMITERS[delimiter]}"?-?\d+(\.0+)?"?', text):
+        raise ValueError(f"{where}: no label after {delimiter!r} in {text!r}; expected 'path{delimiter}label', or "
+                         "write delimiter='auto'")
 
 
 def write_video_list(path: str, rows: Iterable[Tuple[str, int]], delimiter: str = ' ') -> None:

@@ -39,15 +39,15 @@ def dense_views(total: int, clip_len: int, interval: int, num_clips: int) -> np.
 
 
 def uniform_clip(total: int, clip_len: int) -> np.ndarray:
-    """One random frame of each of ``clip_len`` equal segments, (clip_len,); zeros where the video has fewer frames than
-    segments.
+    """One random frame of each of ``clip_len`` equal segments, (clip_len,).
 
     The segments are ``total // clip_len`` frames long, so up to ``clip_len - 1`` frames at the end are never seen, as
-    published.
+    published. A video with fewer frames than segments is spread over the clip, each frame as often as the others, give
+    or take one; the published code takes its first frame ``clip_len`` times.
     """
     length = total // clip_len
     if length == 0:
-        return np.zeros(clip_len, dtype=np.int64)
+        return np.arange(clip_len) * total // clip_len
     return np.arange(clip_len) * length + np.random.randint(length, size=clip_len)
 
 
@@ -146,6 +146,8 @@ class ShortSideResize(BaseTransform):
         """One frame, (H, W, 3)."""
         import cv2
         height, width = self.target(*frame.shape[:2])
+        if frame.shape[:2] == (height, width):
+            return frame
         return cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
 
     def transform(self, results: Dict[str, Any]) -> Dict[str, Any]:

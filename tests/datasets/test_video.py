@@ -105,13 +105,30 @@ def test_lists_of_both_papers(tmp_path, text, expected):
     assert [(e.path, e.label) for e in read_video_list(str(path))] == expected
 
 
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le', 'utf-16-be'])
+@pytest.mark.parametrize('between', [' ', ',', '\t', ';', ' , ', '   '])
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_forms_of_lists(tmp_path, encoding, between, end):
+    rows = [('a/b c.mp4', 3), ('take 2, last.mp4', 0), ('plain', 1)]
+    path = tmp_path / 'train.csv'
+    path.write_bytes(end.join(f'{name}{between}{label}' for name, label in rows).encode(encoding))
+    assert [(e.path, e.label) for e in read_video_list(str(path), 4)] == rows
+    quoted = ''.join(f'"{name}",{label}{end}' for name, label in rows)
+    for text in (quoted, f'path,label{end}{quoted}', f'video,class_id,split{end}' + quoted.replace(end, f',x{end}')):
+        path.write_bytes(text.encode(encoding))
+        assert [(e.path, e.label) for e in read_video_list(str(path), 4)] == rows
+
+
 @pytest.mark.parametrize('text, message', [
-    ('a.mp4 0\nb.mp4\n', r"train.csv, line 2: no label in 'b.mp4'; expected 'path label' or 'path,label'"),
-    ('path,label\n', r'train.csv, line 1: no label'),
+    ('a.mp4 0\nb.mp4\n', r"train.csv, line 2: no label in 'b.mp4'; expected 'path label'"),
+    ('path,label\n', r'train.csv lists no video'),
     ('a.mp4 0\nb.mp4 4\n', r"train.csv, line 2: label 4 of 'b.mp4' is not one of the classes 0..3"),
-    ('a.mp4 -1\n', r"train.csv, line 1: label -1 of 'a.mp4' is not one of the classes"),
-    ('a.mp4 1.5\n', r'train.csv, line 1: no label'),
-    ('\n\n', 'the list is empty'),
+    ('a.mp4 -1\n', r'train.csv, line 1: label -1 is not a class id'),
+    ('a.mp4 1.5\n', r"train.csv, line 1: label '1.5' is not a whole number"),
+    ('\n\n', 'train.csv lists no video'),
+    ('a.mp4 0\nb.mp4 1 2\n', "train.csv, line 2: 2 labels in 'b.mp4 1 2', but a video has one"),
+    ('a.mp4,0\nb.mp4,1,2\n', r'train.csv, line 2: 2 labels \(1,2\) .*but a video has one'),
+    ('frames/a 120 3\n', r"train.csv, line 1: 'frames/a 120 3' is a row of extracted frames .*RawframeDataset"),
 ])
 def test_wrong_lines_are_named(tmp_path, text, message):
     path = tmp_path / 'train.csv'
@@ -372,6 +389,8 @@ def test_a_video_that_fails_later_stops_a_test_run(videos):
 
 
 def test_unknown_options_are_refused(videos):
+    with pytest.raises(ValueError, match='multi_class=True, but a line of its lists has one label'):
+        build(videos, multi_class=True)
     with pytest.raises(ValueError, match="unknown on_error 'skipp'; did you mean 'skip'"):
         build(videos, on_error='skipp')
     with pytest.raises(ValueError, match="unknown check 'opens'"):
@@ -414,3 +433,31 @@ def test_repeated_augmentation_in_a_loader(videos, repeats):
     assert len(batches[0]['inputs']) == 4 * repeats
     labels = [int(s.gt_label) for s in batches[0]['data_samples']]
     assert labels == [label for label in range(4) for _ in range(repeats)]
+
+
+def peak(key='VmHWM'):
+    with open('/proc/self/status') as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(key))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads the peak of memory from /proc')
+def test_a_short_film_of_4k_in_a_test_recipe(tmp_path):
+    """Ten clips of 16 frames ask for 160 frames of 25 MB; each is resized as it is decoded."""
+    import os
+
+    from mmengine.config import Config
+    path = tmp_path / 'uhd.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 24, (3840, 2160))
+    for i in range(24):
+        writer.write(np.full((2160, 3840, 3), 10 * i, np.uint8))
+    writer.release()
+    (tmp_path / 'test.csv').write_text('uhd.avi 0\n')
+    config = Config.fromfile(os.path.join(os.path.dirname(__file__), '../../configs/_base_/datasets/hmdb51_16x4.py'))
+    data = build(tmp_path, 'test.csv', pipeline=config.test_pipeline, test_mode=True)
+    with open('/proc/self/clear_refs', 'w') as file:
+        file.write('5')
+    before = peak('VmRSS')
+    item = data[0]
+    used = peak() - before
+    assert item['inputs'].shape[1:] == (3, 16, 224, 224)
+    assert used < 500 << 20, f'{used >> 20} MB'
