@@ -43,7 +43,7 @@ class AdapterHook(Hook):
         info = runner.message_hub.runtime_info
         self._best = info.get('best_ckpt')
         # of the last validation before a run was cut
-        self._metrics = {k: float(v) for k, v in (info.get('val_metrics') or {}).items()}
+        self._metrics = {k: float(v) for k, v in (info.get('last_metrics') or {}).items()}
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         if self.full_checkpoints or not isinstance(checkpoint.get('state_dict'), dict):

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..registry import HOOKS
 from ..tuning import unwrap
+from .guards import withdraw
 
 
 @HOOKS.register_module()
@@ -78,7 +79,7 @@ class GradientAuditHook(Hook):
 
         return note
 
-    def _listen(self, last: bool = False) -> None:
+    def _listen(self, runner: Any, last: bool = False) -> None:
         """Strike off the methods that received a gradient; refuse those that did not for too long."""
         if not self._silent:
             return
@@ -87,6 +88,7 @@ class GradientAuditHook(Hook):
             del self._silent[method]
         if self._silent and (last or self._seen >= self.patience):
             names, self._silent = sorted(self._silent), {}
+            withdraw(runner, 'adapter.safetensors', 'best_adapter.safetensors')
             raise RuntimeError(f'petl: {", ".join(names)} received only zero gradients in {self._seen} iteration(s): '
                                'the method has no effect; look at its scale, alpha and drop_rate')
         if not self._silent:
@@ -96,14 +98,14 @@ class GradientAuditHook(Hook):
 
     def after_train(self, runner: Any) -> None:
         if self._seen:
-            self._listen(last=True)
+            self._listen(runner, last=True)
 
     def after_train_iter(self,
                          runner: Any,
                          batch_idx: int,
                          data_batch: Optional[Union[dict, tuple, list]] = None,
                          outputs: Optional[dict] = None) -> None:
-        self._listen()
+        self._listen(runner)
         if self._done or not self._handles:
             return
         self._done = True

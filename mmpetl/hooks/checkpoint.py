@@ -155,7 +155,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         if isinstance(getattr(runner, '_train_loop', None), (dict, type(None))):
             return
         plain = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
-        runner.message_hub.update_info('val_metrics', plain)
+        runner.message_hub.update_info('last_metrics', plain)
         self._updated = bool(metrics) and self._save_best(runner, metrics or {}, self._step(runner))
 
     def _step(self, runner: Any) -> int:

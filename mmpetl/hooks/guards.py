@@ -59,8 +59,8 @@ class RunGuardHook(Hook):
             return
         loss = outputs.get('loss')
         if loss is not None and not math.isfinite(float(loss.detach())):
-            self._fail(runner, f'the loss became {float(loss)} in epoch {runner.epoch + 1}, iteration {batch_idx + 1}: '
-                       'lower the learning rate or the weight decay')
+            self._fail(runner, f'the loss became {float(loss.detach())} in epoch {runner.epoch + 1}, iteration '
+                       f'{batch_idx + 1}: lower the learning rate or the weight decay')
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         self.check_numbers(runner)
@@ -103,15 +103,20 @@ class RunGuardHook(Hook):
         self._start = {}
 
     def _fail(self, runner: Any, message: str) -> None:
-        path = os.path.join(runner.work_dir, 'adapter.safetensors')
-        if is_main_process() and os.path.exists(path):
-            os.unlink(path)
+        withdraw(runner, 'adapter.safetensors')
         raise ValueError(message)
 
 
 @HOOKS.register_module()
 class InvalidLossHook(RunGuardHook):
     """The older name of :class:`RunGuardHook`."""
+
+
+def withdraw(runner: Any, *names: str) -> None:
+    """Remove files of a run that failed from its folder, before they are taken for a result."""
+    for path in (os.path.join(runner.work_dir, name) for name in names):
+        if is_main_process() and os.path.exists(path):
+            os.unlink(path)
 
 
 def _trained(runner: Any) -> Dict[str, torch.Tensor]:

@@ -78,7 +78,7 @@ def _check_decay(cfg: Config) -> None:
 
 
 def name_base(cfg: Config) -> None:
-    """A plain weight file in ``load_from`` is the base: let ``model.backbone.init_cfg`` name it as well.
+    """A plain weight file in ``load_from`` is the base: let ``model.backbone.init_cfg`` name it.
 
     An adapter that is trained on it is then found to belong to it, in this run and wherever the config is used.
     """
@@ -93,8 +93,10 @@ def name_base(cfg: Config) -> None:
     if trained or STATE in loaded or 'methods' in (loaded.get('meta') or {}):
         return
     if not (isinstance(backbone.get('init_cfg'), dict) and backbone['init_cfg'].get('checkpoint') == path):
-        print_log(f'load_from={path} holds a base: taken as model.backbone.init_cfg too', 'current')
+        print_log(f'load_from={path} holds a base: taken as model.backbone.init_cfg', 'current')
         backbone['init_cfg'] = ConfigDict(type='Pretrained', checkpoint=path)
+    if not any(key.startswith('backbone.') for key in loaded['state_dict']):
+        cfg.load_from = None  # a trunk by itself has nothing for the rest of the model
 
 
 def _set_loop(cfg: Config) -> None:

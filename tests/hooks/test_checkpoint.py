@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 import torch
 import toy_chance
+from toy_chance import plain_config_texts  # noqa: F401
 
 from mmpetl.training.work_dir import newest_checkpoint
 from mmpetl.weights.io import load_file
@@ -125,7 +126,7 @@ def test_sixty_kills_at_random_moments(whole):
     while kills < 60:
         work_dir = folder / f'killed_{runs}'
         runs += 1
-        while kills < 60:
+        for _ in range(6):
             child = toy_chance.in_child(partial(toy_chance.train, path, work_dir, '--resume'))
             time.sleep(draw.uniform(0, length))
             os.kill(child, signal.SIGKILL)
@@ -134,6 +135,7 @@ def test_sixty_kills_at_random_moments(whole):
                 break  # it was done before
             assert status == -signal.SIGKILL
             kills += 1
+            assert not newest_checkpoint(str(work_dir)).damaged
         check_resumed(whole, work_dir)
     print(f'{kills} kills in {runs} runs')
 

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import toy_chance
+from toy_chance import plain_config_texts  # noqa: F401
 from mmengine.hooks import Hook
 
 from mmpetl.hooks.random_state import Draw, drawing_from, random_state, set_random_state
