@@ -60,7 +60,7 @@ def chosen():
             for p in shipped.CONFIGS]
 
 
-def tested(config, file, folder, name):
+def scores_of(config, file, folder, name):
     """Scores of ``tools/test.py``, one row per sample."""
     out = folder / f'{name}.pkl'
     words = [str(config), *([str(file)] if file else []), '--work-dir', str(folder / 'test'), '--out', str(out)]
@@ -101,7 +101,7 @@ def test_whole_life(path, tmp_path, monkeypatch):
     config = train_config(path, tmp_path / 'run') if 'zeroshot' not in path else shipped.shrink(path, tmp_path / 'run')
     files = shipped.paths_of(Config.fromfile(str(config)))
     if 'zeroshot' in path:
-        assert np.isfinite(tested(config, None, tmp_path, 'zero')).all()
+        assert np.isfinite(scores_of(config, None, tmp_path, 'zero')).all()
         return
     work = tmp_path / 'work'
     words = [str(config), '--work-dir', str(work)]
@@ -114,8 +114,8 @@ def test_whole_life(path, tmp_path, monkeypatch):
     assert load_file(str(last))['meta']['epoch'] == 2 and not list(work.glob('.*'))
     assert all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point())
 
-    scores = tested(config, adapter, tmp_path, 'adapter')
-    np.testing.assert_allclose(tested(config, last, tmp_path, 'checkpoint'), scores, atol=1e-5)
+    scores = scores_of(config, adapter, tmp_path, 'adapter')
+    np.testing.assert_allclose(scores_of(config, last, tmp_path, 'checkpoint'), scores, atol=1e-5)
     results = mmpetl.infer(str(config), str(adapter), files[:2], device='cpu')
     for result, wanted in zip(results, scores, strict=False):
         np.testing.assert_allclose(result['pred_scores'], wanted, atol=1e-5)
@@ -153,6 +153,10 @@ def merged_scores(config, adapter, folder, scores):
                        CLIPVisionTransformer=('mmpretrain', 'VisionTransformer')).get(kind, (None, None))
     assert report.max_difference is not None and name, kind
     from mmengine.registry import MODELS
+    if kind == 'CLIPVisionTransformer':
+        plain = dict(dict(patch_cfg=dict(bias=False), pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5),
+                          layer_cfgs=dict(act_cfg=dict(type='QuickGELU'))),
+                     **plain)
     body = MODELS.build(dict(plain, type=f'{scope}.{name}'))
     state = {k.removeprefix('backbone.'): v for k, v in load_file(str(out))['state_dict'].items()
              if k.startswith('backbone.')}

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import toy_chance
-from toy_chance import plain_config_texts  # noqa: F401
 from mmengine.config import Config
+from toy_chance import plain_config_texts  # noqa: F401
 
 from mmpetl.clean_errors import run_cleanly
 from mmpetl.training import run
