@@ -154,15 +154,39 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
     if shape is None:
         return state
     table = state.get('pos_embed')
-    if table is None or (tuple(table.shape) != shape and _is_sinusoid(table)):
+    if table is None:
+        table = _published_table(shapes, grid)
+        report.generated['pos_embed'] = 'fixed sine-cosine table'
+    if tuple(table.shape) != shape and grid is None and _is_sinusoid(table):
         state['pos_embed'] = sinusoid(shape[1], shape[2])
         report.generated['pos_embed'] = 'fixed sine-cosine table'
     elif tuple(table.shape) != shape:
-        source, target = _grids(table.shape[1], shape[1], grid)
+        source, target = _grids(table.shape[1], shape[1], grid, _published_grid(shapes))
         state['pos_embed'] = resize_volume(table, source, target)
         report.reshaped.append(('pos_embed', tuple(table.shape), shape,
                                 f'grid {source} -> {target}, bicubic over space, linear over time'))
+    else:
+        state['pos_embed'] = table
     return state
+
+
+def _published_grid(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int, int] | None:
+    """Grid (T, H, W) that the published trunks were pre-trained with, 16 frames of 224 x 224 pixels; None for trunks of
+    other patches or widths."""
+    dim, _, *patch = shapes.get('patch_embed.projection.weight', (0, 0))
+    if dim < 384 or patch not in ([2, 16, 16], [2, 14, 14]):
+        return None
+    return 8, 224 // patch[1], 224 // patch[2]
+
+
+def _published_table(shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None) -> torch.Tensor:
+    """The fixed table of a file that holds none: that of the pre-trained grid, as the trunk knows no other, or of the
+    target where the grids are not known."""
+    _, length, dim = shapes['pos_embed']
+    source = _published_grid(shapes)
+    if source is None or grid is None or len(grid) != 3:
+        return sinusoid(length, dim)
+    return sinusoid(source[0] * source[1] * source[2], dim)
 
 
 def _fold_gammas(state: State, report: Report) -> None:
@@ -181,8 +205,10 @@ def _is_sinusoid(table: torch.Tensor) -> bool:
     return bool(torch.allclose(table.float(), sinusoid(*table.shape[1:]).to(table.device), atol=1e-4))
 
 
-def _grids(length: int, wanted: int, grid: tuple[int, ...] | None) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Grids (T, H, W) of a learned table and of the target, where one of time and space stays the same.
+def _grids(length: int, wanted: int, grid: tuple[int, ...] | None,
+           published: tuple[int, int, int] | None) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Grids (T, H, W) of a table and of the target: the published one where its length fits, or one that shares time or
+    space with the target.
 
     Raises:
         ValueError: The lengths do not tell.
@@ -190,6 +216,8 @@ def _grids(length: int, wanted: int, grid: tuple[int, ...] | None) -> tuple[tupl
     if grid is None or len(grid) != 3 or grid[0] * grid[1] * grid[2] != wanted:
         raise ValueError(f'pos_embed: {length} learned positions, {wanted} wanted; give grid=(T, H, W)')
     target = (grid[0], grid[1], grid[2])
+    if published and published[0] * published[1] * published[2] == length:
+        return published, target
     side = square(length // target[0]) if length % target[0] == 0 else None
     if side:
         return (target[0], side, side), target

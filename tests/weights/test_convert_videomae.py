@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from mmpetl.weights import convert, detect, load_file
-from mmpetl.weights.resize import sinusoid
+from mmpetl.weights.report import Report
+from mmpetl.weights.resize import resize_volume, sinusoid
+from mmpetl.weights.videomae import to_target
 
 TOL = 1e-5
 
@@ -154,6 +156,20 @@ def test_fixed_positions_are_rebuilt_for_other_clips(randomise, fill, given, wan
     mine, report = fill(target, {f'backbone.{key}': value for key, value in source.state_dict().items()}, 'videomae')
     assert torch.equal(mine.pos_embed, want) or difference(mine.pos_embed, want) < 1e-6
     assert list(report.generated) == ['pos_embed']
+
+
+@pytest.mark.parametrize('given', [True, False])
+@pytest.mark.parametrize('grid', [(8, 14, 14), (8, 10, 10), (4, 14, 14), (4, 10, 10)])
+def test_fixed_positions_are_resized_for_other_clips(given, grid):
+    """A frozen trunk knows the table of 16 frames of 224 pixels: another size gets that one resized, be it in the file or
+    not."""
+    published = sinusoid(1568, 384)
+    shapes = {'pos_embed': (1, grid[0] * grid[1] * grid[2], 384), 'patch_embed.projection.weight': (384, 3, 2, 16, 16)}
+    state = {'patch_embed.projection.weight': torch.zeros(384, 3, 2, 16, 16), **({'pos_embed': published} if given else {})}
+    report = Report('videomae', 'original')
+    table = to_target(state, shapes, grid, report)['pos_embed']
+    assert difference(table, resize_volume(published, (8, 14, 14), grid)) < 1e-6
+    assert len(report.reshaped) == (grid != (8, 14, 14)) and len(report.generated) == (not given)
 
 
 def test_sinusoid_equals_mmaction2s():
