@@ -112,5 +112,20 @@ FAMILY = Family(
 
 
 def build(**kwargs: Any) -> VisionTransformer:
-    """mmaction2's VisionTransformer."""
-    return VisionTransformer(**kwargs)
+    """mmaction2's VisionTransformer, which names clips of another length than its own."""
+    model = VisionTransformer(**kwargs)
+    model.register_forward_pre_hook(_check_clip)
+    return model
+
+
+def _check_clip(model: VisionTransformer, inputs: Tuple[Tensor, ...]) -> None:
+    """Refuse clips (B, 3, T, H, W) of another length than the position table has.
+
+    Raises:
+        ValueError: Naming both lengths and the options that set them.
+    """
+    shape, tubelet = inputs[0].shape, model.patch_embed.projection.kernel_size[0]
+    steps = model.pos_embed.shape[1] // (model.grid_size[0] * model.grid_size[1])
+    if len(shape) == 5 and shape[2] // tubelet != steps:
+        raise ValueError(f'clips of {shape[2]} frames, but the backbone takes {steps * tubelet}: set clip_len of the '
+                         f'sampling transforms to {steps * tubelet}, or num_frames of the backbone to {shape[2]}')
