@@ -11,7 +11,8 @@ from .on_import import after_import as _after_import
 from .on_import import before_import as _before_import
 from .version import __version__
 
-_API = ('attach', 'summary', 'save_adapter', 'load_adapter', 'merge', 'disabled', 'infer', 'AdapterBank')
+_API = ('attach', 'summary', 'save_adapter', 'load_adapter', 'merge', 'disabled', 'infer', 'AdapterBank',
+        'load_peft', 'save_peft')
 __all__ = ['__version__', *_API]
 
 

@@ -7,13 +7,14 @@ from torch import nn
 
 from .adapters.bank import AdapterBank
 from .adapters.files import load_adapter, save_adapter
+from .adapters.peft_folder import load_peft, save_peft
 from .backbones.attach import attach as _attach
 from .backbones.family import trunk_in
 from .tuning import MergeReport, Summary, find_backbone, merge, summary
 
 __all__ = [
-    'AdapterBank', 'MergeReport', 'Summary', 'attach', 'disabled', 'infer', 'load_adapter', 'merge', 'save_adapter',
-    'summary'
+    'AdapterBank', 'MergeReport', 'Summary', 'attach', 'disabled', 'infer', 'load_adapter', 'load_peft', 'merge',
+    'save_adapter', 'save_peft', 'summary'
 ]
 
 

@@ -232,6 +232,11 @@ METHODS: List[Case] = [
         counts=dict(clip=48_384)),
     Case('SSF', [dict(type='SSF')], identity=False, folds=True, real=[dict(type='SSF')], counts=dict(vit=205_824)),
     Case(
+        'IA3', [dict(type='IA3', ops='kv'), dict(type='IA3', ops='fc2', at='input', name='ia3_ff')],
+        folds=True,
+        real=[dict(type='IA3', ops='kv'), dict(type='IA3', ops='fc2', at='input', name='ia3_ff')],
+        counts=dict(vit=55_296, clip=55_296)),
+    Case(
         'Convpass', [dict(type='Convpass', mid_dims=2, drop_rate=0.)],
         on=IMAGES,
         real=[dict(type='Convpass')],

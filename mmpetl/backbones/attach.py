@@ -267,18 +267,40 @@ def attach(backbone: nn.Module,
         block.with_cp = bool(getattr(block, 'with_cp', False) if with_cp is None else with_cp)
         block.recompute_level = LEVELS[memory]
     _make_drop_path_traceable(family.blocks(backbone))
-    backbone.petl = PETL(backbone, family_name, methods, trunk)
+    backbone.petl = PETL(backbone, family_name, {}, trunk)
+    backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
+    _put_in(backbone, methods, petl)
+    install_load_hook(backbone)
+    return backbone
+
+
+def add_methods(backbone: nn.Module, petl: Sequence[Any]) -> None:
+    """Give methods to a backbone that is attached and holds none.
+
+    Args:
+        backbone: What :func:`attach` returned.
+        petl: Method configs without side methods.
+
+    Raises:
+        ValueError: As for :func:`attach`; also if the backbone holds methods already.
+    """
+    if len(backbone.petl):
+        raise ValueError(f'{type(backbone).__name__} already holds {", ".join(backbone.petl)}')
+    methods = build_methods(petl, [block.spec for block in backbone.petl.blocks])
+    check_methods(methods, backbone.petl.family, backbone)
+    _put_in(backbone, methods, petl)
+
+
+def _put_in(backbone: nn.Module, methods: Dict[str, Method], petl: Any) -> None:
+    backbone.petl.update(methods)
     backbone.petl.configs = {n: config_of(cfg, method) for (n, method), cfg in zip(methods.items(), _as_list(petl))}
     for module in backbone.petl.modules():
         module._is_hf_initialized = True  # the initialisers of transformers must leave methods alone
-    backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
     _move_to(backbone)
     backbone.petl.refresh()
     backbone.petl.loaded()
-    freeze(backbone, tune)
-    install_load_hook(backbone)
+    freeze(backbone, backbone.petl.tune)
     backbone.petl.train(backbone.training)
-    return backbone
 
 
 def _as_list(petl: Any) -> List[Any]:

@@ -28,6 +28,8 @@ class Projections:
     tap: Tap
     qkv: nn.Linear
     proj: nn.Linear
+    #: Whether upstream calls the fused layer; where it only reads its weight, peft's replacement of it has no effect.
+    calls_qkv = True
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
         """Weight (C, C) and bias of q, k, v or proj, as views of the parameters."""

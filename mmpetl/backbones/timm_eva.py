@@ -33,6 +33,10 @@ class RotaryAttention(SeparateProjections):
 
     LAYERS = dict(q='q_proj', k='k_proj', v='v_proj', proj='proj')
 
+    @property
+    def calls_qkv(self) -> bool:  # type: ignore[override]
+        return self.qkv is None or getattr(self, 'k_bias', None) is None
+
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
         if op == 'proj' or self.qkv is None:
             return super().op_parameters(op)

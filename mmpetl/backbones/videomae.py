@@ -18,6 +18,8 @@ from .family import Family
 class SitedAttention(Projections, Attention):
     """(B, N, C) -> (B, N, C). Biases of q and v only; scaled-dot-product attention instead of an explicit softmax."""
 
+    calls_qkv = False
+
     def _bias(self) -> Optional[Tensor]:
         if not hasattr(self, 'q_bias'):
             return None

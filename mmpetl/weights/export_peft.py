@@ -111,7 +111,7 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
         state[f'base_model.model.{module}.lora_A.weight'], state[f'base_model.model.{module}.lora_B.weight'] = down, up
         rank = next(iter(ops.values()))['down'].shape[0]
         ranks[module], alphas[module] = down.shape[0], _scale(method, blocks[module], rank, scales) * down.shape[0]
-    return state, _config(ranks, alphas, float(method.get('drop_rate', 0.)), base)
+    return state, peft_config(ranks, alphas, float(method.get('drop_rate', 0.)), base)
 
 
 def _only_lora(methods: list[dict[str, Any]]) -> dict[str, Any]:
@@ -151,7 +151,15 @@ def _scale(method: Mapping[str, Any], block: int, rank: int, scales: Mapping[int
     return alpha / rank
 
 
-def _config(ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: float, base: str | None) -> dict[str, Any]:
+def peft_config(ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: float,
+                base: str | None) -> dict[str, Any]:
+    """peft's config of a LoRA.
+
+    Args:
+        ranks, alphas (Mapping): Module -> rank and numerator of its scale.
+        dropout (float): Dropout on the input of the branch.
+        base (str | None): Name of the base model.
+    """
     rank, alpha = max(ranks.values()), max(alphas.values())
     return dict(
         peft_type='LORA',

@@ -1,0 +1,204 @@
+"""Folders of peft, both ways, against the installed peft: equal outputs on every kind of trunk."""
+
+import copy
+import json
+
+import pytest
+import torch
+from cases import BACKBONE, perturb
+from torch import nn
+
+import mmpetl
+
+peft = pytest.importorskip('peft')
+timm = pytest.importorskip('timm')
+transformers = pytest.importorskip('transformers')
+pytestmark = pytest.mark.peers
+
+TIMM = dict(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, mlp_ratio=2.)
+HF = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
+
+
+def _timm(**kwargs):
+    return timm.models.vision_transformer.VisionTransformer(**{**TIMM, **kwargs})
+
+
+def _eva(**kwargs):
+    return timm.models.eva.Eva(**{**TIMM, 'num_classes': 0, 'use_rot_pos_emb': True, **kwargs})
+
+
+#: name -> (tiny model, layers that peft adapts)
+MODEL = {
+    'timm ViT': (lambda: _timm(num_classes=3), ['qkv', 'attn.proj', 'fc1', 'fc2']),
+    'timm DINOv2 gated': (lambda: _timm(init_values=0.5, mlp_layer=timm.layers.SwiGLUPacked, num_classes=0),
+                          ['qkv', 'fc1', 'fc2']),
+    'timm DINOv3': (lambda: _eva(rope_type='dinov3', rope_rotate_half=True, attn_type='rope'), ['qkv', 'attn.proj', 'fc2']),
+    'timm EVA-02': (lambda: _eva(swiglu_mlp=True, qkv_fused=False, scale_mlp=True), ['q_proj', 'v_proj', 'fc1_g']),
+    'ViTForImageClassification': (lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(**HF, num_labels=3)), ['q_proj', 'v_proj', 'o_proj', 'fc1', 'fc2']),
+    'Dinov2Model': (lambda: transformers.Dinov2Model(transformers.Dinov2Config(
+        mlp_ratio=2, use_swiglu_ffn=True, **{k: v for k, v in HF.items() if k != 'intermediate_size'})),
+                    ['q_proj', 'gate_proj', 'down_proj']),
+    'DINOv3ViTModel': (lambda: transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**HF)),
+                       ['k_proj', 'v_proj', 'up_proj']),
+    'CLIPVisionModel': (lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**HF)),
+                        ['q_proj', 'out_proj', 'fc1']),
+    'SiglipVisionModel': (lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(
+        vision_use_head=False, **HF)), ['k_proj', 'fc2']),
+    'VideoMAEModel': (lambda: transformers.VideoMAEModel(transformers.VideoMAEConfig(
+        num_frames=4, **HF)), ['query', 'value', 'intermediate.dense']),
+    'mmpretrain ViT': (lambda: BACKBONE['vit'].build_upstream(), ['qkv', 'attn.proj', 'ffn.layers.1']),
+    'mmpretrain Swin': (lambda: BACKBONE['swin'].build_upstream(), ['qkv', 'w_msa.proj', 'ffn.layers.0.0']),
+    'mmaction2 Video Swin': (lambda: BACKBONE['video_swin'].build_upstream(), ['qkv', 'attn.proj', 'fc1']),
+}
+
+
+def _plain(name):
+    torch.manual_seed(0)
+    model = MODEL[name][0]()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    model.train(False)
+    return model.requires_grad_(False)
+
+
+def _inputs(name):
+    shape = {'VideoMAEModel': (2, 4, 3, 32, 32), 'mmaction2 Video Swin': (2, 3, 8, 36, 36)}.get(name, (2, 3, 32, 32))
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def _output(model, x):
+    out = model(x)
+    for key in ('logits', 'pooler_output', 'last_hidden_state'):
+        if hasattr(out, 'get') and out.get(key) is not None:
+            return out[key]
+    return out[-1] if isinstance(out, (tuple, list)) else out
+
+
+def _close(a, b, plain):
+    assert (a - plain).abs().max() > 1e-4, 'the adapter has no effect'
+    assert (a - b).abs().max() <= 1e-6 * max(1, a.abs().max())
+
+
+@pytest.mark.parametrize('name', MODEL)
+def test_from_peft(name, tmp_path):
+    plain, x = _plain(name), _inputs(name)
+    targets = MODEL[name][1]
+    config = peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=targets, use_rslora=name.startswith('timm'), lora_dropout=0.1,
+        rank_pattern={targets[0]: 3}, alpha_pattern={targets[-1]: 5},
+        modules_to_save=['classifier'] if 'Classification' in name else None)
+    theirs = peft.get_peft_model(copy.deepcopy(plain), config)
+    _move(theirs)
+    theirs.train(False)
+    theirs.save_pretrained(str(tmp_path))
+    ours = copy.deepcopy(plain)
+    assert mmpetl.load_peft(ours, str(tmp_path))['r'] == 2
+    ours.train(False)
+    _close(_output(theirs, x), _output(ours, x), _output(plain, x))
+    report = mmpetl.merge(ours)
+    assert report.folded and (_output(ours, x) - _output(theirs, x)).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def _move(model):
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if 'lora_' in name or 'ia3_' in name or 'modules_to_save' in name:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.mark.parametrize('name', MODEL)
+def test_to_peft(name, tmp_path):
+    plain, x = _plain(name), _inputs(name)
+    ours = copy.deepcopy(plain)
+    gated = name in ('timm DINOv2 gated', 'timm EVA-02', 'Dinov2Model')
+    ops = ['q', 'v', 'proj', 'fc1', 'fc2'] + (['gate'] if gated else [])
+    blocks = 4 if 'Swin' in name else 3 if name == 'mmpretrain ViT' else 2
+    mmpetl.attach(ours, [dict(type='LoRA', rank=list(range(1, blocks + 1)), alpha=6, ops=ops)])
+    perturb(next(m for m in ours.modules() if hasattr(m, 'taps')), 0.1)
+    ours.train(False)
+    mmpetl.save_peft(ours, str(tmp_path))
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path)).train(False)
+    _close(_output(ours, x), _output(theirs, x), _output(plain, x))
+
+
+@pytest.mark.parametrize('name', ['timm ViT', 'ViTForImageClassification', 'mmpretrain Swin'])
+def test_ia3_both_ways(name, tmp_path):
+    plain, x = _plain(name), _inputs(name)
+    attention, second = dict(
+        zip(['timm ViT', 'ViTForImageClassification', 'mmpretrain Swin'],
+            [('qkv', 'fc2'), ('k_proj', 'fc2'), ('qkv', 'ffn.layers.1')]))[name]
+    theirs = peft.get_peft_model(
+        copy.deepcopy(plain), peft.IA3Config(target_modules=[attention, second], feedforward_modules=[second]))
+    _move(theirs)
+    theirs.train(False)
+    theirs.save_pretrained(str(tmp_path / 'theirs'))
+    ours = copy.deepcopy(plain)
+    mmpetl.load_peft(ours, str(tmp_path / 'theirs'))
+    ours.train(False)
+    _close(_output(theirs, x), _output(ours, x), _output(plain, x))
+    mmpetl.save_peft(ours, str(tmp_path / 'ours'))
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / 'ours')).train(False)
+    _close(_output(ours, x), _output(again, x), _output(plain, x))
+
+
+def _folder(tmp_path, **changes):
+    model = mmpetl.attach(_plain('timm ViT'), [dict(type='LoRA', rank=2)])
+    mmpetl.save_peft(model, str(tmp_path))
+    path = tmp_path / 'adapter_config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(use_dora=True), 'use_dora=True is not read here'),
+    (dict(bias='all'), "bias='all'"),
+    (dict(peft_type='LOHA'), "peft_type 'LOHA'"),
+    (dict(init_lora_weights='pissa'), 'changes the base'),
+    (dict(alpha_pattern={'(a+)+$': 2}), 'not a plain name'),
+    (dict(lora_alpha='16'), 'not a number'),
+    (dict(auto_map={'x': 'os.system'}), 'auto_map'),
+    (dict(layer_replication=[[0, 2]]), 'layer_replication'),
+])
+def test_settings_that_are_not_known_are_refused(changes, message, tmp_path):
+    model = _plain('timm ViT')
+    with pytest.raises(ValueError, match=message) as error:
+        mmpetl.load_peft(model, _folder(tmp_path, **changes))
+    assert '\n' not in str(error.value)
+
+
+def test_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='has no adapted layer'):
+        mmpetl.load_peft(_plain('CLIPVisionModel'), _folder(tmp_path))
+    model = mmpetl.attach(_plain('timm ViT'), [dict(type='LoRA')])
+    with pytest.raises(ValueError, match='already holds lora'):
+        mmpetl.load_peft(model, _folder(tmp_path))
+    with pytest.raises(FileNotFoundError, match='adapter_config.json'):
+        mmpetl.load_peft(_plain('timm ViT'), str(tmp_path / 'nothing'))
+
+
+def test_layers_that_peft_does_not_reach_are_refused(tmp_path):
+    """timm's EVA and mmaction2's VideoMAE multiply by the fused weight itself: peft would change nothing there."""
+    for model in (_eva(), BACKBONE['videomae'].build_upstream()):
+        mmpetl.attach(model, [dict(type='LoRA', rank=2)])
+        with pytest.raises(ValueError, match='peft has no effect'):
+            mmpetl.save_peft(model, str(tmp_path))
+
+
+def test_other_methods_are_refused(tmp_path):
+    model = mmpetl.attach(_plain('timm ViT'), [dict(type='VPT', num_tokens=2)])
+    with pytest.raises(ValueError, match='this model holds VPT'):
+        mmpetl.save_peft(model, str(tmp_path))
+
+
+def test_a_trunk_reads_the_folder_of_its_classifier(tmp_path):
+    model = mmpetl.attach(_plain('ViTForImageClassification'), [dict(type='LoRA', rank=2)])
+    perturb(model.vit.petl)
+    mmpetl.save_peft(model, str(tmp_path))
+    held = mmpetl.load_peft(_plain('ViTForImageClassification'), str(tmp_path))
+    assert held['modules_to_save'] == ['classifier']
+    tower = _plain('ViTForImageClassification').vit
+    with pytest.raises(ValueError, match='classifier.* is neither a factor nor a parameter of the head'):
+        mmpetl.load_peft(tower, str(tmp_path))
