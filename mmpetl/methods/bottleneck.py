@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, nearest, per_layer, positive
+from ..sites import SUBS, BlockSpec, HalfCopies, Layers, Method, PerLayer, check_ops, nearest, per_layer, positive
 
 ACTIVATIONS = {'relu': nn.ReLU, 'gelu': nn.GELU}
 
@@ -62,11 +62,16 @@ class Bottleneck(nn.Module):
             if isinstance(norm, nn.LayerNorm):
                 norm.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = recomputed(self.act, recomputed(self.down, recomputed(self.norm_in, x), level=SMALL_PRODUCT))
+    def forward(self, x: Tensor, half: HalfCopies) -> Tensor:
+        code = recomputed(F.linear, recomputed(self.norm_in, x), half(self.down.weight), half(self.down.bias),
+                          level=SMALL_PRODUCT)
+        hidden = recomputed(self.act, code)
         # Scaling the small weights instead of the wide output: one pass less, and a learned scale need not keep that
         # output.
-        return self.norm_out(F.linear(self.drop(hidden), self.up.weight * self.scale, self.up.bias * self.scale))
+        weight, bias = half(self.up.weight), half(self.up.bias)
+        if not (isinstance(self.scale, float) and self.scale == 1):
+            weight, bias = weight * self.scale, bias * self.scale
+        return self.norm_out(F.linear(self.drop(hidden), weight, bias))
 
 
 def build_bottlenecks(method: Method, subs: Sequence[str], mid_dims: PerLayer, scale: PerLayer, act: str,
@@ -143,7 +148,7 @@ class Adapter(Method):
                 bottleneck.reset_parameters(self.init)
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return y + self.blocks[str(i)][sub](y)
+        return y + self.blocks[str(i)][sub](y, self.half)
 
 
 @METHODS.register_module()
@@ -198,4 +203,4 @@ class AdaptFormer(Method):
                 bottleneck.reset_parameters('lora')
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        return y + self.blocks[str(i)][sub](residual if self.input == 'residual' else x)
+        return y + self.blocks[str(i)][sub](residual if self.input == 'residual' else x, self.half)

@@ -86,8 +86,8 @@ class LoRA(Method):
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         factors = self.blocks[str(i)][op]
-        code = recomputed(F.linear, self.drop(x), factors.down, level=SMALL_PRODUCT)
-        return add_product(y, code, factors.up, self.scales[i])
+        code = recomputed(F.linear, self.drop(x), self.half(factors.down), level=SMALL_PRODUCT)
+        return add_product(y, code, self.half(factors.up), self.scales[i])
 
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, (alpha / rank) U D, of shape (Cout, Cin)."""

@@ -65,7 +65,7 @@ class PATT(Method):
 
     def on_qkv(self, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         block = self.blocks[str(i)]
-        hidden = recomputed(torch.tanh, recomputed(block['down'], x, level=SMALL_PRODUCT))
-        parts = dict(zip(self.ops, block['up'](hidden).chunk(len(self.ops), -1)))
+        hidden = recomputed(torch.tanh, recomputed(self.half.linear, block['down'], x, level=SMALL_PRODUCT))
+        parts = dict(zip(self.ops, self.half.linear(block['up'], hidden).chunk(len(self.ops), -1)))
         return tuple(
             torch.add(t, parts[op], alpha=self.scales[i]) if op in parts else t for op, t in zip('qkv', (q, k, v)))

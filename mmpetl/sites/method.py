@@ -6,6 +6,7 @@ from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Sequence, 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from .half import HalfCopies
 from .options import Layers, PerLayer, parse_layers, per_layer
 from .spec import NORMS, OPS, POINTS, SUBS, BlockSpec
 
@@ -62,6 +63,7 @@ class Method(BaseModule):
         super().__init__()
         if not specs:
             raise ValueError(f'{type(self).__name__}: the backbone has no blocks')
+        self.half = HalfCopies()
         self.specs: Tuple[BlockSpec, ...] = tuple(specs)
         self.layers: Tuple[int, ...] = parse_layers(layers, len(self.specs), f'{type(self).__name__}: layers')
         #: The blocks of the backbone once the method is attached. A tuple, so that they are no children of the method.

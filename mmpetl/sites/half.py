@@ -1,0 +1,69 @@
+"""Parameters under autocast: all of a method are cast at once, once per optimizer step."""
+
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_Key = Tuple[torch.dtype, bool, bool]
+
+
+class HalfCopies:
+    """Copies of parameters in autocast's half precision, made together.
+
+    Under autocast every product casts its weights, which for small adapters are as many kernels as the products. Here a
+    method's weights are joined, cast once and split into views; gradients come back the same way. The values are those
+    of autocast. Copies are made anew when a weight has changed. Where autocast is off, a compiler traces, or a weight
+    is not a plain float32 parameter, the parameter itself is returned and nothing happens.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: List[nn.Parameter] = []
+        self._copies: Dict[int, Tuple[Tuple[Any, ...], Tensor]] = {}
+        self._key: Optional[_Key] = None
+
+    def __deepcopy__(self, memo: Dict[int, Any]) -> 'HalfCopies':
+        return HalfCopies()
+
+    def __reduce__(self) -> Any:
+        return HalfCopies, ()
+
+    def __call__(self, parameter: Optional[Tensor]) -> Any:
+        """The parameter as a product reads it: a half-precision view of the same shape, or the parameter itself.
+
+        Args:
+            parameter: Of any shape; None is returned.
+        """
+        if torch.compiler.is_compiling() or type(parameter) is not nn.Parameter:
+            return parameter
+        kind = parameter.device.type
+        if kind not in ('cpu', 'cuda') or parameter.dtype is not torch.float32 or not torch.is_autocast_enabled(kind):
+            return parameter
+        key = (torch.get_autocast_dtype(kind), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        found = self._copies.get(id(parameter))
+        if found is None and not any(parameter is p for p in self._wanted):
+            self._wanted.append(parameter)  # with the others from the next change on
+            return parameter
+        if found is None or key != self._key or found[0] != _state(parameter):
+            self._make(key)
+            found = self._copies.get(id(parameter))
+        return parameter if found is None else found[1]
+
+    def _make(self, key: _Key) -> None:
+        """Cast all wanted parameters of one device."""
+        device = self._wanted[0].device
+        chosen = [p for p in self._wanted if p.device == device and p.dtype is torch.float32]
+        flat = torch.cat([p.flatten() for p in chosen]).to(key[0])
+        views = flat.split([p.numel() for p in chosen])
+        self._key = key
+        self._copies = {id(p): (_state(p), view.view(p.shape)) for p, view in zip(chosen, views)}
+
+    def linear(self, module: nn.Linear, x: Tensor) -> Tensor:
+        """``module(x)``, (..., Cin) -> (..., Cout)."""
+        return F.linear(x, self(module.weight), self(module.bias))
+
+
+def _state(parameter: nn.Parameter) -> Tuple[Any, ...]:
+    """What changes when a parameter's values do."""
+    return parameter._version, parameter.data_ptr(), parameter.requires_grad
