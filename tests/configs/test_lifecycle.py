@@ -176,3 +176,22 @@ def test_every_config_is_here():
     on_disk = {str(p.relative_to(shipped.ROOT)) for p in (shipped.ROOT / 'configs').rglob('*.py')
                if '_base_' not in p.parts}
     assert on_disk == here and len(here) > 100
+
+
+@pytest.mark.parametrize('images', [1, 3, 16])
+def test_a_few_images_train(images, tmp_path, monkeypatch):
+    """Few-shot sizes with the quickstart's own batch and schedule: one iteration per epoch, a warm-up of none."""
+    import suite_data
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
+    config = shipped.shrink('configs/quickstart/lora.py', tmp_path / 'run', **{'train_dataloader.batch_size': 32})
+    cfg = Config.fromfile(str(config))
+    dataset = cfg.train_dataloader.dataset
+    lines = []
+    for i in range(images):
+        suite_data.put(f'{dataset.data_root}/few/{i}.png', suite_data.image_bytes(i, i, (30, 24)))
+        lines.append(f'few/{i}.png {i % cfg.model.head.num_classes}')
+    suite_data.put_text(f'{dataset.data_root}/{dataset.ann_file}', lines)
+    work = tmp_path / 'work'
+    assert run_cleanly(run.train, [str(config), '--work-dir', str(work)]) == 0
+    header = adapter_file.read_header(work / 'adapter.safetensors')
+    assert header['metrics'] and load_file(str(work / 'epoch_3.pth'))['meta']['iter'] == 3
