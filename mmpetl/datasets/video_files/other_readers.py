@@ -48,13 +48,16 @@ class DecordFilm:
         decord.logging.set_level(decord.logging.QUIET)
         self.version = f'decord {decord.__version__}'
         self.path, self.num_threads = path, num_threads
-        reader = decord.VideoReader(path, num_threads=num_threads)
+        reader = self._opened()
         self.total, self.fps = len(reader), float(reader.get_avg_fps())
+
+    def _opened(self) -> Any:
+        import decord
+        return decord.VideoReader(self.path, num_threads=self.num_threads)
 
     def frames(self) -> Iterator[Callable[[], np.ndarray]]:
         """A function for every frame in order that gives its picture."""
-        import decord
-        reader = decord.VideoReader(self.path, num_threads=self.num_threads)
+        reader = self._opened()
         for _ in range(self.total):
             frame = reader.next()
             yield frame.asnumpy
@@ -66,16 +69,20 @@ class OpenCVFilm:
     def __init__(self, path: str, num_threads: int) -> None:
         import cv2
         self.version, self.path = f'opencv {cv2.__version__}', path
-        capture = cv2.VideoCapture(path)
-        if not capture.isOpened():
-            raise ValueError('Error reading')
+        capture = self._opened()
         self.fps, self.total = float(capture.get(cv2.CAP_PROP_FPS)), 0
         capture.release()
 
-    def frames(self) -> Iterator[Callable[[], np.ndarray]]:
-        """A function for every frame in order that gives its picture."""
+    def _opened(self) -> Any:
         import cv2
         capture = cv2.VideoCapture(self.path)
+        if not capture.isOpened():
+            raise ValueError('Error reading')
+        return capture
+
+    def frames(self) -> Iterator[Callable[[], np.ndarray]]:
+        """A function for every frame in order that gives its picture."""
+        capture = self._opened()
         while capture.grab():
             yield lambda: np.ascontiguousarray(capture.retrieve()[1][:, :, ::-1])
         capture.release()
