@@ -107,7 +107,7 @@ def check_video_dataset(name: str,
     classes = sorted({label for parts in rows.values() for part in parts.values() for _, label in part})
     names = sorted({path for parts in rows.values() for part in parts.values() for path, _ in part})
     report = VideoReport(name, check_counts(info, rows, [str(c) for c in classes]), videos=len(names))
-    found = check_videos([str(folder / n) for n in names], level, decoder, timeout, workers)
+    found = check_videos([str(folder / n) for n in names], level, decoder, timeout, workers, title=info.title)
     report.unreadable = [p for p in found if p.reason]
     report.frames = sum(p.frames for p in found)
     report.shortest = min((p.frames for p in found if p.frames and not p.reason), default=0)
