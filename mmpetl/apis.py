@@ -49,7 +49,11 @@ def attach(model: nn.Module,
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """``with mmpetl.disabled(model):`` the model runs on its plain trunk.
 
+    Contexts of several threads wait for each other; a thread that runs the model beside such a context of another one
+    is refused at once.
+
     Raises:
+        RuntimeError: If another thread is running the model.
         ValueError: If nothing is attached.
     """
     backbone, _ = find_backbone(model)

@@ -11,6 +11,7 @@ import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import wraps
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -55,8 +56,22 @@ class Adapter:
     header: Optional[Dict[str, Any]] = None
 
 
+def _in_turn(method: Any) -> Any:
+    """The method runs while no other thread changes or runs the model; contexts of other threads are waited for."""
+
+    @wraps(method)
+    def run(self: 'AdapterBank', *args: Any, **kwargs: Any) -> Any:
+        with self.backbone.petl.turn.held():
+            return method(self, *args, **kwargs)
+
+    return run
+
+
 class AdapterBank:
     """Named adapters of one model.
+
+    Several threads may share a bank: ``using``, ``disabled``, ``mixed``, ``predict`` and all changes wait for each
+    other, see :mod:`mmpetl.backbones.turn`.
 
     Args:
         model: A supported backbone, or a classifier or recognizer that holds one. What is attached to it becomes the
@@ -126,6 +141,7 @@ class AdapterBank:
 
     # -- switching ----------------------------------------------------------------------------------------------------
 
+    @_in_turn
     def switch(self, name: Optional[str]) -> None:
         """Make an adapter the active one; None makes the model the plain base, with the head that it had when the bank
         was made.
@@ -174,12 +190,13 @@ class AdapterBank:
     @contextmanager
     def using(self, name: Optional[str]) -> Iterator[nn.Module]:
         """``with bank.using('a') as model:`` the adapter is active within the context."""
-        before = self._active
-        self.switch(name)
-        try:
-            yield self.model
-        finally:
-            self.switch(before if before in self._adapters else None)
+        with self.backbone.petl.turn.held():
+            before = self._active
+            self.switch(name)
+            try:
+                yield self.model
+            finally:
+                self.switch(before if before in self._adapters else None)
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
@@ -192,6 +209,7 @@ class AdapterBank:
 
     # -- adding and removing ------------------------------------------------------------------------------------------
 
+    @_in_turn
     def add(self, name: str, petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval',
             head: Optional[Mapping[str, Any]] = None, activate: bool = True) -> None:
         """Add an adapter with fresh methods.
@@ -254,6 +272,7 @@ class AdapterBank:
         if not all(c.isalnum() or c in '._-' for c in name):
             raise ValueError(f'adapter name {name!r}: use letters, digits, . - _')
 
+    @_in_turn
     def add_file(self, name: str, path: str, activate: bool = True, force: bool = False) -> Dict[str, Any]:
         """Add the adapter of a file. Its head may have another number of classes than the model's.
 
@@ -294,6 +313,7 @@ class AdapterBank:
             self.switch(before)
         return header
 
+    @_in_turn
     def delete(self, name: str) -> None:
         """Forget an adapter; if it is the active one, the model becomes the plain base."""
         self[name]
@@ -303,11 +323,13 @@ class AdapterBank:
 
     # -- files and hot-swapping ---------------------------------------------------------------------------------------
 
+    @_in_turn
     def save(self, name: str, path: str, **facts: Any) -> None:
         """Write an adapter with its head to a file, see :func:`mmpetl.save_adapter`."""
         with self.using(name):
             write_adapter(self.model, path, **{'name': name, **facts})
 
+    @_in_turn
     def tensors(self, name: str) -> Dict[str, Tensor]:
         """The tensors of an adapter under the model's names; those of methods and head share memory with the
         adapter."""
@@ -321,6 +343,7 @@ class AdapterBank:
             found.update({f'{key}.{k}': t for k, t in module.state_dict().items()})
         return found
 
+    @_in_turn
     @torch.no_grad()
     def hot_swap(self, name: str, path: str, force: bool = False) -> Dict[str, Any]:
         """Copy the tensors of a file into an adapter of the same structure, in place: compiled graphs and optimizers
@@ -356,6 +379,7 @@ class AdapterBank:
 
     # -- combining ----------------------------------------------------------------------------------------------------
 
+    @_in_turn
     @torch.no_grad()
     def combine(self, name: str, weights: Mapping[str, float], how: str = 'linear', density: float = 0.5, seed: int = 0,
                 activate: bool = True) -> None:
@@ -417,17 +441,19 @@ class AdapterBank:
         """
         self._check_not_merged()
         chosen = {name: self._plain if name is None else self[name] for name in dict.fromkeys(adapter_ids)}
-        before, training = self._active, self.model.training
-        self.switch(None)
-        try:
-            mixed_taps(self.backbone, {n: (a.methods, a.tune) for n, a in chosen.items()}, list(adapter_ids))
-            for adapter in chosen.values():
-                for method in adapter.methods.values():
-                    method.train(training)
-            yield self.backbone
-        finally:
-            self.switch(before)
+        with self.backbone.petl.turn.held():
+            before, training = self._active, self.model.training
+            self.switch(None)
+            try:
+                mixed_taps(self.backbone, {n: (a.methods, a.tune) for n, a in chosen.items()}, list(adapter_ids))
+                for adapter in chosen.values():
+                    for method in adapter.methods.values():
+                        method.train(training)
+                yield self.backbone
+            finally:
+                self.switch(before)
 
+    @_in_turn
     def predict(self, inputs: Tensor, adapter_ids: Sequence[Optional[str]]) -> List[Tensor]:
         """Scores of each sample under its own adapter, necks and heads included.
 

@@ -74,7 +74,7 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
     state = OrderedDict(renamed(tensors, header, prefix))
     state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
     try:
-        with forced(target, force):
+        with backbone.petl.turn.held(), forced(target, force):
             target.load_state_dict(state, strict=True)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f'{path}: {" ".join(str(error).split()).removeprefix(f"{path}: ")}') from None

@@ -13,6 +13,7 @@ from ..sites import BlockSpec, Method, nearest
 from .container import PETL
 from .family import Family, family_of
 from .loading import install_load_hook
+from .turn import watch
 
 
 def specs_of(backbone: nn.Module) -> List[BlockSpec]:
@@ -271,6 +272,7 @@ def attach(backbone: nn.Module,
     backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
     _put_in(backbone, methods, petl)
     install_load_hook(backbone)
+    watch(backbone)
     return backbone
 
 

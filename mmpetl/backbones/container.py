@@ -13,6 +13,7 @@ from ..weights.belongs import plain
 from .base import base_fingerprint
 from .family import Family, family_named
 from .side import SideBlock
+from .turn import Turn
 
 
 class PETL(ModuleDict):
@@ -33,6 +34,7 @@ class PETL(ModuleDict):
         self.family_name = family_name
         self.trunk = trunk
         self.enabled = True
+        self.turn = Turn()
         self.full_prompts = False
         self.base: Dict[str, Any] = {}
         self.configs: Dict[str, Dict[str, Any]] = {}
@@ -138,14 +140,15 @@ class PETL(ModuleDict):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within the context the backbone is the plain trunk."""
-        before, self.enabled = self.enabled, False
-        self.refresh()
-        try:
-            yield
-        finally:
-            self.enabled = before
+        """Within the context the backbone is the plain trunk; see :class:`~mmpetl.backbones.turn.Turn` for threads."""
+        with self.turn.held():
+            before, self.enabled = self.enabled, False
             self.refresh()
+            try:
+                yield
+            finally:
+                self.enabled = before
+                self.refresh()
 
     # -- side methods -------------------------------------------------------------------------------------------------
 
