@@ -185,6 +185,26 @@ METHODS: List[Case] = [
         real=[dict(type='LoRA', rank=4, ops='qv')],
         counts=dict(vit=147_456, clip=147_456, videomae=147_456, video_swin=48_128 * 4)),
     Case(
+        'PiSSA', [dict(type='LoRA', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=4, init='pissa')],
+        folds=True,
+        real=[dict(type='LoRA', rank=4, ops='qv', init='pissa')],
+        counts=dict(vit=147_456)),
+    Case(
+        'rsLoRA', [dict(type='LoRA', rank=4, alpha=4, rank_stabilized=True)],
+        folds=True,
+        real=[dict(type='LoRA', rank=16, ops='qv', alpha=16, rank_stabilized=True)],
+        counts=dict(vit=589_824)),
+    Case(
+        'DoRA', [dict(type='DoRA', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=4)],
+        folds=True,
+        real=[dict(type='DoRA', rank=4, ops='qv')],
+        counts=dict(vit=165_888, videomae=165_888)),
+    Case(
+        'VeRA', [dict(type='VeRA', rank=8, ops='q,k,v,proj,fc1,fc2')],
+        folds=True,
+        real=[dict(type='VeRA')],
+        counts=dict(vit=24_576)),
+    Case(
         'Adapter', [dict(type='Adapter', mid_dims=4)],
         real=[dict(type='Adapter', mid_dims=64, kind='pfeiffer')],
         counts=dict(vit=1_189_632, video_swin=1_553_664)),
@@ -192,6 +212,17 @@ METHODS: List[Case] = [
         'AdaptFormer', [dict(type='AdaptFormer', mid_dims=4)],
         real=[dict(type='AdaptFormer', mid_dims=64)],
         counts=dict(vit=1_189_632, video_swin=1_553_664)),
+    Case(
+        'Adapter+', [dict(type='AdapterPlus', mid_dims=4)],
+        identity=False,
+        real=[dict(type='AdapterPlus')],
+        counts=dict(vit=165_984)),
+    Case(
+        'ST-Adapter', [dict(type='STAdapter', mid_dims=4, kernel=(3, 3, 3), subs=('attn', 'ffn'))],
+        on=('videomae', 'video_swin'),
+        real=[dict(type='STAdapter')],
+        counts=dict(videomae=7_110_144),
+        note='images: the convolution runs over time'),
     Case(
         'PATT', [dict(type='PATT', ops='kv', mid_dims=4)],
         identity=False,
@@ -285,6 +316,7 @@ METHODS: List[Case] = [
          dict(type='AdaptFormer', mid_dims=4, input='normed')],
         real=[dict(type='PATT', mid_dims=128), dict(type='AdaptFormer', mid_dims=64)],
         counts=dict(video_swin=6_201_088)),
+    Case('DoRA + LoRA', [dict(type='DoRA', rank=2), dict(type='LoRA', rank=2, ops='qkv')], folds=True),
     Case('LoRA + SSF', [dict(type='LoRA', rank=2), dict(type='SSF', std=0.)], folds=True),
     Case(
         'VPT + LoRA',

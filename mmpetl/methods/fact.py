@@ -60,7 +60,7 @@ class FacT(Method):
         if ref_layout and kind == 'tt':
             raise ValueError("FacT: ref_layout belongs to kind='tk'")
         self.kind, self.rank, self.ref_layout = kind, positive(rank, 'rank', 'FacT'), ref_layout
-        chosen = check_ops(ops, 'FacT: ops')
+        chosen = check_ops(ops, 'FacT: ops', OPS)
         self.ops = tuple(op for op in OPS if op in chosen)
         self.scales = per_layer(scale, self.layers, len(self.specs), 'FacT: scale')
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()

@@ -2,7 +2,14 @@
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685, equation 3::
 
-    y = W x + b + (alpha / rank) * U D dropout(x),    D (rank, Cin) Kaiming-uniform, U (Cout, rank) zero
+    y = W x + b + s * U D dropout(x),    s = alpha / rank,    D (rank, Cin) Kaiming-uniform, U (Cout, rank) zero
+
+Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", https://arxiv.org/abs/2312.03732:
+s = alpha / sqrt(rank). Meng et al., "PiSSA: Principal Singular Values and Singular Vectors Adaptation",
+https://arxiv.org/abs/2404.02948: U and D start at the first ``rank`` singular vectors of W, times the roots of their
+values, and their product is taken off W. Here W stays as it is and the start is subtracted, which is the same sum::
+
+    y = W x + b + s * (U D - U_0 D_0) dropout(x)
 """
 
 import math
@@ -14,21 +21,48 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
 
 
 class LowRank(nn.Module):
-    """The two factors of one update: ``down`` (rank, Cin) and ``up`` (Cout, rank)."""
+    """The two factors of one update: ``down`` (rank, Cin) and ``up`` (Cout, rank); with ``anchored`` also their start,
+    which is subtracted, ``start_down`` and ``start_up``."""
 
-    def __init__(self, in_dims: int, out_dims: int, rank: int) -> None:
+    def __init__(self, in_dims: int, out_dims: int, rank: int, anchored: bool = False) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(rank, in_dims))
         self.up = nn.Parameter(torch.empty(out_dims, rank))
+        self.anchored = anchored
+        if anchored:
+            self.register_buffer('start_down', torch.empty(rank, in_dims))
+            self.register_buffer('start_up', torch.empty(out_dims, rank))
+
+    def joined(self) -> Tuple[Tensor, Tensor]:
+        """Factors whose product is the whole update: (rank, Cin) and (Cout, rank), or twice the rank."""
+        if not self.anchored:
+            return self.down, self.up
+        return torch.cat([self.down, self.start_down]), torch.cat([self.up, -self.start_up], 1)
+
+    def start_from(self, weight: Tensor, scale: float) -> None:
+        """PiSSA's start from the base's weight (Cout, Cin), unless the factors have left their start."""
+        if not (torch.equal(self.down, self.start_down) and torch.equal(self.up, self.start_up)):
+            return
+        rank = len(self.down)
+        u, values, v = torch.linalg.svd(weight.double(), full_matrices=False)
+        roots = (values[:rank] / scale).sqrt()
+        self.down.copy_(roots[:, None] * v[:rank])
+        self.up.copy_(u[:, :rank] * roots)
+        self.keep_start()
+
+    def keep_start(self) -> None:
+        """The factors as they are become the start that is subtracted."""
+        self.start_down.copy_(self.down)
+        self.start_up.copy_(self.up)
 
 
 @METHODS.register_module()
 class LoRA(Method):
-    """Low-rank adaptation of any of q, k, v, proj, fc1, fc2.
+    """Low-rank adaptation of any of q, k, v, proj, fc1, fc2, gate.
 
     Args:
         specs: Blocks of the backbone.
@@ -36,12 +70,14 @@ class LoRA(Method):
         ops: Adapted ops, a list or letters such as ``'qv'``.
         alpha: Numerator of the scale ``alpha / rank``; None means ``alpha = rank`` (scale 1). Per layer where wanted.
         drop_rate: Dropout on the input of the branch.
-        init: 'kaiming' (the paper's) or 'normal' (N(0, 0.02)) for ``down``; ``up`` is always zero, so the start is
-            exact.
+        init: 'kaiming' (the paper's) or 'normal' (N(0, 0.02)) for ``down`` with a zero ``up``, or 'pissa' (singular
+            vectors of the base's weight); the start is exact with all of them.
+        rank_stabilized: The scale is ``alpha / sqrt(rank)`` (rsLoRA).
         layers: Adapted blocks.
 
     Raises:
-        ValueError: If ``rank`` < 1, an op or ``init`` is unknown, or a block lies outside the backbone.
+        ValueError: If ``rank`` < 1, larger than a weight with 'pissa', an op or ``init`` is unknown,
+            ``rank_stabilized`` comes without ``alpha``, or a block lies outside the backbone.
     """
 
     tokenwise = True
@@ -53,23 +89,28 @@ class LoRA(Method):
                  alpha: PerLayer = None,
                  drop_rate: float = 0.,
                  init: str = 'kaiming',
+                 rank_stabilized: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
-        if init not in ('kaiming', 'normal'):
-            raise ValueError(f"LoRA: init must be 'kaiming' or 'normal', got {init!r}")
+        if init not in ('kaiming', 'normal', 'pissa'):
+            raise ValueError(f"LoRA: init must be 'kaiming', 'normal' or 'pissa', got {init!r}")
         self.ops = check_ops(ops, 'LoRA: ops')
         self.init = init
-        ranks = {
-            i: positive(r, 'rank', 'LoRA')
-            for i, r in per_layer(rank, self.layers, len(self.specs), 'LoRA: rank').items()
-        }
-        alphas = per_layer(alpha, self.layers, len(self.specs), 'LoRA: alpha')
-        self.scales = {i: 1. if alphas[i] is None else alphas[i] / ranks[i] for i in self.layers}
-        self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
-        self.blocks = nn.ModuleDict({
-            str(i): nn.ModuleDict({op: LowRank(*self.specs[i].op_dims(op), ranks[i]) for op in self.ops})
+        ranks, alphas = self.spread(rank, 'rank', positive), self.spread(alpha, 'alpha')
+        if rank_stabilized and None in alphas.values():
+            raise ValueError('LoRA: rank_stabilized=True divides alpha by sqrt(rank): give alpha too')
+        self.scales = {
+            i: 1. if alphas[i] is None else alphas[i] / (math.sqrt(ranks[i]) if rank_stabilized else ranks[i])
             for i in self.layers
-        })
+        }
+        for i in self.layers:
+            small = min(size for op in self.ops for size in self.specs[i].op_dims(op))
+            if init == 'pissa' and (ranks[i] > small or not self.scales[i] > 0):
+                raise ValueError(f"LoRA: init='pissa' needs alpha > 0 and rank <= {small}, the smallest width of block "
+                                 f'{i}; got rank={ranks[i]}, alpha={alphas[i]}')
+        self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
+        self.blocks = self.for_parts(
+            self.ops, lambda i, op: LowRank(*self.specs[i].op_dims(op), ranks[i], init == 'pissa'))
         self.reset_parameters()
 
     def linear_ops(self, index: int) -> Tuple[str, ...]:
@@ -78,21 +119,32 @@ class LoRA(Method):
     def reset_parameters(self) -> None:
         for block in self.blocks.values():
             for factors in block.values():
-                if self.init == 'kaiming':
-                    nn.init.kaiming_uniform_(factors.down, a=math.sqrt(5))
-                else:
+                if self.init == 'normal':
                     nn.init.normal_(factors.down, std=0.02)
+                else:
+                    nn.init.kaiming_uniform_(factors.down, a=math.sqrt(5))
                 nn.init.zeros_(factors.up)
+                if factors.anchored:
+                    with torch.no_grad():
+                        factors.keep_start()
+
+    @torch.no_grad()
+    def on_loaded(self) -> None:
+        """PiSSA starts from the base's weights."""
+        if self.init == 'pissa':
+            for i in self.layers:
+                for op, factors in self.blocks[str(i)].items():
+                    factors.start_from(self.frozen(i, op)[0], self.scales[i])
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
-        factors = self.blocks[str(i)][op]
-        code = recomputed(F.linear, self.drop(x), self.half(factors.down), level=SMALL_PRODUCT)
-        return add_product(y, code, self.half(factors.up), self.scales[i])
+        down, up = (self.half(t) for t in self.blocks[str(i)][op].joined())
+        code = recomputed(F.linear, self.drop(x), down, level=SMALL_PRODUCT)
+        return add_product(y, code, up, self.scales[i])
 
     def delta(self, i: int, op: str) -> Tensor:
-        """The update of the weight, (alpha / rank) U D, of shape (Cout, Cin)."""
-        factors = self.blocks[str(i)][op]
-        return self.scales[i] * factors.up @ factors.down
+        """The update of the weight, s U D or s (U D - U_0 D_0), of shape (Cout, Cin)."""
+        down, up = self.blocks[str(i)][op].joined()
+        return self.scales[i] * up @ down
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

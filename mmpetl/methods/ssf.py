@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..recompute import recomputed
 from ..registry import METHODS
-from ..sites import NORMS, OPS, BlockSpec, Layers, Method, check_ops
+from ..sites import ALL_OPS, NORMS, BlockSpec, Layers, Method, check_ops
 
 
 def scale_shift(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -44,8 +44,8 @@ class SSF(Method):
 
     Args:
         specs: Blocks of the backbone.
-        ops: Where to act: any of q, k, v, proj, fc1, fc2, embed (patch embedding, with block 0), norm1, norm2 and final
-            (final norm, with the last block); all by default, as published.
+        ops: Where to act: any of q, k, v, proj, fc1, fc2, gate, embed (patch embedding, with block 0), norm1, norm2 and
+            final (final norm, with the last block); all by default, as published.
         std: Standard deviation of the initial values around 1 and 0; 0 starts exactly at the frozen network.
         layers: Adapted blocks.
 
@@ -58,13 +58,13 @@ class SSF(Method):
 
     def __init__(self,
                  specs: Sequence[BlockSpec],
-                 ops: Union[str, Sequence[str]] = OPS + NORMS,
+                 ops: Union[str, Sequence[str]] = ALL_OPS + NORMS,
                  std: float = 0.02,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         if std < 0:
             raise ValueError(f'SSF: std must be >= 0, got {std!r}')
-        self.ops, self.std = check_ops(ops, 'SSF: ops', OPS + NORMS), std
+        self.ops, self.std = check_ops(ops, 'SSF: ops', ALL_OPS + NORMS), std
         self.blocks = nn.ModuleDict({
             str(i):
             nn.ModuleDict(
@@ -77,7 +77,7 @@ class SSF(Method):
         self.reset_parameters()
 
     def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return tuple(op for op in OPS if op in self.ops)
+        return tuple(op for op in self.specs[index].ops if op in self.ops)
 
     def norm_ops(self, index: int) -> Tuple[str, ...]:
         owners = {'embed': 0, 'final': len(self.specs) - 1}

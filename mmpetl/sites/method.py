@@ -87,6 +87,10 @@ class Method(BaseModule):
         """``build(i)`` for every adapted block i, under the key ``str(i)``."""
         return nn.ModuleDict({str(i): build(i) for i in self.layers})
 
+    def for_parts(self, parts: Sequence[str], build: Callable[[int, str], nn.Module]) -> nn.ModuleDict:
+        """``build(i, part)`` for every adapted block i and every op or sublayer in ``parts``: ``[str(i)][part]``."""
+        return self.for_blocks(lambda i: nn.ModuleDict({part: build(i, part) for part in parts}))
+
     # -- what the method may ask of the backbone ----------------------------------------------------------------------
 
     def bind(self, blocks: Sequence[Any]) -> None:

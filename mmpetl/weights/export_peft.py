@@ -53,7 +53,8 @@ MODULES: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
 }
 
 _FACTOR = re.compile(
-    r'(?:.*\.)?petl\.(?P<name>[^.]+)\.blocks\.(?P<block>\d+)\.(?P<op>q|k|v|proj|fc1|fc2)\.(?P<factor>down|up)')
+    r'(?:.*\.)?petl\.(?P<name>[^.]+)\.blocks\.(?P<block>\d+)\.(?P<op>q|k|v|proj|fc1|fc2)\.'
+    r'(?P<factor>(?:start_)?(?:down|up))')
 
 
 def lora_to_peft(tensors: Mapping[str, torch.Tensor],
@@ -107,9 +108,9 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
         raise ValueError('no factor of LoRA among the tensors')
     state, ranks, alphas = {}, {}, {}
     for module, ops in grouped.items():
-        down, up = _joined(ops, fused=module.endswith('attn.qkv'))
-        state[f'base_model.model.{module}.lora_A.weight'], state[f'base_model.model.{module}.lora_B.weight'] = down, up
         rank = next(iter(ops.values()))['down'].shape[0]
+        down, up = _joined({op: _whole(f) for op, f in ops.items()}, fused=module.endswith('attn.qkv'))
+        state[f'base_model.model.{module}.lora_A.weight'], state[f'base_model.model.{module}.lora_B.weight'] = down, up
         ranks[module], alphas[module] = down.shape[0], _scale(method, blocks[module], rank, scales) * down.shape[0]
     return state, peft_config(ranks, alphas, float(method.get('drop_rate', 0.)), base)
 
@@ -120,6 +121,14 @@ def _only_lora(methods: list[dict[str, Any]]) -> dict[str, Any]:
         held = ', '.join(str(method.get('type')) for method in methods) or 'no method'
         raise ValueError(f'peft opens one LoRA; this adapter holds {held}')
     return methods[0]
+
+
+def _whole(factors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Factors of the whole update: where a start is subtracted (PiSSA), it stands beside them, at twice the rank."""
+    if 'start_down' not in factors:
+        return dict(factors)
+    return dict(down=torch.cat([factors['down'], factors['start_down']]),
+                up=torch.cat([factors['up'], -factors['start_up']], 1))
 
 
 def _joined(ops: dict[str, dict[str, torch.Tensor]], fused: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +149,7 @@ def _joined(ops: dict[str, dict[str, torch.Tensor]], fused: bool) -> tuple[torch
 
 
 def _scale(method: Mapping[str, Any], block: int, rank: int, scales: Mapping[int, float] | None) -> float:
-    """Scale of a block's update: alpha / rank, 1 without alpha."""
+    """Scale of a block's update: alpha / rank, or alpha / sqrt(rank) (rsLoRA); 1 without alpha."""
     if scales is not None:
         return float(scales[block])
     alpha = method.get('alpha')
@@ -148,7 +157,7 @@ def _scale(method: Mapping[str, Any], block: int, rank: int, scales: Mapping[int
         return 1.
     if not isinstance(alpha, (int, float)):
         raise ValueError(f'alpha={alpha!r} differs between blocks: give the scale of each block')
-    return alpha / rank
+    return alpha / (rank**0.5 if method.get('rank_stabilized') else rank)
 
 
 def peft_config(ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: float,

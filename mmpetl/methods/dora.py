@@ -1,0 +1,111 @@
+"""DoRA: low-rank updates of the direction of a weight, and a magnitude of its own for each output channel.
+
+Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs/2402.09353, equations 5 and 11::
+
+    y = m / ||W + s U D|| * (W + s U D) x + b      norms over the inputs of each output channel, a constant in the
+                                                   backward pass; s = alpha / rank
+
+``D`` (rank, Cin) is Kaiming-uniform, ``U`` (Cout, rank) zero, and ``m`` (Cout) starts at ||W||, so the start is exact.
+"""
+
+import math
+from typing import Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..recompute import SMALL_PRODUCT, recomputed
+from ..registry import METHODS
+from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
+
+
+class Decomposed(nn.Module):
+    """``down`` (rank, Cin), ``up`` (Cout, rank) and ``magnitude`` (Cout) of one op."""
+
+    def __init__(self, in_dims: int, out_dims: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, in_dims))
+        self.up = nn.Parameter(torch.empty(out_dims, rank))
+        self.magnitude = nn.Parameter(torch.empty(out_dims))
+
+    def reset_parameters(self) -> None:
+        """The published start; the magnitude waits for the base's weight."""
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+        nn.init.zeros_(self.up)
+        nn.init.ones_(self.magnitude)
+
+    def gain(self, weight: Tensor, scale: float) -> Tensor:
+        """m / ||W + s U D|| of the base's weight W (Cout, Cin), (Cout)."""
+        with torch.no_grad():
+            norm = torch.addmm(weight.to(self.up.dtype), self.up, self.down, alpha=scale).norm(dim=1)
+        return self.magnitude / norm.to(self.magnitude.dtype)
+
+
+@METHODS.register_module()
+class DoRA(Method):
+    """Weight-decomposed low-rank adaptation of any of q, k, v, proj, fc1, fc2, gate.
+
+    Args:
+        specs: Blocks of the backbone.
+        rank: Rank of the update; per layer where wanted.
+        ops: Adapted ops, a list or letters such as ``'qv'``.
+        alpha: Numerator of the scale ``alpha / rank``; None means scale 1. Per layer where wanted.
+        drop_rate: Dropout on the input of the low-rank branch.
+        layers: Adapted blocks.
+
+    Raises:
+        ValueError: If ``rank`` < 1, an op is unknown, or a block lies outside the backbone.
+    """
+
+    tokenwise = True
+    # The magnitude is that of the base's weight: what another method added before would be scaled along.
+    first_on_op = True
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 rank: PerLayer = 8,
+                 ops: Union[str, Sequence[str]] = 'qv',
+                 alpha: PerLayer = None,
+                 drop_rate: float = 0.,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        self.ops = check_ops(ops, 'DoRA: ops')
+        ranks, alphas = self.spread(rank, 'rank', positive), self.spread(alpha, 'alpha')
+        self.scales = {i: 1. if alphas[i] is None else alphas[i] / ranks[i] for i in self.layers}
+        self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
+        self.blocks = self.for_parts(self.ops, lambda i, op: Decomposed(*self.specs[i].op_dims(op), ranks[i]))
+        self.reset_parameters()
+
+    def linear_ops(self, index: int) -> Tuple[str, ...]:
+        return self.ops
+
+    def reset_parameters(self) -> None:
+        for block in self.blocks.values():
+            for factors in block.values():
+                factors.reset_parameters()
+
+    def on_loaded(self) -> None:
+        """Magnitudes of ops whose direction has not been trained become the norms of the base's weight."""
+        with torch.no_grad():
+            for i in self.layers:
+                for op, factors in self.blocks[str(i)].items():
+                    if not factors.up.any():
+                        factors.magnitude.copy_(self.frozen(i, op)[0].to(factors.magnitude.dtype).norm(dim=1))
+
+    def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        factors, scale = self.blocks[str(i)][op], self.scales[i]
+        weight, bias = self.frozen(i, op)
+        gain = factors.gain(weight, scale)
+        code = recomputed(F.linear, self.drop(x), factors.down, level=SMALL_PRODUCT)
+        # The bias is in y already and is not scaled.
+        scaled = y * gain if bias is None else torch.addcmul(bias * (1 - gain), y, gain)
+        return add_product(scaled.to(y.dtype), code, (scale * gain)[:, None] * factors.up)
+
+    def fold(self, i: int, op: str, weight: Tensor,
+             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        if i not in self.layers or op not in self.ops:
+            return weight, bias
+        factors, scale = self.blocks[str(i)][op], self.scales[i]
+        changed = weight + (scale * factors.up @ factors.down).to(weight)
+        return factors.gain(weight, scale)[:, None].to(weight) * changed, bias

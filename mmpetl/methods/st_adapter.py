@@ -1,0 +1,102 @@
+"""ST-Adapter: a depth-wise convolution over time and space in a bottleneck, before a sublayer.
+
+Pan et al., "ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning", https://arxiv.org/abs/2206.13559,
+equation 4; the published code has no activation in it::
+
+    x <- x + W_up conv3d(W_down x + b_down) + b_up        x: the grid tokens of the stream before the sublayer
+
+The convolution and all biases are zero at the start, so it is exact. Tokens in front of the grid (class token, prompts)
+pass by.
+"""
+
+from typing import Sequence, Tuple, Union
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..recompute import SMALL_PRODUCT, recomputed
+from ..registry import METHODS
+from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, positive
+
+
+class SpaceTimeBottleneck(nn.Module):
+    """The branch of one sublayer."""
+
+    def __init__(self, dim: int, mid_dims: int, kernel: Tuple[int, int, int]) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, mid_dims)
+        self.conv = nn.Conv3d(mid_dims, mid_dims, kernel, padding=tuple(k // 2 for k in kernel), groups=mid_dims)
+        self.up = nn.Linear(mid_dims, dim)
+
+    def reset_parameters(self) -> None:
+        """Torch's default for both linears; convolution and biases zero."""
+        for layer in (self.down, self.up):
+            layer.reset_parameters()
+        for zero in (self.conv.weight, self.conv.bias, self.down.bias, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor, grid: Tuple[int, ...]) -> Tensor:
+        """x (B, front + T * H * W, C), or (B, T, H, W, C), with the grid (T, H, W) -> same shape."""
+        if x.dim() == 5:
+            z = recomputed(self.down, x, level=SMALL_PRODUCT)
+            return self.up(self.conv(z.movedim(-1, 1)).movedim(1, -1))
+        front = x.shape[1] - grid[0] * grid[1] * grid[2]
+        z = recomputed(self.down, x[:, front:], level=SMALL_PRODUCT)
+        y = self.up(self.conv(z.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2))
+        return F.pad(y, (0, 0, front, 0)) if front else y
+
+
+@METHODS.register_module()
+class STAdapter(Method):
+    """Space-time adapter.
+
+    Args:
+        specs: Blocks of the backbone; their token grid must be (T, H, W).
+        mid_dims: Channels of the convolution; per layer where wanted.
+        kernel: Size of the convolution, three odd numbers (t, h, w).
+        subs: Sublayers before which an adapter stands, 'attn', 'ffn' or both.
+        layers: Adapted blocks.
+
+    Raises:
+        ValueError: If the token grid is not (T, H, W), ``mid_dims`` < 1, or ``kernel`` or ``subs`` is not as above.
+    """
+
+    inside_drop_path = False
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 mid_dims: PerLayer = 384,
+                 kernel: Sequence[int] = (3, 1, 1),
+                 subs: Union[str, Sequence[str]] = 'attn',
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        self.subs = check_ops(subs, 'STAdapter: subs', SUBS)
+        t, h, w = size = (*kernel, )[:3] if len(kernel) == 3 else (0, 0, 0)
+        if not all(isinstance(k, int) and k > 0 and k % 2 for k in size):
+            raise ValueError(f'STAdapter: kernel must be three odd numbers (t, h, w), got {kernel!r}')
+        for i in self.layers:
+            if len(self.specs[i].grid or self.specs[i].window or ()) != 3:
+                raise ValueError(f'STAdapter: needs a (T, H, W) token grid, but block {i} of the backbone has '
+                                 f'{self.specs[i].grid or "none"}')
+        mids = self.spread(mid_dims, 'mid_dims', positive)
+        self.blocks = self.for_parts(
+            self.subs, lambda i, sub: SpaceTimeBottleneck(self.specs[i].dim, mids[i], (t, h, w)))
+        self.reset_parameters()
+
+    def active(self, point: str, index: int) -> bool:
+        return super().active(point, index) and dict(stream='attn', branch='ffn')[point] in self.subs
+
+    def branch_subs(self, index: int) -> Tuple[str, ...]:
+        # What stands before the feed-forward sublayer acts on the stream that leaves attention.
+        return ('attn', )
+
+    def reset_parameters(self) -> None:
+        for block in self.blocks.values():
+            for bottleneck in block.values():
+                bottleneck.reset_parameters()
+
+    def on_stream(self, i: int, x: Tensor) -> Tensor:
+        return x + self.blocks[str(i)]['attn'](x, self.grid(i))
+
+    def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return y + self.blocks[str(i)]['ffn'](residual + y, self.grid(i))

@@ -1,0 +1,163 @@
+"""DoRA, VeRA, (IA)^3, PiSSA and rsLoRA against peft on a whole vision transformer: outputs and gradients."""
+
+import peft
+import pytest
+import torch
+from cases import features, perturb
+from mmpretrain.models import VisionTransformer
+
+import mmpetl
+from mmpetl.registry import METHODS
+from mmpetl.sites import BlockSpec
+
+ARCH = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+#: Ops that peft can reach in mmpretrain's ViT, whose q, k and v are one layer.
+MODULES = dict(proj='attn.proj', fc1='ffn.layers.0.0', fc2='ffn.layers.1')
+OPS = tuple(MODULES)
+#: What PCG64 gives.
+FIRST = [0.02421162, -0.04069635, -0.08114519]
+TARGETS = list(MODULES.values())
+
+
+def vit():
+    torch.manual_seed(0)
+    model = VisionTransformer(arch=ARCH, img_size=16, patch_size=8)
+    perturb(model, 0.2)
+    model.double().train(False)  # which returns nothing
+    return model
+
+
+def pair(petl, config):
+    """Our model and peft's on the same base."""
+    ours = mmpetl.attach(vit(), petl)
+    theirs = peft.get_peft_model(vit().float(), config).base_model.model.double()  # PiSSA starts in float32 only
+    ours.train(False), theirs.train(False)
+    return ours, theirs
+
+
+def their_modules(model):
+    for i, layer in enumerate(model.layers):
+        for op, name in MODULES.items():
+            yield i, op, layer.get_submodule(name)
+
+
+def compare(ours, theirs, tied, tolerance=1e-6):
+    """Same outputs, and same gradients of each pair of parameters in ``tied``, relative to the largest."""
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for model in (ours, theirs):
+        features(model(x)).square().sum().backward()
+    with torch.no_grad():
+        a, b = features(ours(x)), features(theirs(x))
+    assert (a - b).abs().max() <= tolerance * b.abs().max()
+    assert tied
+    for mine, other in tied:
+        assert mine.grad.abs().max() > 0
+        scale = max(1., other.grad.abs().max().item())
+        assert (mine.grad - other.grad.view_as(mine)).abs().max() <= tolerance * scale
+
+
+def tie(pairs):
+    """Random values away from the start, equal in both."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for mine, other in pairs:
+            mine.add_(torch.randn(mine.shape, generator=generator, dtype=torch.float64) * 0.2)
+            other.copy_(mine.view_as(other))
+    return pairs
+
+
+def factor_pairs(ours, theirs, name):
+    found = []
+    for i, op, module in their_modules(theirs):
+        factors = ours.petl[name].blocks[str(i)][op]
+        found += [(factors.down, module.lora_A['default'].weight), (factors.up, module.lora_B['default'].weight)]
+    return found
+
+
+def test_dora():
+    ours, theirs = pair([dict(type='DoRA', rank=3, ops=OPS, alpha=6)],
+                        peft.LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, use_dora=True))
+    magnitudes = [(ours.petl['dora'].blocks[str(i)][op].magnitude, m.lora_magnitude_vector['default'].weight)
+                  for i, op, m in their_modules(theirs)]
+    assert all((mine - other).abs().max() <= 1e-6 for mine, other in magnitudes), 'the start is the norm of the weight'
+    compare(ours, theirs, tie(factor_pairs(ours, theirs, 'dora') + magnitudes))
+
+
+def test_rank_stabilized_lora():
+    ours, theirs = pair([dict(type='LoRA', rank=4, ops=OPS, alpha=6, rank_stabilized=True)],
+                        peft.LoraConfig(r=4, lora_alpha=6, target_modules=TARGETS, use_rslora=True))
+    compare(ours, theirs, tie(factor_pairs(ours, theirs, 'lora')))
+
+
+def test_pissa():
+    """peft takes the start off its base, here it is subtracted: the same model, also after both have moved."""
+    ours, theirs = pair([dict(type='LoRA', rank=3, ops=OPS, alpha=6, init='pissa')],
+                        peft.LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS, init_lora_weights='pissa'))
+    with torch.no_grad():
+        for i, op, module in their_modules(theirs):
+            factors = ours.petl['lora'].blocks[str(i)][op]
+            theirs_start = module.lora_B['default'].weight @ module.lora_A['default'].weight
+            assert (factors.up @ factors.down - theirs_start).abs().max() <= 1e-6
+            # Singular vectors have a sign of their own.
+            sign = torch.sign((factors.down * module.lora_A['default'].weight).sum(1))
+            for tensor in (factors.down, factors.start_down):
+                tensor.mul_(sign[:, None])
+            for tensor in (factors.up, factors.start_up):
+                tensor.mul_(sign)
+    # peft works out its start in float32.
+    compare(ours, theirs, tie(factor_pairs(ours, theirs, 'lora')), tolerance=5e-6)
+
+
+def test_vera():
+    ours, theirs = pair([dict(type='VeRA', rank=4, ops=OPS)],
+                        peft.VeraConfig(r=4, target_modules=TARGETS, d_initial=0.1, save_projection=True))
+    vera, tied = ours.petl['vera'], []
+    for i, op, module in their_modules(theirs):
+        with torch.no_grad():
+            module.vera_A['default'].copy_(vera.a)
+            module.vera_B['default'].copy_(vera.b)
+        vectors = vera.blocks[str(i)][op]
+        assert torch.equal(vectors['d'], module.vera_lambda_d['default']), 'the same start'
+        tied += [(vectors['d'], module.vera_lambda_d['default']), (vectors['b'], module.vera_lambda_b['default'])]
+    compare(ours, theirs, tie(tied))
+
+
+def test_vera_matrices_never_change():
+    """An adapter stores the seed only: the first numbers, and the spread of all."""
+    specs = [BlockSpec(0, 0, 768, 12, 3072)]
+    vera = METHODS.build(dict(type='VeRA', specs=specs, rank=256, ops='q'))
+    other = METHODS.build(dict(type='VeRA', specs=specs, rank=256, ops='q', seed=1))
+    bound = (6 / 768)**0.5
+    assert vera.a.abs().max() <= bound and vera.b.abs().max() <= (6 / 256)**0.5
+    assert abs(vera.a.std().item() / bound * 3**0.5 - 1) < 0.01 and abs(vera.a.mean().item()) < 1e-3
+    assert not torch.equal(vera.a, other.a)
+    assert vera.a[0, :3].tolist() == pytest.approx(FIRST, abs=1e-7)
+
+
+def test_ia3():
+    ours, theirs = pair([dict(type='IA3', ops='proj,fc1', input_ops='fc2')],
+                        peft.IA3Config(target_modules=TARGETS, feedforward_modules=[MODULES['fc2']]))
+    tied = [(ours.petl['ia3'].blocks[str(i)][op], m.ia3_l['default']) for i, op, m in their_modules(theirs)]
+    compare(ours, theirs, tie(tied))
+
+
+def test_a_magnitude_needs_the_output_of_the_base():
+    for before in (dict(type='LoRA', ops='qv'), dict(type='SSF'), dict(type='PATT', ops='qk')):
+        with pytest.raises(ValueError, match='put DoRA first in the list'):
+            mmpetl.attach(vit(), [before, dict(type='DoRA', ops='q')])
+    mmpetl.attach(vit(), [dict(type='LoRA', ops='v'), dict(type='DoRA', ops='q'), dict(type='LoRA', ops='q')])
+
+
+@pytest.mark.parametrize('cfg, words', [
+    (dict(type='LoRA', rank_stabilized=True), 'give alpha too'),
+    (dict(type='LoRA', init='pissa', rank=17), 'rank <= 16'),
+    (dict(type='VeRA', seed=-1), 'seed must be >= 0'),
+    (dict(type='IA3', ops='', input_ops=''), 'both empty'),
+    (dict(type='IA3', ops='k', input_ops='k'), "'k' is in both"),
+    (dict(type='STAdapter'), r'needs a \(T, H, W\) token grid'),
+    (dict(type='STAdapter', kernel=(2, 1, 1)), 'three odd numbers'),
+])
+def test_refusals(cfg, words):
+    with pytest.raises(ValueError, match=words) as error:
+        mmpetl.attach(vit(), [cfg])
+    assert '\n' not in str(error.value)
