@@ -105,7 +105,12 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
     sides = [type(m).__name__ for m in methods.values() if 'side' in m.points()]
     if sides and len(methods) > 1:
         raise ValueError(
-            f'{sides[0]} replaces the output of the frozen trunk and cannot be combined with another method')
+            f'{sides[0]} replaces the output of the frozen base and cannot be combined with another method')
+    if sides:
+        try:
+            family.check_side(backbone)
+        except ValueError as error:
+            raise ValueError(f'{sides[0]}: {error}') from None
 
 
 def _outputs_of(method: Method, i: int) -> Set[str]:

@@ -40,7 +40,8 @@ class Family:
         global_attention: Whether every token sees every other, so that each sample may have its own extra keys.
         check: Raises ValueError when the backbone was built in a way that cannot be specialised.
         check_prompts: Raises ValueError when prompts in the stream do not fit the backbone's outputs.
-        check_side: Raises ValueError when side methods are not defined over the backbone's blocks.
+        check_side: Raises ValueError when side methods are not defined over the backbone's blocks, or it is asked for
+            another output than one vector per sample, which is all that they give.
         head: Names of children that are the model's head: they train, as everything outside a backbone does.
         own_names: For trunks that are not converted from other formats: backbone, state dict -> the state dict under
             the names that the trunk's library gives now.

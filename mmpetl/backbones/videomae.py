@@ -90,6 +90,11 @@ def _specs(model: VisionTransformer) -> List[BlockSpec]:
     ]
 
 
+def _check_side(model: VisionTransformer) -> None:
+    if model.return_feat_map:
+        raise ValueError('side methods give one vector per clip, but the backbone has return_feat_map=True: set it to False')
+
+
 class SideVideoMAE(VisionTransformer):
     """A VideoMAE whose output is the feature of a side method; the trunk runs without gradients."""
 
@@ -110,6 +115,7 @@ FAMILY = Family(
     embed_parameters=lambda model: (model.patch_embed.projection.weight, model.patch_embed.projection.bias),
     final_norm=lambda model: model.fc_norm if model.fc_norm is not None else model.norm,
     final_class=SitedFinalNorm,
+    check_side=_check_side,
 )
 
 

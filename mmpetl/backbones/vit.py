@@ -120,6 +120,13 @@ def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
         raise ValueError(f"pool_prompts=True needs out_type='avg_featmap', the backbone has {model.out_type!r}")
 
 
+def _check_side(model: VisionTransformer) -> None:
+    if model.out_type not in ('cls_token', 'avg_featmap'):
+        raise ValueError(f"side methods give one vector per image, but the backbone has out_type={model.out_type!r}: set 'cls_token'")
+    if list(model.out_indices) != [len(model.layers) - 1]:
+        raise ValueError(f'side methods give one vector per image, but the backbone has out_indices={list(model.out_indices)}: set -1')
+
+
 def _tokens_read(model: VisionTransformer) -> Optional[int]:
     return 1 if model.out_type == 'cls_token' else None
 
@@ -160,6 +167,7 @@ FAMILY = Family(
     pools_prompts=lambda model: model.out_type == 'avg_featmap',
     arch_of=lambda model: 'vit' if isinstance(model.pre_norm, nn.Identity) else 'clip',
     check=_check,
+    check_side=_check_side,
     check_prompts=_check_prompts,
 )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import BACKBONE
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -435,3 +436,20 @@ def test_videomae(name):
     assert model(torch.randn(2, 3, 4, 32, 32)).shape == (2, 24)
     with pytest.raises(ValueError, match='class token'):
         VideoMAE(img_size=32, patch_size=16, embed_dims=24, depth=2, num_heads=3, num_frames=4, petl=[METHODS['VQT']])
+
+
+@pytest.mark.parametrize('cfg', [dict(type='SynQT'), dict(type='LST', reduction=4), dict(type='VQT')],
+                         ids=lambda cfg: cfg['type'])
+@pytest.mark.parametrize('asked, words', [
+    (dict(out_type='featmap'), "out_type='featmap'"),
+    (dict(out_type='raw'), "out_type='raw'"),
+    (dict(out_indices=(0, 2)), r'out_indices=\[0, 2\]'),
+])
+def test_other_forms_of_output_are_refused(cfg, asked, words):
+    with pytest.raises(ValueError, match=f"{cfg['type']}: side methods give one vector per image, .*{words}"):
+        BACKBONE['vit'].build([cfg], **asked)
+
+
+def test_maps_of_clips_are_refused():
+    with pytest.raises(ValueError, match='SynQT: side methods give one vector per clip, .*return_feat_map=True'):
+        BACKBONE['videomae'].build([dict(type='SynQT')], return_feat_map=True)
