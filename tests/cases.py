@@ -165,6 +165,7 @@ class Case:
         real: Configs at published size, for counts.
         counts: Published or derived counts of ``real``, by backbone of real size.
         without_gradient: Parts of names of parameters that mathematics leaves without gradient.
+        from_base: Parts of names of parameters whose start is worked out from the base's weights.
         note: Why it is not on the other backbones.
     """
     name: str
@@ -175,6 +176,7 @@ class Case:
     real: List[Dict[str, Any]] = field(default_factory=list)
     counts: Dict[str, int] = field(default_factory=dict)
     without_gradient: Tuple[str, ...] = ()
+    from_base: Tuple[str, ...] = ()
     note: str = ''
 
 
@@ -187,6 +189,7 @@ METHODS: List[Case] = [
     Case(
         'PiSSA', [dict(type='LoRA', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=4, init='pissa')],
         folds=True,
+        from_base=('down', 'up'),
         real=[dict(type='LoRA', rank=4, ops='qv', init='pissa')],
         counts=dict(vit=147_456)),
     Case(
@@ -197,6 +200,7 @@ METHODS: List[Case] = [
     Case(
         'DoRA', [dict(type='DoRA', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=4)],
         folds=True,
+        from_base=('magnitude', ),
         real=[dict(type='DoRA', rank=4, ops='qv')],
         counts=dict(vit=165_888, videomae=165_888)),
     Case(
@@ -316,7 +320,8 @@ METHODS: List[Case] = [
          dict(type='AdaptFormer', mid_dims=4, input='normed')],
         real=[dict(type='PATT', mid_dims=128), dict(type='AdaptFormer', mid_dims=64)],
         counts=dict(video_swin=6_201_088)),
-    Case('DoRA + LoRA', [dict(type='DoRA', rank=2), dict(type='LoRA', rank=2, ops='qkv')], folds=True),
+    Case('DoRA + LoRA', [dict(type='DoRA', rank=2), dict(type='LoRA', rank=2, ops='qkv')], folds=True,
+         from_base=('magnitude', )),
     Case('LoRA + SSF', [dict(type='LoRA', rank=2), dict(type='SSF', std=0.)], folds=True),
     Case(
         'VPT + LoRA',

@@ -104,7 +104,7 @@ def test_start(case, backbone):
     for name, parameter in model.petl.named_parameters():
         spread = before[name].std() if before[name].numel() > 30 else 0
         assert (parameter == 0).all() == (before[name] == 0).all(), f'{name} was re-drawn by the trunk initialisers'
-        if spread > 0:
+        if spread > 0 and not any(part in name for part in case.from_base):
             assert 0.5 < parameter.std() / spread < 2, f'{name} was re-drawn with another spread'
     model.eval()
     x = backbone.inputs()

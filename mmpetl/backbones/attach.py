@@ -107,6 +107,10 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
         raise ValueError(
             f'{sides[0]} replaces the output of the frozen base and cannot be combined with another method')
     if sides:
+        out_type = getattr(backbone, 'out_type', 'cls_token')
+        if out_type in ('featmap', 'raw'):
+            raise ValueError(f'{sides[0]}: side methods give one vector per image, but the backbone has '
+                             f"out_type={out_type!r}: set 'cls_token'")
         try:
             family.check_side(backbone)
         except ValueError as error:

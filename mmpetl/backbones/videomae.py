@@ -92,7 +92,8 @@ def _specs(model: VisionTransformer) -> List[BlockSpec]:
 
 def _check_side(model: VisionTransformer) -> None:
     if model.return_feat_map:
-        raise ValueError('side methods give one vector per clip, but the backbone has return_feat_map=True: set it to False')
+        raise ValueError('side methods give one vector per clip, but the backbone has return_feat_map=True: '
+                         'set it to False')
 
 
 class SideVideoMAE(VisionTransformer):

@@ -121,10 +121,9 @@ def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
 
 
 def _check_side(model: VisionTransformer) -> None:
-    if model.out_type not in ('cls_token', 'avg_featmap'):
-        raise ValueError(f"side methods give one vector per image, but the backbone has out_type={model.out_type!r}: set 'cls_token'")
     if list(model.out_indices) != [len(model.layers) - 1]:
-        raise ValueError(f'side methods give one vector per image, but the backbone has out_indices={list(model.out_indices)}: set -1')
+        raise ValueError('side methods give one vector per image, but the backbone has '
+                         f'out_indices={list(model.out_indices)}: set -1')
 
 
 def _tokens_read(model: VisionTransformer) -> Optional[int]:
