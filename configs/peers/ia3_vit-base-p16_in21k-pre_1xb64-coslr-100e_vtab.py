@@ -14,5 +14,7 @@ _base_ = [
     '../_base_/schedules/petl-vit_adamw_100e.py'
 ]
 model = dict(
-    backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='IA3')]))
+    backbone=dict(
+        drop_path_rate=0.1, trunk='train',
+        petl=[dict(type='IA3', ops='kv'), dict(type='IA3', ops='fc2', at='input', name='ia3_ff')]))
 train_dataloader = dict(drop_last=True)
