@@ -22,7 +22,7 @@ from toy_model import CONFIG  # noqa: F401  (the toy models' module prepares the
 
 import mmpetl
 from mmpetl import compat
-from mmpetl.adapters import belongs
+from mmpetl.adapters import belongs, peft_folder
 from mmpetl.clean_errors import one_line
 from mmpetl.commands import data_check
 from mmpetl.commands import fetch as fetch_command
@@ -149,6 +149,8 @@ ROWS = {
     'load_adapter': ('a.safetensors', lambda p, m: mmpetl.load_adapter(copy.deepcopy(m['plain']), str(p))),
     'AdapterBank.add_file': ('a.safetensors', lambda p, m: copy.deepcopy(m['bank']).add_file('y', str(p))),
     'AdapterBank.hot_swap': ('a.safetensors', hot_swap),
+    'config of peft': (peft_folder.CONFIG, lambda p, m: peft_folder.read_folder(str(p.parent))),
+    'tensors of peft': (peft_folder.TENSORS, lambda p, m: peft_folder._tensors(str(p))),
     'is_adapter': ('w.pth', lambda p, m: adapter_file.is_adapter(str(p))),
     'load_trained': ('w.pth', lambda p, m: load_trained(copy.deepcopy(m['bank'].model), str(p))),
     'inspect': ('w.pth', lambda p, m: describe(inspect_file(str(p)))),
