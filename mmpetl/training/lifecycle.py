@@ -47,8 +47,6 @@ def prepare(cfg: Config) -> Optional[Newest]:
     _set_loop(cfg)
     _fit_schedule(cfg)
     _check_decay(cfg)
-    if not cfg.get('resume'):
-        name_base(cfg)
     if not cfg.get('resume') or cfg.get('load_from'):
         return None
     where = (hooks.get('checkpoint') or {}).get('out_dir')

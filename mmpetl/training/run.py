@@ -20,7 +20,7 @@ from ..hooks.belongs import BelongsHook
 from ..tuning import unwrap
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
-from .lifecycle import prepare
+from .lifecycle import name_base, prepare
 from .work_dir import claimed, refuse_or_clear
 
 _runs = itertools.count()
@@ -181,6 +181,8 @@ def run_training(args: argparse.Namespace) -> None:
         ValueError: If the work dir is in use, or holds a run and neither ``--resume`` nor ``--overwrite`` is given.
     """
     cfg = train_config(args)
+    if not cfg.get('resume'):
+        name_base(cfg)
     with claimed(cfg.work_dir), _naming_data_keys(cfg), _naming_a_full_disk(cfg.work_dir):
         if not cfg.get('resume') and (cfg.train_cfg.get('phases') or ['train'])[0] == 'train':
             refuse_or_clear(cfg.work_dir, args.overwrite)
