@@ -17,6 +17,7 @@ from ..recipes import find_config
 from ..weights.adapter_file import is_adapter
 from ..weights.errors import WeightFileError
 from ..weights.io import file_kind
+from .check import check_config
 from .lifecycle import name_base
 from .tasks import apply_task
 
@@ -26,8 +27,16 @@ def load_config(path: str) -> Config:
 
     Raises:
         FileNotFoundError: If there is none; near names are offered.
+        ValueError: If it, or a base of it, is no valid Python, or a base names itself.
     """
-    return Config.fromfile(find_config(path))
+    file = find_config(path)
+    try:
+        return Config.fromfile(file)
+    except (SyntaxError, NameError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        circle = isinstance(error, RecursionError)
+        cause = '_base_ goes round in a circle' if circle else ' '.join(str(error).split())
+        raise ValueError(f'{file}: the config cannot be read: {type(error).__name__}: {cause}; mend it, or the file '
+                         'that its _base_ names') from error
 
 
 def _check_checkpoint(path: str) -> None:
@@ -75,6 +84,7 @@ def _finish(cfg: Config, args: argparse.Namespace) -> Config:
         loader = cfg.get(field)
         if isinstance(loader, dict) and not loader.get('num_workers'):
             loader['persistent_workers'] = False
+    check_config(cfg, args.config)
     return cfg
 
 
