@@ -1,7 +1,7 @@
-"""The README's table of methods and backbones, generated from tests/cases.py.
+"""The table of methods and backbones in docs/methods/README.md, generated from tests/cases.py.
 
     python tools/support_table.py            print it
-    python tools/support_table.py --write    put it into README.md
+    python tools/support_table.py --write    put it into docs/methods/README.md
 """
 
 import argparse
@@ -14,20 +14,18 @@ BEGIN, END = '<!-- support table: python tools/support_table.py --write -->', '<
 
 
 def table() -> str:
-    """Markdown table of tests/cases.py, and one footnote per refused combination."""
+    """Markdown table of tests/cases.py, with the reason of each refusal."""
     sys.path.insert(0, str(ROOT / 'tests'))
     from cases import BACKBONE, BACKBONES, METHODS, TRUNKS
     lines = [
-        '| method | ' + ' | '.join(b.title for b in BACKBONES) + ' | start | merges |',
-        '|---' * (len(BACKBONES) + 3) + '|'
+        '| method | ' + ' | '.join(b.title for b in BACKBONES) + ' | start | merges | not elsewhere, because |',
+        '|---' * (len(BACKBONES) + 4) + '|'
     ]
     notes: List[str] = []
     for case in METHODS:
         cells = ['✓' if b.name in case.on else '–' for b in BACKBONES]
         start, folds = 'exact' if case.identity else 'changed', 'yes' if case.folds else 'no'
-        lines.append(f'| {case.name} | ' + ' | '.join(cells) + f' | {start} | {folds} |')
-        if case.note:
-            notes.append(f'{case.name}: {case.note}.')
+        lines.append(f'| {case.name} | ' + ' | '.join(cells) + f' | {start} | {folds} | {case.note} |')
     for like in dict.fromkeys(trunk.like for trunk in TRUNKS):
         names = ', '.join(f'{trunk.title}' for trunk in TRUNKS if trunk.like == like)
         lines += ['', f'As {BACKBONE[like].title}: {names}.']
@@ -35,17 +33,17 @@ def table() -> str:
         parts = [f'without {", ".join(trunk.without)}'] if trunk.without else []
         parts += [f'{" and ".join(trunk.unmerged)} do not merge'] if trunk.unmerged else []
         notes.append(f'{trunk.title}: {"; ".join(parts)}.')
-    return '\n'.join(lines) + '\n\nRefused, because a paper leaves it undefined: ' + ' '.join(notes)
+    return '\n'.join([*lines, '', *(f'* {note}' for note in notes)])
 
 
 def updated(readme: str) -> str:
-    """The README with the table between its two marks.
+    """The page with the table between its two marks.
 
     Raises:
         ValueError: If the marks are not there.
     """
     if BEGIN not in readme or END not in readme:
-        raise ValueError(f'README.md needs the lines {BEGIN!r} and {END!r}')
+        raise ValueError(f'the page needs the lines {BEGIN!r} and {END!r}')
     head, rest = readme.split(BEGIN, 1)
     return f'{head}{BEGIN}\n{table()}\n{END}{rest.split(END, 1)[1]}'
 
@@ -54,7 +52,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--write', action='store_true', help='put the table into README.md')
-    path = ROOT / 'README.md'
+    path = ROOT / 'docs' / 'methods' / 'README.md'
     if parser.parse_args().write:
         path.write_text(updated(path.read_text(encoding='utf-8')), encoding='utf-8')
     else:

@@ -301,11 +301,11 @@ def test_the_commands_of_the_pages_are_those_that_there_are(page, tmp_path, monk
     assert made == {f'own_data/{name}/{name}_{choose(kind).title}.py'}
 
 
-def test_the_config_of_the_readme(tmp_path):
+def test_the_config_by_hand(tmp_path):
     pictures(tmp_path / 'train', 2)
     for part in ('val', 'test'):
         pictures(tmp_path / part, 1, colours={k: v for k, v in COLOURS.items() if k != 'daisy'})
-    text = _block('README.md', 'python', "classes='train'").replace('/data/flowers', str(tmp_path))
+    text = _block('docs/own_data.md', 'python', "classes='train'").replace('/data/flowers', str(tmp_path))
     text = text.replace("'../quickstart", f"'{Path(__file__).parents[2]}/configs/quickstart")
     (tmp_path / 'own.py').write_text(text)
     cfg = Config.fromfile(tmp_path / 'own.py')
