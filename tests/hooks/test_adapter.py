@@ -91,7 +91,7 @@ def test_file_holds_what_was_trained(run):
     tensors, header = adapter_file.load(run['work'] / 'adapter.safetensors')
     assert all('.petl.' in k or k.startswith('head.') for k in tensors)
     assert header['methods'] == [
-        dict(type='LoRA', rank=2, ops='qv', alpha=None, drop_rate=0., init='kaiming', layers=None, name='lora')]
+        dict(type='LoRA', rank=2, ops='qv', alpha=None, drop_rate=0., init='kaiming', rank_stabilized=False, layers=None, name='lora')]
     assert header['base']['id'] == 'base.pth' and len(header['base']['fingerprint']) == 64
     assert header['classes'] == ['dark', 'light']
     assert header['metrics'] == pytest.approx(run['metrics'])
