@@ -2,17 +2,29 @@
 
 A kernel is a dispatched operation that is no view and moves or makes numbers; casts are those that only change the
 type; a synchronisation hands a number to Python or makes a size depend on values. Counted under bf16 autocast, forward
-and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes.
+and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes::
+
+    python benchmarks/kernels.py [--backbones vit video_swin] [--write]
 """
 
+import argparse
+import json
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Tuple
+
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
+from benchmark_costs import build, last
+from benchmark_plain import plain
+from cases import BACKBONE, METHODS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+RESULTS = Path(__file__).resolve().parent / 'kernels.json'
 _aten = torch.ops.aten
 CASTS = {_aten._to_copy.default}
 SYNCS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default, _aten.item.default,
@@ -101,3 +113,43 @@ def of_model(model: nn.Module, x: Tensor, last: Callable[[Any], Tensor], half: b
     found = count(step)
     model.zero_grad(set_to_none=True)
     return found
+
+
+def main() -> None:
+    """Count every row of tests/cases.py; ``--write`` stores the counts, which a test keeps from growing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--write', action='store_true', help=f'write {RESULTS.name}')
+    parser.add_argument('--backbones', nargs='+', choices=list(BACKBONE), default=list(BACKBONE))
+    args = parser.parse_args()
+    rows = {}
+    print(f'{"":34}{"kernels":>8}{"casts":>7}{"syncs":>7}{"plain":>7}{"/plain":>8}{"/full":>7}')
+    for name in args.backbones:
+        full = counted(BACKBONE[name], dict(name='full', tune=['*']))[0].total
+        for row in [dict(name='full', tune=['*']), dict(name='linear probe'),
+                    *(dict(name=c.name, tiny=c.petl) for c in METHODS if name in c.on)]:
+            ours, plain_ = counted(BACKBONE[name], row)
+            rows[f'{name}: {row["name"]}'] = dict(kernels=ours.total, forward=ours.forward, casts=ours.casts,
+                                                  syncs=ours.syncs, plain=plain_.total if plain_ else None, full=full)
+            print(f'{name:12}{row["name"]:22}{ours.total:>8}{ours.casts:>7}{ours.syncs:>7}'
+                  f'{plain_.total if plain_ else "-":>7}{ours.total / plain_.total if plain_ else float("nan"):>8.2f}'
+                  f'{ours.total / full:>7.2f}', flush=True)
+    if args.write:
+        RESULTS.write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+
+
+def counted(backbone: Any, row: Dict[str, Any]) -> Tuple[Kernels, Optional[Kernels]]:
+    """Kernels of ours and of the plain form, None where there is no plain form.
+
+    Args:
+        backbone: Row of BACKBONES.
+        row: Row as of :func:`benchmark_costs.variants`, with ``tiny`` configs.
+    """
+    torch.manual_seed(0)
+    model, x = build(backbone, row, 'tiny'), backbone.inputs(2)
+    ours = of_model(model, x, last)
+    form = plain(model)
+    return ours, None if form is None else of_model(form, x, last)
+
+
+if __name__ == '__main__':
+    main()
