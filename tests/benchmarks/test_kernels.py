@@ -47,7 +47,7 @@ def test_what_counts():
     x = torch.randn(4, 4, requires_grad=True)
 
     def step():
-        y = x.t().view(-1)[:4].detach() * 1  # one
+        y = x.view(-1)[:4].detach() * 1  # one
         z = (x @ x).to(torch.bfloat16)  # product and cast
         float(y[0])  # a synchronisation
         return z.float().sum() + torch.empty(3).numel()  # cast, sum, sum of a number
