@@ -57,7 +57,11 @@ class PlainLoRA(PlainMethod):
 
     def linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         f = self.m.blocks[str(i)][op]
-        return y + self.m.scales[i] * F.linear(F.linear(self.m.drop(x), f.down), f.up)
+        x = self.m.drop(x)
+        update = F.linear(F.linear(x, f.down), f.up)
+        if f.anchored:  # PiSSA: what the factors were at the start is taken off
+            update = update - F.linear(F.linear(x, f.start_down), f.start_up)
+        return y + self.m.scales[i] * update
 
 
 class PlainBottleneck(PlainMethod):

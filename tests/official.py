@@ -245,7 +245,8 @@ def write_video_data(root: Path) -> None:
     for name in ('hmdb51', 'ucf101', 'ssv2', 'k400'):
         lists = root / name / ('split1' if name in ('hmdb51', 'ucf101') else '')
         lists.mkdir(parents=True, exist_ok=True)
-        video = root / name / 'videos/a clip.mp4'
-        write_video(video)
+        videos = ['videos/a clip.mp4', 'videos/another clip.mp4']
+        for video in videos:
+            write_video(root / name / video)
         for part in ('train', 'val', 'test'):
-            write_video_list(str(lists / f'{part}.csv'), [('videos/a clip.mp4', i) for i in range(2)])
+            write_video_list(str(lists / f'{part}.csv'), [(video, i) for i, video in enumerate(videos)])

@@ -22,6 +22,8 @@ def is_own(name: str) -> bool:
     """Whether a name is a folder, a list or a config, and not that of a suite."""
     if os.path.isdir(os.path.expanduser(name)) or name.endswith(('.py', *LISTS)):
         return True
+    if name.endswith('.json'):  # the file of a suite
+        return False
     try:
         find_config(name)
     except FileNotFoundError:

@@ -43,8 +43,8 @@ class HalfCopies:
         key = (torch.get_autocast_dtype(kind), torch.is_grad_enabled(), torch.is_inference_mode_enabled())
         found = self._copies.get(id(parameter))
         if found is None and not any(parameter is p for p in self._wanted):
-            self._wanted.append(parameter)  # with the others from the next change on
-            return parameter
+            self._wanted.append(parameter)  # with the others from the next change on; until then with the same bits
+            return parameter.to(key[0])
         if found is None or key != self._key or found[0] != _state(parameter):
             self._make(key)
             found = self._copies.get(id(parameter))

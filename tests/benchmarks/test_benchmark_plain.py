@@ -10,11 +10,12 @@ from cases import BACKBONE, METHODS, features, perturb
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 from benchmark_plain import plain  # noqa: E402
 
-#: Methods of the table on the backbones that have no textbook form; IA3 has none anywhere.
+#: Methods of the table on the backbones that have no textbook form; a few have none anywhere.
 WITHOUT = {'swin': ('Adapter', 'Prefix', 'VPT', 'E2VPT', 'APT', 'SSF', 'Convpass', 'LoRA + SSF', 'VPT + LoRA'),
            'video_swin': ('Adapter', 'Prefix', 'APT', 'SSF', 'LoRA + SSF')}
+NOWHERE = ('IA3', 'DoRA', 'VeRA', 'Adapter+', 'ST-Adapter', 'DoRA + LoRA')
 PAIRS = [(case, BACKBONE[name]) for case in METHODS for name in case.on
-         if case.name not in (*WITHOUT.get(name, ()), 'IA3')]
+         if case.name not in (*WITHOUT.get(name, ()), *NOWHERE)]
 RULES = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
 
 

@@ -149,7 +149,7 @@ def test_start_is_exact_only_with_zero_up():
     (dict(ops='kx'), "unknown op 'x'"),
     (dict(mid_dims=0), 'mid_dims'),
     (dict(init='ones'), 'zero_up'),
-    (dict(layers='0-3'), 'block 1'),
+    (dict(layers='0-3'), 'block 3'),
 ])
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):

@@ -134,10 +134,10 @@ def test_a_prepared_folder_is_checked_again(cache):
 
 def test_gzip_bombs():
     import gzip
-    with pytest.raises(fetch.FetchError, match='gzip bomb'):
-        unpacked(gzip.compress(bytes(80 << 20), 9))
+    with pytest.raises(fetch.FetchError, match='x.gz: a gzip bomb'):
+        unpacked(gzip.compress(bytes(80 << 20), 9), 'x.gz')
     with pytest.raises(fetch.FetchError, match='damaged'):
-        unpacked(gzip.compress(b'1' * 1000)[:20])
+        unpacked(gzip.compress(b'1' * 1000)[:20], 'x.gz')
 
 
 @pytest.mark.parametrize('pack', [tgz, zipped], ids=['tar', 'zip'])
