@@ -104,7 +104,11 @@ def test_the_upper_half_keeps_what_half_the_blocks_keep():
     assert measured(6, '3-5') == measured(3, None) > 0
 
 
-@pytest.mark.parametrize('case, backbone', VITS, ids=[f'{c.name}-{b.name}' for c, b in VITS])
+#: Side methods give a vector and refuse the other forms of output.
+STREAM = [(c, b) for c, b in VITS if c.name not in ('SynQT', 'LST', 'VQT')]
+
+
+@pytest.mark.parametrize('case, backbone', STREAM, ids=[f'{c.name}-{b.name}' for c, b in STREAM])
 def test_a_last_block_read_at_the_class_token_equals_the_whole(case, backbone):
     found = []
     for out_type in ('raw', 'cls_token'):
@@ -117,7 +121,7 @@ def test_a_last_block_read_at_the_class_token_equals_the_whole(case, backbone):
         (y * torch.linspace(-1, 1, y.shape[1])).square().sum().backward()
         found.append([y] + [torch.zeros(()) if p.grad is None else p.grad for p in model.petl.parameters()])
     short = model.petl.taps[-1].tokens_read == 1
-    assert short == (case.name not in ('Convpass', 'SynQT', 'LST', 'VQT'))
+    assert short == (case.name != 'Convpass')
     assert all((a - b).abs().max() <= 1e-10 * max(1., a.abs().max().item()) for a, b in zip(*found))
 
 

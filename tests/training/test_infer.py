@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 import mmpetl
 from mmpetl.datasets.loading import read_bytes
+from mmpetl.registry import DATASETS
 from mmpetl.training import run
 from mmpetl.training.tasks import apply_task
 from mmpetl.tuning import write_adapter
@@ -54,7 +55,8 @@ def trained(path: str, folder: Path) -> tuple:
     model = shipped.stir(cfg)
     adapter = str(folder / 'adapter.safetensors')
     head = getattr(model, 'head', None) or model.cls_head
-    names = [f'name {c}' for c in range(head.num_classes)]
+    known = DATASETS.build(cfg.test_dataloader.dataset).metainfo.get('classes')
+    names = list(known or (f'name {c}' for c in range(head.num_classes)))
     write_adapter(model, adapter, classes=names)
     return str(config), adapter, cfg, names
 

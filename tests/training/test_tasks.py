@@ -128,17 +128,23 @@ TOWERS = {32: 87849216, 16: 86192640}
 FINETUNE_MEAN = {32: 87878739, 16: 86222163}
 
 
+def without_features(cfg):
+    """The model of a recipe whose head needs no file of text features to be built: they are a start, no parameters."""
+    cfg.model.head.pop('text_features', None)
+    return cfg.model
+
+
 @pytest.mark.parametrize('patch', [32, 16])
 @pytest.mark.parametrize('method', [*COUNTS, 'finetune'])
 def test_trainable_parameters_of_all_20_data_sets(method, patch):
     path = f'configs/pevit/{method}_clip-vit-base-p{patch}_openai-pre_1xb64-50e_elevater.py'
     fixed, mean = COUNTS.get(method, (TOWERS[patch], FINETUNE_MEAN[patch]))
-    model = on_meta(load(path).model)
+    model = on_meta(without_features(load(path)))
     assert trainable(model.backbone) + trainable(model.neck) == fixed
     totals = []
     for name, task in SUITES['elevater'].tasks.items():
         with torch.device('meta'):
-            head = MODELS.build(load(path, **{'task.name': name}).model.head)
+            head = MODELS.build(without_features(load(path, **{'task.name': name})).head)
         assert trainable(head) == 513 * task.num_classes
         totals.append(fixed + trainable(head))
     assert int(sum(totals) / 20) == mean
@@ -162,10 +168,10 @@ def test_means_over_the_published_per_task_settings(name, key, want):
         assert set(counts) == {2742637, 2632045, 2604397}
 
 
-@pytest.mark.parametrize('name, want', [('vpt-deep_vit-base-p16_in21k', lambda p: 9216 * p),
-                                        ('vpt-shallow', lambda p: 38400), ('vpt-deep_swin', lambda p: 120320),
-                                        ('e2vpt_swin', lambda p, k: 12032 * (p + k)),
-                                        ('e2vpt_vit-base-p16_mae', lambda p, k: 9216 * (p + k)),
+@pytest.mark.parametrize('name, want', [('vpt-deep_vit-base-p16_in21k', lambda p, *_: 9216 * p),
+                                        ('vpt-shallow', lambda *_: 38400), ('vpt-deep_swin', lambda *_: 120320),
+                                        ('e2vpt_swin', lambda p, k, *_: 12032 * (p + k)),
+                                        ('e2vpt_vit-base-p16_mae', lambda p, k, *_: 9216 * (p + k)),
                                         ('ssf', lambda *_: 205824), ('convpass_', lambda *_: 327552),
                                         ('convpass-attn', lambda *_: 163776), ('lst', lambda *_: 2376492),
                                         ('bitfit', lambda *_: 102912), ('peers/lora', lambda *_: 294912),
