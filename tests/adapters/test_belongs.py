@@ -312,6 +312,8 @@ READS = {
     'mmpetl/compat.py:load_from_local': 'reads for MMEngine, whose models ask in their load hook',
     'mmpetl/commands/inspect.py:inspect_file': 'describes a file; with a config, _try asks',
     'mmpetl/pruning/state.py:get': 'reads the search of a pruning run',
+    'mmpetl/training/lifecycle.py:name_base': 'looks whether load_from is a base; the runner loads it and asks',
+    'mmpetl/training/work_dir.py:_look_into': 'reads how far a checkpoint is; the runner loads it and asks',
 }
 ASKS = {'check_belongs', 'check_adapter', 'check_run', 'load_adapter', 'load_trained'}
 
