@@ -122,9 +122,12 @@ class VideoListDataset(VideoDataset):
         total = len(self.data_list)
         lost = sum(info['filename'] in bad for info in self.data_list)
         head = f'{self.ann_file}: {lost} of {total} videos cannot be read'
-        listed = [f'{p.path}: {p.reason}'
-                  for p in list(bad.values())[:20]] + ([f'and {len(bad) - 20} more'] if len(bad) > 20 else [])
+        listed = [f'{p.path}: {p.reason}' for p in bad.values()]
         if self.on_error == 'stop' or lost == total:
+            if len(listed) > 20:  # all of them at once, but not in one line
+                for line in listed:
+                    print_log(f'unreadable video: {line}', 'current', logging.ERROR)
+                listed = [*listed[:20], f'and {len(listed) - 20} more, all named above']
             hint = (
                 "mend them, or leave them out by on_error='skip'" if lost < total else
                 f"is data_prefix=dict(video={self.data_prefix.get('video')!r}) the folder that the list starts from?")

@@ -461,3 +461,16 @@ def test_a_short_film_of_4k_in_a_test_recipe(tmp_path):
     used = peak() - before
     assert item['inputs'].shape[1:] == (3, 16, 224, 224)
     assert used < 500 << 20, f'{used >> 20} MB'
+
+
+def test_all_broken_videos_are_named(tmp_path, monkeypatch):
+    """More than fit into one line: each has a line of its own before the error."""
+    for i in range(23):
+        (tmp_path / f'{i}.mp4').write_bytes(b'no video')
+    (tmp_path / 'list.csv').write_text(''.join(f'{i}.mp4 0\n' for i in range(23)))
+    from mmpetl.datasets import video
+    lines = []
+    monkeypatch.setattr(video, 'print_log', lambda text, *_: lines.append(text))
+    with pytest.raises(VideoError, match='23 of 23 videos .* and 3 more, all named above'):
+        VideoListDataset(ann_file=str(tmp_path / 'list.csv'), data_prefix=dict(video=str(tmp_path)), pipeline=[])
+    assert all(any(f'{i}.mp4' in line for line in lines) for i in range(23))

@@ -3,6 +3,7 @@ import shutil
 import sys
 
 import cv2
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -190,12 +191,12 @@ def test_without_ffmpeg(tmp_path, monkeypatch, capsys):
     assert 'ffmpeg is not installed' in capsys.readouterr().err
 
 
-@pytest.mark.skipif(shutil.which('ffmpeg') is None, reason='ffmpeg is not installed')
 @pytest.mark.parametrize('size, side, expected', [((49, 65), 32, (32, 42)), ((65, 49), 32, (42, 32)),
                                                   ((49, 65), 256, (48, 64)), ((96, 96), 32, (32, 32))])
 def test_ffmpeg_shrinks_to_even_sides(tmp_path, size, side, expected):
+    ffmpeg = shutil.which('ffmpeg') or imageio_ffmpeg.get_ffmpeg_exe()
     write_video(tmp_path / 'a.avi', size)
-    assert video_prepare.encode(tmp_path / 'a.avi', tmp_path / 'new/a.mp4', side, 'ffmpeg') == ''
+    assert video_prepare.encode(tmp_path / 'a.avi', tmp_path / 'new/a.mp4', side, ffmpeg) == ''
     found, frame = cv2.VideoCapture(str(tmp_path / 'new/a.mp4')).read()
     # Writers of odd sizes round down first, so one pixel is allowed.
     assert found and all(abs(a - b) <= 2 and a % 2 == 0 for a, b in zip(frame.shape, expected)), frame.shape
