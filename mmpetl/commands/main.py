@@ -70,7 +70,6 @@ COMMANDS: Dict[str, Command] = {
         'mmpetl merge quickstart/lora work_dirs/lora/adapter.safetensors -o merged.pth', )),
     'export': Command('export', 'a model for other runtimes and libraries', (
         'mmpetl export quickstart/lora work_dirs/lora/adapter.safetensors -o model.onnx', )),
-    'push': Command('push', 'put an adapter on the Hugging Face hub', ('mmpetl push adapter.safetensors me/flowers', )),
     'doctor': Command('doctor', 'check the installation', ('mmpetl doctor', )),
     'completion': Command('completion', 'tab completion for a shell', (
         'mmpetl completion bash > ~/.local/share/bash-completion/completions/mmpetl', )),

@@ -1,0 +1,55 @@
+"""``mmpetl infer CONFIG ADAPTER FILE...``: predict the classes of pictures or videos."""
+
+import argparse
+import json
+import os
+from typing import Any, List
+
+from ..names import printable
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``infer``."""
+    parser = subparsers.add_parser('infer', help='predict classes of pictures or videos')
+    parser.add_argument('config', help='config file, or the name of a shipped one')
+    parser.add_argument('adapter', help='adapter file or checkpoint')
+    parser.add_argument('files', nargs='+', metavar='FILE', help='pictures or videos, or folders of them')
+    parser.add_argument('--device', help="for example 'cpu' or 'cuda:0'; default a GPU if there is one")
+    parser.add_argument('--batch-size', type=int, default=8, help='files at a time (default 8)')
+    parser.add_argument('--top', type=int, default=1, metavar='N', help='the N best classes of each file (default 1)')
+    parser.add_argument('--json', action='store_true', help='one line of JSON per file, with all scores')
+    parser.add_argument('--force', action='store_true', help='take an adapter whose header differs from the config')
+    parser.set_defaults(run=run)
+
+
+def files_of(given: List[str]) -> List[str]:
+    """The files that were given, and those directly in the folders that were given, hidden ones left out."""
+    found = []
+    for path in given:
+        if os.path.isdir(path):
+            found += sorted(os.path.join(path, n) for n in os.listdir(path) if not n.startswith('.'))
+        else:
+            found.append(path)
+    return found
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one line per file: its name, the class, the score.
+
+    Raises:
+        ValueError: If ``--top`` is not positive.
+    """
+    if args.top < 1:
+        raise ValueError(f'--top must be a whole number >= 1, got {args.top}')
+    from ..training.infer import Predictor
+    predictor = Predictor(args.config, args.adapter, args.device, force=args.force)
+    for result in predictor(files_of(args.files), args.batch_size):
+        scores = [float(s) for s in result['pred_scores']]
+        names = predictor.classes or list(map(str, range(len(scores))))
+        if args.json:
+            print(json.dumps(dict(input=str(result['input']), pred_label=int(result['pred_label']),
+                                  pred_class=result.get('pred_class'), pred_scores=scores)))
+            continue
+        best = sorted(range(len(scores)), key=lambda c: -scores[c])[:args.top]
+        print(printable(f'{result["input"]}: {", ".join(f"{names[c]} {scores[c]:.3f}" for c in best)}'))
+    return 0
