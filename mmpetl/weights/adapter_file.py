@@ -127,7 +127,6 @@ def is_adapter(path: str) -> bool:
         FileNotFoundError: If there is no such file.
         WeightFileError: If it is no weight file.
     """
-    from .io import file_kind
     return file_kind(path) == 'safetensors' and METADATA_KEY in read_safetensors_header(path, os.path.getsize(path))[1]
 
 
