@@ -29,6 +29,8 @@ _after_import('torch', _compat('check_versions'))
 def __getattr__(name: str) -> Any:
     if name in _API:
         return getattr(importlib.import_module(f'{__name__}.apis'), name)
+    if name in ('apis', 'compat', 'registry'):  # modules that were attributes without an import of their own
+        return importlib.import_module(f'{__name__}.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

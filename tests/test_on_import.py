@@ -61,6 +61,12 @@ assert 'mmpetl.compat' in sys.modules
         subprocess.run([sys.executable, '-c', code, first], check=True)
 
 
+def test_modules_that_were_attributes():
+    code = 'import mmpetl; print(mmpetl.registry.METHODS.scope, mmpetl.apis.attach.__name__)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ['mmpetl', 'attach']
+
+
 def test_the_face():
     assert {'attach', 'merge', 'AdapterBank', '__version__'} <= set(dir(mmpetl))
     assert all(getattr(mmpetl, name) is not None for name in mmpetl.__all__)
