@@ -2,7 +2,10 @@
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,3 +50,42 @@ def test_files_that_the_readme_names_exist():
     for name in ('tools/quickstart.sh', 'tools/run_tests.sh', 'tools/train.py', 'tools/test.py', 'tools/dist_train.sh',
                  'CONTRIBUTING.md', 'configs/quickstart/lora.py', 'requirements/constraints.txt'):
         assert name in readme and (ROOT / name).exists(), name
+
+
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+
+
+def commands(page):
+    """Command lines of the code blocks of a page, fenced or indented, comments cut off."""
+    text = page.read_text(encoding='utf-8')
+    blocks = re.findall(r'```(?:bash|shell|console)?\n(.*?)```', text, re.S)
+    blocks.append('\n'.join(line[4:] for line in text.splitlines() if line.startswith('    ')))
+    for line in '\n'.join(blocks).replace('\\\n', ' ').splitlines():
+        words = shlex.split(line.strip().removeprefix('$ '), comments=True) if '```' not in line and "'" not in re.sub(
+            r"'[^']*'", '', line) else []
+        if words and (words[0] == 'mmpetl' or words[:1] in (['python'], ['bash']) and len(words) > 1
+                      and words[1].startswith(('tools/', 'benchmarks/', 'tests/'))):
+            yield words
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_printed_commands_are_understood(page):
+    """Every command that a page prints has a parser that takes it; scripts and configs that it names are there."""
+    from mmpetl.commands.main import build_parser
+    from mmpetl.training.flags import test_parser, train_parser
+    for words in commands(page):
+        for word in words:
+            if word.startswith(('configs/', 'tools/', 'benchmarks/')):
+                assert (ROOT / word).exists(), f'{page.name}: {" ".join(words)}: there is no {word}'
+        if words[0] == 'mmpetl':
+            build_parser(words[1]).parse_args(words[1:])
+        elif words[1] == 'tools/train.py':
+            train_parser().parse_args(words[2:])
+        elif words[1] == 'tools/test.py':
+            test_parser().parse_args(words[2:])
+        elif words[1] == 'tools/dist_train.sh':
+            train_parser().parse_args([words[2], *words[4:]])
+
+
+def test_pages_print_commands():
+    assert sum(1 for page in PAGES for _ in commands(page)) >= 40

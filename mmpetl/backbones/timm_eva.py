@@ -14,16 +14,19 @@ from .attention import Projections, Rotation
 from .block import SitedBlock
 from .embed import linear_slice
 from .family import Family
-from .foreign import SeparateProjections, check_type, no_mask, refuse, rotate_grid, table_with_shift
+from .foreign import SeparateProjections, check_type, no_mask, refuse, rotate_grid
 from .form import TimmForm
 from .timm_parts import (
     SitedTimmNorm,
     SitedTimmPatchEmbed,
     check_mlp,
+    check_prompts,
     embed_parameters,
     final_norm,
+    fold_embed_shift,
     mlp_ops,
     mlp_parameters,
+    pools,
     run_mlp,
 )
 
@@ -143,21 +146,6 @@ def _specs(model: Eva) -> List[BlockSpec]:
     ]
 
 
-def _pools(model: Eva) -> bool:
-    return model.attn_pool is None and model.global_pool == 'avg'
-
-
-def _check_prompts(model: Eva, pooled: bool) -> None:
-    if pooled and not _pools(model):
-        raise ValueError(f"pool_prompts=True needs global_pool='avg', the model has {model.global_pool!r}")
-
-
-def _fold_embed_shift(model: Eva, shift: Tensor) -> Tuple[Tensor, Tensor]:
-    if model.pos_embed is None:
-        raise ValueError('pos_embed is None: a shift after the bias-less patch embedding has no place to go')
-    return table_with_shift(model.pos_embed, 0 if model.no_embed_class else model.num_prefix_tokens, shift)
-
-
 class FormEva(TimmForm, Eva):
     """Eva as backbone."""
 
@@ -176,12 +164,12 @@ FAMILY = Family(
     specs=_specs,
     embed=lambda model: model.patch_embed,
     embed_parameters=embed_parameters,
-    fold_embed_shift=_fold_embed_shift,
+    fold_embed_shift=fold_embed_shift,
     final_norm=final_norm,
     final_class=SitedTimmNorm,
-    pools_prompts=_pools,
+    pools_prompts=pools,
     check=_check,
-    check_prompts=_check_prompts,
+    check_prompts=check_prompts,
     own_names=lambda model, state: state,
     head=('head', ),
 )

@@ -10,7 +10,7 @@ from ..recompute import LARGE_PRODUCT, recomputed
 from ..sites import ALL_OPS, OPS, Tap
 from .block import feed_forward, gated_feed_forward
 from .embed import SitedFinalNorm
-from .foreign import check_type, refuse
+from .foreign import check_type, refuse, table_with_shift
 
 Linear = Tuple[Tensor, Optional[Tensor]]
 
@@ -88,3 +88,29 @@ def run_mlp(tap: Tap, mlp: nn.Module, h: Tensor) -> Tensor:
     mid = recomputed(mlp.act, tap.linear('gate', h, y_gate)) * tap.linear('fc1', h, y)
     mid = tap.input('fc2', inner(mid))
     return mlp.drop2(tap.linear('fc2', mid, mlp.fc2(mid)))
+
+
+def pools(model: nn.Module) -> bool:
+    """Whether the model averages its tokens."""
+    return model.attn_pool is None and model.global_pool == 'avg'
+
+
+def check_prompts(model: nn.Module, pooled: bool) -> None:
+    """Refuse prompts that are to be pooled where the model does not average.
+
+    Raises:
+        ValueError: If so.
+    """
+    if pooled and not pools(model):
+        raise ValueError(f"pool_prompts=True needs global_pool='avg', the model has {model.global_pool!r}")
+
+
+def fold_embed_shift(model: nn.Module, shift: Tensor) -> Tuple[Tensor, Tensor]:
+    """What holds a shift (C,) after a patch embedding without bias, and its new value: the position table (1, N, C).
+
+    Raises:
+        ValueError: If the model has no position table.
+    """
+    if model.pos_embed is None:
+        raise ValueError('pos_embed is None: a shift after the bias-less patch embedding has no place to go')
+    return table_with_shift(model.pos_embed, 0 if model.no_embed_class else model.num_prefix_tokens, shift)

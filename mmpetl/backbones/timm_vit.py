@@ -13,16 +13,19 @@ from ..recompute import recomputed
 from ..sites import POINTS, BlockSpec
 from .block import SitedBlock
 from .family import Family
-from .foreign import ForeignAttention, check_type, no_mask, refuse, table_with_shift
+from .foreign import ForeignAttention, check_type, no_mask, refuse
 from .form import TimmForm
 from .timm_parts import (
     SitedTimmNorm,
     SitedTimmPatchEmbed,
     check_mlp,
+    check_prompts,
     embed_parameters,
     final_norm,
+    fold_embed_shift,
     mlp_ops,
     mlp_parameters,
+    pools,
     run_mlp,
 )
 
@@ -110,21 +113,6 @@ def _check_side(model: VisionTransformer) -> None:
                 refuse(f'blocks.{i}.attn.{name}', getattr(block.attn, name), 'side methods are not defined over it')
 
 
-def _pools(model: VisionTransformer) -> bool:
-    return model.attn_pool is None and model.global_pool == 'avg'
-
-
-def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
-    if pooled and not _pools(model):
-        raise ValueError(f"pool_prompts=True needs global_pool='avg', the model has {model.global_pool!r}")
-
-
-def _fold_embed_shift(model: VisionTransformer, shift: Tensor) -> Tuple[Tensor, Tensor]:
-    if model.pos_embed is None:
-        raise ValueError('pos_embed is None: a shift after the bias-less patch embedding has no place to go')
-    return table_with_shift(model.pos_embed, 0 if model.no_embed_class else model.num_prefix_tokens, shift)
-
-
 class SideTimmVisionTransformer(VisionTransformer):
     """A VisionTransformer whose feature is that of a side method; the trunk runs without gradients."""
 
@@ -148,13 +136,13 @@ FAMILY = Family(
     specs=_specs,
     embed=lambda model: model.patch_embed,
     embed_parameters=embed_parameters,
-    fold_embed_shift=_fold_embed_shift,
+    fold_embed_shift=fold_embed_shift,
     final_norm=final_norm,
     final_class=SitedTimmNorm,
-    pools_prompts=_pools,
+    pools_prompts=pools,
     check=_check,
     own_names=lambda model, state: state,
-    check_prompts=_check_prompts,
+    check_prompts=check_prompts,
     check_side=_check_side,
     head=('head', ),
 )

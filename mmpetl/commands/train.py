@@ -1,6 +1,7 @@
 """``mmpetl train CONFIG``: train the model that a config describes, in one process or several."""
 
 import argparse
+import importlib
 import socket
 import subprocess
 import sys
@@ -8,19 +9,31 @@ from typing import Any, List
 
 from ..training.flags import add_train_arguments
 
-#: What several processes run in place of the command itself.
-_EACH = 'mmpetl.commands.train'
-
 
 def add_parser(subparsers: Any) -> None:
     """Add ``train``."""
-    parser = add_train_arguments(subparsers.add_parser('train', help='train the model that a config describes'))
+    add_gpus(add_train_arguments(subparsers.add_parser('train', help='train the model that a config describes')), run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train here, or in one process per GPU."""
+    return launch(args, __name__)
+
+
+def here(args: argparse.Namespace) -> None:
+    """Train in this process."""
+    from ..training.run import run_training
+    run_training(args)
+
+
+def add_gpus(parser: argparse.ArgumentParser, run: Any) -> None:
+    """Add ``--gpus`` to a command that several processes can share."""
     parser.add_argument('--gpus', type=int, default=1, metavar='N', help='processes on this machine, one per GPU')
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Train here, or start one process per GPU.
+def launch(args: argparse.Namespace, module: str) -> int:
+    """Call ``here(args)`` of a command's module, or run the module in one process per GPU.
 
     Raises:
         ValueError: If the number of processes is not positive.
@@ -28,13 +41,12 @@ def run(args: argparse.Namespace) -> int:
     if args.gpus < 1:
         raise ValueError(f'--gpus must be a whole number >= 1, got {args.gpus}')
     if args.gpus > 1:
-        return several(args.gpus, sys.argv[1:])
-    from ..training.run import run_training
-    run_training(args)
+        return several(args.gpus, sys.argv[1:], module)
+    importlib.import_module(module).here(args)
     return 0
 
 
-def several(gpus: int, argv: List[str], module: str = _EACH) -> int:
+def several(gpus: int, argv: List[str], module: str = __name__) -> int:
     """Run a command in several processes by torchrun.
 
     Args:
