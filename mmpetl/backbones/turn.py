@@ -12,6 +12,8 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 import torch
 from torch import nn
 
+from ..sites import new_pass
+
 
 class Turn:
     """Who may change a model now, and which threads run it.
@@ -82,6 +84,7 @@ class Turn:
 def _begin(module: nn.Module, _: Any) -> None:
     if not torch.compiler.is_compiling():  # a compiled graph has no threads to ask
         module.petl.turn.begin()
+        new_pass()
 
 
 def _end(module: nn.Module, *_: Any) -> None:

@@ -18,7 +18,7 @@ Own words, all of them: a *point* is a place in a block where methods may act, a
 methods, a *sited* class is an upstream class whose forward pass calls taps.
 """
 
-from .half import HalfCopies
+from .half import HalfCopies, new_pass
 from .method import Method
 from .options import Layers, PerLayer, check_ops, nearest, parse_layers, per_layer, positive
 from .product import add_product
@@ -27,5 +27,5 @@ from .tap import RunTime, Tap, plan_prompts
 
 __all__ = [
     'ALL_OPS', 'BlockSpec', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS', 'POINTS', 'PerLayer', 'RunTime', 'SUBS',
-    'Tap', 'add_product', 'check_ops', 'nearest', 'parse_layers', 'per_layer', 'plan_prompts', 'positive'
+    'Tap', 'add_product', 'check_ops', 'nearest', 'new_pass', 'parse_layers', 'per_layer', 'plan_prompts', 'positive'
 ]

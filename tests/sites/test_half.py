@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BACKBONE
+from cases import BACKBONE, perturb
 from torch import nn
 
 from mmpetl.sites import HalfCopies, add_product
@@ -59,6 +59,38 @@ def test_no_copy_is_stale(layers):
             assert not half(layers[0].weight).requires_grad
     with torch.autocast('cpu', torch.bfloat16):
         assert half(layers[0].weight).requires_grad
+
+
+def test_changes_that_leave_no_trace():
+    """What averages of weights and fused optimizers do: the next forward pass sees it."""
+    model = BACKBONE['vit'].build([dict(type='LoRA', rank=2), dict(type='AdaptFormer', mid_dims=4)])
+    x = BACKBONE['vit'].inputs()
+    perturb(model.petl, 0.3)
+
+    def run():
+        with torch.autocast('cpu', torch.bfloat16):
+            return model(x)[-1]
+
+    model.eval()
+    with torch.no_grad():
+        first, second = run(), run()
+        assert torch.equal(first, second)
+        for p in model.petl.parameters():
+            p.data.mul_(3)
+        assert not torch.equal(run(), first)
+        fresh = run()
+        for method in model.petl.values():
+            method.half = HalfCopies()
+        assert torch.equal(run(), fresh)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, fused=True)
+    for _ in range(2):
+        before = run()
+        before.float().square().mean().backward()
+        optimizer.step()
+        after = run()
+        for method in model.petl.values():
+            method.half = HalfCopies()
+        assert torch.equal(after, run()) and not torch.equal(after, before)
 
 
 def test_nothing_happens_without_autocast(layers):
