@@ -2,6 +2,7 @@
 
 from typing import Any, Dict, List, Optional, Tuple
 
+import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
@@ -70,7 +71,9 @@ class HFLayer(SitedBlock):
         return self.attn.op_parameters(op)
 
     def forward(self, hidden_states: Tensor, attention_mask: Optional[Tensor] = None, **kwargs: Any) -> Tensor:
-        no_mask(attention_mask, self)
+        # These towers take no mask from outside; while tracing, transformers makes one that hides nothing.
+        if not torch.compiler.is_compiling():
+            no_mask(attention_mask, self)
         return self.run(hidden_states)
 
 
