@@ -1,4 +1,5 @@
-"""What every test starts from: no default scope left behind by a run of another test, and no launcher's variables."""
+"""What every test starts from: no default scope left behind by a run of another test, and no launcher's variables.
+And which tests share a process when the suite runs in several."""
 
 import logging
 from collections.abc import Iterator
@@ -8,6 +9,19 @@ from mmengine.registry import DefaultScope
 
 # a logger of MMEngine outlives the test that made it, and so the stdout that pytest gave to that test
 logging.raiseExceptions = False
+
+
+# their tests share nothing that is dear to make, and together they last longer than a fair share of the suite
+SPREAD = ('test_generic.py', 'test_lifecycle.py', 'test_infer.py', 'test_recipes.py')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n N --dist loadgroup` the tests of one file run in one process, where they share its fixtures; those of the
+    files in SPREAD go wherever there is time."""
+    for item in items:
+        if item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 @pytest.fixture(autouse=True)
