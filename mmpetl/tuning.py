@@ -321,12 +321,14 @@ def _folded(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
 
 
 def probe_for(backbone: nn.Module, batch: int = 2) -> Tensor:
-    """A random input of the size for which the backbone was built, (B, 3, H, W) or (B, 3, T, H, W)."""
+    """A random input of the size for which the backbone was built, (B, C, H, W) or (B, C, T, H, W)."""
     spec = backbone.petl.blocks[0].spec
     cells = spec.grid or tuple(2 * w if a else w for a, w in enumerate(spec.window))
     weight = next(backbone.parameters())
+    # the patch embedding, which knows whether pictures are grey, coloured or multispectral
+    channels = next((m.in_channels for m in backbone.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), 3)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, *(c * p for c, p in zip(cells, spec.patch)), generator=generator).to(weight)
+    x = torch.randn(batch, channels, *(c * p for c, p in zip(cells, spec.patch)), generator=generator).to(weight)
     axes = backbone.petl.family.clip_axes
     return x if axes is None else axes(backbone, x)
 

@@ -24,7 +24,7 @@ def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
         model: Model with an attached backbone.
         path: ``*.safetensors``; written atomically.
         **facts: ``name``, ``base_id``, ``classes``, ``preprocessing``, ``metrics``, ``extra``; see
-          :func:`adapter_header`.
+            :func:`adapter_header`.
 
     Raises:
         ValueError: If nothing is attached or the path has another suffix.

@@ -100,7 +100,7 @@ class VideoMAEHead(ViewScores, TimeSformerHead):
         init_scale: Factor of the initial weights, which are truncated normal with standard deviation 0.02.
         keep_views: Store the scores of all test views, see :class:`ViewScores`.
         **kwargs: Other arguments of mmaction2's ``TimeSformerHead``; ``average_clips='prob'`` averages probabilities,
-          as published.
+            as published.
     """
 
     def __init__(self,

@@ -196,7 +196,7 @@ def hf_config(state: Mapping[str, torch.Tensor],
         num_heads (int): Attention heads per block, which no tensor tells.
         eps (float): Epsilon of the LayerNorms; 1e-5 for CLIP.
         **more: Entries that are added or replaced, such as ``id2label``; VideoMAE needs ``image_size`` and
-          ``num_frames``.
+            ``num_frames``.
 
     Transformers builds VideoMAE's norm after pooling with epsilon 1e-5 whatever the config says: logits differ by about
     1e-5 of their size from a model with 1e-6.

@@ -1,0 +1,98 @@
+"""The pages that a reader meets: the site builds without a warning, the notebook and the tutorials' Python run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+TUTORIALS = ROOT / 'docs' / 'tutorials'
+
+
+def python_blocks(page):
+    """Blocks of Python of a page, in order."""
+    return re.findall(r'```python\n(.*?)```', (TUTORIALS / page).read_text(encoding='utf-8'), re.S)
+
+
+def test_site_builds(tmp_path):
+    """Broken links, unknown anchors, pages that are missing and docstrings that cannot be read are warnings, which
+    --strict makes errors."""
+    pytest.importorskip('mkdocs', reason='requirements/docs.txt is not installed')
+    done = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '-d', str(tmp_path / 'site')],
+                          cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'})
+    assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
+    api = (tmp_path / 'site/api/index.html').read_text(encoding='utf-8')
+    from mmpetl import apis
+    assert all(f'mmpetl.{name}' in api for name in apis.__all__)
+    methods = (tmp_path / 'site/api/methods/index.html').read_text(encoding='utf-8')
+    assert 'mmpetl.methods.lora.LoRA' in methods and 'mmpetl.methods.synqt.SynQT' in methods
+    assert 'First steps' in (tmp_path / 'site/tutorials/first_steps/index.html').read_text(encoding='utf-8')
+    served = list((tmp_path / 'site').rglob('*.html'))
+    assert not [page for page in served if 'fonts.googleapis' in page.read_text(encoding='utf-8')], 'fetched from elsewhere'
+
+
+def test_nav_leads_to_every_page():
+    """No page is left out of the site's menu but method cards and decisions, which their lists link."""
+    text = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8')
+    pages = {p.relative_to(ROOT / 'docs').as_posix() for p in (ROOT / 'docs').rglob('*') if p.suffix in ('.md', '.ipynb')}
+    left = {p for p in pages if p not in text}
+    assert {p.split('/')[0] for p in left} <= {'methods', 'adr'}, sorted(left)
+    assert yaml.safe_load(text)['hooks'] == ['tools/docs_site.py']
+
+
+def test_notebook_runs(tmp_path, monkeypatch):
+    """As it stands, in one go; what it prints about the adapter file and the merge is asserted in its cells."""
+    pytest.importorskip('timm')
+    pytest.importorskip('sklearn')
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((TUTORIALS / 'first_steps.ipynb').read_text(encoding='utf-8'))['cells']
+    code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
+    assert len(code) >= 7 and all(cell['outputs'] or i == 0 for i, cell in enumerate(
+        [cell for cell in cells if cell['cell_type'] == 'code'])), 'stored without its results'
+    scope = {}
+    for i, cell in enumerate(code):
+        exec(compile(cell, f'first_steps.ipynb, cell {i}', 'exec'), scope)
+    assert set(scope['rows']) == set(scope['METHODS']) and scope['rows']['linear probe'][0] == 325
+    assert scope['rows']['LoRA'][1] > scope['rows']['linear probe'][1] + 3, scope['rows']
+
+
+def test_page_for_users_of_peft_runs(tmp_path, monkeypatch):
+    pytest.importorskip('timm')
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in python_blocks('peft.md'):
+        exec(compile(block.replace('pretrained=True', 'pretrained=False'), 'peft.md', 'exec'), scope)
+    assert (tmp_path / 'lora/adapter_config.json').is_file()
+
+
+def test_page_for_users_of_openmmlab_runs(tmp_path):
+    """The config that it prints builds, with upstream's own file as its base, and the types are those that it names."""
+    from mmengine.config import Config
+
+    from mmpetl.backbones.family import FAMILIES
+    from mmpetl.registry import MODELS
+    block, = python_blocks('openmmlab.md')
+    (tmp_path / 'mine.py').write_text(block)
+    cfg = Config.fromfile(str(tmp_path / 'mine.py'))
+    cfg.model.backbone.update(img_size=32, arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64))
+    cfg.model.head.in_channels = 32
+    cfg.model.train_cfg = cfg.model.data_preprocessor = None
+    model = MODELS.build({**cfg.model, '_scope_': 'mmpretrain'})
+    assert list(model.backbone.petl) == ['lora']
+    page = (TUTORIALS / 'openmmlab.md').read_text(encoding='utf-8')
+    named = set(re.findall(r'`mmpetl\.(\w+)`', page))
+    assert named - {'TIMM', 'HF'} == {t for entry in FAMILIES.values() for t in entry.types}
+
+
+def test_forms_and_hooks_are_read():
+    """Issue forms and pre-commit's file are well-formed, and the hooks run what the suite runs."""
+    for path in [*(ROOT / '.github/ISSUE_TEMPLATE').glob('*.yml'), ROOT / '.pre-commit-config.yaml']:
+        assert yaml.safe_load(path.read_text(encoding='utf-8')), path
+    entries = [hook['entry'] for repo in yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
+               for hook in repo['hooks']]
+    assert entries == ['python -m ruff check', 'python -m mypy', 'python -m pytest -q tests/test_layering.py']
