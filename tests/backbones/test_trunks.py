@@ -328,3 +328,19 @@ def test_hidden_states_stay_available():
     with torch.no_grad():
         a, b = (m(x, output_hidden_states=True).hidden_states for m in (plain, model))
     assert len(a) == 3 and _difference(a, b) == 0.
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_pictures_of_other_channels(channels):
+    """Grey and multispectral pictures: the probe batch of a merge has as many channels as the patch embedding."""
+    timm = pytest.importorskip('timm')
+    model = timm.models.VisionTransformer(
+        img_size=16, patch_size=8, in_chans=channels, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+    mmpetl.attach(model, [dict(type='LoRA', rank=2)])
+    with torch.no_grad():
+        for p in model.petl.parameters():
+            p.normal_()
+    x = torch.randn(2, channels, 16, 16)
+    before = model.eval()(x)
+    mmpetl.merge(model, verify=True)
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
