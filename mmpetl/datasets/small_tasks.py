@@ -17,6 +17,7 @@ rows at random ===============  =======  ====================
 """
 
 import json
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
@@ -24,7 +25,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tu
 import cv2
 import numpy as np
 
-from ..weights.guards import check_zip
+from ..weights.guards import SMALL, check_zip
 from ..weights.reading import read_arrays
 from . import fetch
 from .arrays import quickdraw_classes, sklearn_digits
@@ -131,9 +132,10 @@ def stored_rows(path: Path, name: str, rows: Sequence[int]) -> Iterator[np.ndarr
     """Rows (ascending) of an array of an ``.npz`` file, read one after the other: dSprites unpacks to 3 GB.
 
     Raises:
-        ValueError: If the array is missing, not of plain numbers in C order, or shorter than a row asked for.
+        ValueError: If the array is missing, not of plain numbers in C order, shorter than a row asked for, or a row
+            takes more than 64 MiB.
     """
-    check_zip(str(path), Path(path).stat().st_size)
+    check_zip(str(path), Path(path).stat().st_size, read=())  # no member is ever whole in memory
     with zipfile.ZipFile(path) as bundle:
         if f'{name}.npy' not in bundle.namelist():
             raise ValueError(f'{path} has no array {name!r}')
@@ -146,7 +148,9 @@ def stored_rows(path: Path, name: str, rows: Sequence[int]) -> Iterator[np.ndarr
                 raise ValueError(f'{path}: the array {name!r} is not one of plain numbers in C order')
             if rows and rows[-1] >= shape[0]:
                 raise ValueError(f'{path}: the array {name!r} has {shape[0]} rows, row {rows[-1]} is asked for')
-            size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+            size = math.prod(shape[1:]) * dtype.itemsize
+            if size > SMALL:
+                raise ValueError(f'{path}: a row of the array {name!r} takes {size:,} bytes')
             at = 0
             for row in rows:
                 while at < row * size:

@@ -10,7 +10,7 @@ import os
 import stat
 import zipfile
 from contextlib import nullcontext
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Collection
 
 from ..names import is_escape, printable
 from .errors import WeightFileError
@@ -67,13 +67,15 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> Bina
         raise
 
 
-def check_zip(path: str, size: int, file: BinaryIO | None = None) -> list[str]:
+def check_zip(path: str, size: int, file: BinaryIO | None = None,
+              read: Collection[str] | None = None) -> list[str]:
     """Check the table of contents of a zip archive.
 
     Args:
         path (str): The archive.
         size (int): Its size in bytes.
         file (BinaryIO | None): The archive where it is open already; ``path`` then serves messages.
+        read (Collection[str] | None): Members that will be unpacked as a whole, whose size counts; None for all.
 
     Returns:
         list[str]: Names of its members.
@@ -97,7 +99,7 @@ def check_zip(path: str, size: int, file: BinaryIO | None = None) -> list[str]:
     if any(member.flag_bits & 1 for member in members):
         raise WeightFileError(path, 'encrypted archive', 'decrypt it first')
     packed = sum(member.compress_size for member in members)
-    unpacked = sum(member.file_size for member in members)
+    unpacked = sum(member.file_size for member in members if read is None or member.filename in read)
     if packed > size:
         raise WeightFileError(path, f'archive members overlap: {packed} packed bytes in a file of {size}',
                               'do not use this file')

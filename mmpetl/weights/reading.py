@@ -87,7 +87,7 @@ def read_arrays(path: str | os.PathLike[str] | bytes,
 
 def _arrays(path: str, file: BinaryIO, size: int, only: Collection[str] | None) -> dict[str, np.ndarray[Any, Any]]:
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    check_zip(path, size, file)
+    check_zip(path, size, file, None if only is None else [f'{name}.npy' for name in only])
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             name = member.filename.removesuffix('.npy')

@@ -12,6 +12,7 @@ import pytest
 from mmpetl.commands.main import main
 from mmpetl.datasets import Elevater, VTAB1k, fetch, prepare, small_tasks
 from mmpetl.datasets.sources import SOURCES
+from mmpetl.weights.reading import read_arrays
 
 CONFIGS = Path(__file__).parents[2] / 'configs/small_suite'
 
@@ -37,6 +38,18 @@ def test_rows_of_a_packed_array(tmp_path):
                                 ('turned', [0], 'C order'), ('odd', [0], 'plain numbers')):
         with pytest.raises(ValueError, match=message):
             list(small_tasks.stored_rows(tmp_path / 'a.npz', name, rows))
+
+
+def test_rows_of_an_array_that_packs_as_well_as_the_sprites(tmp_path):
+    images = np.zeros((20000, 64, 64), np.uint8)  # 82 MB that pack into 80 kB
+    images[:, 5, 5] = np.arange(20000) % 251
+    np.savez_compressed(tmp_path / 'a.npz', imgs=images, classes=np.arange(9), row=np.zeros((1, 65 << 20), np.uint8))
+    assert [row[5, 5] for row in small_tasks.stored_rows(tmp_path / 'a.npz', 'imgs', [3, 250])] == [3, 250]
+    assert read_arrays(tmp_path / 'a.npz', ['classes'])['classes'][8] == 8
+    with pytest.raises(ValueError, match='zip bomb'):
+        read_arrays(tmp_path / 'a.npz', ['classes', 'imgs'])
+    with pytest.raises(ValueError, match="a row of the array 'row' takes 68,157,440 bytes"):
+        list(small_tasks.stored_rows(tmp_path / 'a.npz', 'row', [0]))
 
 
 def _sprites():
