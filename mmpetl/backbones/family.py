@@ -85,9 +85,11 @@ class Entry:
         upstream: Class of the backbones, with its module; or several.
         types: Registered type -> (function of the family's file that builds it, architecture of its weights). Trunks
             of timm and transformers have none: mmpetl.TIMM and mmpetl.HF build them all.
+        towers: ``model_type`` of a config of transformers -> name of the class that mmpetl.HF builds for it.
     """
     upstream: Union[str, Tuple[str, ...]]
     types: Mapping[str, Tuple[str, str]] = field(default_factory=dict)
+    towers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def classes(self) -> Tuple[str, ...]:
@@ -109,23 +111,30 @@ FAMILIES = {
     'timm_eva':
     Entry('timm.models.eva.Eva'),
     'hf_dinov3':
-    Entry('transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel'),
+    Entry('transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel',
+          towers=dict(dinov3_vit='DINOv3ViTModel')),
     'hf_videomae':
-    Entry('transformers.models.videomae.modeling_videomae.VideoMAEModel'),
+    Entry('transformers.models.videomae.modeling_videomae.VideoMAEModel', towers=dict(videomae='VideoMAEModel')),
     'hf_vjepa2':
-    Entry('transformers.models.vjepa2.modeling_vjepa2.VJEPA2Model'),
+    Entry('transformers.models.vjepa2.modeling_vjepa2.VJEPA2Model', towers=dict(vjepa2='VJEPA2Model')),
     'timm_vit':
     Entry('timm.models.vision_transformer.VisionTransformer'),
     'hf_vit':
     Entry(('transformers.models.vit.modeling_vit.ViTModel', 'transformers.models.dinov2.modeling_dinov2.Dinov2Model',
            'transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel',
-           'transformers.models.vivit.modeling_vivit.VivitModel')),
+           'transformers.models.vivit.modeling_vivit.VivitModel'),
+          towers=dict(vit='ViTModel', dinov2='Dinov2Model', dinov2_with_registers='Dinov2WithRegistersModel',
+                      vivit='VivitModel')),
     'hf_clip':
     Entry(('transformers.models.clip.modeling_clip.CLIPVisionModel',
-           'transformers.models.siglip.modeling_siglip.SiglipVisionModel')),
+           'transformers.models.siglip.modeling_siglip.SiglipVisionModel'),
+          towers=dict(clip='CLIPVisionModel', clip_vision_model='CLIPVisionModel', siglip='SiglipVisionModel',
+                      siglip_vision_model='SiglipVisionModel')),
 }
+#: Registered type -> architecture of its weights.
+ARCH_OF_TYPE = {f'mmpetl.{kind}': arch for entry in FAMILIES.values() for kind, (_, arch) in entry.types.items()}
 #: Architecture of weights -> registered type of the backbone that takes them.
-TYPE_OF_ARCH = {arch: f'mmpetl.{kind}' for entry in FAMILIES.values() for kind, (_, arch) in entry.types.items()}
+TYPE_OF_ARCH = {arch: kind for kind, arch in ARCH_OF_TYPE.items()}
 #: Upstream class -> registered types that attach to it.
 TYPES_OF_CLASS = {
     entry.upstream: ' or '.join(f'mmpetl.{t}' for t in entry.types)

@@ -1,30 +1,18 @@
 """Backbones of timm and transformers from configs; both libraries are optional."""
 
 import importlib
+import inspect
 from typing import Any, Mapping, Optional
 
 from torch import nn
 
 from ..sites import nearest
-from .attach import family_of, specs_of
+from .attach import specs_of
+from .family import FAMILIES, family_of
 from .form import take_form
 
 #: model_type of a config of transformers -> the class that is built.
-TOWERS = {
-    'clip': 'CLIPVisionModel',
-    'clip_vision_model': 'CLIPVisionModel',
-    'dinov2': 'Dinov2Model',
-    'dinov2_with_registers': 'Dinov2WithRegistersModel',
-    'dinov3_vit': 'DINOv3ViTModel',
-    'siglip': 'SiglipVisionModel',
-    'siglip_vision_model': 'SiglipVisionModel',
-    'videomae': 'VideoMAEModel',
-    'vit': 'ViTModel',
-    'vivit': 'VivitModel',
-    'vjepa2': 'VJEPA2Model',
-}
-#: Arguments without which a pooler would be drawn at random.
-_NO_POOLER = {'ViTModel': dict(add_pooling_layer=False), 'VivitModel': dict(add_pooling_layer=False)}
+TOWERS = {kind: name for entry in FAMILIES.values() for kind, name in entry.towers.items()}
 
 
 def _library(name: str, wanted_by: str) -> Any:
@@ -99,10 +87,12 @@ def build_hf(model_name: str = '',
     name = TOWERS[_known(built.model_type)]
     cls = getattr(transformers, name)
     built = getattr(built, 'vision_config', built)
+    # A pooler that the checkpoint does not hold would be drawn at random.
+    plain = dict(add_pooling_layer=False) if 'add_pooling_layer' in inspect.signature(cls.__init__).parameters else {}
     if model_name and pretrained:
-        model = cls.from_pretrained(model_name, **_NO_POOLER.get(name, {}), **kwargs)
+        model = cls.from_pretrained(model_name, **plain, **kwargs)
     else:
-        model = cls(built, **_NO_POOLER.get(name, {}))
+        model = cls(built, **plain)
     return _formed(model, out_type, init_cfg, model_name or name)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..weights import WeightFileError, convert
-from ..weights.convert import ALIASES, ARCHS, FORMATS
+from ..weights.archs import ALIASES, ARCHS, FORMATS
 from ..weights.convert_file import SUFFIXES, natural_arch, read_source, write_converted
 
 

@@ -14,6 +14,7 @@ from ..training.build import FORCE, build_model, check_output, load_trained, rea
 from ..tuning import MergeReport, adapter_header, adapter_state, find_backbone, merge, probe_for
 from ..version import __version__
 from ..weights import write_json
+from ..weights.archs import ARCHS, known_elsewhere
 from ..weights.errors import WeightFileError
 from ..weights.export import export_names, hf_config, libraries
 from ..weights.export_onnx import to_onnx
@@ -104,10 +105,10 @@ def affine_of(head: nn.Module, width: int, wrap: Callable[[Tensor], Any]) -> Opt
 
 
 def _outer(model: nn.Module, arch: str) -> Dict[str, Tensor]:
-    """What stands outside the trunk: CLIP's projection as ``proj``, of others an affine head as ``head.weight`` and
-    ``head.bias``."""
+    """What stands outside the backbone: a projection beside text as ``proj``, of others an affine head as
+    ``head.weight`` and ``head.bias``."""
     backbone, neck = find_backbone(model)[0], getattr(model, 'neck', None)
-    if arch == 'clip':
+    if ARCHS[arch].projects:
         return {'proj': neck.proj.detach()} if isinstance(getattr(neck, 'proj', None), Tensor) else {}
     head, video = getattr(model, 'head', None), getattr(model, 'cls_head', None)
     if neck is not None and type(neck).__name__ != 'GlobalAveragePooling' or (head is None and video is None):
@@ -158,10 +159,8 @@ def export_library(model: nn.Module, library: str, path: str, source: str, backb
 
 
 def _hf_config(model: nn.Module, backbone: nn.Module, state: Dict[str, Tensor], arch: str) -> Dict[str, Any]:
-    more: Dict[str, Any] = {}
     spec = backbone.petl.blocks[0].spec
-    if arch == 'videomae':
-        more = dict(image_size=spec.grid[-1] * spec.patch[-1], num_frames=spec.grid[0] * spec.patch[0])
+    more = ARCHS[arch].hf_input(spec.grid, spec.patch)
     return hf_config(state, arch, spec.heads, backbone.petl.blocks[0].norm1.eps, **more)
 
 
@@ -179,9 +178,7 @@ def export_peft(model: nn.Module, library: str, folder: str, prefix: str = '') -
     """
     backbone, _ = find_backbone(model)
     header, petl = adapter_header(model), backbone.petl
-    arch = backbone.petl.family.arch(backbone)
-    if arch == 'vit' and library.startswith('hf') and 'layers.0.attn.gamma1.weight' in backbone.state_dict():
-        arch = 'dinov2'
+    arch = known_elsewhere(backbone.state_dict(), petl.family.arch(backbone), library).name
     scales = next((m.scales for m in petl.values() if hasattr(m, 'scales')), None)
     if petl.tune:
         raise ValueError(

@@ -17,7 +17,7 @@ from ..adapters.files import header_of
 from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
 from ..names import printable
 from ..weights import convert, detect, fingerprint
-from ..weights.convert import ARCHS, FORMATS
+from ..weights.archs import ARCHS, FORMATS
 from ..weights.convert_file import natural_arch, read_source
 from ..weights.io import file_kind, load_file
 
@@ -105,7 +105,7 @@ def _fits(trunk: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
     except ValueError:
         return None, []
     own = natural_arch(dict(trunk))
-    others = [a for a, arch in ARCHS.items() if FORMATS[name].family in arch.families and a not in (own, 'clip', 'vit')]
+    others = [a for a, arch in ARCHS.items() if FORMATS[name].family in arch.families[1:]]
     return name, [TYPE_OF_ARCH[own], *(f'{TYPE_OF_ARCH[a]} (inflated to video)' for a in others)]
 
 

@@ -9,11 +9,13 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 
+from ..backbones.family import ARCH_OF_TYPE
 from ..datasets.make import Lists
 from ..datasets.tables import CLIP_NORM
 from ..recipes import folder as config_folder
 from ..registry import METHODS as REGISTERED
 from ..suggest import nearest
+from ..weights.archs import ARCHS
 
 #: Methods as the shipped recipes set them; others are built with their defaults.
 METHODS: Dict[str, List[Dict[str, Any]]] = {
@@ -39,7 +41,7 @@ METHODS: Dict[str, List[Dict[str, Any]]] = {
 TUNE = {'bitfit': ['*bias*'], 'full': ['*']}
 RATES = {'full': 5e-5}
 #: Trunk of videos -> the shipped data file whose clips it reads; the first whose name begins the base's counts.
-CLIPS = {'videomae-dinov2': 'motion6', 'video-swin': 'hmdb51_8x2', '': 'hmdb51_16x4'}
+CLIPS = {'videomae-dinov2': 'motion6', 'video-swin-base': 'hmdb51_8x2', '': 'hmdb51_16x4'}
 DEFAULT_BASE = {'picture': 'dinov2-small', 'video': 'videomae-small'}
 #: Training steps that even the smallest data set gets, and bounds of the epochs.
 STEPS, FEWEST, MOST = 400, 10, 100
@@ -119,6 +121,12 @@ def schedule(samples: int, largest_batch: int) -> Tuple[int, int, int]:
     batch = min(samples, largest_batch)
     steps = ceil(samples / batch)
     return batch, steps, min(max(ceil(STEPS / steps), FEWEST), MOST)
+
+
+def _reads_beside_text(choice: Choice) -> bool:
+    """Whether the base was trained beside text, and so reads pictures that are normalised as there."""
+    settings = Config.fromfile(str(bases('picture')[choice.base])).model.backbone
+    return ARCHS[ARCH_OF_TYPE[settings.type]].projects
 
 
 def _base_paths(choice: Choice, kind: str, out: str) -> List[str]:
@@ -205,7 +213,7 @@ def config_text(lists: Lists, choice: Choice, name: str, out: str, trainable: st
     ]
     lines += [f'    {base!r},' for base in _base_paths(choice, kind, out)]
     lines += [']', *_data(lists, choice, batch, bands)]
-    if not video and choice.base.startswith('clip'):
+    if not video and _reads_beside_text(choice):
         lines.append(f'data_preprocessor = dict(mean={list(CLIP_NORM["mean"])}, std={list(CLIP_NORM["std"])})')
     lines += [f'model = dict(\n    backbone=dict(petl=[\n{petl}    ]{tune}),\n'
               f'    {head}=dict(num_classes={len(lists.collection.classes)}))',

@@ -1,7 +1,11 @@
 """Image towers of CLIP: OpenAI and open_clip names, Hugging Face names. Canonical form: mmpretrain's ViT with
 ``pre_norm``."""
 
-from .rename import Ignored, Rules, State, rename
+from typing import Any
+
+from . import vit
+from .arch import Arch, Export, Format, has
+from .rename import Ignored, Rules, State, mapped, rename
 from .report import Report
 
 _TEXT = 'text tower'
@@ -66,3 +70,76 @@ def _shaped(state: State) -> State:
     if 'pos_embed' in state:
         state['pos_embed'] = state['pos_embed'].reshape(1, *state['pos_embed'].shape[-2:])
     return state
+
+
+def _to_openai(state: State) -> State:
+    mapped(state, 'cls_token', lambda tensor: tensor.flatten())
+    mapped(state, 'pos_embed', lambda tensor: tensor[0])
+    return state
+
+
+def _to_hf(state: State) -> State:
+    state = _to_openai(state)
+    mapped(state, 'proj', lambda tensor: tensor.t())  # a Linear's weight there, a factor on the right here
+    return state
+
+
+def _hf_config(state: State, config: dict[str, Any]) -> dict[str, Any]:
+    config |= dict(model_type='clip_vision_model', architectures=['CLIPVisionModelWithProjection'],
+                   hidden_act='quick_gelu', image_size=vit.image_size(state))
+    return config | (dict(projection_dim=state['proj'].shape[1]) if 'proj' in state else {})
+
+
+_VIT = r'layers\.(\d+)\.'
+_WB = r'(weight|bias)'
+_AS_OPENAI: Rules = (
+    (r'cls_token', 'class_embedding'),
+    (r'pos_embed', 'positional_embedding'),
+    (r'patch_embed\.projection\.weight', 'conv1.weight'),
+    (r'pre_norm\.' + _WB, r'ln_pre.\1'),
+    (_VIT + r'ln([12])\.' + _WB, r'transformer.resblocks.\1.ln_\2.\3'),
+    (_VIT + r'attn\.qkv\.' + _WB, r'transformer.resblocks.\1.attn.in_proj_\2'),
+    (_VIT + r'attn\.proj\.' + _WB, r'transformer.resblocks.\1.attn.out_proj.\2'),
+    (_VIT + r'ffn\.layers\.0\.0\.' + _WB, r'transformer.resblocks.\1.mlp.c_fc.\2'),
+    (_VIT + r'ffn\.layers\.1\.' + _WB, r'transformer.resblocks.\1.mlp.c_proj.\2'),
+    (r'ln1\.' + _WB, r'ln_post.\1'),
+    (r'proj', 'proj'),
+)
+_AS_HF: Rules = (
+    (r'cls_token', 'vision_model.embeddings.class_embedding'),
+    (r'pos_embed', 'vision_model.embeddings.position_embedding.weight'),
+    (r'patch_embed\.projection\.weight', 'vision_model.embeddings.patch_embedding.weight'),
+    (r'pre_norm\.' + _WB, r'vision_model.pre_layrnorm.\1'),  # their spelling
+    (_VIT + r'ln([12])\.' + _WB, r'vision_model.encoder.layers.\1.layer_norm\2.\3'),
+    (_VIT + r'attn\.qkv\.' + _WB, r'vision_model.encoder.layers.\1.self_attn.@_proj.\2'),
+    (_VIT + r'attn\.proj\.' + _WB, r'vision_model.encoder.layers.\1.self_attn.out_proj.\2'),
+    (_VIT + r'ffn\.layers\.0\.0\.' + _WB, r'vision_model.encoder.layers.\1.mlp.fc1.\2'),
+    (_VIT + r'ffn\.layers\.1\.' + _WB, r'vision_model.encoder.layers.\1.mlp.fc2.\2'),
+    (r'ln1\.' + _WB, r'vision_model.post_layernorm.\1'),
+    (r'proj', 'visual_projection.weight'),
+)
+_LORA_HF = ('encoder.layers.{}', {**{op: f'self_attn.{op}_proj' for op in 'qkv'}, 'proj': 'self_attn.out_proj',
+                                  'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'})
+
+ARCH = Arch(
+    name='clip',
+    families=vit.ARCH.families,
+    adapt=vit.ARCH.adapt,
+    initial=vit.ARCH.initial,
+    spare=vit.ARCH.spare,
+    formats={
+        'openai-clip':
+        Format('vit', 'class_embedding', lambda s: 'conv1.weight' in s, from_openai, outer_ignored=OPENAI_OUTER,
+               words=OPENAI, aliases=('open-clip', ), arch_of=lambda state: 'clip'),
+        'hf-clip':
+        Format('vit', 'embeddings.patch_embedding.weight', lambda s: has(s, 'pre_lay'), from_hf, outer_ignored=HF_OUTER,
+               words=HF, arch_of=lambda state: 'clip'),
+    },
+    exports={
+        'timm': vit.ARCH.exports['timm'],
+        'openai': Export(_AS_OPENAI, _to_openai),
+        'hf': Export(_AS_HF, _to_hf, _hf_config),
+    },
+    lora={'hf': _LORA_HF, 'hf4': _LORA_HF, 'mmpretrain': vit.ARCH.lora['mmpretrain']},
+    projects=True,
+)

@@ -1,154 +1,19 @@
 """From any published weight file to the names of the backbones.
 
-Every format maps to the common form of its family, every architecture takes the common forms it can use::
-
-    jax-vit, timm-vit, dinov2-registers, hf-vit, openai-clip, hf-clip, mmpretrain-vit -> image ViT -> vit, clip,
-    videomae (inflated) videomae, hf-videomae, mmaction-videomae                                          -> VideoMAE
-    -> videomae swin, timm-swin, hf-swin, mmpretrain-swin                                         -> Swin      -> swin,
-    video_swin (inflated) video-swin (original, mmaction2, V-PETL)                                          -> Video
-    Swin -> video_swin
+Every format maps to the common form of its family, and every architecture takes the common forms that it can use: its
+own, and that of an image family where it is a video backbone (inflated in time). See :mod:`mmpetl.weights.archs`.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
-from . import clip, swin, video_swin, videomae, vit
-from .rename import Ignored, Rules, State
+from .arch import Format, Shapes
+from .archs import ALIASES, ARCHS, FORMATS
+from .rename import Ignored, State
 from .report import Report, shorten
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Format:
-    """A published naming of weights.
-
-    Attributes:
-        family (str): Its common form: 'vit', 'videomae', 'swin' or 'video_swin'.
-        anchor (str): A key that every such file has, under some prefix; it marks where the backbone begins.
-        fits (Callable): Whether a state dict, prefix removed, that has the anchor is of this format.
-        read (Callable): Prefix-free state dict -> common form.
-        outer (tuple): Rules for wanted keys outside the prefix (pattern, name as if inside).
-        outer_ignored (tuple): Reasons for other keys outside the prefix.
-    """
-    family: str
-    anchor: str
-    fits: Callable[[State], bool]
-    read: Callable[[State, Report], State]
-    outer: Rules = ()
-    outer_ignored: Ignored = ()
-
-
-def _has(state: State, start: str) -> bool:
-    return any(key.startswith(start) for key in state)
-
-
-def _merges_late(state: State) -> bool:
-    """timm opens a stage with patch merging: the first stage has none."""
-    return _has(state, 'layers.1.downsample.') and not _has(state, 'layers.0.downsample.')
-
-
-_PROJ, _PROJECTION = 'patch_embed.proj.weight', 'patch_embed.projection.weight'
-_HF = 'embeddings.patch_embeddings.projection.weight'
-_CLS_HEAD: Rules = ((r'cls_head\.fc_cls\.(weight|bias)', r'head.\1'),)
-
-FORMATS: dict[str, Format] = {
-    'jax-vit':
-    Format('vit', 'embedding/kernel', lambda s: True, vit.from_jax),
-    'openai-clip':
-    Format('vit', 'class_embedding', lambda s: 'conv1.weight' in s, clip.from_openai, outer_ignored=clip.OPENAI_OUTER),
-    'hf-clip':
-    Format(
-        'vit',
-        'embeddings.patch_embedding.weight',
-        lambda s: _has(s, 'pre_lay'),
-        clip.from_hf,
-        outer_ignored=clip.HF_OUTER),
-    'dinov2-registers':
-    Format('vit', _PROJ, lambda s: False, vit.from_timm),
-    'hf-dinov2-registers':
-    Format('vit', _HF, lambda s: False, vit.from_hf),
-    'timm-vit':
-    Format('vit', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'blocks.'), vit.from_timm),
-    'hf-vit':
-    Format(
-        'vit',
-        _HF,
-        lambda s: s[_HF].ndim == 4 and 'embeddings.cls_token' in s,
-        vit.from_hf,
-        outer=((r'classifier\.(weight|bias)', r'classifier.\1'), )),
-    'mmpretrain-vit':
-    Format('vit', _PROJECTION, lambda s: s[_PROJECTION].ndim == 4 and _has(s, 'layers.'), vit.from_mmpretrain),
-    'videomae':
-    Format('videomae', _PROJ, lambda s: s[_PROJ].ndim == 5 and _has(s, 'blocks.'), videomae.from_original),
-    'hf-videomae':
-    Format(
-        'videomae',
-        _HF,
-        lambda s: s[_HF].ndim == 5,
-        videomae.from_hf,
-        outer=((r'fc_norm\.(weight|bias)', r'fc_norm.\1'), (r'classifier\.(weight|bias)', r'head.\1'))),
-    'mmaction-videomae':
-    Format('videomae', _PROJECTION, lambda s: s[_PROJECTION].ndim == 5, videomae.from_mmaction, outer=()),
-    'timm-swin':
-    Format('swin', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'layers.') and _merges_late(s), swin.from_timm),
-    'swin':
-    Format('swin', _PROJ, lambda s: s[_PROJ].ndim == 4 and _has(s, 'layers.'), swin.from_original),
-    'hf-swin':
-    Format('swin', _HF, lambda s: s[_HF].ndim == 4 and _has(s, 'encoder.layers.0.blocks.'), swin.from_hf),
-    'mmpretrain-swin':
-    Format('swin', _PROJECTION, lambda s: _has(s, 'stages.'), swin.from_mmpretrain),
-    'video-swin':
-    Format(
-        'video_swin',
-        _PROJ,
-        lambda s: s[_PROJ].ndim == 5 and _has(s, 'layers.'),
-        video_swin.from_video,
-        outer=_CLS_HEAD),
-}
-#: Other names under which people know a format.
-ALIASES = {
-    'mae': 'timm-vit',
-    'mocov3': 'timm-vit',
-    'deit': 'timm-vit',
-    'dinov2': 'timm-vit',
-    'open-clip': 'openai-clip',
-    'hf-dinov2': 'hf-vit',
-    'hf-mae': 'hf-vit',
-    'swin-22k': 'swin',
-    'mmaction-video-swin': 'video-swin',
-    'v-petl': 'video-swin',
-    'npz': 'jax-vit',
-}
-
-
-@dataclass(frozen=True)
-class Arch:
-    """A target.
-
-    Attributes:
-        families (tuple): Common forms that it takes.
-        adapt (Callable): (state, shapes, grid, report) -> state under the target's names.
-        initial (Callable): shapes -> target keys that files may lack, with reasons.
-        spare (tuple): Keys that the target may lack, with reasons.
-    """
-    families: tuple[str, ...]
-    adapt: Callable[[State, Shapes, tuple[int, ...] | None, Report], State]
-    initial: Callable[[Shapes], Ignored]
-    spare: Ignored
-
-
-ARCHS: dict[str, Arch] = {
-    'vit': Arch(('vit',), vit.to_target, lambda shapes: vit.INITIAL, vit.SPARE),
-    'clip': Arch(('vit',), vit.to_target, lambda shapes: vit.INITIAL, vit.SPARE),
-    'videomae': Arch(('videomae', 'vit'), videomae.to_target, lambda shapes: videomae.INITIAL, videomae.SPARE),
-    'swin': Arch(('swin',), swin.to_target, swin.initial_keys, swin.SPARE),
-    'video_swin': Arch(('video_swin', 'swin'), video_swin.to_target, swin.initial_keys, swin.SPARE),
-}
 
 
 def detect(state_dict: Mapping[str, torch.Tensor]) -> str:
@@ -209,12 +74,8 @@ def _nearest(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def _vocabulary() -> dict[str, set[str]]:
-    tables: dict[str, Rules] = {
-        'jax-vit': vit.JAX, 'openai-clip': clip.OPENAI, 'hf-clip': clip.HF, 'timm-vit': vit.TIMM, 'hf-vit': vit.HF,
-        'videomae': videomae.ORIGINAL, 'hf-videomae': videomae.HF, 'swin': swin.ORIGINAL, 'hf-swin': swin.HF,
-    }
-    return {name: {word for pattern, _ in rules for word in re.findall(r'[A-Za-z_]{3,}', pattern)} - {'weight', 'bias'}
-            for name, rules in tables.items()}
+    return {name: {word for pattern, _ in known.words for word in re.findall(r'[A-Za-z_]{3,}', pattern)} -
+            {'weight', 'bias'} for name, known in FORMATS.items() if known.words}
 
 
 def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None, arch: str, as_name: str | None = None,
@@ -225,7 +86,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
         state_dict (Mapping): Tensors under their published names, any prefix; other entries are left aside.
         target_shapes (dict | None): ``{key: shape}`` of the backbone's own state dict. Keys below ``petl.`` are not
             part of the trunk and are ignored. None: keep the shapes of the file.
-        arch (str): 'vit', 'clip', 'swin', 'videomae' or 'video_swin'.
+        arch (str): One of :data:`mmpetl.weights.archs.ARCHS`.
         as_name (str | None): Format of ``state_dict``; None finds out.
         grid (tuple | None): Target grid of patches, (H, W) or (T, H, W); needed where it is not square or is inflated
             to another size.

@@ -7,7 +7,8 @@ import os
 import torch
 
 from ..version import __version__
-from .convert import ALIASES, FORMATS, detect
+from .archs import ALIASES, ARCHS, FORMATS
+from .convert import detect
 from .errors import WeightFileError
 from .io import atomic_write, load_file
 from .rename import State
@@ -40,13 +41,10 @@ def read_source(path: str | os.PathLike[str]) -> State:
 def natural_arch(state: State, as_name: str | None = None) -> str:
     """Architecture that a published file is made for."""
     name = ALIASES.get(as_name, as_name) if as_name else detect(state)
-    if name in ('openai-clip', 'hf-clip'):
-        return 'clip'
     if name not in FORMATS:
-        return 'vit'  # convert() refuses the name
-    family = FORMATS[name].family
-    norm = any(key.endswith(('norm_pre.weight', 'pre_norm.weight')) for key in state)
-    return 'clip' if family == 'vit' and norm else family
+        return next(iter(ARCHS))  # convert() refuses the name
+    known = FORMATS[name]
+    return known.family if known.arch_of is None else known.arch_of(state)
 
 
 def write_converted(path: str, state: State, report: Report, source: str, head: str | None = None) -> None:

@@ -13,44 +13,9 @@ from typing import Any
 
 import torch
 
+from .archs import ALL_ARCHS
 from .errors import WeightFileError
 from .io import atomic_write, write_json
-
-_HF4 = {'q': 'attention.attention.query', 'k': 'attention.attention.key', 'v': 'attention.attention.value',
-        'proj': 'attention.output.dense', 'fc1': 'intermediate.dense', 'fc2': 'output.dense'}
-_HF5 = {
-    'q': 'attention.q_proj',
-    'k': 'attention.k_proj',
-    'v': 'attention.v_proj',
-    'proj': 'attention.o_proj',
-    'fc1': 'mlp.fc1',
-    'fc2': 'mlp.fc2'
-}
-_TIMM = {'q': 'attn.qkv', 'k': 'attn.qkv', 'v': 'attn.qkv', 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
-_CLIP = {
-    **{
-        op: f'self_attn.{op}_proj'
-        for op in 'qkv'
-    }, 'proj': 'self_attn.out_proj',
-    'fc1': 'mlp.fc1',
-    'fc2': 'mlp.fc2'
-}
-
-#: (architecture, library) -> (block, modules of the ops). 'hf' and 'hf4': module names of transformers 5 and 4, which
-#: differ.
-MODULES: dict[tuple[str, str], tuple[str, dict[str, str]]] = {
-    ('vit', 'timm'): ('blocks.{}', _TIMM),
-    ('vit', 'mmpretrain'): ('layers.{}', {**_TIMM, 'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}),
-    ('vit', 'hf'): ('layers.{}', _HF5),
-    ('vit', 'hf4'): ('encoder.layer.{}', _HF4),
-    ('dinov2', 'hf'): ('encoder.layer.{}', _HF5),
-    ('dinov2', 'hf4'): ('encoder.layer.{}', {**_HF4, 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}),
-    ('clip', 'hf'): ('encoder.layers.{}', _CLIP),
-    ('clip', 'hf4'): ('encoder.layers.{}', _CLIP),
-    ('clip', 'mmpretrain'): ('layers.{}', {**_TIMM, 'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}),
-    ('videomae', 'hf'): ('encoder.layer.{}', _HF4),
-    ('videomae', 'hf4'): ('encoder.layer.{}', _HF4),
-}
 
 _FACTOR = re.compile(
     r'(?:.*\.)?petl\.(?P<name>[^.]+)\.blocks\.(?P<block>\d+)\.(?P<op>q|k|v|proj|fc1|fc2)\.'
@@ -70,8 +35,8 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
         tensors (Mapping): Tensors of the adapter; those outside ``petl.`` (head, tuned trunk parameters) are not LoRA
             and are left to the caller.
         methods (list): ``header['methods']``.
-        arch (str): 'vit', 'dinov2', 'clip' or 'videomae'.
-        library (str): Library of the base model, see :data:`MODULES`.
+        arch (str): One of :data:`mmpetl.weights.archs.ALL_ARCHS`.
+        library (str): Library of the base model, see :class:`mmpetl.weights.arch.Arch`.
         prefix (str): What stands before the block names in the base model, 'vit.' in a ViTForImageClassification,
             'videomae.' in a VideoMAEForVideoClassification, 'vision_model.' in a CLIPVisionModelWithProjection.
         base (str | None): Name of the base model, noted in the config.
@@ -83,16 +48,8 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
     Raises:
         ValueError: Another method than one LoRA, an unknown pair, or a base on which peft has no effect.
     """
-    if arch == 'videomae' and library in ('mmaction2', 'original'):
-        raise ValueError(
-            f'{arch} of {library} multiplies by qkv.weight itself and never calls the layer that peft replaces: the '
-            f'adapter '
-            "would have no effect; export to 'hf' or merge it")
-    if (arch, library) not in MODULES:
-        raise ValueError(
-            f'no peft export for {arch!r} of {library!r}; known: {", ".join(f"{a} of {b}" for a, b in MODULES)}')
+    block_name, modules = _modules(arch, library)
     method = _only_lora(methods)
-    block_name, modules = MODULES[arch, library]
     grouped: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     blocks: dict[str, int] = {}
     for key, tensor in tensors.items():
@@ -113,6 +70,21 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
         state[f'base_model.model.{module}.lora_A.weight'], state[f'base_model.model.{module}.lora_B.weight'] = down, up
         ranks[module], alphas[module] = down.shape[0], _scale(method, blocks[module], rank, scales) * down.shape[0]
     return state, peft_config(ranks, alphas, float(method.get('drop_rate', 0.)), base)
+
+
+def _modules(arch: str, library: str) -> tuple[str, dict[str, str]]:
+    """Name of a block and of the modules of its ops in a library.
+
+    Raises:
+        ValueError: An unknown pair, or a base on which peft has no effect.
+    """
+    known = ALL_ARCHS.get(arch)
+    if known is not None and library in known.no_lora:
+        raise ValueError(f'{arch} of {library} {known.no_lora[library]}')
+    if known is None or library not in known.lora:
+        pairs = ', '.join(f'{name} of {other}' for name, entry in ALL_ARCHS.items() for other in entry.lora)
+        raise ValueError(f'no peft export for {arch!r} of {library!r}; known: {pairs}')
+    return known.lora[library]
 
 
 def _only_lora(methods: list[dict[str, Any]]) -> dict[str, Any]:

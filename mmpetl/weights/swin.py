@@ -5,8 +5,11 @@ Canonical form: the original repository's names (``layers.i.blocks.j.attn.qkv``,
 ``norm``).
 """
 
+import re
+
 import torch
 
+from .arch import Arch, Export, Format, has
 from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, mapped, relabel, rename
 from .report import Report
 from .resize import bias_window, relative_index, resize_bias
@@ -166,3 +169,71 @@ def initial_keys(shapes: dict[str, tuple[int, ...]]) -> Ignored:
 #: Canonical keys that a target may lack.
 SPARE = ((r'norm\d\.(weight|bias)', 'norm of a stage that the target does not give out'),
          (r'.*relative_position_index', 'fixed index, built by the model'))
+
+
+def _merges_late(state: State) -> bool:
+    """timm opens a stage with patch merging: the first stage has none."""
+    return has(state, 'layers.1.downsample.') and not has(state, 'layers.0.downsample.')
+
+
+def _canonical(state: State) -> State:
+    return from_mmpretrain(state, Report('mmpretrain-swin', 'swin'))
+
+
+def _to_timm(state: State) -> State:
+    kept = {key: tensor for key, tensor in _canonical(state).items() if not key.endswith('relative_position_index')}
+    return {
+        re.sub(r'^layers\.(\d+)\.downsample', lambda match: f'layers.{int(match.group(1)) + 1}.downsample', key): tensor
+        for key, tensor in kept.items()
+    }
+
+
+_AS_TIMM: Rules = (
+    (r'(patch_embed|norm)\..*', r'\g<0>'),
+    (_BLOCK + r'(.*)', r'\g<0>'),
+    (r'layers\.\d+\.downsample\..*', r'\g<0>'),
+    (r'head\.' + _WB, r'head.fc.\1'),
+)
+_AS_HF: Rules = (
+    (r'patch_embed\.proj\.' + _WB, r'swin.embeddings.patch_embeddings.projection.\1'),
+    (r'patch_embed\.norm\.' + _WB, r'swin.embeddings.norm.\1'),
+    (r'absolute_pos_embed', 'swin.embeddings.position_embeddings'),
+    (_BLOCK + r'norm1\.' + _WB, r'swin.encoder.layers.\1.blocks.\2.layernorm_before.\3'),
+    (_BLOCK + r'norm2\.' + _WB, r'swin.encoder.layers.\1.blocks.\2.layernorm_after.\3'),
+    (_BLOCK + r'attn\.qkv\.' + _WB, r'swin.encoder.layers.\1.blocks.\2.attention.self.@.\3'),
+    (_BLOCK + r'attn\.proj\.' + _WB, r'swin.encoder.layers.\1.blocks.\2.attention.output.dense.\3'),
+    (_BLOCK + r'attn\.relative_position_(bias_table|index)',
+     r'swin.encoder.layers.\1.blocks.\2.attention.self.relative_position_\3'),
+    (_BLOCK + r'mlp\.fc1\.' + _WB, r'swin.encoder.layers.\1.blocks.\2.intermediate.dense.\3'),
+    (_BLOCK + r'mlp\.fc2\.' + _WB, r'swin.encoder.layers.\1.blocks.\2.output.dense.\3'),
+    (r'layers\.(\d+)\.downsample\.(.*)', r'swin.encoder.layers.\1.downsample.\2'),
+    (r'norm\.' + _WB, r'swin.layernorm.\1'),
+    (r'head\.' + _WB, r'classifier.\1'),
+)
+
+_PROJ = 'patch_embed.proj.weight'
+_HF_PROJECTION = 'embeddings.patch_embeddings.projection.weight'
+ARCH = Arch(
+    name='swin',
+    families=('swin', ),
+    adapt=to_target,
+    initial=initial_keys,
+    spare=SPARE,
+    formats={
+        'timm-swin':
+        Format('swin', _PROJ, lambda s: s[_PROJ].ndim == 4 and has(s, 'layers.') and _merges_late(s), from_timm),
+        'swin':
+        Format('swin', _PROJ, lambda s: s[_PROJ].ndim == 4 and has(s, 'layers.'), from_original, words=ORIGINAL,
+               aliases=('swin-22k', )),
+        'hf-swin':
+        Format('swin', _HF_PROJECTION, lambda s: s[_HF_PROJECTION].ndim == 4 and has(s, 'encoder.layers.0.blocks.'),
+               from_hf, words=HF),
+        'mmpretrain-swin':
+        Format('swin', 'patch_embed.projection.weight', lambda s: has(s, 'stages.'), from_mmpretrain),
+    },
+    exports={
+        'original': Export(((r'(patch_embed|layers|norm|head|absolute_pos_embed)(\..*)?', r'\g<0>'), ), _canonical),
+        'timm': Export(_AS_TIMM, _to_timm),
+        'hf': Export(_AS_HF, _canonical),
+    },
+)

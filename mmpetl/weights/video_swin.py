@@ -2,10 +2,11 @@
 
 import torch
 
+from .arch import Arch, Export, Format, has
 from .rename import State, depth, relabel
 from .report import Report
 from .resize import bias_window, relative_index, resize_bias
-from .swin import fit_tables, from_original, number_last_norm
+from .swin import SPARE, fit_tables, from_original, initial_keys, number_last_norm
 
 
 def from_video(state: State, report: Report) -> State:
@@ -14,8 +15,13 @@ def from_video(state: State, report: Report) -> State:
     head = report.extras.get('head.weight')
     if head is not None and head.ndim == 5:  # V-PETL classifies by a 1 x 1 x 1 convolution
         report.extras['head.weight'] = head.flatten(1)
-    last = depth(canonical, 'layers') - 1
-    return relabel(canonical, ((rf'norm{last}\.(weight|bias)', r'norm.\1'),))
+    return _plain_last_norm(canonical)
+
+
+def _plain_last_norm(state: State) -> State:
+    """``norm3`` -> ``norm`` of a four-stage network, the inverse of :func:`number_last_norm`."""
+    last = depth(state, 'layers') - 1
+    return relabel(state, ((rf'norm{last}\.(weight|bias)', r'norm.\1'),))
 
 
 def inflate(state: State, shapes: dict[str, tuple[int, ...]], report: Report) -> State:
@@ -59,3 +65,19 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
     if weight is not None and weight.ndim == 4:
         return number_last_norm(inflate(state, shapes, report))
     return number_last_norm(fit_tables(state, shapes, report, dims=3))
+
+
+_PROJ = 'patch_embed.proj.weight'
+ARCH = Arch(
+    name='video_swin',
+    families=('video_swin', 'swin'),
+    adapt=to_target,
+    initial=initial_keys,
+    spare=SPARE,
+    formats={
+        'video-swin':
+        Format('video_swin', _PROJ, lambda s: s[_PROJ].ndim == 5 and has(s, 'layers.'), from_video,
+               outer=((r'cls_head\.fc_cls\.(weight|bias)', r'head.\1'), ), aliases=('mmaction-video-swin', 'v-petl')),
+    },
+    exports={'original': Export(((r'(patch_embed|layers|norm|head)\..*', r'\g<0>'), ), _plain_last_norm)},
+)

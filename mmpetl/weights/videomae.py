@@ -2,12 +2,15 @@
 V-PETL's split projections, and image transformers inflated in time.
 """
 
+from typing import Any
+
 import torch
 
+from .arch import Arch, Export, Format, has
 from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, relabel, rename
 from .report import Report
 from .resize import resize_grid, resize_volume, sinusoid, square
-from .vit import fold_layer_scale, take_registers
+from .vit import LORA_HF4, fold_layer_scale, take_registers
 
 _WB = r'(weight|bias)'
 _B = r'blocks\.(\d+)\.'
@@ -231,3 +234,68 @@ INITIAL = ((r'fc_norm\.(weight|bias)', 'norm after pooling, which pre-training f
 #: Canonical keys that a target may lack.
 SPARE = ((r'norm\.(weight|bias)', 'norm of all tokens; the target pools first and norms then'),
          (r'fc_norm\.(weight|bias)', 'norm after pooling; the target does not pool'))
+
+
+def _without_table(state: State) -> State:
+    """The fixed table of positions, which the others build as well."""
+    state.pop('pos_embed', None)
+    return state
+
+
+def _hf_config(state: State, config: dict[str, Any]) -> dict[str, Any]:
+    return config | dict(
+        model_type='videomae', architectures=['VideoMAEForVideoClassification'],
+        tubelet_size=state['patch_embed.projection.weight'].shape[2], use_mean_pooling='fc_norm.weight' in state,
+        qkv_bias='blocks.0.attn.q_bias' in state)
+
+
+_AS_ORIGINAL: Rules = (
+    (r'patch_embed\.projection\.' + _WB, r'patch_embed.proj.\1'),
+    (_B + r'(norm[12]\.(?:weight|bias)|attn\..*|gamma_[12])', r'\g<0>'),
+    (_B + r'mlp\.layers\.0\.0\.' + _WB, r'blocks.\1.mlp.fc1.\2'),
+    (_B + r'mlp\.layers\.1\.' + _WB, r'blocks.\1.mlp.fc2.\2'),
+    (r'(norm|fc_norm|head)\.' + _WB, r'\g<0>'),
+)
+_AS_HF: Rules = (
+    (r'patch_embed\.projection\.' + _WB, r'videomae.embeddings.patch_embeddings.projection.\1'),
+    (_B + r'norm1\.' + _WB, r'videomae.encoder.layer.\1.layernorm_before.\2'),
+    (_B + r'norm2\.' + _WB, r'videomae.encoder.layer.\1.layernorm_after.\2'),
+    (_B + r'attn\.qkv\.weight', r'videomae.encoder.layer.\1.attention.attention.@.weight'),
+    (_B + r'attn\.([qv])_bias', r'videomae.encoder.layer.\1.attention.attention.\2_bias'),
+    (_B + r'attn\.proj\.' + _WB, r'videomae.encoder.layer.\1.attention.output.dense.\2'),
+    (_B + r'mlp\.layers\.0\.0\.' + _WB, r'videomae.encoder.layer.\1.intermediate.dense.\2'),
+    (_B + r'mlp\.layers\.1\.' + _WB, r'videomae.encoder.layer.\1.output.dense.\2'),
+    (r'norm\.' + _WB, r'videomae.layernorm.\1'),
+    (r'fc_norm\.' + _WB, r'\g<0>'),
+    (r'head\.' + _WB, r'classifier.\1'),
+)
+_NEVER_CALLED = ('multiplies by qkv.weight itself and never calls the layer that peft replaces: the adapter would have '
+                 "no effect; export to 'hf' or merge it")
+
+_PROJ, _PROJECTION = 'patch_embed.proj.weight', 'patch_embed.projection.weight'
+_HF_PROJECTION = 'embeddings.patch_embeddings.projection.weight'
+ARCH = Arch(
+    name='videomae',
+    families=('videomae', 'vit'),
+    adapt=to_target,
+    initial=lambda shapes: INITIAL,
+    spare=SPARE,
+    formats={
+        'videomae':
+        Format('videomae', _PROJ, lambda s: s[_PROJ].ndim == 5 and has(s, 'blocks.'), from_original, words=ORIGINAL),
+        'hf-videomae':
+        Format('videomae', _HF_PROJECTION, lambda s: s[_HF_PROJECTION].ndim == 5, from_hf, words=HF,
+               outer=((r'fc_norm\.(weight|bias)', r'fc_norm.\1'), (r'classifier\.(weight|bias)', r'head.\1'))),
+        'mmaction-videomae':
+        Format('videomae', _PROJECTION, lambda s: s[_PROJECTION].ndim == 5, from_mmaction),
+    },
+    exports={
+        'original': Export(_AS_ORIGINAL, _without_table),
+        'hf': Export(_AS_HF, _without_table, _hf_config),
+    },
+    lora={'hf': ('encoder.layer.{}', LORA_HF4), 'hf4': ('encoder.layer.{}', LORA_HF4)},
+    no_lora={'mmaction2': _NEVER_CALLED, 'original': _NEVER_CALLED},
+    stem='blocks',
+    fc1='mlp.layers.0.0',
+    hf_input=lambda grid, patch: dict(image_size=grid[-1] * patch[-1], num_frames=grid[0] * patch[0]),
+)

@@ -5,8 +5,13 @@ The common form ("canonical") of every image ViT file is mmpretrain's ``VisionTr
 ``pre_norm``.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
+from .arch import Arch, Export, Format, has
 from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, rename
 from .report import Report
 from .resize import resize_grid, square
@@ -216,3 +221,123 @@ INITIAL = ((r'ln2\.(weight|bias)', 'norm after pooling, which such files do not 
 #: Canonical keys that a target may lack.
 SPARE = ((r'ln1\.(weight|bias)', 'norm of all tokens; the target was built with final_norm=False'),
          (r'ln2\.(weight|bias)', 'norm after pooling; the target does not pool'))
+
+
+def image_size(state: State) -> int:
+    """Side in pixels of the square image whose position table (1, 1 + H * W, C) a backbone with a class token has."""
+    return round((state['pos_embed'].shape[1] - 1)**0.5) * state['patch_embed.projection.weight'].shape[-1]
+
+
+def _made_for(state: State) -> str:
+    """CLIP's towers are this family with a norm before the blocks."""
+    return 'clip' if any(key.endswith(('norm_pre.weight', 'pre_norm.weight')) for key in state) else 'vit'
+
+
+def _layer_scaled(state: Mapping[str, Any], library: str) -> Arch | None:
+    """transformers knows a ViT with layer scale as DINOv2."""
+    return LAYER_SCALED if library.startswith('hf') and 'layers.0.attn.gamma1.weight' in state else None
+
+
+def _vit_config(state: State, config: dict[str, Any]) -> dict[str, Any]:
+    return config | dict(model_type='vit', architectures=['ViTForImageClassification'],
+                         qkv_bias='layers.0.attn.qkv.bias' in state, image_size=image_size(state))
+
+
+def _dinov2_config(state: State, config: dict[str, Any]) -> dict[str, Any]:
+    ratio = config.pop('intermediate_size') // config['hidden_size']
+    return config | dict(model_type='dinov2', architectures=['Dinov2Model'], use_mask_token=False, mlp_ratio=ratio,
+                         image_size=image_size(state))
+
+
+_WB = r'(weight|bias)'
+_LAYER = r'layers\.(\d+)\.'
+_AS_TIMM: Rules = (
+    (r'cls_token|pos_embed', r'\g<0>'),
+    (r'patch_embed\.projection\.' + _WB, r'patch_embed.proj.\1'),
+    (r'pre_norm\.' + _WB, r'norm_pre.\1'),
+    (_LAYER + r'ln([12])\.' + _WB, r'blocks.\1.norm\2.\3'),
+    (_LAYER + r'attn\.(qkv|proj)\.' + _WB, r'blocks.\1.attn.\2.\3'),
+    (_LAYER + r'attn\.gamma1\.weight', r'blocks.\1.ls1.gamma'),
+    (_LAYER + r'ffn\.gamma2\.weight', r'blocks.\1.ls2.gamma'),
+    (_LAYER + r'ffn\.layers\.0\.0\.' + _WB, r'blocks.\1.mlp.fc1.\2'),
+    (_LAYER + r'ffn\.layers\.1\.' + _WB, r'blocks.\1.mlp.fc2.\2'),
+    (r'ln1\.' + _WB, r'norm.\1'),
+    (r'ln2\.' + _WB, r'fc_norm.\1'),
+    (r'head\.' + _WB, r'\g<0>'),
+)
+_AS_HF: Rules = (
+    (r'cls_token', 'embeddings.cls_token'),
+    (r'pos_embed', 'embeddings.position_embeddings'),
+    (r'patch_embed\.projection\.' + _WB, r'embeddings.patch_embeddings.projection.\1'),
+    (_LAYER + r'attn\.qkv\.' + _WB, r'encoder.layer.\1.attention.attention.@.\2'),
+    (_LAYER + r'attn\.proj\.' + _WB, r'encoder.layer.\1.attention.output.dense.\2'),
+    (_LAYER + r'ffn\.layers\.0\.0\.' + _WB, r'encoder.layer.\1.intermediate.dense.\2'),
+    (_LAYER + r'ffn\.layers\.1\.' + _WB, r'encoder.layer.\1.output.dense.\2'),
+    (_LAYER + r'ln1\.' + _WB, r'encoder.layer.\1.layernorm_before.\2'),
+    (_LAYER + r'ln2\.' + _WB, r'encoder.layer.\1.layernorm_after.\2'),
+    (r'ln1\.' + _WB, r'layernorm.\1'),
+    (r'head\.' + _WB, r'classifier.\1'),
+)
+#: Rules that come before those of ViT: the first match decides.
+_AS_DINOV2: Rules = (
+    (_LAYER + r'ln([12])\.' + _WB, r'encoder.layer.\1.norm\2.\3'),
+    (_LAYER + r'attn\.gamma1\.weight', r'encoder.layer.\1.layer_scale1.lambda1'),
+    (_LAYER + r'ffn\.gamma2\.weight', r'encoder.layer.\1.layer_scale2.lambda1'),
+    (_LAYER + r'ffn\.layers\.0\.0\.' + _WB, r'encoder.layer.\1.mlp.fc1.\2'),
+    (_LAYER + r'ffn\.layers\.1\.' + _WB, r'encoder.layer.\1.mlp.fc2.\2'),
+    *_AS_HF,
+)
+
+_LORA_TIMM = {**{op: 'attn.qkv' for op in 'qkv'}, 'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+_LORA_HF5 = {'q': 'attention.q_proj', 'k': 'attention.k_proj', 'v': 'attention.v_proj', 'proj': 'attention.o_proj',
+             'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+#: Modules of transformers 4, which its VideoMAE has in version 5 as well.
+LORA_HF4 = {'q': 'attention.attention.query', 'k': 'attention.attention.key', 'v': 'attention.attention.value',
+            'proj': 'attention.output.dense', 'fc1': 'intermediate.dense', 'fc2': 'output.dense'}
+
+_PROJ, _PROJECTION = 'patch_embed.proj.weight', 'patch_embed.projection.weight'
+_HF = 'embeddings.patch_embeddings.projection.weight'
+ARCH = Arch(
+    name='vit',
+    families=('vit', ),
+    adapt=to_target,
+    initial=lambda shapes: INITIAL,
+    spare=SPARE,
+    formats={
+        'jax-vit':
+        Format('vit', 'embedding/kernel', lambda s: True, from_jax, words=JAX, aliases=('npz', ), arch_of=_made_for),
+        # Never found out: registers are left out only where that was asked for by name.
+        'dinov2-registers':
+        Format('vit', _PROJ, lambda s: False, from_timm, arch_of=_made_for),
+        'hf-dinov2-registers':
+        Format('vit', _HF, lambda s: False, from_hf, arch_of=_made_for),
+        'timm-vit':
+        Format('vit', _PROJ, lambda s: s[_PROJ].ndim == 4 and has(s, 'blocks.'), from_timm, words=TIMM,
+               aliases=('mae', 'mocov3', 'deit', 'dinov2'), arch_of=_made_for),
+        'hf-vit':
+        Format('vit', _HF, lambda s: s[_HF].ndim == 4 and 'embeddings.cls_token' in s, from_hf, words=HF,
+               outer=((r'classifier\.(weight|bias)', r'classifier.\1'), ), aliases=('hf-dinov2', 'hf-mae'),
+               arch_of=_made_for),
+        'mmpretrain-vit':
+        Format('vit', _PROJECTION, lambda s: s[_PROJECTION].ndim == 4 and has(s, 'layers.'), from_mmpretrain,
+               arch_of=_made_for),
+    },
+    exports={'timm': Export(_AS_TIMM), 'hf': Export(_AS_HF, config=_vit_config)},
+    lora={
+        'timm': ('blocks.{}', _LORA_TIMM),
+        'mmpretrain': ('layers.{}', {**_LORA_TIMM, 'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}),
+        'hf': ('layers.{}', _LORA_HF5),
+        'hf4': ('encoder.layer.{}', LORA_HF4),
+    },
+    elsewhere=_layer_scaled,
+)
+LAYER_SCALED = dataclasses.replace(
+    ARCH,
+    name='dinov2',
+    formats={},
+    exports={'hf': Export(_AS_DINOV2, config=_dinov2_config)},
+    lora={
+        'hf': ('encoder.layer.{}', _LORA_HF5),
+        'hf4': ('encoder.layer.{}', {**LORA_HF4, 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}),
+    },
+)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmpetl.weights import Report, convert, detect
-from mmpetl.weights.convert import ALIASES, FORMATS
+from mmpetl.weights.archs import ALIASES, FORMATS
 
 
 def test_nearest_format_is_named():

@@ -1,0 +1,28 @@
+"""All architectures of weights, by name. A new one is its file and one entry here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from . import clip, swin, video_swin, videomae, vit
+from .arch import Arch, Format
+
+#: Architectures of backbones, by name.
+ARCHS: dict[str, Arch] = {
+    arch.name: arch for arch in (vit.ARCH, clip.ARCH, videomae.ARCH, swin.ARCH, video_swin.ARCH)}
+#: The same and those under which only other libraries know them.
+ALL_ARCHS: dict[str, Arch] = {**ARCHS, vit.LAYER_SCALED.name: vit.LAYER_SCALED}
+#: Published formats, by name; a file is of the first that fits it.
+FORMATS: dict[str, Format] = {name: known for arch in ARCHS.values() for name, known in arch.formats.items()}
+#: Other names under which people know a format.
+ALIASES: dict[str, str] = {alias: name for name, known in FORMATS.items() for alias in known.aliases}
+
+
+def known_elsewhere(state: Mapping[str, Any], arch: str, library: str) -> Arch:
+    """The architecture as which a library knows the weights of a backbone.
+
+    Args:
+        state (Mapping): Keys of the backbone, mmpretrain's or mmaction2's.
+        arch (str): One of :data:`ALL_ARCHS`.
+        library (str): As for :func:`mmpetl.weights.export.export_names`.
+    """
+    return ALL_ARCHS[arch].elsewhere(state, library) or ALL_ARCHS[arch]
