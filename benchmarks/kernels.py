@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 RESULTS = Path(__file__).resolve().parent / 'kernels.json'
 _aten = torch.ops.aten
-CASTS = {_aten._to_copy.default}
+CASTS = {_aten._to_copy.default, _aten._foreach_copy_.default}
 SYNCS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.masked_select.default, _aten.item.default,
          _aten.is_nonzero.default, _aten.unique_dim.default, _aten._unique2.default, _aten.equal.default}
 #: Dispatched, but nothing runs: memory without contents, and wrappers.

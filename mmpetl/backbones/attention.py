@@ -4,7 +4,8 @@ Four upstream attentions meet here. Each backbone supplies only its projections 
 this file.
 """
 
-from itertools import product
+import itertools
+from functools import partial
 from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..recompute import LOOK_UP, SMALL_PRODUCT, recomputed
 from ..sites import Tap
+from .cast import apply_linear, held
 from .embed import linear_slice
 
 #: Bytes of all masks with biases of a block up to which its windows are attended in one call.
@@ -37,9 +39,13 @@ class Projections:
             return self.proj.weight, self.proj.bias
         return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
 
+    def read(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight and bias of q, k, v or proj as its product reads them."""
+        return held(self.tap, op) or self.op_parameters(op)
+
     def fused(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., 3 C)."""
-        return self.qkv(x)
+        return apply_linear(self.qkv, self.tap, 'qkv', x)
 
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x, all (B, N, C); queries of the leading tokens only where no other is read."""
@@ -47,13 +53,14 @@ class Projections:
             return self.tap.qkv(x, *self.fused(x).chunk(3, -1))
         asking = x[:, :self.tap.queries]
         inputs = tuple(self.tap.input(op, t) for t, op in zip((asking, x, x), 'qkv'))
-        q, k, v = (F.linear(t, *self.op_parameters(op)) for t, op in zip(inputs, 'qkv'))
+        q, k, v = (F.linear(t, *self.read(op)) for t, op in zip(inputs, 'qkv'))
         return self.tap.qkv(x, q, k, v, inputs if self.tap.own_inputs else None)  # type: ignore[arg-type]
 
     def output(self, y: Tensor) -> Tensor:
         """Output projection, (B, N, C) -> (B, N, C)."""
         y = self.tap.input('proj', y)
-        return self.tap.linear('proj', y, recomputed(self.proj, y, level=SMALL_PRODUCT))
+        product = partial(apply_linear, self.proj, self.tap, 'proj')
+        return self.tap.linear('proj', y, recomputed(product, y, level=SMALL_PRODUCT))
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -166,7 +173,7 @@ def window_groups(windows: Sequence[int], shifted: Sequence[bool]) -> List[Tuple
         Slices over the window grid, in lexicographic order.
     """
     axes = [[slice(0, n - 1), slice(n - 1, n)] if s and n > 1 else [slice(0, n)] for n, s in zip(windows, shifted)]
-    return list(product(*axes))
+    return list(itertools.product(*axes))
 
 
 def _join(parts: List[Tensor], lengths: Sequence[int]) -> Tensor:

@@ -5,6 +5,7 @@ same object; only ``forward`` is restated. A backbone supplies its two norms, it
 network.
 """
 
+from functools import partial
 from typing import Any, Callable, Optional, Tuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..recompute import ELEMENTWISE, LARGE_PRODUCT, Recomputing, is_recomputed, recomputed
 from ..sites import BlockSpec, Tap
+from .cast import apply_linear, held, hold, release
 
 
 def enter_prompts(tap: Tap, x: Tensor, extra_tokens: int) -> Tuple[Tensor, Optional[Tensor]]:
@@ -69,7 +71,7 @@ class SitedBlock:
 
     def attention_output(self, y: Tensor) -> Tensor:
         """What attention gathered -> attention output before drop-path, by frozen weights alone; for side methods."""
-        return self.attn.proj(y)
+        return apply_linear(self.attn.proj, self.tap, 'proj', y)
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """Normed input -> feed-forward output before drop-path."""
@@ -86,7 +88,11 @@ class SitedBlock:
     def run(self, x: Tensor, *context: Any) -> Tensor:
         """(B, N, C) or (B, T, H, W, C) -> same shape. ``context`` is handed to :meth:`attention`."""
         if self.tap.recorder is not None:
-            return self._record(x, *context)
+            hold(self, x)
+            try:
+                return self._record(x, *context)
+            finally:
+                release(self)
         # Bound here and not read in the backward pass, when another input may have come in between.
         grid = self.grid_of(x, *context)
         if self.with_cp and torch.is_grad_enabled():
@@ -99,6 +105,14 @@ class SitedBlock:
         return self._run(x, grid, *context)
 
     def _run(self, x: Tensor, grid: Tuple[int, ...], *context: Any) -> Tensor:
+        if not hold(self, x):
+            return self._steps(x, grid, *context)
+        try:
+            return self._steps(x, grid, *context)
+        finally:
+            release(self)
+
+    def _steps(self, x: Tensor, grid: Tuple[int, ...], *context: Any) -> Tensor:
         tap = self.tap
         tap.grid = grid
         x = tap.stream(x)
@@ -150,9 +164,10 @@ def feed_forward(tap: Tap, fc1: nn.Linear, act: nn.Module, drop1: nn.Module, fc2
                  h: Tensor) -> Tensor:
     """drop2(T(fc2(drop1(act(T(fc1(h))))))) with the tap T; (..., C) -> (..., C)."""
     h = tap.input('fc1', h)
-    mid = drop1(recomputed(act, tap.linear('fc1', h, recomputed(fc1, h, level=LARGE_PRODUCT))))
+    y = recomputed(partial(apply_linear, fc1, tap, 'fc1'), h, level=LARGE_PRODUCT)
+    mid = drop1(recomputed(act, tap.linear('fc1', h, y)))
     mid = tap.input('fc2', mid)
-    return drop2(tap.linear('fc2', mid, fc2(mid)))
+    return drop2(tap.linear('fc2', mid, apply_linear(fc2, tap, 'fc2', mid)))
 
 
 Linear = Tuple[Tensor, Optional[Tensor]]
@@ -170,8 +185,9 @@ def gated_feed_forward(tap: Tap, gate: Linear, fc1: Linear, act: Callable[[Tenso
         fc2: Second linear, F -> C.
         h: Normed input (..., C).
     """
+    gate, fc1 = held(tap, 'gate') or gate, held(tap, 'fc1') or fc1
     h_gate, h = tap.input('gate', h), tap.input('fc1', h)
     opened = recomputed(act, tap.linear('gate', h_gate, recomputed(F.linear, h_gate, *gate, level=LARGE_PRODUCT)))
     mid = recomputed(torch.mul, opened, tap.linear('fc1', h, recomputed(F.linear, h, *fc1, level=LARGE_PRODUCT)))
     mid = tap.input('fc2', inner(mid))
-    return tap.linear('fc2', mid, fc2(mid))
+    return tap.linear('fc2', mid, apply_linear(fc2, tap, 'fc2', mid))

@@ -1,5 +1,6 @@
 """What trunks of timm and transformers share: attention over separate projections, norms at the end, checks by path."""
 
+from functools import partial
 from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ..recompute import LARGE_PRODUCT, SMALL_PRODUCT, recomputed
 from ..sites import Tap
 from .attention import Projections, Rotation, attend, gate_bias, join_extra, record_keys_values, split_heads
+from .cast import apply_linear
 
 
 def refuse(path: str, module: Any, why: str) -> None:
@@ -92,7 +94,7 @@ class ForeignAttention(Projections):
 
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
-        k, v = (F.linear(u, *self.op_parameters(op)) for op in 'kv')
+        k, v = (F.linear(u, *self.read(op)) for op in 'kv')
         return split_heads(k, self.heads), split_heads(v, self.heads)
 
     def mix(self, x: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
@@ -129,12 +131,13 @@ class SeparateProjections(ForeignAttention):
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         asking = x[:, :self.tap.queries]
         inputs = tuple(self.tap.input(op, t) for t, op in zip((asking, x, x), 'qkv'))
-        q, k, v = (self.layer(op)(t) for t, op in zip(inputs, 'qkv'))
+        q, k, v = (apply_linear(self.layer(op), self.tap, op, t) for t, op in zip(inputs, 'qkv'))
         return self.tap.qkv(x, q, k, v, inputs if self.tap.own_inputs else None)
 
     def output(self, y: Tensor) -> Tensor:
         y = self.tap.input('proj', y)
-        return self.tap.linear('proj', y, recomputed(self.layer('proj'), y, level=SMALL_PRODUCT))
+        product = partial(apply_linear, self.layer('proj'), self.tap, 'proj')
+        return self.tap.linear('proj', y, recomputed(product, y, level=SMALL_PRODUCT))
 
 
 def rotate_grid(turn: Callable[[Tensor], Tensor], tokens: int) -> Rotation:
@@ -155,9 +158,10 @@ def rotate_grid(turn: Callable[[Tensor], Tensor], tokens: int) -> Rotation:
 def gelu_network(tap: Tap, fc1: nn.Module, act: Callable[[Tensor], Tensor], fc2: nn.Module, h: Tensor) -> Tensor:
     """T(fc2(act(T(fc1(h))))) with the tap T; (..., C) -> (..., C)."""
     h = tap.input('fc1', h)
-    mid = recomputed(act, tap.linear('fc1', h, recomputed(fc1, h, level=LARGE_PRODUCT)))
+    y = recomputed(partial(apply_linear, fc1, tap, 'fc1'), h, level=LARGE_PRODUCT)
+    mid = recomputed(act, tap.linear('fc1', h, y))
     mid = tap.input('fc2', mid)
-    return tap.linear('fc2', mid, fc2(mid))
+    return tap.linear('fc2', mid, apply_linear(fc2, tap, 'fc2', mid))
 
 
 class PatchConvolution(nn.Conv2d):

@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..recompute import recomputed
 from ..sites import BlockSpec, Tap
 from .block import SitedBlock
+from .cast import apply_linear
 from .foreign import SeparateProjections, gelu_network, no_mask
 from .form import Form
 
@@ -57,7 +58,7 @@ class HFLayer(SitedBlock):
         return recomputed(self.scaled, 'attn', self.attn(h, prompts, *context)[0])
 
     def attention_output(self, y: Tensor) -> Tensor:
-        return self.scaled('attn', self.attn.proj(y))
+        return self.scaled('attn', apply_linear(self.attn.proj, self.tap, 'proj', y))
 
     def feed_forward(self, h: Tensor) -> Tensor:
         mlp = self.mlp

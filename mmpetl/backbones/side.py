@@ -1,6 +1,6 @@
 """A frozen block as side methods (SynQT, VQT, LST) use it: queries that pass through, reading the image tokens only."""
 
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..sites import BlockSpec
 from .attention import merge_heads, split_heads
+from .cast import hold, release
 
 
 class SideBlock:
@@ -37,7 +38,7 @@ class SideBlock:
         the softmax) and the value projection to the attended mean (the weights of a query sum to one).
         """
         attn, spec = self.block.attn, self.spec
-        weight, bias = attn.op_parameters('q')
+        weight, bias = attn.read('q')
         q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads) * spec.head_dim**-0.5
         if 'k' in read:
             # Written out: the fused kernel's backward pass would compute gradients of keys and values, which nobody
@@ -46,8 +47,8 @@ class SideBlock:
         else:
             # Heads and queries share one axis in the products with u, so that no product repeats u or a weight.
             u, per_head = read['u'], (spec.heads, spec.head_dim, spec.dim)
-            w_v, b_v = attn.op_parameters('v')
-            q = torch.einsum('bhpd,hdc->bhpc', q, attn.op_parameters('k')[0].view(per_head))
+            w_v, b_v = attn.read('v')
+            q = torch.einsum('bhpd,hdc->bhpc', q, attn.read('k')[0].view(per_head))
             weights = torch.softmax(q.flatten(1, 2) @ u.transpose(-2, -1), -1)
             y = torch.einsum('bhpc,hdc->bhpd', (weights @ u).unflatten(1, (spec.heads, -1)), w_v.view(per_head))
             if b_v is not None:
@@ -57,3 +58,14 @@ class SideBlock:
     def ffn_out(self, p: Tensor) -> Tensor:
         """Frozen feed-forward branch of p (B, P, C), its norm included -> (B, P, C)."""
         return self.block.drop_path_of('ffn')(self.block.feed_forward(self.block.norm2(p)))
+
+    def through(self, p: Tensor, read: Mapping[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries p (B, P, C) through the block -> r = p + h with the attention's output h, h, and the feed-forward
+        branch of r, all (B, P, C)."""
+        hold(self.block, p)
+        try:
+            h = self.attend_from(p, read)
+            r = p + h
+            return r, h, self.ffn_out(r)
+        finally:
+            release(self.block)

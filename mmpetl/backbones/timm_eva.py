@@ -12,6 +12,7 @@ from ..recompute import recomputed
 from ..sites import POINTS, BlockSpec
 from .attention import Projections, Rotation
 from .block import SitedBlock
+from .cast import apply_linear, held
 from .embed import linear_slice
 from .family import Family
 from .foreign import SeparateProjections, check_type, no_mask, refuse, rotate_grid
@@ -49,8 +50,11 @@ class RotaryAttention(SeparateProjections):
 
     def fused(self, x: Tensor) -> Tensor:
         if getattr(self, 'k_bias', None) is None:
-            return self.qkv(x)
-        return F.linear(x, self.qkv.weight, torch.cat((self.q_bias, self.k_bias, self.v_bias)))
+            return apply_linear(self.qkv, self.tap, 'qkv', x)
+        found = held(self.tap, 'qkv')
+        if found is None:
+            found = self.qkv.weight, torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        return F.linear(x, *found)
 
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         return super().project(x) if self.qkv is None else Projections.project(self, x)

@@ -1,14 +1,15 @@
 """What the vision transformers of timm share: feed-forward networks, patch embedding, norms, forms of the output."""
 
+from functools import partial
 from typing import Optional, Tuple
 
-import torch.nn.functional as F
 from timm.layers import GluMlp, LayerNorm, Mlp, PatchEmbed, SwiGLU
 from torch import Tensor, nn
 
 from ..recompute import LARGE_PRODUCT, recomputed
 from ..sites import ALL_OPS, OPS, Tap
 from .block import feed_forward, gated_feed_forward
+from .cast import apply_linear
 from .embed import SitedFinalNorm
 from .foreign import check_type, refuse, table_with_shift
 
@@ -84,10 +85,10 @@ def run_mlp(tap: Tap, mlp: nn.Module, h: Tensor) -> Tensor:
     if isinstance(mlp, SwiGLU) or tap.input('gate', h) is not h or tap.input('fc1', h) is not h:
         return mlp.drop2(gated_feed_forward(tap, gate, fc1, mlp.act, inner, mlp.fc2, h))
     # One product for both halves, as upstream computes it.
-    y_gate, y = recomputed(F.linear, h, mlp.fc1.weight, mlp.fc1.bias, level=LARGE_PRODUCT).chunk(2, -1)
+    y_gate, y = recomputed(partial(apply_linear, mlp.fc1, tap, 'gate+fc1'), h, level=LARGE_PRODUCT).chunk(2, -1)
     mid = recomputed(mlp.act, tap.linear('gate', h, y_gate)) * tap.linear('fc1', h, y)
     mid = tap.input('fc2', inner(mid))
-    return mlp.drop2(tap.linear('fc2', mid, mlp.fc2(mid)))
+    return mlp.drop2(tap.linear('fc2', mid, apply_linear(mlp.fc2, tap, 'fc2', mid)))
 
 
 def pools(model: nn.Module) -> bool:

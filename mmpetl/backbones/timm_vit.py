@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..recompute import recomputed
 from ..sites import POINTS, BlockSpec
 from .block import SitedBlock
+from .cast import apply_linear
 from .family import Family
 from .foreign import ForeignAttention, check_type, no_mask, refuse
 from .form import TimmForm
@@ -55,7 +56,7 @@ class SitedTimmBlock(SitedBlock, Block):
         return recomputed(self.ls1, self.attn(h, prompts))
 
     def attention_output(self, y: Tensor) -> Tensor:
-        return self.ls1(self.attn.proj(y))
+        return self.ls1(apply_linear(self.attn.proj, self.tap, 'proj', y))
 
     def feed_forward(self, h: Tensor) -> Tensor:
         return self.ls2(run_mlp(self.tap, self.mlp, h))

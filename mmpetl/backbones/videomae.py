@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..sites import POINTS, BlockSpec
 from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward
+from .cast import apply_linear, held
 from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
 from .family import Family
 
@@ -26,7 +27,8 @@ class SitedAttention(Projections, Attention):
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def fused(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.qkv.weight, self._bias())
+        found = held(self.tap, 'qkv')
+        return F.linear(x, self.qkv.weight, self._bias()) if found is None else F.linear(x, *found)
 
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
@@ -57,7 +59,7 @@ class SitedVideoBlock(SitedBlock, Block):
         return self.gamma_1 * y if hasattr(self, 'gamma_1') else y
 
     def attention_output(self, y: Tensor) -> Tensor:
-        y = self.attn.proj(y)
+        y = apply_linear(self.attn.proj, self.tap, 'proj', y)
         return self.gamma_1 * y if hasattr(self, 'gamma_1') else y
 
     def feed_forward(self, h: Tensor) -> Tensor:

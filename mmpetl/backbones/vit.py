@@ -13,6 +13,7 @@ from ..recompute import recomputed
 from ..sites import ALL_OPS, OPS, POINTS, BlockSpec
 from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward, gated_feed_forward
+from .cast import apply_linear, held
 from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 
@@ -25,8 +26,8 @@ class SitedMultiheadAttention(Projections, MultiheadAttention):
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
         c = self.embed_dims
-        bias = None if self.qkv.bias is None else self.qkv.bias[c:]
-        k, v = nn.functional.linear(u, self.qkv.weight[c:], bias).chunk(2, -1)
+        weight, bias = held(self.tap, 'qkv') or (self.qkv.weight, self.qkv.bias)
+        k, v = F.linear(u, weight[c:], None if bias is None else bias[c:]).chunk(2, -1)
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
@@ -50,7 +51,7 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
         return self.attn(h, prompts)
 
     def attention_output(self, y: Tensor) -> Tensor:
-        return self.attn.gamma1(self.attn.proj(y))
+        return self.attn.gamma1(apply_linear(self.attn.proj, self.tap, 'proj', y))
 
     def feed_forward(self, h: Tensor) -> Tensor:
         if isinstance(self.ffn, SwiGLUFFN):

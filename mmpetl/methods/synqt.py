@@ -135,9 +135,8 @@ class SynQT(Method):
         if before is not None:
             p = p + self.feat_scale * before
         p = self.drop(self.blocks[str(i)]['qsm'](self.blocks[str(i)]['adapter'](p)))
-        h = block.attend_from(p, read)
-        hh = block.ffn_out(p + h)
-        return torch.stack([t.mean(1) for t in (p + h + hh, h, hh)], 1)
+        r, h, hh = block.through(p, read)
+        return torch.stack([t.mean(1) for t in (r + hh, h, hh)], 1)
 
     def _combine(self, rows: Tensor) -> Tensor:
         """(B, 3 L + 1, C) -> (B, C)."""

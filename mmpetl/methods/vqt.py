@@ -108,8 +108,8 @@ class VQT(Method):
     def _query(self, block: Any, read: Mapping[str, Tensor], query: Tensor) -> Tensor:
         """(P, C) -> (B, P * C), the outputs of one block's queries."""
         p = self.drop(query.expand(batch_size(read), -1, -1))
-        p = p + block.attend_from(p, read)
-        return (p + block.ffn_out(p)).flatten(1)
+        r, _, hh = block.through(p, read)
+        return (r + hh).flatten(1)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
         norm, token = blocks[-1].final_norm, reads[-1]['out'][:, 0]

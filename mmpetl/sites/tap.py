@@ -82,6 +82,8 @@ class Tap:
         #: Log-gates (B or 1, num_prompts) added to the attention logits of this block's prompt keys, or None. Scoring
         #: uses it.
         self.prompt_gate: Optional[Tensor] = None
+        #: Half-precision copies of the block's frozen weights by thread, then by op; held while the block runs.
+        self.cast: Dict[int, Dict[str, Tuple[Tensor, Optional[Tensor]]]] = {}
         #: Where a block's frozen activations are stored for side methods, or None.
         self.recorder: Optional[Dict[str, Tensor]] = None
 

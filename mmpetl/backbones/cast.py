@@ -1,0 +1,109 @@
+"""Frozen weights of a block under autocast: cast together by one kernel, not one by one where they are used."""
+
+import threading
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..sites import Tap
+
+Linear = Tuple[Tensor, Optional[Tensor]]
+#: Ops that trunks compute as one product; the parts of their copies stand in one tensor, under both names.
+JOINED = {'qkv': ('q', 'k', 'v'), 'gate+fc1': ('gate', 'fc1')}
+#: Modules whose forward pass is ``F.linear`` of their weight and bias.
+_PLAIN = ('torch.nn.modules.linear', 'mmcv.cnn.bricks.wrappers')
+
+
+def hold(block: Any, x: Tensor) -> bool:
+    """Make half-precision copies of all frozen weights of a block's ops for this thread, until :func:`release`.
+
+    The values are those of autocast. Nothing happens where autocast is off, a compiler traces, or weights are trained,
+    no plain parameters, or of another type than float32; those are cast where they are used.
+
+    Args:
+        block: Sited block.
+        x: What it is called with.
+
+    Returns:
+        Whether there are copies.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    kind = x.device.type
+    if kind not in ('cpu', 'cuda') or not torch.is_autocast_enabled(kind):
+        return False
+    made: Dict[str, Linear] = {}
+    sources: List[Tensor] = []
+    copies: List[Tensor] = []
+
+    def copy(source: Optional[Tensor], target: Optional[Tensor]) -> Optional[Tensor]:
+        if source is None or source.dtype is not torch.float32 or source.requires_grad:
+            return source
+        target = torch.empty_like(source, dtype=torch.get_autocast_dtype(kind)) if target is None else target
+        sources.append(source.detach())
+        copies.append(target)
+        return target
+
+    found = {op: block.op_parameters(op) for op in block.spec.ops}
+    for name, ops in JOINED.items():
+        if all(op in found for op in ops):
+            made.update(_join(name, [found.pop(op) for op in ops], torch.get_autocast_dtype(kind), copy))
+    made.update({op: (copy(weight, None), copy(bias, None)) for op, (weight, bias) in found.items()})
+    if not copies:
+        return False
+    with torch.no_grad():
+        torch._foreach_copy_(copies, sources)
+    block.tap.cast[threading.get_ident()] = made
+    return True
+
+
+def _join(name: str, parts: List[Linear], dtype: torch.dtype, copy: Any) -> Dict[str, Linear]:
+    """Copies of several ops, and of their joined form where all are frozen and of one shape."""
+    ops = JOINED[name]
+    weights, biases = [w for w, _ in parts], [b for _, b in parts]
+    one = all(w.dtype is torch.float32 and not w.requires_grad and w.shape == weights[0].shape for w in weights)
+    if not one or any(b is not None and (b.dtype is not torch.float32 or b.requires_grad) for b in biases):
+        return {op: (copy(w, None), copy(b, None)) for op, w, b in zip(ops, weights, biases)}
+    rows = len(weights[0])
+    whole = weights[0].new_empty(len(ops) * rows, weights[0].shape[1], dtype=dtype)
+    bias = None
+    if any(b is not None for b in biases):
+        gaps = any(b is None for b in biases)  # VideoMAE's keys have none
+        bias = (torch.zeros if gaps else torch.empty)(len(ops) * rows, dtype=dtype, device=whole.device)
+    slots = bias.split(rows) if bias is not None else [None] * len(ops)
+    made = {op: (copy(w, t), copy(b, s)) for op, w, b, t, s in zip(ops, weights, biases, whole.split(rows), slots)}
+    return {name: (whole, bias), **made}
+
+
+def release(block: Any) -> None:
+    """Drop this thread's copies of a block. Those that the backward pass reads live on with it."""
+    block.tap.cast.pop(threading.get_ident(), None)
+
+
+def held(tap: Tap, op: str, otherwise: Optional[Linear] = None) -> Optional[Linear]:
+    """Weight and bias of an op as its product reads them: the copies, or else ``otherwise``.
+
+    Args:
+        tap: The block's tap.
+        op: Op, or a name of :data:`JOINED`.
+        otherwise: Without copies.
+    """
+    if torch.compiler.is_compiling() or not tap.cast:
+        return otherwise
+    return tap.cast.get(threading.get_ident(), {}).get(op, otherwise)
+
+
+def apply_linear(module: nn.Module, tap: Tap, op: str, x: Tensor) -> Tensor:
+    """``module(x)``, (..., Cin) -> (..., Cout), with the copies of ``op`` where nothing but the weights is called."""
+    found = held(tap, op)
+    if found is None or not _plain(module):
+        return module(x)
+    return F.linear(x, *found)
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether calling the module is the product and nothing else."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module).__module__ in _PLAIN and not any(hooks)
