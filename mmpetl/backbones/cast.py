@@ -79,7 +79,8 @@ def _join(name: str, parts: List[Linear], dtype: torch.dtype, copy: Any) -> Dict
 
 def release(block: Any) -> None:
     """Drop this thread's copies of a block. Those that the backward pass reads live on with it."""
-    block.tap.cast.pop(threading.get_ident(), None)
+    if not torch.compiler.is_compiling() and block.tap.cast:
+        block.tap.cast.pop(threading.get_ident(), None)
 
 
 def held(tap: Tap, op: str, otherwise: Optional[Linear] = None) -> Optional[Linear]:
