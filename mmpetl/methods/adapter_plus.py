@@ -80,6 +80,7 @@ class AdapterPlus(Method):
             block.reset_parameters()
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """residual, y (B, ..., C) -> y + s * A(residual + y), (B, ..., C)."""
         branch = self.blocks[str(i)](residual + y)
         if self.training and self.drop_path_rates[i] > 0:
             branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')

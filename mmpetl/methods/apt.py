@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, positive
 
 #: Reparametrisation -> the value of its parameter at which the factor is 1.
 REPARAMS = {'max': 1., 'exp': 0.}
@@ -62,12 +62,9 @@ class APT(Method):
             raise ValueError(f'APT: unknown reparam {reparam!r}' + nearest(reparam, [*REPARAMS, 'None']))
         self.reparam: Optional[str] = reparam
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
-        tokens = per_layer(num_tokens, self.layers, len(self.specs), 'APT: num_tokens')
-        self.blocks = nn.ModuleDict({
-            str(i):
-            KeyValuePrompt(positive(tokens[i], 'num_tokens', 'APT'), self.specs[i].head_dim, reparam is not None)
-            for i in self.layers
-        })
+        tokens = self.spread(num_tokens, 'num_tokens', positive)
+        self.blocks = self.for_blocks(
+            lambda i: KeyValuePrompt(tokens[i], self.specs[i].head_dim, reparam is not None))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,6 +85,7 @@ class APT(Method):
         return (torch.maximum(scale, torch.ones_like(scale)) if self.reparam == 'max' else scale.exp()).unsqueeze(-1)
 
     def on_kv(self, i: int) -> Tuple[Tensor, Tensor]:
+        """Keys and values (1, T, head_dim) each, shared by the heads."""
         block, factors = self.blocks[str(i)], self.factors(i)
         key, value = self.drop(block.key), self.drop(block.value)
         if factors is not None:

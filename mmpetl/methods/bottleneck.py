@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, HalfCopies, Layers, Method, PerLayer, check_ops, nearest, per_layer, positive
+from ..sites import SUBS, BlockSpec, HalfCopies, Layers, Method, PerLayer, check_ops, nearest, positive
 
 ACTIVATIONS = {'relu': nn.ReLU, 'gelu': nn.GELU}
 
@@ -63,6 +63,7 @@ class Bottleneck(nn.Module):
                 norm.reset_parameters()
 
     def forward(self, x: Tensor, half: HalfCopies) -> Tensor:
+        """x (..., C) -> (..., C); ``half`` gives the weights in the precision of the products."""
         code = recomputed(F.linear, recomputed(self.norm_in, x), half(self.down.weight), half(self.down.bias),
                           level=SMALL_PRODUCT)
         hidden = recomputed(self.act, code)
@@ -81,20 +82,14 @@ def build_bottlenecks(method: Method, subs: Sequence[str], mid_dims: PerLayer, s
     Raises:
         ValueError: If a width is < 1, or the activation or the place of the norm is unknown.
     """
-    owner, total = type(method).__name__, len(method.specs)
+    owner = type(method).__name__
     if act not in ACTIVATIONS:
         raise ValueError(f'{owner}: unknown act {act!r}' + nearest(act, ACTIVATIONS))
     if norm not in ('none', 'in', 'out'):
         raise ValueError(f"{owner}: norm must be 'none', 'in' or 'out', got {norm!r}")
-    mids = per_layer(mid_dims, method.layers, total, f'{owner}: mid_dims')
-    scales = per_layer(scale, method.layers, total, f'{owner}: scale')
-    return nn.ModuleDict({
-        str(i): nn.ModuleDict({
-            sub: Bottleneck(method.specs[i].dim, positive(mids[i], 'mid_dims', owner), act, drop_rate, scales[i], norm)
-            for sub in subs
-        })
-        for i in method.layers
-    })
+    mids, scales = method.spread(mid_dims, 'mid_dims', positive), method.spread(scale, 'scale')
+    return method.for_parts(
+        subs, lambda i, sub: Bottleneck(method.specs[i].dim, mids[i], act, drop_rate, scales[i], norm))
 
 
 @METHODS.register_module()
@@ -148,6 +143,7 @@ class Adapter(Method):
                 bottleneck.reset_parameters(self.init)
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """y (..., C) -> y + A(y), (..., C)."""
         return y + self.blocks[str(i)][sub](y, self.half)
 
 
@@ -203,4 +199,5 @@ class AdaptFormer(Method):
                 bottleneck.reset_parameters('lora')
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """residual or x (..., C), y (..., C) -> y + A(residual or x), (..., C)."""
         return y + self.blocks[str(i)][sub](residual if self.input == 'residual' else x, self.half)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
+from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, positive
 
 
 def add_rule(module: nn.Module, phm_dim: int, kind: str) -> None:
@@ -76,6 +76,7 @@ class PHMBottleneck(nn.Module):
         self.up = PHMLinear(mid_dims, dim, phm_dim, rank, rule)
 
     def forward(self, x: Tensor, rule: Optional[Tensor]) -> Tensor:
+        """x (..., C), shared rule (n, n, n) or None -> (..., C)."""
         code = recomputed(self.down, recomputed(self.norm, x), rule, level=SMALL_PRODUCT)
         return self.up(recomputed(partial(F.gelu, approximate='tanh'), code), rule)
 
@@ -120,19 +121,16 @@ class Compacter(Method):
             raise ValueError(f"Compacter: init must be 'zero_up' or 'released', got {init!r}")
         self.subs, self.init = check_ops(subs, 'Compacter: subs', SUBS), init
         phm_dim = positive(phm_dim, 'phm_dim', 'Compacter')
-        mids = per_layer(mid_dims, self.layers, len(self.specs), 'Compacter: mid_dims')
-        ranks = per_layer(rank, self.layers, len(self.specs), 'Compacter: rank')
+        mids, ranks = self.spread(mid_dims, 'mid_dims', positive), self.spread(rank, 'rank', positive)
         rule = 'trained' if train_rule else 'frozen'
         add_rule(self, phm_dim, rule if share_rule else 'none')
-        self.blocks = nn.ModuleDict()
         for i in self.layers:
-            for name, width in (('block width', self.specs[i].dim), ('mid_dims',
-                                                                     positive(mids[i], 'mid_dims', 'Compacter'))):
+            for name, width in (('block width', self.specs[i].dim), ('mid_dims', mids[i])):
                 if width % phm_dim:
                     raise ValueError(f'Compacter: phm_dim={phm_dim} does not divide the {name} {width} of block {i}')
-            size = (self.specs[i].dim, mids[i], phm_dim, positive(ranks[i], 'rank', 'Compacter'))
-            self.blocks[str(i)] = nn.ModuleDict({
-                sub: PHMBottleneck(*size, 'none' if share_rule else rule, pre_norm) for sub in self.subs})
+        own_rule = 'none' if share_rule else rule
+        self.blocks = self.for_parts(self.subs, lambda i, sub: PHMBottleneck(
+            self.specs[i].dim, mids[i], phm_dim, ranks[i], own_rule, pre_norm))
         self.reset_parameters()
 
     def branch_subs(self, index: int) -> Tuple[str, ...]:
@@ -149,4 +147,5 @@ class Compacter(Method):
                 module.reset_parameters()
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """y (..., C) -> y + PHM_up(gelu(PHM_down(LN(y)))), (..., C)."""
         return y + self.blocks[str(i)][sub](y, self.rule)

@@ -1,10 +1,10 @@
 """Convpass: convolutional bypasses beside both sublayers.
 
-Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", https://arxiv.org/abs/2207.07039, figure
-2::
+Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", https://arxiv.org/abs/2207.07039,
+figure 2::
 
-    y <- y + scale * drop_path(c(z)),    c(z) = W_up dropout(act(conv3x3(act(W_down z + b)))) + b_up,    act(t) = t
-    sigmoid(1.702 t)
+    y <- y + scale * drop_path(c(z))
+    c(z) = W_up dropout(act(conv3x3(act(W_down z + b)))) + b_up,    act(t) = t sigmoid(1.702 t)
 
 ``z`` is the sublayer's normed input. The grid tokens are convolved as a map; every token in front of them (class token,
 prompts) is convolved alone, as a map of one pixel, so that it meets only the centre of the kernel.
@@ -19,11 +19,11 @@ from torchvision.ops import stochastic_depth
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
+from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, positive
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x)."""
+    """x * sigmoid(1.702 x), (...) -> (...)."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -96,21 +96,13 @@ class Convpass(Method):
         if init not in ('identity', 'xavier'):
             raise ValueError(f"Convpass: init must be 'identity' or 'xavier', got {init!r}")
         self.subs, self.init = check_ops(subs, 'Convpass: subs', SUBS), init
-        mids = per_layer(mid_dims, self.layers, len(self.specs), 'Convpass: mid_dims')
-        self.scales = per_layer(scale, self.layers, len(self.specs), 'Convpass: scale')
-        rates = per_layer(drop_path_rate, self.layers, len(self.specs), 'Convpass: drop_path_rate')
-        self.drop_path_rates = {i: float(rate) for i, rate in rates.items()}
-        self.blocks = nn.ModuleDict()
+        mids, self.scales = self.spread(mid_dims, 'mid_dims', positive), self.spread(scale, 'scale')
+        self.drop_path_rates = {i: float(r) for i, r in self.spread(drop_path_rate, 'drop_path_rate').items()}
         for i in self.layers:
-            spec, mid = self.specs[i], positive(mids[i], 'mid_dims', 'Convpass')
-            if len(spec.grid) != 2:
-                raise ValueError(
-                    f'Convpass: needs a two-dimensional token grid, but block {i} of the backbone has '
-                    f'{spec.grid or "none"}'
-                )
-            self.blocks[str(i)] = nn.ModuleDict(
-                {sub: ConvBypass(spec.dim, mid, drop_rate)
-                 for sub in self.subs})
+            if len(self.specs[i].grid) != 2:
+                raise ValueError(f'Convpass: needs a two-dimensional token grid, but block {i} of the backbone has '
+                                 f'{self.specs[i].grid or "none"}')
+        self.blocks = self.for_parts(self.subs, lambda i, sub: ConvBypass(self.specs[i].dim, mids[i], drop_rate))
         self.reset_parameters()
 
     def branch_subs(self, index: int) -> Tuple[str, ...]:
@@ -122,6 +114,7 @@ class Convpass(Method):
                 bypass.reset_parameters(self.init == 'identity')
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """x, y (B, N, C) -> y + scale * drop_path(c(x)), (B, N, C)."""
         branch = self.blocks[str(i)][sub](x, self.grid(i))
         if self.training and self.drop_path_rates[i] > 0:
             branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')

@@ -94,6 +94,7 @@ class DoRA(Method):
                         factors.magnitude.copy_(self.frozen(i, op)[0].to(factors.magnitude.dtype).norm(dim=1))
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., Cin), y = W x + b (..., Cout) -> m / ||W + s U D|| * (W + s U D) x + b, (..., Cout)."""
         factors, scale = self.blocks[str(i)][op], self.scales[i]
         weight, bias = self.frozen(i, op)
         gain = factors.gain(weight, scale)
@@ -104,6 +105,7 @@ class DoRA(Method):
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> rows of W + s U D scaled to length m, (Cout, Cin), and the same bias."""
         if i not in self.layers or op not in self.ops:
             return weight, bias
         factors, scale = self.blocks[str(i)][op], self.scales[i]

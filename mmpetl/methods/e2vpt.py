@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, positive
 from .vpt import check_per_sample, prompt_bound
 
 LAYOUTS = ('interleaved', 'contiguous')
@@ -111,13 +111,11 @@ class E2VPT(Method):
         for i in self.pruned_layers:
             if tokens[i].shape[1] % segments:
                 raise ValueError(f'E2VPT: segments={segments} must divide the width {tokens[i].shape[1]} of block {i}')
-        lengths = per_layer(num_kv_tokens, self.layers, len(self.specs), 'E2VPT: num_kv_tokens')
+        lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: n and positive(n, *names))
         copies = 1 if share_kv else 2
         self.kv_prompts = nn.ParameterDict({
-            str(i):
-            nn.Parameter(
-                torch.empty(copies, self.specs[i].heads, positive(n, 'num_kv_tokens', 'E2VPT'), self.specs[i].head_dim))
-            for i, n in lengths.items() if n != 0
+            str(i): nn.Parameter(torch.empty(copies, self.specs[i].heads, n, self.specs[i].head_dim))
+            for i, n in lengths.items() if n
         })
         masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
         for name, mask in masks.items():
@@ -154,6 +152,7 @@ class E2VPT(Method):
         return len(self.prompts[str(index)]) if str(index) in self.prompts else 0
 
     def on_kv(self, i: int) -> Tuple[Tensor, Tensor]:
+        """Keys and values (heads, K, head_dim) each; one tensor serves as both where they are shared."""
         kv = F.dropout(self.kv_prompts[str(i)], self.kv_drop_rate, self.training)
         return kv[0], kv[-1]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import OPS, BlockSpec, Layers, Method, PerLayer, add_product, check_ops, per_layer, positive
+from ..sites import OPS, BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
 
 
 @METHODS.register_module()
@@ -62,7 +62,7 @@ class FacT(Method):
         self.kind, self.rank, self.ref_layout = kind, positive(rank, 'rank', 'FacT'), ref_layout
         chosen = check_ops(ops, 'FacT: ops', OPS)
         self.ops = tuple(op for op in OPS if op in chosen)
-        self.scales = per_layer(scale, self.layers, len(self.specs), 'FacT: scale')
+        self.scales = self.spread(scale, 'scale')
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         dim, self.chunks = self._shared_width()
         self.u = nn.Parameter(torch.empty(self.rank, dim))
@@ -73,12 +73,8 @@ class FacT(Method):
             self.mix = nn.Parameter(torch.empty(self.rank, num_slots))
         else:
             shapes = {'fc1': (self.chunks * rank, rank), 'fc2': (rank, self.chunks * rank)}
-            self.blocks = nn.ModuleDict({
-                str(i):
-                nn.ParameterDict({op: torch.empty(shapes.get(op, (rank, rank)))
-                                  for op in self.ops})
-                for i in self.layers
-            })
+            self.blocks = self.for_blocks(
+                lambda i: nn.ParameterDict({op: torch.empty(shapes.get(op, (rank, rank))) for op in self.ops}))
         self.reset_parameters()
 
     def _shared_width(self) -> Tuple[int, int]:
@@ -130,6 +126,7 @@ class FacT(Method):
         return slices.permute(2, 1, 0).flatten(0, 1) if op == 'fc1' else slices.permute(1, 2, 0).flatten(1)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., Cin), y (..., Cout) -> y + scale * V dropout(M U x), (..., Cout)."""
         if op == 'fc2':
             x = x.unflatten(-1, (self.chunks, -1))
         code = recomputed(F.linear, x, self.u, level=SMALL_PRODUCT)
@@ -155,6 +152,7 @@ class FacT(Method):
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> W + scale * V M U, (Cout, Cin), and the same bias."""
         if (i, op) not in self.slots:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias

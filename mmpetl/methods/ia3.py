@@ -44,10 +44,8 @@ class IA3(Method):
             raise ValueError(f"IA3: at must be 'output' or 'input', got {at!r}")
         self.ops, self.at = check_ops(ops, 'IA3: ops', ALL_OPS), at
         side = 1 if at == 'output' else 0
-        self.blocks = nn.ModuleDict({
-            str(i): nn.ParameterDict({op: torch.empty(self.specs[i].op_dims(op)[side]) for op in self.ops})
-            for i in self.layers
-        })
+        self.blocks = self.for_blocks(
+            lambda i: nn.ParameterDict({op: torch.empty(self.specs[i].op_dims(op)[side]) for op in self.ops}))
         self.reset_parameters()
 
     def active(self, point: str, index: int) -> bool:
@@ -64,17 +62,21 @@ class IA3(Method):
             nn.init.ones_(parameter)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """y (..., Cout) -> y * l, (..., Cout)."""
         return y * self.blocks[str(i)][op]
 
     def on_input(self, i: int, op: str, x: Tensor) -> Tensor:
+        """x (..., Cin) -> x * l, (..., Cin)."""
         return x * self.blocks[str(i)][op]
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> both times l (Cout) along the outputs."""
         if i not in self.layers or op not in self.ops:
             return weight, bias
         factor = self.blocks[str(i)][op].to(weight)
         return weight * factor[:, None], None if bias is None else bias * factor
 
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:
+        """weight (Cout, Cin) -> weight times l (Cin) along the inputs."""
         return weight * self.blocks[str(i)][op].to(weight)

@@ -1,10 +1,10 @@
 """KAdaptation: updates that are sums of Kronecker products, with rules shared by all blocks.
 
-He et al., "Parameter-efficient Model Adaptation for Vision Transformers", https://arxiv.org/abs/2203.16329, equations 4
-to 7::
+He et al., "Parameter-efficient Model Adaptation for Vision Transformers", https://arxiv.org/abs/2203.16329,
+equations 4 to 7::
 
-    y = W x + b + scale * H^T x + e,    H = sum_i A_i (x) B_i,    A_i = l_i r_i  (n x n),    B_i = u_i w_i  (Cin/n x
-    Cout/n)
+    y = W x + b + scale * H^T x + e,    H = sum_i A_i (x) B_i
+    A_i = l_i r_i  (n x n),    B_i = u_i w_i  (Cin/n x Cout/n)
 
 ``A_i`` ("slow" rules) belong to an op and are shared by all blocks of one width, ``B_i`` ("fast" factors) belong to one
 block. Because ``(l r) (x) (u w) = (l (x) u) (r (x) w)``, H is a product P Q of a (Cin, n) and a (n, Cout) matrix whose
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
 
 
 class Factors(nn.Module):
@@ -85,7 +85,7 @@ class KAdaptation(Method):
         self.phm_dim = positive(phm_dim, 'phm_dim', 'KAdaptation')
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         self._check_widths()
-        ranks = per_layer(rank, self.layers, len(self.specs), 'KAdaptation: rank')
+        ranks = self.spread(rank, 'rank', positive)
         rule_rank = positive(rule_rank, 'rule_rank', 'KAdaptation')
         self.rules = nn.ModuleDict({
             name: nn.ModuleDict({op: Factors(phm_dim, phm_dim, rule_rank, phm_dim) for op in self.ops})
@@ -94,12 +94,11 @@ class KAdaptation(Method):
         self.blocks = nn.ModuleDict()
         self.biases = nn.ParameterDict()
         for i in self.layers:
-            rank_i = positive(ranks[i], 'rank', 'KAdaptation')
             self.blocks[str(i)] = nn.ModuleDict()
             for op in self.ops:
                 rows, columns = (width // phm_dim for width in self.specs[i].op_dims(op))
                 if not self.tied or op == self.ops[0]:
-                    self.blocks[str(i)][op] = Factors(phm_dim, rows, rank_i, columns)
+                    self.blocks[str(i)][op] = Factors(phm_dim, rows, ranks[i], columns)
                 if bias:
                     self.biases[self.bias_name(i, op)] = nn.Parameter(torch.empty(columns * phm_dim))
         self.reset_parameters()
@@ -156,6 +155,7 @@ class KAdaptation(Method):
         return left.flatten(2).flatten(0, 1), self.scale * right.flatten(0, 2).flatten(1)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., Cin), y (..., Cout) -> y + scale * H^T x + e, (..., Cout)."""
         left, right = self.factors(i, op)
         bias = self.biases[self.bias_name(i, op)] if self.bias else None
         code, scale = self.drop(recomputed(torch.matmul, x, left, level=SMALL_PRODUCT)), self._post_scale(i, op)
@@ -180,6 +180,8 @@ class KAdaptation(Method):
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) or None -> W + scale * H^T, and bias + e; None for the released variant,
+        which is no affine map of x."""
         if self.released:
             return None
         if i not in self.layers or op not in self.ops:

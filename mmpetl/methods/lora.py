@@ -137,6 +137,7 @@ class LoRA(Method):
                     factors.start_from(self.frozen(i, op)[0], self.scales[i])
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., Cin), y (..., Cout) -> y + s * U D dropout(x), (..., Cout)."""
         down, up = (self.half(t) for t in self.blocks[str(i)][op].joined())
         code = recomputed(F.linear, self.drop(x), down, level=SMALL_PRODUCT)
         return add_product(y, code, up, self.scales[i])
@@ -148,6 +149,7 @@ class LoRA(Method):
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> W + s U D, (Cout, Cin), and the same bias."""
         if i not in self.layers or op not in self.ops:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias

@@ -1,11 +1,12 @@
 """LST: ladder side tuning, a narrow transformer beside the frozen one that takes in its layer outputs.
 
 Sung et al., "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning",
-https://arxiv.org/abs/2206.06522. With x_0 the embedded tokens, x_{i+1} the output of block i, d = C / reduction and T =
-0.1::
+https://arxiv.org/abs/2206.06522. With x_0 the embedded tokens, x_{i+1} the output of block i, d = C / reduction and
+T = 0.1::
 
-    y = Down(x_0);   g_i = sigmoid(alpha_i / T);   y <- Block_i(g_i * y + (1 - g_i) * Down_i(x_{i+1}));   feature =
-    Up(LN(y))
+    y = Down(x_0)
+    y <- Block_i(g_i * y + (1 - g_i) * Down_i(x_{i+1})),    g_i = sigmoid(alpha_i / T)
+    feature = Up(LN(y))
 
 Block_i is a pre-norm transformer block of width d with as many heads and the same ratio of the feed-forward width. No
 gradient enters the frozen network.
@@ -33,6 +34,7 @@ class SideBlock(nn.Module):
         self.fc1, self.fc2 = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
 
     def forward(self, y: Tensor, tokens: Optional[int] = None) -> Tensor:
+        """y (B, N, d) -> (B, tokens or N, d)."""
         q, k, v = self.qkv(self.norm1(y)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         h = F.scaled_dot_product_attention(q[:, :, :tokens], k, v).transpose(1, 2).flatten(2)
         y = y[:, :tokens] + self.proj(h)
@@ -78,10 +80,8 @@ class LST(Method):
         self.temperature, self.checkpoint = temperature, checkpoint
         self.tokens = 1 if first.extra_tokens else None
         self.stem = nn.Linear(dim, width)
-        self.downs = nn.ModuleDict({str(i): nn.Linear(dim, width) for i in self.layers})
-        self.rungs = nn.ModuleDict(
-            {str(i): SideBlock(width, first.heads, first.ffn_dim // reduction)
-             for i in self.layers})
+        self.downs = self.for_blocks(lambda i: nn.Linear(dim, width))
+        self.rungs = self.for_blocks(lambda i: SideBlock(width, first.heads, first.ffn_dim // reduction))
         self.gates = nn.Parameter(torch.empty(len(self.layers)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.up = nn.Linear(width, dim)
@@ -109,6 +109,7 @@ class LST(Method):
         return self.rungs[str(i)](down + gate * (y - down), self.tokens if i == self.layers[-1] else None)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
+        """Block inputs ``x`` and the last block's ``out``, all (B, N, C) -> feature (B, C)."""
         outputs = [read.get('x') for read in reads[1:]] + [reads[-1].get('out')]
         y = self.stem(reads[0]['x'])
         for i, gate in zip(self.layers, torch.sigmoid(self.gates / self.temperature)):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, check_ops, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, check_ops, positive
 
 
 @METHODS.register_module()
@@ -47,12 +47,9 @@ class PATT(Method):
         chosen = check_ops(ops, 'PATT: ops', 'qkv')
         self.ops: Tuple[str, ...] = tuple(op for op in 'qkv' if op in chosen)
         self.init = init
-        self.scales = per_layer(scale, self.layers, len(self.specs), 'PATT: scale')
-        mids = per_layer(mid_dims, self.layers, len(self.specs), 'PATT: mid_dims')
-        self.blocks = nn.ModuleDict()
-        for i in self.layers:
-            dim, mid = self.specs[i].dim, positive(mids[i], 'mid_dims', 'PATT')
-            self.blocks[str(i)] = nn.ModuleDict(dict(down=nn.Linear(dim, mid), up=nn.Linear(mid, len(self.ops) * dim)))
+        self.scales, mids = self.spread(scale, 'scale'), self.spread(mid_dims, 'mid_dims', positive)
+        self.blocks = self.for_blocks(lambda i: nn.ModuleDict(dict(
+            down=nn.Linear(self.specs[i].dim, mids[i]), up=nn.Linear(mids[i], len(self.ops) * self.specs[i].dim))))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -64,6 +61,7 @@ class PATT(Method):
                 nn.init.zeros_(block['up'].bias)
 
     def on_qkv(self, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """x, q, k, v (B, N, C) -> q, k, v (B, N, C), with scale * a added to the chosen ones."""
         block = self.blocks[str(i)]
         hidden = recomputed(torch.tanh, recomputed(self.half.linear, block['down'], x, level=SMALL_PRODUCT))
         parts = dict(zip(self.ops, self.half.linear(block['up'], hidden).chunk(len(self.ops), -1)))

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, positive
 
 KeysValues = Tuple[Tensor, Tensor]
 
@@ -63,6 +63,7 @@ class Cached:
         return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else None
 
     def valid(self, sources: Sequence[Tensor]) -> bool:
+        """Whether a result computed from ``sources``, tensors of any shape (...), is still theirs."""
         return self.amp == self._amp(sources) and len(sources) == len(self.state) and all(
             t is s and t._version == version and t.data_ptr() == data.data_ptr()
             for t, (s, data, version) in zip(sources, self.state))
@@ -96,14 +97,10 @@ class Prefix(Method):
                  drop_rate: float = 0.,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
-        tokens = per_layer(num_tokens, self.layers, len(self.specs), 'Prefix: num_tokens')
-        mids = per_layer(mid_dims, self.layers, len(self.specs), 'Prefix: mid_dims')
+        tokens = self.spread(num_tokens, 'num_tokens', positive)
+        mids = self.spread(mid_dims, 'mid_dims', lambda mid, *names: 0 if mid is None else positive(mid, *names))
         self.drop_rate = drop_rate
-        self.blocks = nn.ModuleDict({
-            str(i): PrefixTable(self.specs[i], positive(tokens[i], 'num_tokens', 'Prefix'),
-                                0 if mids[i] is None else positive(mids[i], 'mid_dims', 'Prefix'))
-            for i in self.layers
-        })
+        self.blocks = self.for_blocks(lambda i: PrefixTable(self.specs[i], tokens[i], mids[i]))
         self._cache: Dict[int, Cached] = {}
         self.reset_parameters()
 
@@ -121,6 +118,7 @@ class Prefix(Method):
         return super().train(mode)
 
     def on_kv(self, i: int) -> KeysValues:
+        """Keys and values (heads, num_tokens, head_dim) each."""
         block = self.blocks[str(i)]
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
             k, v = block()

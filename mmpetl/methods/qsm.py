@@ -18,6 +18,7 @@ class ResidualBottleneck(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, z: Tensor) -> Tensor:
+        """z (..., C) -> (..., C)."""
         return z + self.drop(self.fc2(self.drop(F.gelu(self.fc1(z)))))
 
 
@@ -32,6 +33,7 @@ class QueryAttention(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, z: Tensor) -> Tensor:
+        """z (B, P, C) -> (B, P, C)."""
         query, context = self.q_norm(z), self.kv_norm(z)
         logits = self.q_proj(query) @ self.k_proj(context).transpose(-2, -1) * z.shape[-1]**-0.5
         return self.drop(self.proj(self.drop(logits.softmax(-1)) @ self.v_proj(context)))
@@ -56,5 +58,6 @@ class QSM(nn.Module):
         nn.init.constant_(self.ffn_scale, self.start[1])
 
     def forward(self, z: Tensor) -> Tensor:
+        """z (B, P, C) -> (B, P, C)."""
         z = z + self.attn_scale * self.attn(self.norm1(z))
         return z + self.ffn_scale * self.mlp(self.norm2(z))

@@ -20,7 +20,8 @@ from ..sites import ALL_OPS, NORMS, BlockSpec, Layers, Method, check_ops
 
 
 def scale_shift(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale * y + shift, in the precision of y; formed in float32 where y is in half precision."""
+    """scale (C) * y (..., C) + shift (C) -> (..., C), in the precision of y; formed in float32 where y is in half
+    precision."""
     return (y * scale + shift).to(y.dtype)
 
 
@@ -33,6 +34,7 @@ class ScaleShift(nn.Module):
         self.shift = nn.Parameter(torch.empty(dim))
 
     def forward(self, y: Tensor) -> Tensor:
+        """y (..., C) -> (..., C)."""
         # The gradient of the scale needs y. Activation and attention need the result, which is therefore made from y
         # again.
         return recomputed(scale_shift, y, self.scale, self.shift)
@@ -65,13 +67,8 @@ class SSF(Method):
         if std < 0:
             raise ValueError(f'SSF: std must be >= 0, got {std!r}')
         self.ops, self.std = check_ops(ops, 'SSF: ops', ALL_OPS + NORMS), std
-        self.blocks = nn.ModuleDict({
-            str(i):
-            nn.ModuleDict(
-                {op: ScaleShift(self.specs[i].op_dims(op)[1])
-                 for op in self.linear_ops(i) + self.norm_ops(i)})
-            for i in self.layers
-        })
+        self.blocks = self.for_blocks(lambda i: nn.ModuleDict(
+            {op: ScaleShift(self.specs[i].op_dims(op)[1]) for op in self.linear_ops(i) + self.norm_ops(i)}))
         if not any(len(block) for block in self.blocks.values()):
             raise ValueError(f"SSF: ops {', '.join(self.ops)} do not occur in blocks {self.layers}")
         self.reset_parameters()
@@ -90,9 +87,11 @@ class SSF(Method):
                 nn.init.normal_(module.shift, 0., self.std)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """y (..., Cout) -> scale * y + shift, (..., Cout)."""
         return self.blocks[str(i)][op](y)
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
+        """y (..., C) -> scale * y + shift, (..., C)."""
         return self.blocks[str(i)][op](y)
 
     def fold(self, i: int, op: str, weight: Tensor,

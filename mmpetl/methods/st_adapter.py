@@ -96,7 +96,10 @@ class STAdapter(Method):
                 bottleneck.reset_parameters()
 
     def on_stream(self, i: int, x: Tensor) -> Tensor:
+        """x (B, front + T * H * W, C) or (B, T, H, W, C), the stream before attention -> same shape."""
         return x + self.blocks[str(i)]['attn'](x, self.grid(i))
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """residual, y, as :meth:`on_stream`, (B, front + T * H * W, C) or (B, T, H, W, C): y and the branch of the
+        stream after attention."""
         return y + self.blocks[str(i)]['ffn'](residual + y, self.grid(i))

@@ -4,11 +4,14 @@ Zhang et al., "Parameter-Efficient and Memory-Efficient Tuning for Vision Transf
 https://arxiv.org/abs/2407.06964. For block i with normed image tokens u_i, P learnable queries Q_i and mean query
 outputs qbar::
 
-    p = dropout(QSM_i(A_i(Q_i + s * qbar_{i-1})))                     QSM: query synthesis module, A: residual
-    bottleneck h = attention(p -> u_i);   hh = ffn(p + h);   q = p + h + hh      frozen weights; the image tokens never
-    see the queries rows  F = [qbar_{L-1}; qbar_0..qbar_{L-1}; hbar_0..; hhbar_0..]   means over the P tokens, 3 L + 1
-    rows g_r = F_r + A(LN(F_r));   y = mean_r w_r g_r,   w_0 = 1,   w_r = tanh(dropout(gelu(W g_0 + b)))_r;   feature =
-    LN_head(y)
+    p  = dropout(QSM_i(A_i(Q_i + s * qbar_{i-1})))    QSM: query synthesis module, A: residual bottleneck
+    h  = attention(p -> u_i)                          frozen weights; the image tokens never see the queries
+    hh = ffn(p + h)
+    q  = p + h + hh
+    F  = [qbar_{L-1}; qbar_0..; hbar_0..; hhbar_0..]  means over the P tokens, 3 L + 1 rows
+    g_r = F_r + A(LN(F_r))
+    y  = mean_r w_r g_r                               w_0 = 1,  w_r = tanh(dropout(gelu(W g_0 + b)))_r
+    feature = LN_head(y)
 
 Only the queries' path is differentiated. Nothing starts at zero, so the start is not the frozen network's feature.
 """
@@ -33,6 +36,7 @@ class Combine(nn.Module):
         self.gate, self.drop = nn.Linear(dim, rows - 1), nn.Dropout(drop_rate)
 
     def forward(self, rows: Tensor) -> Tensor:
+        """rows (B, rows, C) -> (B, C)."""
         weights = torch.tanh(self.drop(F.gelu(self.gate(rows[:, 0]))))
         return (rows[:, 0] + torch.einsum('br,brc->bc', weights, rows[:, 1:])) / rows.shape[1]
 
@@ -55,6 +59,7 @@ class OffsetNorm(nn.Module):
         nn.init.zeros_(self.bias_offset)
 
     def forward(self, y: Tensor, norm: Optional[nn.Module]) -> Tensor:
+        """y (..., C), the frozen norm or None -> (..., C)."""
         weight, bias = (1., 0.) if norm is None else (norm.weight, norm.bias)
         return F.layer_norm(y, y.shape[-1:], weight + self.weight_offset, bias + self.bias_offset, self.eps)
 
@@ -108,11 +113,9 @@ class SynQT(Method):
         self.start, self.checkpoint, self.row_drop_rate = feat_scale, checkpoint, row_drop_rate
         self.queries, self.feat_scale = nn.Parameter(torch.empty(depth, num_tokens, dim)), nn.Parameter(torch.empty(1))
         self.drop = nn.Dropout(drop_rate)
-        self.blocks = nn.ModuleDict({
-            str(i): nn.ModuleDict(dict(
-                adapter=ResidualBottleneck(dim, mid_dims, drop_rate),
-                qsm=QSM(dim, qsm_mid_dims, mid_dims, drop_rate, attn_scale, ffn_scale))) for i in self.layers
-        })
+        self.blocks = self.for_blocks(lambda i: nn.ModuleDict(dict(
+            adapter=ResidualBottleneck(dim, mid_dims, drop_rate),
+            qsm=QSM(dim, qsm_mid_dims, mid_dims, drop_rate, attn_scale, ffn_scale))))
         self.row_norm, self.row_adapter = nn.LayerNorm(dim), ResidualBottleneck(dim, mid_dims, drop_rate)
         self.combine, self.head_norm = Combine(dim, 3 * depth + 1, drop_rate), OffsetNorm(dim)
         if not drop_dead:
@@ -148,6 +151,7 @@ class SynQT(Method):
         return self.combine(rows)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
+        """What every block gave to read: k and v (B, heads, N, head_dim), or u (B, N, C) -> feature (B, C)."""
         means, before = [], None
         for i, query in zip(self.layers, self.queries):
             means.append(recompute(self.checkpoint, self._query, i, blocks[i], reads[i], query, before))

@@ -83,6 +83,7 @@ class VeRA(Method):
                 nn.init.zeros_(vectors['b'])
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., Cin), y (..., Cout) -> y + l_b * (B (l_d * (A dropout(x)))), (..., Cout)."""
         vectors = self.blocks[str(i)][op]
         # Frozen, unlike a scaled matrix: the product does not keep x.
         code = recomputed(F.linear, self.drop(x), self.a[:, :x.shape[-1]], level=SMALL_PRODUCT)
@@ -96,6 +97,7 @@ class VeRA(Method):
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> W + diag(l_b) B diag(l_d) A, (Cout, Cin), and the same bias."""
         if i not in self.layers or op not in self.ops:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, per_layer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, positive
 
 
 def prompt_bound(spec: BlockSpec, dims: int) -> float:
@@ -78,7 +78,7 @@ class VPT(Method):
         self.drop_rate, self.sample_drop_rate = (0., drop_rate) if drop_per_sample else (drop_rate, 0.)
         if drop_per_sample:
             check_per_sample(self.specs, 'VPT')
-        tokens = per_layer(num_tokens, self.layers, len(self.specs), 'VPT: num_tokens')
+        tokens = self.spread(num_tokens, 'num_tokens', positive)
         if project is not None:
             positive(project, 'project', 'VPT')
             if len({self.specs[i].dim for i in self.layers}) > 1:
@@ -86,7 +86,7 @@ class VPT(Method):
         self.project = None if project is None else nn.Linear(project, self.specs[self.layers[0]].dim)
         self.bound = prompt_bound(self.specs[0], project or self.specs[0].dim)
         self.prompts = nn.ParameterDict({
-            str(i): nn.Parameter(torch.empty(positive(tokens[i], 'num_tokens', 'VPT'), project or self.specs[i].dim))
+            str(i): nn.Parameter(torch.empty(tokens[i], project or self.specs[i].dim))
             for i in self.layers
         })
         self.reset_parameters()
@@ -102,6 +102,7 @@ class VPT(Method):
         return len(self.prompts[str(index)]) if index in self.layers else 0
 
     def on_prompts(self, i: int) -> Tensor:
+        """Prompts (1, P, C), projected and dropped out."""
         prompts = self.prompts[str(i)]
         if self.project is not None:
             prompts = self.project(prompts)

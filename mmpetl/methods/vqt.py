@@ -47,14 +47,15 @@ def one_width(specs: Sequence[BlockSpec], owner: str) -> int:
 
 
 def recompute(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
-    """``function(*args)``, whose activations are computed again in the backward pass when ``enabled``."""
+    """``function(*args)``, tensors of any shape (...), whose activations are computed again in the backward pass when
+    ``enabled``."""
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *args, use_reentrant=False)
     return function(*args)
 
 
 def batch_size(read: Mapping[str, Tensor]) -> int:
-    """Images in the batch that was read."""
+    """Images B in the batch that was read, tensors (B, ...)."""
     return len(next(iter(read.values())))
 
 
@@ -112,6 +113,8 @@ class VQT(Method):
         return (r + hh).flatten(1)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
+        """What every block gave to read: k and v (B, heads, N, head_dim), or u (B, N, C), and the last block's ``out``
+        (B, N, C) -> feature (B, C * (1 + P * blocks))."""
         norm, token = blocks[-1].final_norm, reads[-1]['out'][:, 0]
         groups = [token if norm is None else norm(token)]
         groups += [
