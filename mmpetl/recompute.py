@@ -144,14 +144,14 @@ class Recomputing:
         self.known = {}
 
     def announce(self, result: Tensor, function: Callable[..., Tensor], args: Tuple[Any, ...]) -> None:
-        """Remember how ``result`` was made, unless it is a view of an argument."""
+        """Remember how ``result`` (...) was made, unless it is a view of an argument."""
         memory = _memory(result)
         if type(result) is Tensor and all(_memory(a) != memory for a in args if isinstance(a, Tensor)):
             # Holding the result keeps its memory from being handed to another tensor while it is looked up.
             self.known[memory] = (result, result._version, _Recipe(function, args, result))
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` shares the memory of an announced result that has not been changed in place."""
+        """Whether ``tensor`` (...) shares the memory of an announced result that has not been changed in place."""
         found = self.known.get(_memory(tensor))
         return found is not None and found[1] == tensor._version and found[0].dtype == tensor.dtype
 
@@ -174,6 +174,9 @@ def recomputed(function: Callable[..., Tensor], *args: Any, level: int = ELEMENT
         *args: Its arguments. Tensors that it takes from elsewhere (parameters of a module) must not change before the
           backward pass.
         level: How dear it is; below that level of the surrounding :class:`Recomputing` the result is kept as usual.
+
+    Returns:
+        The result, of any shape (...).
     """
     result = function(*args)
     if not torch.compiler.is_compiling():
@@ -184,7 +187,7 @@ def recomputed(function: Callable[..., Tensor], *args: Any, level: int = ELEMENT
 
 
 def is_recomputed(tensor: Tensor) -> bool:
-    """Whether ``tensor`` would be computed again instead of kept."""
+    """Whether ``tensor`` (...) would be computed again instead of kept."""
     if torch.compiler.is_compiling():
         return False
     return _current.scope is not None and _current.scope.knows(tensor)

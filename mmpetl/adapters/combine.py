@@ -50,7 +50,7 @@ def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base:
 
 
 def trim(change: Tensor, density: float) -> Tensor:
-    """Keep the ``density`` largest elements by magnitude, zeros elsewhere."""
+    """change (...) -> same shape: its ``density`` largest elements by magnitude, zeros elsewhere."""
     keep = int(density * change.numel())
     if keep >= change.numel():
         return change
@@ -60,7 +60,8 @@ def trim(change: Tensor, density: float) -> Tensor:
 
 
 def ties(changes: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
-    """Trim, elect the sign of the larger total, average the weighted changes that agree with it (disjoint mean)."""
+    """changes (...) each -> (...): trim, elect the sign of the larger total, average the weighted changes that agree
+    with it (disjoint mean)."""
     trimmed = torch.stack([trim(c, density) for c in changes])
     sign = torch.where(trimmed.sum(0) >= 0, 1., -1.)
     agree = trimmed.sign() == sign
@@ -69,7 +70,7 @@ def ties(changes: Sequence[Tensor], weights: Sequence[float], density: float) ->
 
 
 def dare(changes: Sequence[Tensor], weights: Sequence[float], density: float, generator: torch.Generator) -> Tensor:
-    """Keep each element with probability ``density``, rescale by its inverse, add up."""
+    """changes (...) each -> (...): keep each element with probability ``density``, rescale by its inverse, add up."""
     total = torch.zeros_like(changes[0])
     for change, weight in zip(changes, weights):
         kept = torch.rand(change.shape, generator=generator).to(change.device) < density

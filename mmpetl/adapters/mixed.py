@@ -18,7 +18,7 @@ Projected = Tuple[Tensor, Tensor, Tensor]
 
 
 def rows_of(features: Any, rows: Tensor) -> Any:
-    """The same rows of every tensor in nested tuples or lists."""
+    """The same rows (R,) of every tensor (B, ...) in nested tuples or lists -> (R, ...) each."""
     if isinstance(features, Tensor):
         return features[rows]
     if isinstance(features, (tuple, list)):
@@ -72,12 +72,15 @@ class MixedTap(Tap):
         return x
 
     def stream(self, x: Tensor) -> Tensor:
+        """x (B, N, C) or (B, T, H, W, C) -> same shape, each sample through its adapter's ``on_stream``."""
         return self._on_rows([bool(t._stream) for t in self.taps], x, lambda tap, part: tap.stream(part), False)
 
     def input(self, op: str, x: Tensor) -> Tensor:
+        """x (B * windows, N, Cin) -> same shape, each sample through its adapter's ``on_input``."""
         return self._on_rows([bool(t._input[op]) for t in self.taps], x, lambda tap, part: tap.input(op, part))
 
     def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: Optional[Projected] = None) -> Projected:
+        """x, q, k, v (B * windows, N, C) -> q, k, v, each sample through its adapter's projections."""
         for tap, rows in zip(self.taps, self._rows(x)):
             if tap._project:
                 own = None if inputs is None else tuple(t[rows] for t in inputs)
@@ -86,18 +89,22 @@ class MixedTap(Tap):
         return q, k, v
 
     def linear(self, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (B * windows, N, Cin), y (B * windows, N, Cout) -> (B * windows, N, Cout), each sample through its
+        adapter's ``on_linear``."""
         for tap, rows in zip(self.taps, self._rows(x)):
             if tap._linear[op]:
                 y = y.index_copy(0, rows, tap.linear(op, x[rows], y[rows]).to(y.dtype))
         return y
 
     def norm(self, op: str, y: Tensor) -> Tensor:
+        """y (B, ..., C) -> same shape, each sample through its adapter's ``on_norm``."""
         for tap, rows in zip(self.taps, self._rows(y, windowed=False)):
             if tap._norm[op]:
                 y = y.index_copy(0, rows, tap.norm(op, y[rows]).to(y.dtype))
         return y
 
     def branch(self, sub: str, residual: Tensor, x: Tensor, y: Tensor, inside: bool) -> Tensor:
+        """residual, x, y (B * windows, N, C) -> y, each sample through its adapter's ``on_branch``."""
         for tap, rows in zip(self.taps, self._rows(y)):
             if tap._branch[sub, inside]:
                 y = y.index_copy(0, rows, tap.branch(sub, residual[rows], x[rows], y[rows], inside).to(y.dtype))

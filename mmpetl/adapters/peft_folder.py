@@ -65,7 +65,7 @@ def layer_slots(model: nn.Module) -> Dict[str, List[Slot]]:
 
 
 def id_of(weight: Tensor) -> int:
-    """The memory that a weight or a view of it lies in."""
+    """The memory that a weight (Cout, Cin), or a view of some of its rows, lies in."""
     return weight.untyped_storage()._cdata
 
 

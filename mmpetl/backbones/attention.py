@@ -40,7 +40,7 @@ class Projections:
         return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
 
     def read(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight and bias of q, k, v or proj as its product reads them."""
+        """Weight (Cout, Cin) and bias (Cout) of q, k, v or proj as its product reads them."""
         return held(self.tap, op) or self.op_parameters(op)
 
     def fused(self, x: Tensor) -> Tensor:

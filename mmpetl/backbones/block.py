@@ -41,7 +41,8 @@ def enter_prompts(tap: Tap, x: Tensor, extra_tokens: int) -> Tuple[Tensor, Optio
 
 
 def once_in_half(h: Tensor) -> Tensor:
-    """Under autocast, an input in the precision in which all products read it: cast once, not once per reader."""
+    """Under autocast, an input (..., C) in the precision in which all products read it: cast once, not once per
+    reader."""
     kind = h.device.type
     if h.dtype is torch.float32 and kind in ('cpu', 'cuda') and torch.is_autocast_enabled(kind):
         return recomputed(torch.Tensor.to, h, torch.get_autocast_dtype(kind))
@@ -65,16 +66,17 @@ class SitedBlock:
     attn: nn.Module
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
-        """Normed input -> attention output before drop-path; ``prompts``: normed prompts acting as keys and values
-        only."""
+        """Normed input h (B, N, C) -> attention output (B, N, C) before drop-path; ``prompts`` (1 or B, P, C): normed
+        prompts acting as keys and values only."""
         raise NotImplementedError
 
     def attention_output(self, y: Tensor) -> Tensor:
-        """What attention gathered -> attention output before drop-path, by frozen weights alone; for side methods."""
+        """What attention gathered (B, N, C) -> attention output (B, N, C) before drop-path, by frozen weights alone;
+        for side methods."""
         return apply_linear(self.attn.proj, self.tap, 'proj', y)
 
     def feed_forward(self, h: Tensor) -> Tensor:
-        """Normed input -> feed-forward output before drop-path."""
+        """Normed input h (..., C) -> feed-forward output (..., C) before drop-path."""
         raise NotImplementedError
 
     def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:

@@ -24,7 +24,7 @@ def hold(block: Any, x: Tensor) -> bool:
 
     Args:
         block: Sited block.
-        x: What it is called with.
+        x: What it is called with (B, ..., C).
 
     Returns:
         Whether there are copies.

@@ -15,6 +15,7 @@ class SitedPatchEmbed(PatchEmbed):
     tap: Tap
 
     def forward(self, x: Tensor) -> Tuple[Tensor, Tuple[int, ...]]:
+        """x (B, 3, [T,] H, W) -> tokens (B, N, C) and their grid, two or three sizes."""
         x, grid = super().forward(x)
         if isinstance(self.projection, nn.Conv3d):  # upstream's grid has no width then
             grid = (*grid, x.shape[1] // (grid[0] * grid[1]))
@@ -33,6 +34,8 @@ class SitedFinalNorm(nn.LayerNorm):
     merges_prompts: bool
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, C), or (..., C) where no prompts are pooled -> same shape, (B, N - P, C) once P prompts are
+        merged."""
         y = self.tap.norm('final', super().forward(x))
         pooled = self.tap.prompts_pooled
         if not (pooled and self.merges_prompts):
@@ -42,11 +45,11 @@ class SitedFinalNorm(nn.LayerNorm):
 
 
 def linear_slice(weight: Tensor, op: str) -> Tensor:
-    """Rows of q, k or v in a fused qkv weight or bias."""
+    """Rows of q, k or v in a fused weight (3 C, Cin) or bias (3 C) -> (C, Cin) or (C), a view."""
     return weight.chunk(3, 0)['qkv'.index(op)]
 
 
 def write(target: Tensor, value: Tensor) -> None:
-    """Copy ``value`` into a parameter (or a view of one) in place."""
+    """Copy ``value`` (...) into a parameter (or a view of one) of the same shape, in place."""
     with torch.no_grad():
         target.copy_(value)

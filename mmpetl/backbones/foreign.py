@@ -50,7 +50,7 @@ def sited(namespace: Dict[str, Any], prefix: str, mixin: type, *upstream: type) 
 
 
 def no_mask(attention_mask: Optional[Tensor], owner: nn.Module) -> None:
-    """Refuse an attention mask: the points of the waist are defined over all tokens.
+    """Refuse an attention mask (B, 1, N, N): the points of the waist are defined over all tokens.
 
     Raises:
         ValueError: If there is a mask.
@@ -126,15 +126,18 @@ class SeparateProjections(ForeignAttention):
         return getattr(self, self.LAYERS[op])
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias (Cout) of q, k, v or proj."""
         return self.layer(op).weight, self.layer(op).bias
 
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, C) -> queries, keys and values (B, N, C)."""
         asking = x[:, :self.tap.queries]
         inputs = tuple(self.tap.input(op, t) for t, op in zip((asking, x, x), 'qkv'))
         q, k, v = (apply_linear(self.layer(op), self.tap, op, t) for t, op in zip(inputs, 'qkv'))
         return self.tap.qkv(x, q, k, v, inputs if self.tap.own_inputs else None)
 
     def output(self, y: Tensor) -> Tensor:
+        """Output projection, (B, N, C) -> (B, N, C)."""
         y = self.tap.input('proj', y)
         product = partial(apply_linear, self.layer('proj'), self.tap, 'proj')
         return self.tap.linear('proj', y, recomputed(product, y, level=SMALL_PRODUCT))
@@ -170,6 +173,7 @@ class PatchConvolution(nn.Conv2d):
     tap: Tap
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> (B, C, H', W')."""
         x = super().forward(x)
         self.tap.run_time.grid = tuple(x.shape[2:])
         return self.tap.norm('embed', x.movedim(1, -1)).movedim(-1, 1)

@@ -31,7 +31,7 @@ class Form:
         self.petl.init_weights()
 
     def feature(self, x: Tensor) -> Tensor:
-        """Pixels -> the feature that ``out_type`` names."""
+        """Pixels (B, 3, [T,] H, W) -> the feature that ``out_type`` names."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tuple[Tensor]:
@@ -46,6 +46,7 @@ class TimmForm(Form):
     """Mixin: a model of timm as backbone."""
 
     def feature(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> (B, C), (B, N, C) for 'raw', (B, C, H', W') for 'featmap'."""
         tokens = self.forward_features(x)
         if self.out_type == 'pooled':
             return self.forward_head(tokens, pre_logits=True)

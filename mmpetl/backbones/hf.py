@@ -36,6 +36,7 @@ class HFAttention(SeparateProjections):
         return self.attention_dropout
 
     def forward(self, hidden_states: Tensor, prompts: Optional[Tensor] = None, *context: Any) -> Tuple[Tensor, None]:
+        """hidden_states (B, N, C) -> (B, N, C) and None."""
         return self.output(self.mix(hidden_states, prompts, *context)), None
 
 
@@ -51,27 +52,31 @@ class HFLayer(SitedBlock):
         return self._modules['attention']
 
     def scaled(self, sub: str, y: Tensor) -> Tensor:
-        """LayerScale of 'attn' or 'ffn', where the layer has one."""
+        """LayerScale of 'attn' or 'ffn', where the layer has one: y (B, N, C) -> (B, N, C)."""
         return y
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        """See :class:`SitedBlock`; (B, N, C) -> (B, N, C)."""
         return recomputed(self.scaled, 'attn', self.attn(h, prompts, *context)[0])
 
     def attention_output(self, y: Tensor) -> Tensor:
+        """See :class:`SitedBlock`; (B, N, C) -> (B, N, C)."""
         return self.scaled('attn', apply_linear(self.attn.proj, self.tap, 'proj', y))
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """See :class:`SitedBlock`; (B, N, C) -> (B, N, C)."""
         mlp = self.mlp
         return self.scaled('ffn', gelu_network(self.tap, mlp.fc1, mlp.activation_fn, mlp.fc2, h))
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
         if op in ('fc1', 'fc2'):
             linear = getattr(self.mlp, op)
             return linear.weight, linear.bias
         return self.attn.op_parameters(op)
 
     def forward(self, hidden_states: Tensor, attention_mask: Optional[Tensor] = None, **kwargs: Any) -> Tensor:
+        """hidden_states (B, N, C) -> (B, N, C)."""
         # These towers take no mask from outside; while tracing, transformers makes one that hides nothing.
         if not torch.compiler.is_compiling():
             no_mask(attention_mask, self)
@@ -84,6 +89,7 @@ class HFPatchEmbed:
     tap: Tap
 
     def forward(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """pixel_values (B, 3, H, W) or (B, T, 3, H, W) -> (B, N, C)."""
         kernel = self.projection.kernel_size
         # Clips come as (B, T, 3, H, W).
         sizes = pixel_values.shape[-2:] if len(kernel) == 2 else (pixel_values.shape[1], *pixel_values.shape[-2:])
@@ -111,10 +117,11 @@ class HFForm(Form):
     """Mixin: a tower as backbone of an OpenMMLab model."""
 
     def tower(self, x: Tensor) -> Any:
-        """Upstream's outputs."""
+        """x (B, 3, H, W), or as the tower takes clips -> upstream's outputs."""
         return super(Form, self).forward(x)
 
     def feature(self, x: Tensor) -> Tensor:
+        """x (B, 3, [T,] H, W) -> (B, C), (B, N, C) for 'raw', (B, C, [T',] H', W') for 'featmap'."""
         out = self.tower(x.transpose(1, 2) if x.dim() == 5 else x)
         tokens, pooled = out.last_hidden_state, out.get('pooler_output')
         if self.out_type == 'raw':

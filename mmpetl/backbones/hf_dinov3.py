@@ -38,12 +38,14 @@ class RotaryLayer(HFLayer):
     key_bias_cancels = False
 
     def scaled(self, sub: str, y: Tensor) -> Tensor:
+        """LayerScale: y (B, N, C) -> (B, N, C)."""
         return (self.layer_scale1 if sub == 'attn' else self.layer_scale2)(y)
 
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """Plain or gated network, (B, N, C) -> (B, N, C)."""
         mlp = self.mlp
         if type(mlp) is dinov3.DINOv3ViTMLP:
             return self.scaled('ffn', gelu_network(self.tap, mlp.up_proj, mlp.act_fn, mlp.down_proj, h))
@@ -51,6 +53,7 @@ class RotaryLayer(HFLayer):
         return self.scaled('ffn', gated_feed_forward(self.tap, gate, fc1, mlp.act_fn, _KEEP, mlp.down_proj, h))
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias (Cout) of one op."""
         if op in ('fc1', 'fc2', 'gate'):
             linear = getattr(self.mlp, dict(fc1='up_proj', fc2='down_proj', gate='gate_proj')[op])
             return linear.weight, linear.bias
@@ -58,6 +61,7 @@ class RotaryLayer(HFLayer):
 
     def forward(self, hidden_states: Tensor, attention_mask: Optional[Tensor] = None,
                 position_embeddings: Optional[Tuple[Tensor, Tensor]] = None, **kwargs: Any) -> Tensor:
+        """hidden_states (B, N, C), cosines and sines (tokens, head_dim) -> (B, N, C)."""
         no_mask(attention_mask, self)
         return self.run(hidden_states, position_embeddings)
 

@@ -49,16 +49,19 @@ class VideoLayer(HFLayer):
         return (self.attn._modules['output'] if sub == 'attn' else self.output).dropout
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         return gelu_network(self.tap, self.intermediate.dense, self.intermediate.intermediate_act_fn, self.output.dense,
                             h)
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias (Cout) of one op."""
         if op in ('fc1', 'fc2'):
             linear = self.intermediate.dense if op == 'fc1' else self.output.dense
             return linear.weight, linear.bias
         return self.attn.op_parameters(op)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """hidden_states (B, N, C) -> (B, N, C)."""
         return self.run(hidden_states)
 
 

@@ -35,12 +35,14 @@ class ScaledLayer(HFLayer):
     """LayerScale and drop-path, as in DINOv2."""
 
     def scaled(self, sub: str, y: Tensor) -> Tensor:
+        """LayerScale: y (B, N, C) -> (B, N, C)."""
         return (self.layer_scale1 if sub == 'attn' else self.layer_scale2)(y)
 
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """Plain or gated network, (B, N, C) -> (B, N, C)."""
         mlp = self.mlp
         if type(mlp) not in _GATED:
             return super().feed_forward(h)
@@ -48,6 +50,7 @@ class ScaledLayer(HFLayer):
         return self.scaled('ffn', gated_feed_forward(self.tap, gate, fc1, mlp.act_fn, _KEEP, mlp.down_proj, h))
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias (Cout) of one op."""
         if type(self.mlp) not in _GATED or op not in _GATED_LAYERS:
             return super().op_parameters(op)
         linear = getattr(self.mlp, _GATED_LAYERS[op])

@@ -52,10 +52,12 @@ class RotaryLayer(HFLayer):
         return self.drop_path
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         return gelu_network(self.tap, self.mlp.fc1, self.mlp.activation, self.mlp.fc2, h)
 
     def forward(self, hidden_states: Tensor, position_mask: Optional[Tensor] = None,
                 **kwargs: Any) -> Tuple[Tensor, None]:
+        """hidden_states (B, N, C) -> (B, N, C) and None."""
         no_mask(position_mask, self)
         return self.run(hidden_states), None
 
@@ -64,6 +66,7 @@ class TubeletEmbed(HFPatchEmbed):
     """Tubelet embedding: the clip arrives as (B, 3, T, H, W)."""
 
     def forward(self, pixel_values_videos: Tensor) -> Tensor:
+        """pixel_values_videos (B, 3, T, H, W) -> (B, N, C)."""
         self.tap.run_time.grid = tuple(s // k for s, k in zip(pixel_values_videos.shape[2:], self.proj.kernel_size))
         return self.tap.norm('embed', super(HFPatchEmbed, self).forward(pixel_values_videos))
 
@@ -72,6 +75,7 @@ class EncoderForm(HFForm):
     """The predictor is left out."""
 
     def tower(self, x: Tensor) -> Any:
+        """x (B, T, 3, H, W) -> the encoder's outputs."""
         return super(Form, self).forward(x, skip_predictor=True)
 
 

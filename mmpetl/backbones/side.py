@@ -28,6 +28,7 @@ class SideBlock:
         return self.block.spec
 
     def norm1(self, x: Tensor) -> Tensor:
+        """The first norm, frozen: x (..., C) -> (..., C)."""
         return self.block.norm1(x)
 
     def attend_from(self, p: Tensor, read: Mapping[str, Tensor]) -> Tensor:

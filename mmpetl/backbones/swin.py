@@ -29,6 +29,19 @@ class SitedWindowMSA(Projections, WindowMSA):
 
     def forward(self, x: Tensor, mask: Optional[Tensor], windows: Sequence[int], shifted: bool, tokens: int,
                 prompts: Optional[Tensor]) -> Tensor:
+        """Attention inside windows, prompts in front.
+
+        Args:
+            x: (B * windows, P + N, C).
+            mask: Shift mask (windows, N, N), or None.
+            windows: Windows along height and width.
+            shifted: Whether the grid was rolled.
+            tokens: P.
+            prompts: (1 or B, P, C), prompts that act as keys and values only, or None.
+
+        Returns:
+            (B * windows, P + N, C).
+        """
         q, k, v = self.project(x)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
         bias = recomputed(
@@ -58,6 +71,7 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
         return self.window_size, 0 if alone else self.shift_size
 
     def forward(self, query: Tensor, hw_shape: Tuple[int, int], prompts: Optional[Tensor] = None) -> Tensor:
+        """query (B, P + H * W, C), prompts as keys and values only (1 or B, P, C) -> (B, P + H * W, C)."""
         height, width = hw_shape
         size, shift = self._window(height, width)
         windows = (-(-height // size), -(-width // size))
@@ -93,12 +107,15 @@ class SitedSwinBlock(SitedBlock, SwinBlock):
     least_level = LOOK_UP
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        """h (B, P + H * W, C) -> same shape; the context is (H, W)."""
         return self.attn(h, context[0], prompts)
 
     def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:
+        """The grid (H, W) of x (B, P + H * W, C), which Swin hands along."""
         return tuple(context[0])
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         (fc1, act, drop1), fc2, drop2 = self.ffn.layers
         return self.ffn.gamma2(feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h))
 
@@ -106,13 +123,14 @@ class SitedSwinBlock(SitedBlock, SwinBlock):
         return self.attn.drop if sub == 'attn' else self.ffn.dropout_layer
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
         if op in ('fc1', 'fc2'):
             linear = self.ffn.layers[0][0] if op == 'fc1' else self.ffn.layers[1]
             return linear.weight, linear.bias
         return self.attn.w_msa.op_parameters(op)
 
     def forward(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
+        """x (B, P + H * W, C), (H, W) -> same shape."""
         return self.run(x, hw_shape)
 
 
@@ -120,6 +138,7 @@ class SitedPatchMerging(PatchMerging):
     """Patch merging that takes prompts along: a prompt is merged with three copies of itself."""
 
     def forward(self, x: Tensor, input_size: Tuple[int, int]) -> Tuple[Tensor, Tuple[int, int]]:
+        """x (B, P + H * W, C), (H, W) -> (B, P + H' * W', C') and (H', W')."""
         tokens = x.shape[1] - input_size[0] * input_size[1]
         merged, size = super().forward(x[:, tokens:], input_size)
         if not tokens:

@@ -42,6 +42,7 @@ class RotaryAttention(SeparateProjections):
         return self.qkv is None or getattr(self, 'k_bias', None) is None
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (Cout, Cin) and bias (Cout) of q, k, v or proj."""
         if op == 'proj' or self.qkv is None:
             return super().op_parameters(op)
         if hasattr(self, 'k_bias'):  # a buffer of zeros: there is no key bias
@@ -49,6 +50,7 @@ class RotaryAttention(SeparateProjections):
         return Projections.op_parameters(self, op)
 
     def fused(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., 3 C)."""
         if getattr(self, 'k_bias', None) is None:
             return apply_linear(self.qkv, self.tap, 'qkv', x)
         found = held(self.tap, 'qkv')
@@ -57,9 +59,11 @@ class RotaryAttention(SeparateProjections):
         return F.linear(x, *found)
 
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """x (B, N, C) -> queries, keys and values (B, N, C)."""
         return super().project(x) if self.qkv is None else Projections.project(self, x)
 
     def meet(self, op: str, x: Tensor) -> Tensor:
+        """Queries or keys (B, N, C), normed per head -> same shape."""
         norm = self.q_norm if op == 'q' else self.k_norm
         return x if isinstance(norm, nn.Identity) else norm(x.unflatten(-1, (self.num_heads, -1))).flatten(-2)
 
@@ -70,6 +74,7 @@ class RotaryAttention(SeparateProjections):
         return rotate_grid(lambda x: apply_rot_embed_cat(x, rope, half=self.rotate_half), rope.shape[-2])
 
     def forward(self, x: Tensor, rope: Optional[Tensor] = None, prompts: Optional[Tensor] = None) -> Tensor:
+        """x (B, N, C), rope (..., tokens, 2 * head_dim) or None -> (B, N, C)."""
         y = self.norm(self.mix(x, prompts, rope))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
@@ -90,10 +95,12 @@ class SitedEvaBlock(SitedBlock, EvaBlock):
     key_bias_cancels = False
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        """(B, N, C) -> (B, N, C); the context is the rotary embedding."""
         y = self.attn(h, context[0], prompts)
         return y if self.gamma_1 is None else recomputed(torch.mul, self.gamma_1, y)
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         y = run_mlp(self.tap, self.mlp, h)
         return y if self.gamma_2 is None else self.gamma_2 * y
 
@@ -101,11 +108,12 @@ class SitedEvaBlock(SitedBlock, EvaBlock):
         return self.drop_path1 if sub == 'attn' else self.drop_path2
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
         return mlp_parameters(self.mlp, op) if op in ('fc1', 'fc2', 'gate') else self.attn.op_parameters(op)
 
     def forward(self, x: Tensor, rope: Optional[Tensor] = None, attn_mask: Optional[Tensor] = None,
                 is_causal: bool = False) -> Tensor:
+        """x (B, N, C), rope (..., tokens, 2 * head_dim) or None -> (B, N, C)."""
         no_mask(attn_mask, self)
         if is_causal:
             raise ValueError(f'{type(self).__name__}: causal attention is not supported once methods are attached')

@@ -22,6 +22,7 @@ class SitedTimmPatchEmbed(PatchEmbed):
     tap: Tap
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> (B, N, C) or (B, H', W', C)."""
         self.tap.run_time.grid = self.dynamic_feat_size(x.shape[-2:])
         return self.tap.norm('embed', super().forward(x))
 

@@ -35,10 +35,12 @@ class SitedTimmAttention(ForeignAttention, Attention):
     """(B, N, C) -> (B, N, C), with qk-norm, inner norm and output gate where the model has them."""
 
     def meet(self, op: str, x: Tensor) -> Tensor:
+        """Queries or keys (B, N, C), normed per head -> same shape."""
         norm = self.q_norm if op == 'q' else self.k_norm
         return x if isinstance(norm, nn.Identity) else norm(x.unflatten(-1, (self.num_heads, -1))).flatten(-2)
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
+        """x (B, N, C), prompts as keys and values only (1 or B, P, C) -> (B, N, C)."""
         y = self.norm(self.mix(x, prompts))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
@@ -53,22 +55,26 @@ class SitedTimmBlock(SitedBlock, Block):
         return isinstance(self.attn.k_norm, nn.Identity)
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         return recomputed(self.ls1, self.attn(h, prompts))
 
     def attention_output(self, y: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         return self.ls1(apply_linear(self.attn.proj, self.tap, 'proj', y))
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         return self.ls2(run_mlp(self.tap, self.mlp, h))
 
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path1 if sub == 'attn' else self.drop_path2
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
         return mlp_parameters(self.mlp, op) if op in ('fc1', 'fc2', 'gate') else self.attn.op_parameters(op)
 
     def forward(self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False) -> Tensor:
+        """x (B, N, C) -> (B, N, C)."""
         no_mask(attn_mask, self)
         if is_causal:
             raise ValueError(f'{type(self).__name__}: causal attention is not supported once methods are attached')
@@ -118,6 +124,7 @@ class SideTimmVisionTransformer(VisionTransformer):
     """A VisionTransformer whose feature is that of a side method; the trunk runs without gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, H, W) -> (B, C') or, with a head, (B, classes)."""
         if not self.petl.side_active():
             return super().forward(x)
         return self.head(self.head_drop(self.petl.side_feature(lambda: self.forward_features(x))))

@@ -28,6 +28,7 @@ class SitedWindowAttention3D(Projections, WindowAttention3D):
                 mask: Optional[Tensor] = None,
                 windows: Sequence[int] = (),
                 shifted: Sequence[bool] = ()) -> Tensor:
+        """x (B * windows, N, C), mask (windows, N, N) or None -> (B * windows, N, C)."""
         n = x.shape[1]
         q, k, v = self.project(x)
         bias = recomputed(
@@ -48,6 +49,7 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
     least_level = LOOK_UP
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        """h (B, T, H, W, C) -> same shape; the context is the shift mask (windows, N, N)."""
         grid = h.shape[1:4]
         size, shift = get_window_size(tuple(grid), self.window_size, self.shift_size)
         padded = tuple(-(-g // s) * s for g, s in zip(grid, size))
@@ -58,9 +60,11 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
         return recomputed(from_windows, y, tuple(grid), size, shift).view_as(h)
 
     def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:
+        """The grid (T, H, W) of x (B, T, H, W, C)."""
         return tuple(x.shape[1:4])
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, T, H, W, C) -> same shape."""
         mlp = self.mlp
         return feed_forward(self.tap, mlp.fc1, mlp.act, mlp.drop, mlp.fc2, mlp.drop, h)
 
@@ -68,13 +72,14 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
         return self.drop_path
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
         if op in ('fc1', 'fc2'):
             linear = getattr(self.mlp, op)
             return linear.weight, linear.bias
         return self.attn.op_parameters(op)
 
     def forward(self, x: Tensor, mask_matrix: Optional[Tensor]) -> Tensor:
+        """x (B, T, H, W, C), mask_matrix (windows, N, N) -> (B, T, H, W, C)."""
         return self.run(x, mask_matrix)
 
 
@@ -84,6 +89,7 @@ class SitedPatchEmbed3D(PatchEmbed3D):
     tap: Tap
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, T, H, W) -> (B, C, T', H', W')."""
         x = super().forward(x)
         return self.tap.norm('embed', x.movedim(1, -1)).movedim(-1, 1)
 

@@ -27,6 +27,7 @@ class SitedAttention(Projections, Attention):
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def fused(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., 3 C)."""
         found = held(self.tap, 'qkv')
         return F.linear(x, self.qkv.weight, self._bias()) if found is None else F.linear(x, *found)
 
@@ -36,11 +37,13 @@ class SitedAttention(Projections, Attention):
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (C, C) and bias (C) of q, k, v or proj; there is no bias of the keys."""
         if op == 'proj':
             return self.proj.weight, self.proj.bias
         return linear_slice(self.qkv.weight, op), getattr(self, f'{op}_bias', None)
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
+        """x (B, N, C), prompts as keys and values only (1 or B, P, C) -> (B, N, C)."""
         q, k, v = self.project(x)
         record_keys_values(self.tap, k, v, self.num_heads)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
@@ -55,14 +58,17 @@ class SitedVideoBlock(SitedBlock, Block):
     """Block of mmaction2's VisionTransformer."""
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         y = self.attn(h, prompts)
         return self.gamma_1 * y if hasattr(self, 'gamma_1') else y
 
     def attention_output(self, y: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         y = apply_linear(self.attn.proj, self.tap, 'proj', y)
         return self.gamma_1 * y if hasattr(self, 'gamma_1') else y
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         (fc1, act, drop1), fc2, drop2 = self.mlp.layers
         y = feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h)
         return self.gamma_2 * y if hasattr(self, 'gamma_2') else y
@@ -71,13 +77,14 @@ class SitedVideoBlock(SitedBlock, Block):
         return self.drop_path
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
         if op in ('fc1', 'fc2'):
             linear = self.mlp.layers[0][0] if op == 'fc1' else self.mlp.layers[1]
             return linear.weight, linear.bias
         return self.attn.op_parameters(op)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, C) -> (B, N, C)."""
         return self.run(x)
 
 
@@ -102,6 +109,7 @@ class SideVideoMAE(VisionTransformer):
     """A VideoMAE whose output is the feature of a side method; the trunk runs without gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, 3, T, H, W) -> (B, C')."""
         if not self.petl.side_active():
             return super().forward(x)
         return self.petl.side_feature(lambda: VisionTransformer.forward(self, x))

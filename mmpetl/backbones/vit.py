@@ -31,6 +31,8 @@ class SitedMultiheadAttention(Projections, MultiheadAttention):
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
+        """x (B, N, C), prompts as keys and values only (1 or B, P, C) -> (B, N, C), or the leading tokens that are
+        read."""
         q, k, v = self.project(x)
         record_keys_values(self.tap, k, v, self.num_heads)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
@@ -48,12 +50,15 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
     """Block of mmpretrain's VisionTransformer."""
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         return self.attn(h, prompts)
 
     def attention_output(self, y: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         return self.attn.gamma1(apply_linear(self.attn.proj, self.tap, 'proj', y))
 
     def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
         if isinstance(self.ffn, SwiGLUFFN):
             ops = (self.op_parameters(op) for op in ('gate', 'fc1'))
             y = gated_feed_forward(self.tap, *ops, F.silu, self.ffn.norm, self.ffn.w3, h)
@@ -65,7 +70,7 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
         return self.attn.out_drop if sub == 'attn' else self.ffn.dropout_layer
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias of one op, as views of the parameters."""
+        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
         if isinstance(self.ffn, SwiGLUFFN) and op in ('gate', 'fc1'):
             half = ('gate', 'fc1').index(op)
             w12 = self.ffn.w12
@@ -78,6 +83,7 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
         return self.attn.op_parameters(op)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, C) -> (B, N, C)."""
         return self.run(x)
 
 
@@ -142,6 +148,7 @@ class SideVisionTransformer(VisionTransformer):
     """A VisionTransformer whose output is the feature of a side method; the trunk runs without gradients."""
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """x (B, 3, H, W) -> one feature (B, C')."""
         if not self.petl.side_active():
             return super().forward(x)
         return (self.petl.side_feature(lambda: VisionTransformer.forward(self, x)), )

@@ -72,7 +72,7 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
     Args:
         module: Module on the meta device.
-        x: Its input, on the meta device.
+        x: Its input (B, ...), on the meta device.
     """
     own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers(), x)}
     kept: Dict[int, Tensor] = {}

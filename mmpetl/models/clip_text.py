@@ -58,7 +58,7 @@ class _Block(nn.Module):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """x * sigmoid(1.702 x), OpenAI's activation."""
+    """x (...) -> x * sigmoid(1.702 x), (...), OpenAI's activation."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -94,6 +94,7 @@ class CLIPTextTower(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(0.))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, N), ids -> (B, E)."""
         count = tokens.shape[1]
         mask = torch.full((count, count), float('-inf'), device=tokens.device).triu(1)
         x = self.token_embedding(tokens) + self.positional_embedding[:count]

@@ -198,7 +198,8 @@ class Method(BaseModule):
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """The (weight, bias) that replaces this method on ``op`` of block ``i``; None if it cannot be folded."""
+        """Weight (Cout, ...) and bias (Cout) that replace this method on ``op`` of block ``i``; None if it cannot be
+        merged."""
         return None
 
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:

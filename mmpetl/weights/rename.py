@@ -86,6 +86,6 @@ def depth(state: Iterable[str], stem: str) -> int:
 
 
 def mapped(state: State, pattern: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Replace, in place, every tensor whose whole key matches ``pattern`` by ``change(tensor)``."""
+    """Replace, in place, every tensor (...) whose whole key matches ``pattern`` by ``change(tensor)``."""
     for key in [key for key in state if re.fullmatch(pattern, key)]:
         state[key] = change(state[key])

@@ -44,7 +44,7 @@ def resize_bias(table: torch.Tensor, source: tuple[int, ...], target: tuple[int,
     """Resize a relative-position bias table between window sizes.
 
     Args:
-        table (Tensor): ((2 w_1 - 1) ... (2 w_n - 1), heads).
+        table (Tensor): (entries, heads), one entry per distance: the product of 2 w - 1 over the window's sizes w.
         source, target (tuple): Windows (h, w) or (d, h, w).
 
     Returns:

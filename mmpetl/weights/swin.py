@@ -83,7 +83,7 @@ def merge_order_to_mmpretrain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def merge_order_from_mmpretrain(tensor: torch.Tensor) -> torch.Tensor:
-    """Inverse of :func:`merge_order_to_mmpretrain`."""
+    """Inverse of :func:`merge_order_to_mmpretrain`: (..., 4 C) -> (..., 4 C)."""
     split = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)
     return split[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
 
