@@ -19,7 +19,8 @@ from mmengine.registry import Registry
 
 METHODS = Registry('method', scope='mmpetl', locations=['mmpetl.methods'])
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmpetl', locations=['mmpetl.backbones', 'mmpetl.models'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmpetl', locations=['mmpetl.hooks', 'mmpetl.features.hook'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='mmpetl',
+                 locations=['mmpetl.hooks', 'mmpetl.features.hook', 'mmpetl.pruning.state'])
 LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmpetl', locations=['mmpetl.hooks.loops', 'mmpetl.pruning.loop'])
 DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='mmpetl', locations=['mmpetl.datasets'])
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='mmpetl', locations=['mmpetl.datasets'])

@@ -14,7 +14,7 @@ shorter.
 
 import math
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,8 @@ class E2VPT(Method):
         kv_drop_rate: Dropout on the key/value prompts, one mask for the whole batch.
         pruned: Blocks whose prompts are pruned: 'all', 'first', or 'auto': the first alone where blocks differ in width
             (Swin), else all.
+        kept: What pruning left, as its ``state.json`` holds it: ``dict(tokens=ids, segments={id: segment ids})``; None:
+            all.
         variant: 'paper' removes pruned tokens. 'released' does as the published code does: masks are trained together
             with the prompts until :meth:`prune`, and pruned tokens stay in the sequence as zeros.
         pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published
@@ -85,28 +87,26 @@ class E2VPT(Method):
                  drop_per_sample: bool = False,
                  kv_drop_rate: float = 0.,
                  pruned: str = 'auto',
+                 kept: Optional[Mapping[str, Any]] = None,
                  variant: str = 'paper',
                  pool_prompts: Optional[bool] = None,
                  stack: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
-        self.num_tokens, self.segments = positive(num_tokens, 'num_tokens',
-                                                  'E2VPT'), positive(segments, 'segments', 'E2VPT')
-        self.segment_layout, self.kv_init = _one_of(segment_layout, LAYOUTS,
-                                                    'segment_layout'), _one_of(kv_init, KV_INITS, 'kv_init')
+        self.num_tokens = positive(num_tokens, 'num_tokens', 'E2VPT')
+        self.segments = positive(segments, 'segments', 'E2VPT')
+        self.segment_layout = _one_of(segment_layout, LAYOUTS, 'segment_layout')
+        self.kv_init = _one_of(kv_init, KV_INITS, 'kv_init')
         self.variant, self.kv_drop_rate = _one_of(variant, VARIANTS, 'variant'), kv_drop_rate
         self.drop_rate, self.sample_drop_rate = (0., drop_rate) if drop_per_sample else (drop_rate, 0.)
         if drop_per_sample:
             check_per_sample(self.specs, 'E2VPT')
         self.pool_prompts, self.stack = pool_prompts, stack
-        tokens = {
-            str(i): torch.empty(num_tokens, self.specs[i].dim)
-            for i in (self.layers if deep else self.layers[:1])
-        }
+        own = self.layers if deep else self.layers[:1]
+        tokens = {str(i): torch.empty(num_tokens, self.specs[i].dim) for i in own}
         self.prompts = nn.ParameterDict({i: nn.Parameter(t) for i, t in tokens.items()})
-        whole = pruned == 'all' or (_one_of(pruned, PRUNED, 'pruned') == 'auto'
-                                    and len({t.shape
-                                             for t in tokens.values()}) == 1)
+        same = len({t.shape for t in tokens.values()}) == 1
+        whole = pruned == 'all' or (_one_of(pruned, PRUNED, 'pruned') == 'auto' and same)
         self.pruned_layers = tuple(tokens) if whole else tuple(tokens)[:1]
         for i in self.pruned_layers:
             if tokens[i].shape[1] % segments:
@@ -119,20 +119,24 @@ class E2VPT(Method):
         })
         masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
         for name, mask in masks.items():
-            if variant == 'released':
+            if variant == 'released' and kept is None:
                 self.register_parameter(name, nn.Parameter(mask))
             else:
                 self.register_buffer(name, mask)
         self.register_buffer('kept', torch.arange(num_tokens), persistent=False)
         self._gates: Tuple[Optional[Tensor], Optional[Tensor]] = (None, None)
         self.reset_parameters()
+        if kept is not None:
+            self.prune(*self._masks(kept))
 
     def reset_parameters(self) -> None:
         """Draw prompts and key/value prompts anew and, in the released variant, set trained masks to one; pruning
         stays."""
         bound = prompt_bound(self.specs[0], self.specs[0].dim)
         for prompts in self.prompts.values():
-            nn.init.uniform_(prompts, -bound, bound)
+            # as many numbers whatever is pruned, so that what is drawn next stays the same
+            drawn = nn.init.uniform_(prompts.new_empty(self.num_tokens, prompts.shape[1]), -bound, bound)
+            prompts.data.copy_(drawn if len(prompts) == self.num_tokens else drawn[self.kept])
         height, width = self.specs[0].patch[-2:]
         for kv in self.kv_prompts.values():
             if self.kv_init == 'trunc_normal':
@@ -143,6 +147,17 @@ class E2VPT(Method):
         if self.token_mask.requires_grad:
             nn.init.ones_(self.token_mask)
             nn.init.ones_(self.segment_mask)
+
+    def _masks(self, kept: Mapping[str, Any]) -> Tuple[Tensor, Tensor]:
+        tokens, segments = torch.zeros_like(self.token_mask), torch.zeros_like(self.segment_mask)
+        try:
+            for token in kept['tokens']:
+                tokens[int(token)] = 1
+                segments[int(token), [int(s) for s in kept['segments'][str(token)]]] = 1
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ValueError(f'E2VPT: kept must be dict(tokens=ids, segments={{id: segment ids}}) with ids below '
+                             f'{self.num_tokens} and {self.segments}, got {str(kept)[:200]}') from error
+        return tokens.bool(), segments.bool()
 
     def active(self, point: str, index: int) -> bool:
         held: Dict[str, nn.ParameterDict] = dict(prompts=self.prompts, kv=self.kv_prompts)

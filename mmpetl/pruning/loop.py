@@ -1,31 +1,36 @@
-"""E2VPT's procedure as a training loop: train, score the prompts, choose how many to prune, rewind, train again.
+"""E2VPT's procedure: train, score the prompts, choose how many to prune, rewind, train again.
 
-Han et al., https://arxiv.org/abs/2307.13770, section 3.3. The published code takes 118 full trainings for one data set,
-because it tries all pairs of ratios and redraws where the paper says rewind; here a cascade with early stopping tries
-at most one ratio after another.
+Han et al., https://arxiv.org/abs/2307.13770, section 3.3. Every training is an ordinary run of the config with what the
+procedure found so far: ``kept`` of the method, and the values from which it begins. The published code takes 118 full
+trainings for one data set, because it tries all pairs of ratios and redraws where the paper says rewind; here a cascade
+with early stopping tries at most one ratio after another.
 """
 
 import copy
 import gc
 import math
-from collections import deque
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+import os
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
+from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, IterTimerHook, RuntimeInfoHook
-from mmengine.model import is_model_wrapper
-from mmengine.runner.utils import set_random_seed
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import BaseModule
+from mmengine.runner import set_random_seed
 from torch import nn
 
-from ..hooks.adapter import AdapterHook
 from ..hooks.loops import EpochTrainLoop
 from ..registry import LOOPS
 from ..sites import nearest, positive
+from ..training.run import build_runner
+from ..training.tasks import find_dicts
+from ..training.work_dir import contents, newest_checkpoint
 from ..tuning import unwrap
 from .scores import PromptScorer, find_prunable, mask_levels
-from .state import PruningFiles, PruningState, restore, take
+from .state import Pair, PruningFiles, PruningState, StartHook, restore, take
 from .timeline import draw
 
 PHASES = ('train', 'score', 'prune', 'rewind', 'retrain')
@@ -50,21 +55,33 @@ def scale_schedule(schedulers: Any, ratio: float) -> Any:
         return schedulers
 
     def scaled(value: Any) -> Any:
-        return [scaled(v)
-                for v in value] if isinstance(value,
-                                              (list, tuple)) else max(1, round(value * ratio)) if value else value
+        if isinstance(value, (list, tuple)):
+            return [scaled(v) for v in value]
+        return max(1, round(value * ratio)) if value else value
 
     return {k: scaled(v) if k in _EPOCH_KEYS else v for k, v in schedulers.items()}
 
 
+class _ValuesOnly(Hook):
+    """Of a checkpoint that is resumed, the optimizer and the schedule belong to the training that wrote it."""
+
+    def __init__(self) -> None:
+        self.loaded = False
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        self.loaded = True
+        for key in ('optimizer', 'param_schedulers'):
+            checkpoint.pop(key, None)
+
+
 @LOOPS.register_module()
 class E2VPTLoop(EpochTrainLoop):
-    """Train, score, prune, rewind and retrain in one run, or any of these phases alone.
+    """Train, score, prune, rewind and retrain in one command, or any of these phases alone.
 
-    Everything is kept under ``<work_dir>/pruning``, so that a run may be cut anywhere and go on with ``--resume``, and
-    a later run in the same work dir may start with a later phase. Checkpoints of phase 'train' go to the folder
-    ``train`` beside those of 'retrain'; the search writes none. A candidate that was cut starts anew, with the same
-    random numbers.
+    Progress, scores and starting values are kept under ``<work_dir>/pruning``, so that a run may be cut anywhere and go
+    on with ``--resume``, and a later run in the same work dir may start with a later phase. Training 'train' has the
+    work dir ``train`` below, 'retrain' this one, candidates of the search ``search/<tokens>-<segments>``; these write
+    no checkpoint, and one that was cut starts anew. All trainings have the same random seed.
 
     Args:
         runner: The runner.
@@ -114,23 +131,21 @@ class E2VPTLoop(EpochTrainLoop):
                  val_begin: int = 1,
                  val_interval: int = 1,
                  dynamic_intervals: Optional[List[Tuple[int, int]]] = None) -> None:
-        self._loader_cfg = dataloader if score_dataloader is None else score_dataloader
-        self._own_scores = score_dataloader is not None
         super().__init__(runner, dataloader, max_epochs, val_begin, val_interval, dynamic_intervals)
-        self._full_epochs = self._max_epochs
-        self.phases, self.rewind = list(phases), rewind
-        self.metric, self.sign, self.select = metric, 1 if rule == 'greater' else -1, select
-        self.search_epochs = self._full_epochs if search_epochs is None else positive(
-            search_epochs, 'search_epochs', 'E2VPTLoop')
+        self.validation = dict(val_begin=val_begin, val_interval=val_interval, dynamic_intervals=dynamic_intervals)
+        self.phases, self.rewind, self.metric, self.select = list(phases), rewind, metric, select
+        self.sign, self.score_dataloader = 1 if rule == 'greater' else -1, score_dataloader
+        self.search_epochs = positive(max_epochs if search_epochs is None else search_epochs, 'search_epochs',
+                                      'E2VPTLoop')
         self.patience = positive(patience, 'patience', 'E2VPTLoop')
         self.scorer = PromptScorer(**(scorer or {}))
-        _, _, method = find_prunable(runner.model)
         for name, value, known in (*(('phases', p, PHASES) for p in self.phases), ('rewind', rewind, REWINDS),
                                    ('rule', rule, ('greater', 'less')), ('select', select, ('last', 'best'))):
             if value not in known:
                 raise ValueError(f'E2VPTLoop: unknown {name} {value!r}' + nearest(value, known))
         if self.phases != [p for p in PHASES if p in self.phases] or not self.phases:
             raise ValueError(f'E2VPTLoop: phases must be some of {", ".join(PHASES)}, in this order, got {self.phases}')
+        method = self.method
         self.levels: List[List[int]] = []
         for name, count, total, least in (('tokens', tokens, method.num_tokens, min_tokens),
                                           ('segments', segments, method.segments, min(min_segments, method.segments))):
@@ -141,31 +156,28 @@ class E2VPTLoop(EpochTrainLoop):
                     f"E2VPTLoop: {name} must be 'search' or a number to prune in 0..{total - 1}, got {count!r}")
             else:
                 self.levels.append([count])
-        self._check_runner('prune' in self.phases and 'search' in (tokens, segments))
-        self._optim_cfg, self._scheduler_cfg = copy.deepcopy(runner.optim_wrapper), copy.deepcopy(
-            runner.param_schedulers)
+        self._check_config('prune' in self.phases and 'search' in (tokens, segments))
         self.state = PruningState(method.num_tokens, method.segments)
         self.files = PruningFiles(f'{runner.work_dir}/pruning')
-        self._resumed_run: Optional[str] = None
+        self.resuming, self._checkpoint = bool(runner.cfg.get('resume')), _ValuesOnly()
+        runner.register_hook(self._checkpoint)
 
-    def _check_runner(self, search: bool) -> None:
-        runner = self.runner
-        if not isinstance(runner.optim_wrapper, dict):
-            raise ValueError(
-                'E2VPTLoop builds the optimizer anew for every training, so optim_wrapper must be a config')
-        if search and runner._val_loop is None:
+    def _check_config(self, search: bool) -> None:
+        cfg = self.runner.cfg
+        objects = [key for key in ('model', 'train_dataloader', 'optim_wrapper') if not isinstance(cfg.get(key), dict)]
+        if objects:
+            raise ValueError(f'E2VPTLoop trains several runs of the config, so {objects[0]} must be a dict in it')
+        if search and not cfg.get('val_dataloader'):
             raise ValueError(
                 'E2VPTLoop: the search needs validation data: set val_dataloader, val_cfg and val_evaluator, '
                 'or give numbers for tokens and segments')
-        copying = [type(h).__name__ for h in runner.hooks if isinstance(h, EMAHook)]
-        if copying:
-            raise ValueError(f'E2VPTLoop: {copying[0]} keeps a copy of the unpruned model; remove it from custom_hooks')
-        if not self._own_scores and 'score' in self.phases and not isinstance(self._loader_cfg, dict):
-            raise ValueError('E2VPTLoop: give score_dataloader as a config, because train_dataloader is none')
+        if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):
+            raise ValueError('E2VPTLoop: EMAHook keeps a copy of the unpruned model; remove it from custom_hooks')
 
     @property
     def model(self) -> nn.Module:
-        """The bare model."""
+        """The unpruned model, on which prompts are scored and starting values made; at the end, the one trained
+        last."""
         return unwrap(self.runner.model)
 
     @property
@@ -177,8 +189,6 @@ class E2VPTLoop(EpochTrainLoop):
 
     def run(self) -> nn.Module:
         """Run the phases that are not done yet."""
-        self.runner.call_hook('before_train')
-        self._out_dirs = {hook: hook.out_dir for hook in self.runner.hooks if isinstance(hook, CheckpointHook)}
         self._begin()
         for phase in self.phases:
             if phase in self.state.done:
@@ -188,128 +198,122 @@ class E2VPTLoop(EpochTrainLoop):
             getattr(self, f'_phase_{phase}')()
             self.state.done.append(phase)
             self.files.save(self.state)
-            if phase in ('prune', 'retrain'):
-                self._draw()
-        self.runner.call_hook('after_train')
+            if phase in ('prune', 'retrain') and is_main_process():
+                draw(self.state, self.files.path('timeline.png'))
         return self.runner.model
-
-    def _draw(self) -> None:
-        if is_main_process():
-            draw(self.state, self.files.path('timeline.png'))
 
     def _begin(self) -> None:
         """Find out where the work stands, and store the initial values."""
         stored = self.files.load()
-        if stored is not None and (self.runner._resume or self.phases[0] != 'train'):
+        if stored is not None and (self.resuming or self.phases[0] != 'train'):
             found, here = (stored.num_tokens, stored.segments), (self.state.num_tokens, self.state.segments)
             if found != here:
                 raise ValueError(
                     f"E2VPTLoop: {self.files.path('state.json')} is of a run with (tokens, segments) = {found}, "
                     f'the config has {here}: use another work dir or remove it')
             self.state = stored
-            if not self.runner._resume:
-                self.state.forget(list(PHASES[PHASES.index(self.phases[0]):]))
-        if self.runner._resume and self._epoch:
-            self._resumed_run = self.runner.message_hub.get_info('e2vpt_run')
-            if stored is None or self._resumed_run is None:
-                raise ValueError(
-                    f"E2VPTLoop: the checkpoint belongs to no run of this loop with {self.files.path('state.json')}; "
-                    'start without --resume')
-        elif 'train' in self.phases and 'train' not in self.state.done:
+            if not self.resuming:
+                self.state.forget(PHASES[PHASES.index(self.phases[0]):])
+        if not self.resuming:
+            self._remove_checkpoints()
+        begun = self.resuming and stored is not None and (self.phases[0] != 'train' or
+                                                          self.files.get('init') is not None)
+        if self.resuming and self._checkpoint.loaded and not begun:
+            raise ValueError(f"E2VPTLoop: the checkpoint belongs to no run of this loop with "
+                             f"{self.files.path('state.json')}; start without --resume")
+        if 'train' in self.phases and not begun:
             self._check_unpruned()
-            if stored is not None and self.runner._resume and self.files.get('init') is not None:
-                self._restore('init')  # cut before the first checkpoint
-            else:
-                self.files.put('init', take(self.model))
+            self.files.put('init', take(self.model))
         self.files.save(self.state)
+
+    def _remove_checkpoints(self) -> None:
+        """Remove what trainings before left, lest a resumed run takes it for its own."""
+        for run in {'train', 'retrain'} & set(self.phases):
+            folder = self._folders(run)[1]
+            for name in contents(folder) if is_main_process() else ():
+                if name.endswith('.pth') and os.path.isfile(path := os.path.join(folder, name)) and os.sep not in name:
+                    os.unlink(path)
 
     def _check_unpruned(self) -> None:
         if len(self.method.kept) < self.method.num_tokens:
             raise ValueError('E2VPTLoop: the model is pruned already; load weights that are not')
 
     def _phase_train(self) -> None:
-        self._fit('train', self._full_epochs)
-        self.files.put('trained', take(self.model))
+        self.files.put('trained', take(self._fit('train')[0]))
 
     def _phase_score(self) -> None:
         if 'train' in self.state.done:
             self._restore('trained')
-        elif self.runner._load_from is not None:
+        elif self._checkpoint.loaded:
             self._check_unpruned()
             self.files.put('trained', take(self.model))
         else:
             raise ValueError('E2VPTLoop: phase score needs a trained model: run phase train before, or set load_from')
-        self.state.set_scores(self.scorer.score(self.model, self._score_loader()))
+        self.model.to(get_device())
+        scores = self.scorer.score(self.model, self._score_loader())
+        self.state.scores = dict(
+            tokens=scores.tokens.tolist(), segments=scores.segments.tolist(), samples=scores.samples)
 
     def _phase_prune(self) -> None:
         if self.levels != [[0], [0]]:
-            self.state.prompt_scores()  # refuses before the first candidate where there are none
+            self.state.masks((0, 1))  # refuses before the first candidate where there are no scores
         pair = [0, 0]
         for position, levels in enumerate(self.levels):
-            best: Optional[float] = None
-            worse = 0
+            best, worse = -math.inf, 0
             for level in levels:
-                trial = (level, 0) if position == 0 else (pair[0], level)
                 if len(levels) == 1:
                     pair[position] = level
                     break
-                value = self._candidate(trial) * self.sign
+                value = self._candidate((level, 0) if position == 0 else (pair[0], level)) * self.sign
                 # Of equal candidates the smaller model wins; a NaN never does.
-                if best is None or math.isnan(best) or value >= best:
+                if value >= best:
                     best, pair[position], worse = value, level, 0
                 else:
                     worse += 1
                 if worse >= self.patience:
                     break
-        self.state.choose((pair[0], pair[1]))
+        self.state.chosen, self.state.kept = pair, self.state.kept_of(pair)
         self.runner.logger.info(
             f'E2VPT: prune {pair[0]} tokens and {pair[1]} segments of each; kept: {self.state.kept}')
 
     def _phase_rewind(self) -> None:
         self._rewind(self._chosen(), self.rewind)
-        self.files.put('rewound', take(self.model))
 
     def _phase_retrain(self) -> None:
-        if self._resumed_run != 'retrain':
-            if 'rewind' in self.state.done:
-                self._restore('rewound')
-            else:
-                self._rewind(self._chosen(), 'keep')
-        self._freeze_masks()
-        self._fit('retrain', self._full_epochs)
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        if 'rewind' not in self.state.done:
+            self._rewind(self._chosen(), 'keep')
+        model, _ = self._fit('retrain', self._chosen())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.runner.logger.info(
             f'E2VPT: {trained} trainable parameters, {len(self.method.kept)} of {self.method.num_tokens} prompts')
 
-    def _chosen(self) -> Tuple[int, int]:
+    def _chosen(self) -> Pair:
         if self.state.chosen is None:
             raise ValueError("E2VPTLoop: nothing was chosen yet: run phase 'prune' before 'rewind' and 'retrain'")
         return self.state.chosen[0], self.state.chosen[1]
 
     # -- parts of the phases ------------------------------------------------------------------------------------------
 
-    def _candidate(self, pair: Tuple[int, int]) -> float:
+    def _candidate(self, pair: Pair) -> float:
         """Validation value of a pair, found now or before."""
         value = self.state.value(pair)
         if value is None:
             self._rewind(pair, self.rewind)
-            with self._without_checkpoints():
-                values = self._fit(f'prune {pair[0]} {pair[1]}', self.search_epochs, only_last=self.select == 'last')
-            better = max if self.sign > 0 else min
-            value = values[-1] if self.select == 'last' else better(values)
+            values = self._fit(f'{pair[0]}-{pair[1]}', pair)[1]
+            value = values[-1] if self.select == 'last' else self.sign * max(self.sign * v for v in values)
             self.state.add_run(pair, value)
             self.files.save(self.state)
             self.runner.logger.info(f'E2VPT: without {pair[0]} tokens and {pair[1]} segments: {value:.4f}')
         return value
 
-    def _rewind(self, pair: Tuple[int, int], how: str) -> None:
-        """The model at its rewound values, pruned by ``pair``."""
-        self._seed()
+    def _rewind(self, pair: Pair, how: str) -> None:
+        """Store the values from which a training without ``pair`` begins."""
         self._restore('trained' if how == 'keep' else 'init')
         if how == 'reinit':
+            set_random_seed(self.runner.seed, deterministic=self.runner.deterministic)
             redraw(self.model)
         self.method.prune(*self.state.masks(pair))
-        self.model.backbone.petl.refresh()
+        self.files.put('rewound', take(self.model))
 
     def _restore(self, name: str) -> None:
         snapshot = self.files.get(name)
@@ -317,130 +321,91 @@ class E2VPTLoop(EpochTrainLoop):
             raise ValueError(
                 f'E2VPTLoop: {self.files.path(name)}.safetensors is missing: run phase train first in this work dir' +
                 (", or choose rewind='keep'" if name == 'init' else ''))
-        self._unwrap()
         restore(self.model, snapshot)
 
-    def _freeze_masks(self) -> None:
-        """Masks that a method trains (the published variant) stay as they are once pruning is decided."""
-        self.method.prune(self.method.token_mask.detach().bool(), self.method.segment_mask.detach().bool())
-
-    def _seed(self) -> None:
-        """The same random numbers for every training, so candidates differ by what was pruned only."""
-        set_random_seed(self.runner.seed, deterministic=self.runner.deterministic)
-
     def _score_loader(self) -> Any:
-        cfg = copy.deepcopy({k: v for k, v in self._loader_cfg.items() if k not in ('dataset', 'batch_sampler')})
+        cfg = copy.deepcopy(self.score_dataloader or self.runner.cfg.train_dataloader)
+        cfg.pop('batch_sampler', None)
         # Rounding up would count some samples twice under several processes.
-        cfg.update(
-            sampler=dict(type='mmengine.DefaultSampler', shuffle=False, round_up=False),
-            drop_last=False,
-            persistent_workers=False)
-        cfg['dataset'] = self._loader_cfg['dataset'] if self._own_scores else self.dataloader.dataset
+        cfg.update(sampler=dict(type='mmengine.DefaultSampler', shuffle=False, round_up=False), drop_last=False,
+                   persistent_workers=False)
+        if self.score_dataloader is None:
+            cfg['dataset'] = self.dataloader.dataset
         return self.runner.build_dataloader(cfg)
 
     # -- one training -------------------------------------------------------------------------------------------------
 
-    def _fit(self, run: str, epochs: int, only_last: bool = False) -> List[float]:
-        """Train from epoch 0, or from where the resumed checkpoint of the same run stands; returns the validation
+    def _fit(self, run: str, pair: Optional[Pair] = None) -> Tuple[nn.Module, List[float]]:
+        """An ordinary training run: 'train', 'retrain', or a candidate of the search; its bare model and validation
         values."""
-        self._max_epochs, self._max_iters = epochs, epochs * len(self.dataloader)
-        resumed = self._resumed_run == run
-        fresh = run == 'train' and not self.runner._resume
-        self._resumed_run, self.stop_training = None, False
-        self._set_folders(run, resumed)
-        if not resumed:
-            self._epoch = self._iter = 0
-        if not fresh:
-            self._renew(resumed)
-        self.runner.message_hub.update_info('e2vpt_run', run)
-        for hook in self.runner.hooks:
-            if isinstance(hook, (IterTimerHook, RuntimeInfoHook)):
-                hook.before_train(self.runner)
-            elif isinstance(hook, EarlyStoppingHook) and not resumed:
-                hook.wait_count, hook.best_score = 0, -math.inf if hook.rule == 'greater' else math.inf
-        values: List[float] = []
-        if resumed and self.resume_here() and self._validation_is_due(only_last):
-            values.append(self._validate(run))
-        while self._epoch < self._max_epochs and not self.stop_training:
-            self.run_epoch()
-            if self._validation_is_due(only_last):
-                values.append(self._validate(run))
-        return values
-
-    def _validation_is_due(self, only_last: bool) -> bool:
-        self._decide_current_val_interval()
-        last = self._epoch == self._max_epochs or self.stop_training
-        due = self._epoch >= self.val_begin and self._epoch % self.val_interval == 0 and not only_last
-        return self.runner.val_loop is not None and (last or due)
-
-    def _validate(self, run: str) -> float:
-        metrics = self.runner.val_loop.run()
-        name = self.metric or next(iter(metrics), 'none')
-        if name not in metrics:
-            raise ValueError(f'E2VPTLoop: validation gives no metric {name!r}' + nearest(name, metrics))
+        self.model.cpu()
+        if get_device() != 'cpu':
+            gc.collect()  # the run before holds a model, too
+        runner = build_runner(self._config(run, pair))
+        runner.train()
+        start = next(hook for hook in runner.hooks if isinstance(hook, StartHook))
         if run in ('train', 'retrain'):
-            ordered = [name, *(k for k in metrics if k != name)]
-            self.state.results[run] = {k: float(metrics[k]) for k in ordered if math.isfinite(metrics[k])}
-        return float(metrics[name])
+            if not start.values and runner.message_hub.runtime_info.get('last_metrics'):  # resumed at its end
+                start.note(runner.message_hub.get_info('last_metrics'))
+            self.state.results[run] = start.metrics
+            if run == self.phases[-1]:
+                self.runner.model = runner.model
+            self._epoch, self._iter = runner.epoch, runner.iter
+        return unwrap(runner.model), start.values
 
-    def _renew(self, resumed: bool) -> None:
-        """A wrapper, and unless resumed an optimizer and schedulers, that know the present parameters."""
-        runner = self.runner
-        self._unwrap()
-        if runner.distributed:
-            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model)
-            runner._maybe_compile('train_step')
-        if resumed:
-            return
-        self._seed()
-        runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(self._optim_cfg))
-        schedule = copy.deepcopy(self._scheduler_cfg)
-        if self._max_epochs != self._full_epochs:
-            schedule = scale_schedule(schedule, self._max_epochs / self._full_epochs)
-        # The rate is scaled before schedulers are built, which remember it; the runner refuses the other order.
-        runner.param_schedulers = schedule if schedule is None or isinstance(schedule, list) else [schedule]
-        runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
-        if schedule is not None:
-            runner.param_schedulers = runner.build_param_scheduler(schedule)
-        runner.optim_wrapper.initialize_count_status(runner.model, self._iter, self._max_iters)
+    def _folders(self, run: str) -> Tuple[str, str, Optional[str]]:
+        """Work dir of a run, the folder of its checkpoints, and the option ``out_dir`` that gives it this folder."""
+        top = self.runner.work_dir
+        work_dir = {'train': os.path.join(top, 'train'), 'retrain': top}.get(run, os.path.join(top, 'search', run))
+        out_dir = ((self.runner.cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+        if out_dir and run != 'retrain':
+            out_dir = os.path.join(out_dir, os.path.basename(top))
+        return work_dir, os.path.join(out_dir, os.path.basename(work_dir)) if out_dir else work_dir, out_dir
 
-    def _unwrap(self) -> None:
-        """Drop a data-parallel wrapper: its reducer knows the old shapes, and its hooks live as long as it does."""
-        if is_model_wrapper(self.runner.model):
-            self.runner.model = self.runner.model.module
-            gc.collect()
+    def _config(self, run: str, pair: Optional[Pair]) -> Config:
+        """The config of a run; it stands beside the run's logs and repeats the run by itself."""
+        top, search = self.runner.cfg, run not in ('train', 'retrain')
+        cfg = top.to_dict()
+        name = f'{top.get("experiment_name") or Path(top.filename or "pruning").stem}_{run}'
+        work_dir, folder, out_dir = self._folders(run)
+        epochs = self.search_epochs if search else self.max_epochs
+        values = self.files.path('init.safetensors' if run == 'train' else 'rewound.safetensors')
+        custom, default = list(cfg.get('custom_hooks') or ()), dict(cfg.get('default_hooks') or {})
+        cfg.update(
+            work_dir=work_dir,
+            experiment_name=name,
+            train_cfg=dict(self.validation, type='mmpetl.EpochTrainLoop', max_epochs=epochs),
+            randomness=dict(cfg.get('randomness') or {}, seed=self.runner.seed),
+            custom_hooks=[*custom, dict(type='mmpetl.StartHook', path=values, metric=self.metric)],
+            default_hooks=default,
+            param_scheduler=scale_schedule(cfg.get('param_scheduler'), epochs / self.max_epochs),
+            **self._origin(folder))
+        if pair is not None:
+            for method in find_dicts(cfg['model'], 'E2VPT'):
+                method['kept'] = self.state.kept_of(pair)
+        if search:
+            default['checkpoint'] = None
+            cfg['custom_hooks'] = [h for h in cfg['custom_hooks'] if not str(h.get('type')).endswith('AdapterHook')]
+            if self.select == 'last':
+                cfg['train_cfg'].update(val_begin=1, val_interval=epochs, dynamic_intervals=None)
+        elif out_dir:
+            default['checkpoint']['out_dir'] = out_dir
+        # formatting takes longer than building the run
+        return Config(cfg, cfg_text=top.text or name, filename=f'{name}.py', format_python_code=False)
 
-    def _set_folders(self, run: str, resumed: bool) -> None:
-        """Checkpoints of 'train' go beside those of 'retrain', and none of one run is taken for the best of another."""
-        info = self.runner.message_hub.runtime_info
-        if not resumed:
-            for key in [
-                    k for k in info if k.startswith(('best_score', 'best_ckpt')) or k in ('keep_ckpt_ids', 'last_ckpt')
-            ]:
-                info.pop(key)
-        for hook, folder in self._out_dirs.items():
-            hook.out_dir = hook.file_backend.join_path(folder, 'train') if run == 'train' else folder
-            if not resumed:
-                hook.last_ckpt = None
-                hook.keep_ckpt_ids = deque(maxlen=max(hook.max_keep_ckpts, 0) or None)
-                if hasattr(hook, 'best_ckpt_path'):
-                    hook.best_ckpt_path = None
-                if hasattr(hook, 'best_ckpt_path_dict'):
-                    hook.best_ckpt_path_dict = dict.fromkeys(hook.key_indicators)
-
-    @contextmanager
-    def _without_checkpoints(self) -> Iterator[None]:
-        hooks = self.runner._hooks
-        self.runner._hooks = [h for h in hooks if not isinstance(h, (CheckpointHook, AdapterHook))]
-        try:
-            yield
-        finally:
-            self.runner._hooks = hooks
+    def _origin(self, folder: str) -> Dict[str, Any]:
+        """Whether a run goes on, and from which of the checkpoints in its folder."""
+        given = self.runner.cfg.get('load_from')
+        if not self.resuming:
+            return dict(resume=False, load_from=given)
+        found = [path for path in (given, newest_checkpoint(folder).path)
+                 if path and os.path.dirname(os.path.abspath(path)) == os.path.abspath(folder)]
+        return dict(resume=bool(found), load_from=found[0] if found else None)
 
 
 @torch.no_grad()
 def redraw(model: nn.Module) -> None:
-    """Draw the methods' and the head's initial values anew; the trunk stays as it is.
+    """Draw the methods' and the head's initial values anew; the base stays as it is.
 
     Args:
         model: A model with ``backbone.petl``.
@@ -448,9 +413,8 @@ def redraw(model: nn.Module) -> None:
     for method in model.backbone.petl.values():
         method.reset_parameters()
     for name, child in model.named_children():
-        if name not in ('backbone', 'data_preprocessor'):
+        if name not in ('backbone', 'data_preprocessor') and hasattr(child, 'init_weights'):
             for module in child.modules():
-                if hasattr(module, '_is_init'):
-                    module._is_init = False
-            if hasattr(child, 'init_weights'):
-                child.init_weights()
+                if isinstance(module, BaseModule):
+                    module.is_init = False
+            child.init_weights()

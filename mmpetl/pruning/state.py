@@ -1,27 +1,29 @@
-"""What a pruning run must remember to go on after a kill: a JSON file, snapshots of the trained values, and a picture
-of both."""
+"""What a pruning keeps under ``<work_dir>/pruning``: how far it came, and the values from which trainings begin."""
 
 import math
 import os
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ..tuning import adapter_state, find_backbone
+from ..registry import HOOKS
+from ..sites import nearest
+from ..tuning import adapter_state, find_backbone, unwrap
 from ..weights.io import atomic_write, load_file, write_json
 from ..weights.reading import read_json
 from .scores import PromptScores
 
 Snapshot = Dict[str, Tensor]
+Pair = Tuple[int, int]
 
 
 def take(model: nn.Module) -> Snapshot:
-    """Copies, on the CPU, of all that is not the frozen trunk: methods, head, tuned trunk parameters, buffers of the
-    head."""
+    """Copies on the CPU of all but the frozen base: methods, head and its buffers, tuned parameters of the base."""
     return {key: tensor.detach().cpu().clone().contiguous() for key, tensor in adapter_state(model).items()}
 
 
@@ -35,10 +37,8 @@ def restore(model: nn.Module, snapshot: Snapshot) -> None:
     backbone, prefix = find_backbone(model)
     own = adapter_state(model)
     if set(own) != set(snapshot):
-        raise ValueError(
-            f'the stored snapshot differs at {sorted(set(own) ^ set(snapshot))[0]!r}: it was made with another model '
-            f'config'
-        )
+        raise ValueError(f'the stored snapshot differs at {sorted(set(own) ^ set(snapshot))[0]!r}: it was made with '
+                         'another model config')
     for name, method in backbone.petl.items():
         start = f'{prefix}petl.{name}.'
         method.load_state_dict({k.removeprefix(start): v for k, v in snapshot.items() if k.startswith(start)})
@@ -50,7 +50,7 @@ def restore(model: nn.Module, snapshot: Snapshot) -> None:
 
 @dataclass
 class PruningState:
-    """Progress of one pruning run.
+    """Progress of one pruning.
 
     Attributes:
         num_tokens: Prompts P of the unpruned model.
@@ -59,7 +59,7 @@ class PruningState:
         scores: ``{'tokens': P numbers, 'segments': P x S numbers, 'samples': count}``.
         runs: Finished candidates of the search: ``{'tokens', 'segments', 'value'}``.
         chosen: Pruned (tokens, segments per token).
-        kept: ``{'tokens': ids, 'segments': {id: segment ids}}`` of the chosen pair.
+        kept: ``{'tokens': ids, 'segments': {id: segment ids}}`` of the chosen pair: E2VPT's option ``kept``.
         results: Last validation metrics of 'train' and 'retrain'.
     """
     num_tokens: int
@@ -71,44 +71,36 @@ class PruningState:
     kept: Optional[Dict[str, Any]] = None
     results: Dict[str, Dict[str, float]] = field(default_factory=dict)
 
-    def prompt_scores(self) -> PromptScores:
-        """The stored scores.
+    def masks(self, pair: Sequence[int]) -> Tuple[Tensor, Tensor]:
+        """Keep-masks (P,) and (P, S) of pruned (tokens, segments per token).
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If something is to be pruned and there are no scores.
         """
+        if tuple(pair) == (0, 0):
+            return (torch.ones(self.num_tokens, dtype=torch.bool),
+                    torch.ones(self.num_tokens, self.segments, dtype=torch.bool))
         if self.scores is None:
             raise ValueError("E2VPTLoop: there are no scores yet: put phase 'score' before 'prune'")
         tokens, segments = (torch.tensor(self.scores[k], dtype=torch.float64) for k in ('tokens', 'segments'))
-        return PromptScores(tokens, segments, self.scores['samples'])
+        return PromptScores(tokens, segments, self.scores['samples']).choose(*pair)
 
-    def set_scores(self, scores: PromptScores) -> None:
-        self.scores = dict(tokens=scores.tokens.tolist(), segments=scores.segments.tolist(), samples=scores.samples)
-
-    def masks(self, pair: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
-        """Keep-masks (P,) and (P, S) of a pair; without pruning no scores are needed."""
-        if tuple(pair) == (0, 0):
-            return torch.ones(
-                self.num_tokens, dtype=torch.bool), torch.ones(
-                    self.num_tokens, self.segments, dtype=torch.bool)
-        return self.prompt_scores().choose(*pair)
-
-    def choose(self, pair: Tuple[int, int]) -> None:
+    def kept_of(self, pair: Sequence[int]) -> Dict[str, Any]:
+        """What is left of a pair, in the form of ``kept``."""
         tokens, segments = self.masks(pair)
         ids = tokens.nonzero()[:, 0].tolist()
-        self.chosen = list(pair)
-        self.kept = dict(tokens=ids, segments={str(i): segments[i].nonzero()[:, 0].tolist() for i in ids})
+        return dict(tokens=ids, segments={str(i): segments[i].nonzero()[:, 0].tolist() for i in ids})
 
-    def value(self, pair: Tuple[int, int]) -> Optional[float]:
+    def value(self, pair: Pair) -> Optional[float]:
         """The value found for a candidate, or None."""
         found = [run['value'] for run in self.runs if (run['tokens'], run['segments']) == tuple(pair)]
         return None if not found else math.nan if found[0] is None else found[0]
 
-    def add_run(self, pair: Tuple[int, int], value: float) -> None:
+    def add_run(self, pair: Pair, value: float) -> None:
         # JSON has no NaN.
         self.runs.append(dict(tokens=pair[0], segments=pair[1], value=value if math.isfinite(value) else None))
 
-    def forget(self, phases: List[str]) -> None:
+    def forget(self, phases: Sequence[str]) -> None:
         """Drop what the given phases found, because they run anew."""
         self.done = [p for p in self.done if p not in phases]
         if 'score' in phases:
@@ -119,8 +111,7 @@ class PruningState:
 
 
 class PruningFiles:
-    """The files of one pruning run: ``state.json``, ``<name>.safetensors``, ``timeline.png``. Only the main process
-    touches the disk.
+    """The files of one pruning: ``state.json`` and ``<name>.safetensors``. Only the main process touches the disk.
 
     Args:
         folder: Where they lie.
@@ -128,7 +119,6 @@ class PruningFiles:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._held: Dict[str, Snapshot] = {}
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -151,32 +141,62 @@ class PruningFiles:
             except ValueError as error:
                 found = [str(error)]
         broadcast_object_list(found)
-        known = {f.name for f in fields(PruningState)}
         if found[0] is None:
             return None
-        if not isinstance(found[0], dict) or set(found[0]) != known:
+        if not isinstance(found[0], dict) or set(found[0]) != {f.name for f in fields(PruningState)}:
             raise ValueError(f'{path} is not the state of a pruning run; remove it to start anew')
         return PruningState(**found[0])
 
     def put(self, name: str, snapshot: Snapshot) -> None:
-        self._held[name] = snapshot
         if is_main_process():
-            data = to_bytes(snapshot)
-            atomic_write(self.path(f'{name}.safetensors'), lambda file: _write(file, data))
+            atomic_write(self.path(f'{name}.safetensors'), lambda file: file.write(to_bytes(snapshot)))
 
     def get(self, name: str) -> Optional[Snapshot]:
         """A snapshot by name, or None if there is none; the main process reads, the others receive it."""
-        if name not in self._held:
-            found: List[Any] = [None]
-            path = self.path(f'{name}.safetensors')
-            if is_main_process() and os.path.isfile(path):
-                found = [dict(load_file(path)['state_dict'])]
-            broadcast_object_list(found)
-            if found[0] is None:
-                return None
-            self._held[name] = found[0]
-        return self._held[name]
+        found: List[Any] = [None]
+        path = self.path(f'{name}.safetensors')
+        if is_main_process() and os.path.isfile(path):
+            found = [dict(load_file(path)['state_dict'])]
+        broadcast_object_list(found)
+        return found[0]
 
 
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
+@HOOKS.register_module()
+class StartHook(Hook):
+    """Begin a training at the values of a snapshot, and note its validations.
+
+    Args:
+        path: The snapshot, ``<work_dir>/pruning/<name>.safetensors``.
+        metric: The validation metric that decides; None takes the first.
+
+    Raises:
+        ValueError: If the snapshot is missing or of another model, or validation gives no such metric.
+    """
+
+    priority = 'HIGHEST'  # the guards remember what training begins with
+
+    def __init__(self, path: str, metric: Optional[str] = None) -> None:
+        self.path, self.metric = path, metric
+        self.values: List[float] = []
+        self.metrics: Dict[str, float] = {}
+
+    def before_train(self, runner: Any) -> None:
+        if runner.iter:
+            return  # resumed
+        folder, file = os.path.split(self.path)
+        snapshot = PruningFiles(folder).get(file.removesuffix('.safetensors'))
+        if snapshot is None:
+            raise ValueError(f'StartHook: {self.path} is missing')
+        restore(unwrap(runner.model), snapshot)
+
+    def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
+        self.note(metrics or {})
+
+    def note(self, metrics: Dict[str, float]) -> None:
+        """Remember the metrics of a validation, the deciding one first."""
+        name = self.metric or next(iter(metrics), 'none')
+        if name not in metrics:
+            raise ValueError(f'E2VPTLoop: validation gives no metric {name!r}' + nearest(name, metrics))
+        ordered = [name, *(k for k in metrics if k != name)]
+        self.metrics = {k: float(metrics[k]) for k in ordered if math.isfinite(metrics[k])}
+        self.values.append(float(metrics[name]))

@@ -86,7 +86,7 @@ def build_runner(cfg: Config) -> Any:
     _set_processes(cfg)
     _set_name(cfg)
     reentrant = cfg.pop('activation_checkpointing', None)
-    names = cfg.get('petl_checkpointing') or reentrant
+    names = cfg.petl_checkpointing = cfg.get('petl_checkpointing') or reentrant
     if 'runner_type' in cfg:
         cfg.setdefault('env_cfg', {})
         runner = RUNNERS.build(cfg)

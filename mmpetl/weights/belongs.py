@@ -17,6 +17,8 @@ _FIRM = ('methods', 'base', 'backbone', 'num_classes')
 #: Keys of transforms that change no pixel.
 _SILENT = ('meta_keys', 'algorithm_keys', 'backend_args', 'io_backend', 'num_threads', 'decoder', 'file_client_args',
            'ignore_empty')
+#: Options of methods that the tensors say themselves.
+_IN_TENSORS = ('kept', )
 _WHAT = {'heads': 'attention heads per block', 'dims': 'widths of the blocks', 'grid': 'the grid of tokens',
          'window': 'the attention windows', 'output': 'the output of the backbone'}
 
@@ -90,7 +92,7 @@ def _methods(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, An
         # files of earlier versions name only what was not left to its default
         full = {**plain(default), **{k: v for k, v in their.items() if k != 'type'}}
         for key in dict.fromkeys([*full, *our]):
-            if key == 'type' or (key == 'name' and key not in their):
+            if key in ('type', *_IN_TENSORS) or (key == 'name' and key not in their):
                 continue
             if full.get(key) != plain(our.get(key)):
                 yield 'arguments', (f'{name} has {key}={_short(full.get(key))} in the adapter and '

@@ -360,3 +360,23 @@ def test_pruning_more_than_exists(tokens, segments):
 def test_prompts_without_key_value_prompts():
     model = tiny_vit(petl=[dict(type='E2VPT', num_kv_tokens=0)])
     assert model.petl.taps[0].kv() is None and model(torch.randn(1, 3, 16, 16))[0].shape == (1, 32)
+
+
+def test_built_with_what_pruning_left():
+    """``kept`` gives the shapes and masks of pruning, the other values stay, and masks train no more."""
+    kept = dict(tokens=[0, 2], segments={'0': [1, 3], '2': [0]})
+    models = {}
+    for variant in ('paper', 'released'):
+        for given in (None, kept):
+            torch.manual_seed(0)
+            models[variant, bool(given)] = tiny_vit(petl=[
+                dict(type='E2VPT', num_tokens=3, segments=4, variant=variant, kept=given)])
+        whole, built = models[variant, False].petl.e2vpt, models[variant, True].petl.e2vpt
+        tokens = torch.tensor([True, False, True])
+        whole.prune(tokens, torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0], [1, 0, 0, 0]]).bool())
+        for key, value in whole.state_dict().items():
+            assert torch.equal(value, built.state_dict()[key]), key
+        assert not built.token_mask.requires_grad and built.num_prompts(0) == (2 if variant == 'paper' else 3)
+    for bad in (dict(tokens=[3], segments={'3': [0]}), dict(tokens=[0]), [0], dict(tokens=[0], segments={'0': [9]})):
+        with pytest.raises(ValueError, match='E2VPT: kept must be dict'):
+            tiny_vit(petl=[dict(type='E2VPT', num_tokens=3, segments=4, kept=bad)])

@@ -19,9 +19,11 @@ from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 
+from mmpetl.hooks.loops import EpochTrainLoop
 from mmpetl.pruning.loop import PHASES, E2VPTLoop, scale_schedule
 from mmpetl.pruning.state import PruningFiles, PruningState
 from mmpetl.pruning.timeline import timeline
+from mmpetl.training.run import train
 from mmpetl.weights import adapter_file
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +99,7 @@ def config(work_dir, *, loop=None, petl=None, swin=False, resume=False, validate
         **(checking if validate else {}))
     if often:
         cfg['custom_hooks'] = [dict(type='mmpetl.AdapterHook'), dict(type='mmpetl.GradientAuditHook')]
-    return Config({**cfg, **extra})
+    return Config({**cfg, **extra}, format_python_code=False)
 
 
 def run(*args, **kwargs):
@@ -118,21 +120,21 @@ class Killed(Exception):
     pass
 
 
+def name_of(runner):
+    """Which of the procedure's trainings a runner does: 'train', 'retrain' or '<tokens>-<segments>'."""
+    return Path(runner.cfg.filename).stem.split('_')[-1]
+
+
 def kill_at(monkeypatch, run_name, epoch):
     """Die after the given epoch of one of the loop's trainings, its checkpoint (if any) just written."""
-    run_epoch, fit = E2VPTLoop.run_epoch, E2VPTLoop._fit
-
-    def named_fit(self, name, *args, **kwargs):
-        self.now = name
-        return fit(self, name, *args, **kwargs)
+    run_epoch = EpochTrainLoop.run_epoch
 
     def dying(self):
         run_epoch(self)
-        if (self.now, self._epoch) == (run_name, epoch):
+        if (name_of(self.runner), self.epoch) == (run_name, epoch):
             raise Killed
 
-    monkeypatch.setattr(E2VPTLoop, '_fit', named_fit)
-    monkeypatch.setattr(E2VPTLoop, 'run_epoch', dying)
+    monkeypatch.setattr(EpochTrainLoop, 'run_epoch', dying)
 
 
 @pytest.fixture(scope='module')
@@ -182,6 +184,18 @@ def test_the_pruned_checkpoint_loads_into_the_unpruned_config(whole):
     assert torch.equal(runner.model(x), other.model(x))
 
 
+def test_the_last_training_is_an_ordinary_run(whole, tmp_path):
+    """Its config, which lies beside its checkpoints, repeats it."""
+    folder, runner = whole
+    cfg = Config.fromfile(next(folder.glob('*_retrain.py')))
+    assert cfg.train_cfg.type == 'mmpetl.EpochTrainLoop' and cfg.model.backbone.petl[0].kept == state_of(folder)['kept']
+    cfg.update(work_dir=str(tmp_path), experiment_name=f'again_{os.getpid()}')
+    again = Runner.from_cfg(cfg)
+    again.train()
+    for name, value in trained(runner).items():
+        assert torch.equal(value, trained(again)[name]), name
+
+
 def test_the_adapter_file_is_the_pruned_model(whole):
     folder, runner = whole
     tensors, header = adapter_file.load(folder / 'adapter.safetensors')
@@ -203,13 +217,13 @@ def test_the_pruning_recipe(path):
 
 def test_every_training_has_the_rate_for_its_batch(tmp_path, monkeypatch):
     """The recipe's rate is meant for 256 images and is scaled to the batch of 6, in every training of the procedure."""
-    rates, run_epoch = [], E2VPTLoop.run_epoch
+    rates, run_epoch = [], EpochTrainLoop.run_epoch
 
     def noting(self):
         rates.append(self.runner.optim_wrapper.get_lr()['lr'][0])
         run_epoch(self)
 
-    monkeypatch.setattr(E2VPTLoop, 'run_epoch', noting)
+    monkeypatch.setattr(EpochTrainLoop, 'run_epoch', noting)
     loop = dict(max_epochs=1, search_epochs=1, percents=(40, ))
     run(tmp_path, loop=loop, auto_scale_lr=dict(base_batch_size=256, enable=True),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=10., momentum=0.9)), param_scheduler=None)
@@ -259,15 +273,15 @@ def test_a_candidate_without_a_number_never_wins(tmp_path, monkeypatch):
 def values_before_training(monkeypatch):
     """Trained values at the start of every training of the loop, by its name."""
     seen = {}
-    renew = E2VPTLoop._renew
+    run_epoch = EpochTrainLoop.run_epoch
 
-    def spying(self, resumed):
-        renew(self, resumed)
-        name = f'{len(seen)}'
-        seen[name] = (copy.deepcopy(self.model.backbone.petl.e2vpt.state_dict()),
-                      copy.deepcopy(self.model.head.state_dict()))
+    def spying(self):
+        model = self.runner.model
+        seen.setdefault(name_of(self.runner), (copy.deepcopy(model.backbone.petl.e2vpt.state_dict()),
+                                               copy.deepcopy(model.head.state_dict())))
+        run_epoch(self)
 
-    monkeypatch.setattr(E2VPTLoop, '_renew', spying)
+    monkeypatch.setattr(EpochTrainLoop, 'run_epoch', spying)
     return seen
 
 
@@ -279,7 +293,7 @@ def test_rewinding(tmp_path, monkeypatch, rewind):
     run(tmp_path, loop=dict(tokens=2, segments=1, max_epochs=1, rewind=rewind))
     files = PruningFiles(str(tmp_path / 'pruning'))
     init, done = files.get('init'), files.get('trained')
-    (method, head), kept = seen['0'], state_of(tmp_path)['kept']['tokens']
+    (method, head), kept = seen['retrain'], state_of(tmp_path)['kept']['tokens']
     for i in range(2):
         start, end = (s[f'backbone.petl.e2vpt.prompts.{i}'][kept] for s in (init, done))
         assert not torch.equal(start, end)
@@ -301,7 +315,7 @@ def test_phases_one_by_one_equal_one_run(tmp_path, whole):
         assert torch.equal(value, trained(runner)[name]), name
 
 
-@pytest.mark.parametrize('run_name, epoch', [('train', 2), ('prune 2 0', 1), ('retrain', 2)])
+@pytest.mark.parametrize('run_name, epoch', [('train', 2), ('2-0', 1), ('retrain', 2)])
 def test_killed_and_resumed(tmp_path, monkeypatch, whole, run_name, epoch):
     """A run that was cut and resumed ends where an uncut one does."""
     with monkeypatch.context() as patch:
@@ -317,7 +331,7 @@ def test_killed_and_resumed(tmp_path, monkeypatch, whole, run_name, epoch):
     if run_name != 'train':
         assert after == other
     assert after['done'] == list(PHASES)
-    if run_name == 'prune 2 0':
+    if run_name == '2-0':
         for name, value in trained(together).items():
             assert torch.equal(value, trained(runner)[name]), name
     else:
@@ -373,17 +387,17 @@ def test_short_schedule():
 
 def test_learning_rate_of_candidates_follows_the_short_schedule(tmp_path, monkeypatch):
     rates = {}
-    run_iter = E2VPTLoop.run_iter
+    run_iter = EpochTrainLoop.run_iter
 
     def spying(self, *args):
-        rates.setdefault((self.runner.message_hub.get_info('e2vpt_run'), self._epoch),
+        rates.setdefault((name_of(self.runner), self.epoch),
                          self.runner.optim_wrapper.get_lr()['lr'][0])
         run_iter(self, *args)
 
-    monkeypatch.setattr(E2VPTLoop, 'run_iter', spying)
+    monkeypatch.setattr(EpochTrainLoop, 'run_iter', spying)
     run(tmp_path, loop=dict(max_epochs=3, search_epochs=2, percents=(20, ), segments=0))
     assert rates['train', 2] == rates['retrain', 2] == pytest.approx(0.2 * 0.25)
-    assert rates['prune 1 0', 0] == 0.2 and rates['prune 1 0', 1] == pytest.approx(0.1)
+    assert rates['1-0', 0] == 0.2 and rates['1-0', 1] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize('loop, message',
@@ -477,3 +491,29 @@ def test_two_processes(tmp_path):
     state = state_of(tmp_path)
     assert state['done'] == list(PHASES) and state['scores']['samples'] == 12
     assert int(ends[0][0]) == len(state['kept']['tokens'])
+
+
+@pytest.mark.parametrize('run_name, epoch', [('train', 2), ('2-0', 1), ('retrain', 1)])
+def test_cut_in_the_middle_of_each_phase_of_the_tool(tmp_path, monkeypatch, run_name, epoch):
+    """``tools/train.py CONFIG --auto-scale-lr``, killed and run again with ``--resume``."""
+    cfg, folder = tmp_path / 'toy.py', tmp_path / 'run'
+    options = dict(auto_scale_lr=dict(base_batch_size=6), optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)))
+    config(folder, loop=dict(max_epochs=2, segments=1), often=True, **options).dump(str(cfg))
+    argv = [str(cfg), '--work-dir', str(folder), '--auto-scale-lr']
+    with monkeypatch.context() as patch:
+        kill_at(patch, run_name, epoch)
+        with pytest.raises(Killed):
+            train(argv)
+    with pytest.raises(ValueError, match='holds a run'):
+        train(argv)
+    seen = []
+    run_epoch = EpochTrainLoop.run_epoch
+    monkeypatch.setattr(EpochTrainLoop, 'run_epoch', lambda self: (
+        seen.append((name_of(self.runner), self.epoch, self.runner.optim_wrapper.get_lr()['lr'][0])), run_epoch(self)))
+    train([*argv, '--resume'])
+    assert state_of(folder)['done'] == list(PHASES) and (folder / 'adapter.safetensors').is_file()
+    after = dict(train=['0-0', '2-0', 'retrain'], retrain=['retrain']).get(run_name, ['2-0', 'retrain'])
+    assert list(dict.fromkeys(name for name, _, _ in seen)) == after
+    assert all(rate in (0.1, pytest.approx(0.075)) for _, _, rate in seen)
+    if run_name == 'retrain':
+        assert [(name, at) for name, at, _ in seen] == [('retrain', 1)]
