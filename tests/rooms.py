@@ -68,7 +68,7 @@ ROOMS: List[Room] = [
          (*_TUNED, 'recipes', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks')),
     Room('pruning', "E2VPT's procedure", (*_TUNED, 'hooks', 'training')),
     Room('costs', 'what a config costs: parameters, operations, memory',
-         (*_TUNED, 'compat', 'backbones', 'training')),
+         (*_TUNED, 'recompute', 'compat', 'backbones', 'training')),
     Room('sweeps', 'plan, trials, search, workers, rows, report, submission',
          (*_TUNED, 'clean_errors', *_DATA, 'training', 'costs')),
     Room('apis', 'the face: what Python users call',

@@ -57,6 +57,7 @@ COMMANDS: Dict[str, Command] = {
         'mmpetl submit work_dirs/sweeps/kadaptation --out all_predictions.zip', )),
     'plan': Command('plan', 'parameters, compute and memory of a config before training', (
         'mmpetl plan quickstart/lora quickstart/linear',
+        'mmpetl plan quickstart/lora --compare --budget 24GB',
         f'mmpetl plan {_LORA} --set model.backbone.petl.0.rank=16')),
     'search': Command('search', 'find rate, size and method on the validation part', (
         'mmpetl search quickstart/lora --on-test',

@@ -6,12 +6,14 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, List, Sequence, Tuple
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 from mmengine.config import DictAction
 
+from ..costs.compare import Choice, budget_bytes, compare
 from ..costs.plan import Plan, plan
 from ..training.build import read_config
+from .progress import bar
 
 
 def _size(number: int) -> str:
@@ -44,6 +46,21 @@ def show(plans: Sequence[Plan]) -> None:
     Console(width=None if sys.stdout.isatty() else 40 + 44 * len(plans)).print(table)
 
 
+def show_choices(choices: Sequence[Choice], refused: Mapping[str, str], title: str) -> None:
+    """Print what :func:`mmpetl.costs.compare.compare` found."""
+    from rich.console import Console
+    from rich.table import Column, Table
+    table = Table('method', 'memory', *(Column(name, justify='right') for name in (
+        'trainable', 'adapter file', 'GMAC', 'of the batch', 'largest batch')), title=title)
+    for c in choices:
+        table.add_row(c.method, c.memory, f'{c.plan.total:,}', _size(c.plan.adapter_bytes), f'{c.plan.gmac:.2f}',
+                      _size(c.plan.memory_bytes), 'any' if c.largest_batch is None else f'{c.largest_batch:,}')
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    for name, reason in refused.items():
+        console.print(f'not on this backbone: {name}: {reason[:160]}', markup=False, highlight=False)
+
+
 def add_parser(subparsers: Any) -> None:
     """Add ``mmpetl plan``."""
     parser = subparsers.add_parser('plan', help='parameters, compute and memory of a config before training')
@@ -53,6 +70,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--cfg-options',
         '--set', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of every config')
+    parser.add_argument('--compare', action='store_true', help='one config with every method and memory setting')
+    parser.add_argument('--methods', nargs='+', default=[], metavar='NAME', help='compare these methods only')
+    parser.add_argument(
+        '--budget', metavar='SIZE', help='memory of the card, for example 24GB; ranked by the largest batch')
     parser.add_argument('--json', action='store_true', help='machine-readable output')
     parser.set_defaults(run=run)
 
@@ -67,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
     if args.input and len(args.input) not in (2, 3):
         raise ValueError(f'--input takes H W or T H W, got {len(args.input)} numbers')
     shape = (3, *args.input) if args.input else None
+    if args.compare or args.methods or args.budget:
+        return _compare(args, shape)
     plans = []
     with contextlib.redirect_stdout(sys.stderr):  # building a model may log
         for path in args.configs:
@@ -75,3 +98,19 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps([dict(asdict(p), memory_bytes=p.memory_bytes) for p in plans], indent=2))
     else:
         show(plans)
+
+
+def _compare(args: argparse.Namespace, shape: Optional[Tuple[int, ...]]) -> None:
+    if len(args.configs) != 1:
+        raise ValueError(f'--compare, --methods and --budget take one config, got {len(args.configs)}')
+    budget = budget_bytes(args.budget) if args.budget else None
+    with contextlib.redirect_stdout(sys.stderr), bar('settings planned') as progress:
+        cfg = read_config(args.configs[0], args.cfg_options)
+        choices, refused = compare(cfg, budget, args.methods, shape, progress)
+    if args.json:
+        print(json.dumps(dict(choices=[c.as_dict() for c in choices], refused=refused), indent=2))
+        return
+    batch = choices[0].plan.batch if choices else 0
+    within = f', within {_size(budget)}' if budget else ''
+    title = f'{Path(args.configs[0]).stem}: memory of a step with batch {batch}{within}; estimates in single precision'
+    show_choices(choices, refused, title)

@@ -220,7 +220,7 @@ def plan(cfg: Config, name: str = '', shape: Optional[Sequence[int]] = None) -> 
         with backbone.petl.disabled():
             plain = macs(backbone, shape)
         model.train()
-        kept = saved_bytes(backbone, torch.empty(batch, *shape, device='meta'))
+        saved = saved_bytes(backbone, torch.empty(batch, *shape, device='meta'))
     tune = [f'tune={list(backbone.petl.tune)}'] if backbone.petl.tune else []
     return Plan(
         config=name,
@@ -238,10 +238,25 @@ def plan(cfg: Config, name: str = '', shape: Optional[Sequence[int]] = None) -> 
         gmac=with_methods / 1e9,
         gmac_base=plain / 1e9,
         weight_bytes=_bytes(model.state_dict().values()),
-        activation_bytes=kept,
+        activation_bytes=saved,
         gradient_bytes=4 * counted.total,
         optimizer_bytes=4 * states * counted.total,
         notes=notes)
+
+
+def kept(cfg: Config, shape: Sequence[int], batch: int, name: str = '') -> int:
+    """Bytes that the backbone of a config keeps for the backward pass; :func:`plan` tells them with all else.
+
+    Args:
+        cfg: Config, see :func:`read_config`.
+        shape: Shape of one input, (3, H, W) or (3, T, H, W).
+        batch: Inputs of the step.
+        name: What to call the config where the backbone does not run on such an input.
+    """
+    with on_meta():
+        model = build_model(cfg, weights=False).train()
+    with _meta_inputs(name, shape):
+        return saved_bytes(find_backbone(model)[0], torch.empty(batch, *shape, device='meta'))
 
 
 @contextlib.contextmanager

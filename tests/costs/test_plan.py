@@ -178,3 +178,34 @@ def test_refusals(tmp_path, capsys):
     assert 'toy: the backbone does not run on an input of shape (3, 1, 32, 32)' in capsys.readouterr().err
     assert main(['plan', str(tmp_path / 'toi.py')]) == 1
     assert "did you mean 'toy.py'" in capsys.readouterr().err
+
+
+def test_compare_ranks_what_fits(tmp_path, capsys):
+    """The largest batch is right: one more does not fit, and the plan of that very batch says so too."""
+    config = write_config(tmp_path, LORA)
+    main(['plan', str(config), '--budget', '2MB', '--methods', 'linear', 'LoRA', 'full', 'apt', '--json'])
+    said = json.loads(capsys.readouterr().out)
+    choices = said['choices']
+    assert {c['method'] for c in choices} | set(said['refused']) == {'linear', 'LoRA', 'full', 'APT'}
+    assert {(c['method'], c['memory']) for c in choices} >= {(m, f) for m in ('linear', 'LoRA', 'full')
+                                                            for f in ('standard', 'light', 'lightest')}
+    largest = {(c['method'], c['memory']): c['largest_batch'] for c in choices}
+    assert largest['LoRA', 'lightest'] > largest['LoRA', 'standard'] > largest['full', 'standard'] > 0
+    order = [float('inf') if c['largest_batch'] is None else c['largest_batch'] for c in choices]
+    assert order == sorted(order, reverse=True)
+    fits = largest['full', 'standard']
+    cfg = read_config(str(config), {'model.backbone.petl': [], 'model.backbone.tune': ['*']})
+    needed = []
+    for batch in (fits, fits + 1):
+        cfg.train_dataloader.batch_size = batch
+        needed.append(plan(cfg).memory_bytes)
+    assert needed[0] <= 2 << 20 < needed[1]
+
+
+@pytest.mark.parametrize('given, said', [
+    (['--budget', 'much'], "--budget 'much': expected a number with MB or GB"),
+    (['--budget', '0GB'], "--budget '0GB': expected a number"),
+    (['--methods', 'LoRAA'], "--methods 'LoRAA' is unknown; did you mean 'LoRA'"),
+])
+def test_compare_names_what_is_wrong(tmp_path, capsys, given, said):
+    assert main(['plan', str(write_config(tmp_path, LORA)), *given]) and said in capsys.readouterr().err
