@@ -31,6 +31,10 @@ class PlainMethod:
         ops = self.m.linear_ops(i)
         return tuple(self.linear(i, op, x, y) if op in ops else y for op, y in zip('qkv', (q, k, v)))
 
+    def input(self, i: int, op: str, x: Tensor) -> Tensor:
+        """What one linear op reads -> what it reads instead."""
+        return x
+
     def linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """Input and output of one linear op -> its output."""
         return y
@@ -313,13 +317,17 @@ class PlainViT(nn.Module):
         h = norms(forms, i, 'norm2', block.norm2(x))
         return x + branches(forms, i, 'ffn', x, h, self.feed_forward(i, h, forms))
 
-    def project(self, i: int, h: Tensor) -> List[Tensor]:
+    def project(self, i: int, h: Tensor, forms: Sequence[PlainMethod] = ()) -> List[Tensor]:
         """Queries, keys and values (B, N, C) of normed tokens."""
         attn = self.blocks[i].attn
         bias = attn.qkv.bias
         if self.video:
             bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
-        return list(F.linear(h, attn.qkv.weight, bias).chunk(3, -1))
+        read = [inputs(forms, i, op, h) for op in 'qkv']
+        if all(x is h for x in read):
+            return list(F.linear(h, attn.qkv.weight, bias).chunk(3, -1))
+        biases = (None, ) * 3 if bias is None else bias.chunk(3)
+        return [F.linear(x, w, b) for x, w, b in zip(read, attn.qkv.weight.chunk(3), biases)]
 
     def heads(self, i: int, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, d)."""
@@ -336,12 +344,13 @@ class PlainViT(nn.Module):
     def output(self, i: int, y: Tensor, forms: Sequence[PlainMethod] = ()) -> Tensor:
         """The attention's output projection."""
         block = self.blocks[i]
+        y = inputs(forms, i, 'proj', y)
         y = linears(forms, i, 'proj', y, block.attn.proj(y))
         return (block.gamma_1 * y if hasattr(block, 'gamma_1') else y) if self.video else block.attn.gamma1(y)
 
     def attention(self, i: int, h: Tensor, forms: Sequence[PlainMethod] = ()) -> Tensor:
         """Self-attention of block i."""
-        q, k, v = self.project(i, h)
+        q, k, v = self.project(i, h, forms)
         for f in forms:
             q, k, v = f.qkv(i, h, q, k, v)
         q, k, v = (self.heads(i, t) for t in (q, k, v))
@@ -355,7 +364,8 @@ class PlainViT(nn.Module):
         """fc2(act(fc1(h)))."""
         block = self.blocks[i]
         (fc1, act, _), fc2 = (block.mlp if self.video else block.ffn).layers[:2]
-        mid = act(linears(forms, i, 'fc1', h, fc1(h)))
+        h = inputs(forms, i, 'fc1', h)
+        mid = inputs(forms, i, 'fc2', act(linears(forms, i, 'fc1', h, fc1(h))))
         y = linears(forms, i, 'fc2', mid, fc2(mid))
         return (block.gamma_2 * y if hasattr(block, 'gamma_2') else y) if self.video else block.ffn.gamma2(y)
 
@@ -382,10 +392,17 @@ def norms(forms: Sequence[PlainMethod], i: int, op: str, y: Tensor) -> Tensor:
     return y
 
 
+def inputs(forms: Sequence[PlainMethod], i: int, op: str, x: Tensor) -> Tensor:
+    """All methods before one linear op; the same object where there is none."""
+    for f in forms:
+        x = f.input(i, op, x) if f.m.active('input', i) and op in f.m.input_ops(i) else x
+    return x
+
+
 def linears(forms: Sequence[PlainMethod], i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
     """All methods at one linear op."""
     for f in forms:
-        y = f.linear(i, op, x, y) if op in f.m.linear_ops(i) else y
+        y = f.linear(i, op, x, y) if f.m.active('linear', i) and op in f.m.linear_ops(i) else y
     return y
 
 
@@ -459,6 +476,8 @@ def plain(model: nn.Module) -> Optional[nn.Module]:
     Args:
         model: Backbone of the registered types.
     """
+    from benchmark_plain_weights import MORE
+    FORMS.update(MORE)
     methods = list(model.petl.values())
     if model.petl.family_name in ('swin', 'video_swin'):
         return PlainSwin(model) if all(_hooks_suffice(m) for m in methods) else None

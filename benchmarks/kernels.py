@@ -4,7 +4,7 @@ A kernel is a dispatched operation that is no view and moves or makes numbers; c
 type; a synchronisation hands a number to Python or makes a size depend on values. Counted under bf16 autocast, forward
 and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes::
 
-    python benchmarks/kernels.py [--backbones vit video_swin] [--write]
+    python benchmarks/kernels.py [--backbones vit video_swin] [--new] [--write]
 """
 
 import argparse
@@ -119,14 +119,18 @@ def main() -> None:
     """Count every row of tests/cases.py; ``--write`` stores the counts, which a test keeps from growing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--write', action='store_true', help=f'write {RESULTS.name}')
+    parser.add_argument('--new', action='store_true', help='only rows that are not stored yet; keep the others')
     parser.add_argument('--backbones', nargs='+', choices=list(BACKBONE), default=list(BACKBONE))
     args = parser.parse_args()
-    rows = {}
+    stored = json.loads(RESULTS.read_text(encoding='utf-8')) if args.new else {}
+    rows = dict(stored)
     print(f'{"":34}{"kernels":>8}{"casts":>7}{"syncs":>7}{"plain":>7}{"/plain":>8}{"/full":>7}')
     for name in args.backbones:
         full = counted(BACKBONE[name], dict(name='full', tune=['*']))[0].total
         for row in [dict(name='full', tune=['*']), dict(name='linear probe'),
                     *(dict(name=c.name, tiny=c.petl) for c in METHODS if name in c.on)]:
+            if f'{name}: {row["name"]}' in stored:
+                continue
             ours, plain_ = counted(BACKBONE[name], row)
             rows[f'{name}: {row["name"]}'] = dict(kernels=ours.total, forward=ours.forward, casts=ours.casts,
                                                   syncs=ours.syncs, plain=plain_.total if plain_ else None, full=full)

@@ -15,10 +15,12 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .sites import ALL_OPS, NORMS
+from .sites import ALL_OPS, NORMS, Method
 from .weights import adapter_file
 from .weights.belongs import plain
 
+#: The norm that a linear op reads.
+_NORM_OF = dict(q='norm1', k='norm1', v='norm1', fc1='norm2', gate='norm2')
 POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'stream', 'side')
 
 
@@ -267,24 +269,42 @@ def _culprit(methods: Dict[str, nn.Module]) -> Optional[Tuple[str, nn.Module]]:
     return None
 
 
+def _cannot(name: str, method: nn.Module, op: str, i: int) -> ValueError:
+    return ValueError(f'{name} ({type(method).__name__}) cannot be folded into {op} of block {i}')
+
+
+def _through_norm(method: nn.Module) -> bool:
+    return type(method).fold_norm is not Method.fold_norm
+
+
 def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
               bias: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+    passed = False
     for name, method in backbone.petl.items():
-        acts = ((op in ALL_OPS and method.active('linear', i) and op in method.linear_ops(i))
-                or (op in NORMS and method.active('norm', i) and op in method.norm_ops(i)))
-        if not acts:
+        on_norm = op in NORMS and method.active('norm', i) and op in method.norm_ops(i)
+        if not (on_norm or op in ALL_OPS and method.active('linear', i) and op in method.linear_ops(i)):
             continue
-        folded = method.fold(i, op, weight, bias)
+        if on_norm and _through_norm(method):
+            passed = True  # it folds into the ops behind the norm
+            continue
+        folded = None if on_norm and passed else method.fold(i, op, weight, bias)
         if folded is None:
-            raise ValueError(f'{name} ({type(method).__name__}) cannot be folded into {op} of block {i}')
+            raise _cannot(name, method, op, i)
         weight, bias = folded
     # Every on_linear reads what on_input makes, so inputs fold after outputs; the first of the list acts first on x.
     for name, method in reversed(list(backbone.petl.items())):
         if op in ALL_OPS and method.active('input', i) and op in method.input_ops(i):
             through = method.fold_input(i, op, weight)
             if through is None:
-                raise ValueError(f'{name} ({type(method).__name__}) cannot be folded into {op} of block {i}')
+                raise _cannot(name, method, op, i)
             weight = through
+    # What stands at the norm acts before both.
+    for name, method in reversed(list(backbone.petl.items())):
+        if _through_norm(method) and method.active('norm', i) and _NORM_OF.get(op) in method.norm_ops(i):
+            folded = method.fold_norm(i, op, weight, bias)
+            if folded is None:
+                raise _cannot(name, method, op, i)
+            weight, bias = folded
     return weight, bias
 
 

@@ -106,7 +106,7 @@ BACKBONES: List[Backbone] = [
              (3, 4, 32, 32), 32, 'VideoMAE', _videomae, dict(num_frames=16)),
     Backbone('video_swin', 'mmpetl.SwinTransformer3D',
              dict(arch=SWIN_ARCH, window_size=(2, 4, 4), out_indices=(1, ), drop_path_rate=0.), (3, 8, 36, 36), 32,
-             'Video Swin', _video_swin, dict(arch='base')),
+             'Video Swin', _video_swin, dict(arch='base'), unmerged=('RepAdapter', 'ARC')),
 ]
 _TIMM_VIT = dict(init_values=0.5, img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, mlp_ratio=2.)
 _HF_VIT = dict(
@@ -139,7 +139,7 @@ TRUNKS: List[Backbone] = [
            dict(model_type='videomae', num_frames=4, tubelet_size=2, use_mean_pooling=False, **_HF_VIT),
            'transformers `VideoMAEModel`', (3, 4, 32, 32), like='videomae'),
     _trunk('timm_eva', dict(model_name='eva02_tiny_patch14_224', scale_mlp=True, **_TIMM_VIT),
-           'timm `Eva` (EVA, EVA-02, DINOv3, PE)', without=SIDE, unmerged=('SSF', 'LoRA + SSF')),
+           'timm `Eva` (EVA, EVA-02, DINOv3, PE)', without=SIDE, unmerged=('SSF', 'LoRA + SSF', 'RepAdapter', 'ARC', 'RLRR')),
     _trunk('hf_dinov3',
            dict(model_type='dinov3_vit', num_register_tokens=2, use_gated_mlp=True, key_bias=True, **_HF_VIT),
            'transformers `DINOv3ViTModel`', without=SIDE, only=ONE_PER_POINT),
@@ -167,6 +167,7 @@ class Case:
         without_gradient: Parts of names of parameters that mathematics leaves without gradient.
         from_base: Parts of names of parameters whose start is worked out from the base's weights.
         note: Why it is not on the other backbones.
+        often: Backbones with which the default run tests it, the others only with ``-m slow``; empty: all.
     """
     name: str
     petl: List[Dict[str, Any]]
@@ -178,8 +179,14 @@ class Case:
     without_gradient: Tuple[str, ...] = ()
     from_base: Tuple[str, ...] = ()
     note: str = ''
+    often: Tuple[str, ...] = ()
+
+    def is_slow(self, backbone: Backbone) -> bool:
+        """Whether a backbone waits for ``-m slow``."""
+        return bool(self.often) and backbone.name not in self.often
 
 
+OFTEN = ('vit', 'video_swin')
 METHODS: List[Case] = [
     Case(
         'LoRA', [dict(type='LoRA', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=4)],
@@ -312,6 +319,64 @@ METHODS: List[Case] = [
         real=[dict(type='VQT', num_tokens=1)],
         counts=dict(vit=9_216),
         note='its feature starts with the class token, which only ViT and CLIP have'),
+    Case(
+        'RepAdapter', [dict(type='RepAdapter', mid_dims=4, drop_rate=0.)],
+        folds=True,
+        real=[dict(type='RepAdapter')],
+        counts=dict(vit=239_808),
+        often=OFTEN),
+    Case(
+        'LoHa', [dict(type='LoHa', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=1)],
+        folds=True,
+        real=[dict(type='LoHa')],
+        counts=dict(vit=294_912, videomae=294_912),
+        often=OFTEN),
+    Case(
+        'LoKr', [dict(type='LoKr', rank=2, ops='q,k,v,proj,fc1,fc2', alpha=4)],
+        folds=True,
+        real=[dict(type='LoKr')],
+        counts=dict(vit=26_112),
+        often=OFTEN),
+    Case(
+        'OFT', [dict(type='OFT', block_size=8, ops='q,k,v,proj,fc1,fc2')],
+        folds=True,
+        real=[dict(type='OFT')],
+        counts=dict(vit=285_696),
+        often=OFTEN),
+    Case(
+        'BOFT', [dict(type='BOFT', block_size=4, factors=3, ops='q,v,fc2')],
+        folds=True,
+        real=[dict(type='BOFT')],
+        counts=dict(vit=147_456),
+        often=OFTEN),
+    Case(
+        'DiffFit', [dict(type='DiffFit')],
+        folds=True,
+        real=[dict(type='DiffFit')],
+        counts=dict(vit=24, swin=48),
+        often=OFTEN),
+    Case(
+        'Mona', [dict(type='Mona', mid_dims=4, drop_rate=0.)],
+        on=IMAGES,
+        identity=False,
+        real=[dict(type='Mona')],
+        counts=dict(vit=2_684_928, swin=3_667_456),
+        note='videos: the paper defines 2-D convolutions over one image',
+        often=('vit', 'swin')),
+    Case(
+        'ARC', [dict(type='ARC', mid_dims=4)],
+        identity=False,
+        folds=True,
+        real=[dict(type='ARC')],
+        counts=dict(vit=96_432),
+        often=OFTEN),
+    Case(
+        'RLRR', [dict(type='RLRR')],
+        identity=False,
+        folds=True,
+        real=[dict(type='RLRR')],
+        counts=dict(vit=288_768),
+        often=OFTEN),
     Case('LoRA + AdaptFormer',
          [dict(type='LoRA', rank=2), dict(type='AdaptFormer', mid_dims=4)]),
     Case(

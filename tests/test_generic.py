@@ -12,10 +12,12 @@ import mmpetl
 from mmpetl.tuning import find_backbone
 
 warnings.filterwarnings('ignore')
-pairs = pytest.mark.parametrize('case, backbone', PAIRS, ids=PAIR_IDS)
+PARAMS = [pytest.param(case, b, marks=pytest.mark.slow if case.is_slow(b) else ()) for case, b in PAIRS]
+pairs = pytest.mark.parametrize('case, backbone', PARAMS, ids=PAIR_IDS)
 # Compiling takes seconds: trunks of timm and transformers do it with one method per point.
-compiled = pytest.mark.parametrize('case, backbone', [p for p in PAIRS if not p[1].like or p[0].name in ONE_PER_POINT],
-                                   ids=lambda value: value.name)
+compiled = pytest.mark.parametrize(
+    'case, backbone', [p for p, (case, b) in zip(PARAMS, PAIRS) if not b.like or case.name in ONE_PER_POINT],
+    ids=lambda value: value.name)
 backbones = pytest.mark.parametrize('backbone', [*BACKBONES, *TRUNKS], ids=lambda b: b.name)
 
 

@@ -1,4 +1,4 @@
-"""Folders of peft: LoRA and IA3 onto any trunk whose linear layers peft sees, and back, with equal outputs.
+"""Folders of peft onto any trunk whose linear layers peft sees, and back, with equal outputs.
 
 A folder names layers of a model; the waist names ops of blocks. Which layer holds which op is read off the model
 itself: the layer whose weight is the op's, or holds it among its rows. From a folder nothing is imported or evaluated:
@@ -7,7 +7,7 @@ its layers are looked up among those of the model, and its settings among those 
 
 import os
 import re
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -18,63 +18,55 @@ from ..backbones.family import trunk_in
 from ..backbones.from_data import methods_from_data
 from ..tuning import find_backbone, head_keys, unwrap
 from ..weights.errors import WeightFileError
-from ..weights.export_peft import peft_config, write_peft
+from ..weights.export_peft import write_peft
 from ..weights.guards import read_safetensors_header
 from ..weights.kinds import file_kind, read_tensors
 from ..weights.reading import read_json
+from . import peft_factors, peft_low_rank
+from .peft_layers import CONFIG, Slot, check_called, layer_slots
 
-CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
-#: Settings that change nothing about what the tensors mean.
-_FREE = {
-    'alpha_pattern', 'auto_mapping', 'base_model_name_or_path', 'bias', 'exclude_modules', 'feedforward_modules',
-    'inference_mode', 'init_ia3_weights', 'init_lora_weights', 'layers_pattern', 'layers_to_transform', 'lora_alpha',
-    'lora_dropout', 'megatron_core', 'modules_to_save', 'peft_type', 'peft_version', 'qalora_group_size', 'r',
-    'rank_pattern', 'revision', 'target_modules', 'task_type', 'use_rslora'
-}
+TENSORS = 'adapter_model.safetensors'
+#: Settings of all kinds that change nothing about what the tensors mean.
+_FREE = frozenset({
+    'auto_mapping', 'base_model_name_or_path', 'bias', 'exclude_modules', 'inference_mode', 'layers_pattern',
+    'layers_to_transform', 'modules_to_save', 'peft_type', 'peft_version', 'revision', 'target_modules', 'task_type'
+})
 #: Initialisations that leave the base as it was.
 _PLAIN_INIT = (True, False, None, 'gaussian', 'orthogonal', 'eva')
-_KEY = re.compile(r'base_model\.model\.(?P<path>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|ia3_l)')
+
+
+class Kind(NamedTuple):
+    """One kind of folder: methods that it holds, names of a layer's tensors, settings that are known, and how it is
+    read and written."""
+    methods: Tuple[str, ...]
+    parts: Tuple[str, ...]
+    known: FrozenSet[str]
+    read: Callable[..., Any]
+    write: Callable[..., Any]
+
+
+_PATTERNS = frozenset({'r', 'rank_pattern', 'alpha_pattern'})
+KINDS: Dict[str, Kind] = {
+    'LORA': Kind(('LoRA', 'DoRA'), ('lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector'), _PATTERNS | {
+        'init_lora_weights', 'lora_alpha', 'lora_dropout', 'megatron_core', 'qalora_group_size', 'use_dora',
+        'use_rslora'
+    }, peft_low_rank.read_lora, peft_low_rank.write_lora),
+    'LOHA': Kind(('LoHa', ), ('hada_w1_a', 'hada_w1_b', 'hada_w2_a', 'hada_w2_b'),
+                 _PATTERNS | {'alpha', 'init_weights'}, peft_low_rank.read_loha, peft_low_rank.write_loha),
+    'LOKR': Kind(('LoKr', ), ('lokr_w1', 'lokr_w1_a', 'lokr_w1_b', 'lokr_w2', 'lokr_w2_a', 'lokr_w2_b'),
+                 _PATTERNS | {'alpha', 'init_weights', 'decompose_both', 'decompose_factor'}, peft_low_rank.read_lokr,
+                 peft_low_rank.write_lokr),
+    'IA3': Kind(('IA3', ), ('ia3_l', ), frozenset({'feedforward_modules', 'init_ia3_weights'}), peft_factors.read_ia3,
+                peft_factors.write_ia3),
+    'VERA': Kind(('VeRA', ), ('vera_lambda_b', 'vera_lambda_d'), frozenset({
+        'r', 'd_initial', 'init_weights', 'projection_prng_key', 'save_projection', 'vera_dropout'
+    }), peft_factors.read_vera, peft_factors.write_vera),
+    'OFT': Kind(('OFT', ), ('oft_R.weight', ), frozenset({
+        'r', 'block_share', 'eps', 'init_weights', 'num_cayley_neumann_terms', 'oft_block_size', 'use_cayley_neumann'
+    }), peft_factors.read_oft, peft_factors.write_oft),
+}
+_SHARED = re.compile(r'base_model\.(?P<part>vera_[AB])')
 MAX_CONFIG = 1 << 20
-
-
-class Slot(NamedTuple):
-    """Where an op's weight lies: block, op, first row and number of rows in the layer's weight."""
-    block: int
-    op: str
-    start: int
-    rows: int
-
-
-def layer_slots(model: nn.Module) -> Dict[str, List[Slot]]:
-    """Linear layers of a model by name, with the ops that they hold.
-
-    Args:
-        model: Model with an attached backbone.
-    """
-    backbone, _ = find_backbone(model)
-    layers = {id_of(m.weight): (name, m) for name, m in unwrap(model).named_modules() if isinstance(m, nn.Linear)}
-    found: Dict[str, List[Slot]] = {}
-    for i, block in enumerate(backbone.petl.blocks):
-        for op in block.spec.ops:
-            weight = block.op_parameters(op)[0]
-            if id_of(weight) in layers:
-                name, layer = layers[id_of(weight)]
-                start = (weight.storage_offset() - layer.weight.storage_offset()) // layer.in_features
-                found.setdefault(name, []).append(Slot(i, op, start, len(weight)))
-    return found
-
-
-def id_of(weight: Tensor) -> int:
-    """The memory that a weight (Cout, Cin), or a view of some of its rows, lies in."""
-    return weight.untyped_storage()._cdata
-
-
-def _check_called(model: nn.Module, layer: str, slots: List[Slot], source: str) -> None:
-    backbone, _ = find_backbone(model)
-    attn = getattr(backbone.petl.blocks[slots[0].block], 'attn', None)
-    if len(slots) == 3 and not getattr(attn, 'calls_qkv', True):
-        raise ValueError(f'{source}: {layer}: {type(backbone).__name__} multiplies by its weight itself and never '
-                         'calls the layer that peft replaces, so peft has no effect there')
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -86,7 +78,7 @@ def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
     Args:
         model: A supported backbone or a model that holds one, with the weights on which the adapter was trained;
             methods must not be attached yet. Names of layers may lack or have a prefix that the folder's do not.
-        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``; LoRA or IA3.
+        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``; of a kind in ``KINDS``.
 
     Returns:
         The folder's config.
@@ -105,12 +97,12 @@ def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
         raise ValueError(f'{folder}: the model already holds {", ".join(trunk.petl)}; load a folder of peft onto a '
                          'model without methods')
     slots = layer_slots(target)
-    parts, outside = _by_layer(target, folder, tensors, slots)
-    make = _lora_methods if config['peft_type'] == 'LORA' else _ia3_methods
-    configs, values = make(folder, config, parts, slots)
+    parts, outside = _by_layer(target, folder, config, tensors, slots)
+    configs, values = KINDS[config['peft_type']].read(folder, config, parts, slots)
     stored = sum(t.numel() for t in tensors.values())
     add_methods(trunk, methods_from_data(configs, [b.spec for b in trunk.petl.blocks], folder, 3 * stored))
-    parameters = {**dict(trunk.named_parameters()), **{f'outside.{k}': v for k, v in target.state_dict().items()}}
+    parameters = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers()),
+                  **{f'outside.{k}': v for k, v in target.state_dict().items()}}
     with torch.no_grad():
         for name, value in {**values, **{f'outside.{k}': v for k, v in outside.items()}}.items():
             parameters[name].copy_(value)
@@ -132,10 +124,10 @@ def read_folder(folder: str) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
     if not isinstance(config, dict):
         raise WeightFileError(path, 'not a table', 'save the adapter again')
     kind = config.get('peft_type')
-    if kind not in ('LORA', 'IA3'):
-        raise WeightFileError(path, f'peft_type {kind!r:.40} is not read here', 'known: LORA, IA3')
+    if kind not in KINDS:
+        raise WeightFileError(path, f'peft_type {kind!r:.40} is not read here', f'known: {", ".join(KINDS)}')
     for key, value in config.items():
-        if key not in _FREE and value not in (None, False, '', [], {}):
+        if key not in _FREE | KINDS[kind].known and value not in (None, False, '', [], {}):
             raise WeightFileError(path, f'{key}={value!r:.60} is not read here', 'merge it with peft, or train without')
     if config.get('bias', 'none') != 'none':
         raise WeightFileError(path, f"bias={config['bias']!r:.40} is not read here", "only 'none' is")
@@ -154,15 +146,21 @@ def _tensors(path: str) -> Dict[str, Tensor]:
     return dict(read_tensors(path, list(entries)))
 
 
-def _by_layer(model: nn.Module, folder: str, tensors: Mapping[str, Tensor],
+def _by_layer(model: nn.Module, folder: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
               slots: Mapping[str, List[Slot]]) -> Tuple[Dict[str, Dict[str, Tensor]], Dict[str, Tensor]]:
     """Tensors by layer of the model and part, and those that lie outside the trunk, by key of the model."""
     parts: Dict[str, Dict[str, Tensor]] = {}
     outside: Dict[str, Tensor] = {}
     state = model.state_dict()
     heads = set(head_keys(model))
+    kind = KINDS[config['peft_type']]
+    of_layer = re.compile(r'base_model\.model\.(?P<path>.+)\.(?P<part>' + '|'.join(map(re.escape, kind.parts)) + ')')
     for key, tensor in tensors.items():
-        match = _KEY.fullmatch(key)
+        match = of_layer.fullmatch(key)
+        shared = _SHARED.fullmatch(key) if kind.methods == ('VeRA', ) else None
+        if shared is not None:
+            parts.setdefault(peft_factors.SHARED, {})[shared['part']] = tensor
+            continue
         if match is None:
             name = key.removeprefix('base_model.model.')
             if name not in heads or state[name].shape != tensor.shape:
@@ -174,7 +172,7 @@ def _by_layer(model: nn.Module, folder: str, tensors: Mapping[str, Tensor],
         if layer is None:
             raise ValueError(f'{folder}: {type(model).__name__} has no adapted layer {match["path"]!r:.120}; it has '
                              f'{", ".join(list(slots)[:3])} ...')
-        _check_called(model, layer, slots[layer], folder)
+        check_called(model, layer, slots[layer], folder)
         parts.setdefault(layer, {})[match['part']] = tensor
     if not parts:
         raise ValueError(f'{folder}: no factor among the tensors')
@@ -195,78 +193,14 @@ def _layer_named(model: nn.Module, path: str, slots: Mapping[str, List[Slot]]) -
     return fitting[0] if len(set(fitting)) == 1 else None
 
 
-def _alpha(folder: str, config: Mapping[str, Any], layer: str, rank: int) -> float:
-    """Numerator of the scale alpha / rank of one layer."""
-    alpha = config.get('lora_alpha', rank)
-    for pattern, value in (config.get('alpha_pattern') or {}).items():
-        if re.search(r'[^\w.]', pattern):
-            raise WeightFileError(os.path.join(folder, CONFIG), f'alpha_pattern {pattern!r:.60} is not a plain name',
-                                  'name the layers')
-        if f'.{layer}'.endswith(f'.{pattern}') or f'.{pattern}'.endswith(f'.{layer}'):
-            alpha = value
-            break
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-        raise WeightFileError(os.path.join(folder, CONFIG), f'lora_alpha {alpha!r:.40} is not a number',
-                              'save the adapter again')
-    return float(alpha * rank**0.5 if config.get('use_rslora') else alpha)
-
-
-def _lora_methods(folder: str, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]],
-                  slots: Mapping[str, List[Slot]]) -> Tuple[List[Dict[str, Any]], Dict[str, Tensor]]:
-    """One LoRA per op (ranks may differ between ops of a block), and the values of their factors.
-
-    A layer that holds several ops has one factor A for all of them: each op gets it, and its own rows of B.
-    """
-    found: Dict[str, Dict[int, Tuple[int, float]]] = {}
-    values: Dict[str, Tensor] = {}
-    for layer, factors in parts.items():
-        if set(factors) != {'lora_A.weight', 'lora_B.weight'}:
-            raise ValueError(f'{folder}: {layer} has not both factors of a LoRA')
-        down, up = factors['lora_A.weight'], factors['lora_B.weight']
-        rows = sum(slot.rows for slot in slots[layer])
-        if down.dim() != 2 or up.shape != (rows, len(down)):
-            raise ValueError(f'{folder}: the factors of {layer} have shapes {tuple(down.shape)} and {tuple(up.shape)}, '
-                             f'the layer has {rows} outputs')
-        for slot in slots[layer]:
-            found.setdefault(slot.op, {})[slot.block] = len(down), _alpha(folder, config, layer, len(down))
-            at = f'petl.lora_{slot.op}.blocks.{slot.block}.{slot.op}'
-            values[f'{at}.down'], values[f'{at}.up'] = down, up[slot.start:slot.start + slot.rows]
-    drop_rate = config.get('lora_dropout') or 0.
-    configs = []
-    for op, blocks in found.items():
-        layers = sorted(blocks)
-        configs.append(dict(
-            type='LoRA', name=f'lora_{op}', ops=[op], layers=layers, rank=[blocks[i][0] for i in layers],
-            alpha=[blocks[i][1] for i in layers], drop_rate=float(drop_rate)))
-    return configs, values
-
-
-def _ia3_methods(folder: str, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]],
-                 slots: Mapping[str, List[Slot]]) -> Tuple[List[Dict[str, Any]], Dict[str, Tensor]]:
-    """One IA3 per op and side of it, and the values of its factors."""
-    found: Dict[Tuple[str, str], List[int]] = {}
-    values: Dict[str, Tensor] = {}
-    for layer, factors in parts.items():
-        scale = factors['ia3_l']
-        inputs = scale.dim() == 2 and scale.shape[0] == 1
-        for slot in slots[layer]:
-            part = scale.flatten() if inputs else scale.flatten()[slot.start:slot.start + slot.rows]
-            name = f'ia3_{slot.op}_{"in" if inputs else "out"}'
-            found.setdefault((slot.op, 'input' if inputs else 'output'), []).append(slot.block)
-            values[f'petl.{name}.blocks.{slot.block}.{slot.op}'] = part
-    configs = [dict(type='IA3', name=f'ia3_{op}_{"in" if at == "input" else "out"}', ops=[op], at=at, layers=sorted(b))
-               for (op, at), b in found.items()]
-    return configs, values
-
-
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
 def save_peft(model: nn.Module, folder: str) -> List[str]:
-    """Write the LoRA or IA3 of a model as a peft folder for the same model without mmpetl.
+    """Write the methods of a model as a peft folder for the same model without mmpetl.
 
     Args:
-        model: Model with LoRA (or IA3) attached, nothing else.
+        model: Model with methods of one kind in ``KINDS`` attached, nothing else.
         folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``; the head, where it trains, is among
             peft's ``modules_to_save``.
 
@@ -279,16 +213,21 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
     target = unwrap(model)
     backbone, prefix = find_backbone(target)
     kinds = {type(m).__name__ for m in backbone.petl.values()}
-    if len(kinds) != 1 or not kinds <= {'LoRA', 'IA3'}:
-        raise ValueError(f'peft holds one LoRA or IA3; this model holds {", ".join(sorted(kinds)) or "no method"}')
+    kind = next((k for k in KINDS.values() if len(kinds) == 1 and kinds <= set(k.methods)), None)
+    if kind is None:
+        known = ', '.join(name for k in KINDS.values() for name in k.methods)
+        raise ValueError(f'a folder of peft holds one of {known}; this model holds '
+                         f'{", ".join(sorted(kinds)) or "no method"}')
     if backbone.petl.tune:
         raise ValueError(f'the adapter also changes trunk parameters ({", ".join(backbone.petl.tune[:3])}), which a '
                          'peft folder cannot hold')
     base = getattr(backbone, 'base_name', None) or getattr(getattr(target, 'config', None), '_name_or_path', None)
     slots = layer_slots(target)
-    write = _lora_state if kinds == {'LoRA'} else _ia3_state
-    state, config = write(target, slots, base or None)
-    state = {f'base_model.model.{key}': value for key, value in state.items()}
+    state, config = kind.write(target, slots, base or None)
+    if not state:
+        raise ValueError(f'no linear layer of {type(target).__name__} holds an adapted op, so peft has no effect')
+    state = {f'base_model.{"" if _SHARED.fullmatch(f"base_model.{key}") else "model."}{key}': value
+             for key, value in state.items()}
     heads = head_keys(target)
     if heads:
         config['modules_to_save'] = sorted({key.rsplit('.', 1)[0] for key in heads})
@@ -296,58 +235,3 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
         state.update({f'base_model.model.{key}': values[key] for key in heads})
     write_peft(folder, state, config)
     return [f'{len(state)} tensors of {kinds.pop()} for {type(target).__name__}; base {base!r}']
-
-
-def _lora_state(model: nn.Module, slots: Mapping[str, List[Slot]],
-                base: Optional[str]) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
-    backbone, _ = find_backbone(model)
-    state: Dict[str, Tensor] = {}
-    ranks: Dict[str, int] = {}
-    alphas: Dict[str, float] = {}
-    drops = {float(getattr(m.drop, 'p', 0.)) for m in backbone.petl.values()}
-    for layer, held in slots.items():
-        parts = [(slot, method.scales[slot.block], method.blocks[str(slot.block)][slot.op]) for slot in held
-                 for method in backbone.petl.values() if slot.block in method.layers and slot.op in method.ops]
-        if not parts:
-            continue
-        _check_called(model, layer, held, 'peft')
-        down = torch.cat([factors.down.detach() for _, _, factors in parts])
-        up = down.new_zeros(sum(slot.rows for slot in held), len(down))
-        column = 0
-        for slot, scale, factors in parts:
-            # Each part's own scale goes into its rows, so that one scale of 1 holds for the layer.
-            rank = len(factors.down)
-            up[slot.start:slot.start + slot.rows, column:column + rank] = scale * factors.up.detach()
-            column += rank
-        state[f'{layer}.lora_A.weight'], state[f'{layer}.lora_B.weight'] = down, up
-        ranks[layer], alphas[layer] = len(down), float(len(down))
-    return state, peft_config(ranks, alphas, max(drops), base)
-
-
-def _ia3_state(model: nn.Module, slots: Mapping[str, List[Slot]],
-               base: Optional[str]) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
-    backbone, _ = find_backbone(model)
-    state: Dict[str, Tensor] = {}
-    inputs: List[str] = []
-    for layer, held in slots.items():
-        parts = {slot: method for slot in held for method in backbone.petl.values()
-                 if slot.block in method.layers and slot.op in method.ops}
-        if not parts:
-            continue
-        _check_called(model, layer, held, 'peft')
-        first = next(iter(parts.values()))
-        factors = {slot: method.blocks[str(slot.block)][slot.op].detach() for slot, method in parts.items()}
-        if first.at == 'input':
-            if len(held) > 1:
-                raise ValueError(f'{layer} holds several ops with one input; peft scales it for all of them at once')
-            inputs.append(layer)
-            state[f'{layer}.ia3_l'] = factors[held[0]][None]
-            continue
-        scale = next(iter(factors.values())).new_ones(sum(slot.rows for slot in held), 1)
-        for slot, factor in factors.items():
-            scale[slot.start:slot.start + slot.rows, 0] = factor
-        state[f'{layer}.ia3_l'] = scale
-    layers = sorted(key.rsplit('.', 1)[0] for key in state)
-    return state, dict(
-        peft_type='IA3', task_type=None, base_model_name_or_path=base, inference_mode=True, target_modules=layers,
-        feedforward_modules=sorted(inputs), fan_in_fan_out=False, modules_to_save=None, init_ia3_weights=True)

@@ -41,7 +41,8 @@ class VeRA(Method):
         ops: Adapted ops, a list or letters such as ``'qv'``.
         d_initial: Start of ``l_d``.
         drop_rate: Dropout on the input of the branch.
-        seed: Of the shared matrices, which are drawn anew and never stored.
+        seed: Of the shared matrices, which are drawn anew and not stored.
+        stored: The matrices are part of the adapter, because they came from elsewhere and no seed gives them.
         layers: Adapted blocks.
 
     Raises:
@@ -57,6 +58,7 @@ class VeRA(Method):
                  d_initial: float = 0.1,
                  drop_rate: float = 0.,
                  seed: int = 0,
+                 stored: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         self.ops, self.d_initial = check_ops(ops, 'VeRA: ops'), d_initial
@@ -68,7 +70,8 @@ class VeRA(Method):
         shapes = (rank, max(d for d, _ in dims)), (max(d for _, d in dims), rank)
         for number, (name, shape) in enumerate(zip('ab', shapes)):
             # On the device of this context: a model can be built without memory.
-            self.register_buffer(name, shared_matrix(*shape, seed, number).to(torch.empty(()).device), persistent=False)
+            matrix = shared_matrix(*shape, seed, number).to(torch.empty(()).device)
+            self.register_buffer(name, matrix, persistent=stored)
         self.blocks = self.for_parts(self.ops, lambda i, op: nn.ParameterDict(
             dict(d=torch.empty(rank), b=torch.empty(self.specs[i].op_dims(op)[1]))))
         self.reset_parameters()

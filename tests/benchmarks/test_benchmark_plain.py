@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'benchmarks'))
 from benchmark_plain import plain  # noqa: E402
 
 #: Methods of the table on the backbones that have no textbook form; a few have none anywhere.
-WITHOUT = {'swin': ('Adapter', 'Prefix', 'VPT', 'E2VPT', 'APT', 'SSF', 'Convpass', 'LoRA + SSF', 'VPT + LoRA'),
-           'video_swin': ('Adapter', 'Prefix', 'APT', 'SSF', 'LoRA + SSF')}
+ON_NORMS_AND_INPUTS = ('OFT', 'BOFT', 'RepAdapter', 'ARC', 'RLRR', 'SSF', 'LoRA + SSF')
+WITHOUT = {'swin': ('Adapter', 'Prefix', 'VPT', 'E2VPT', 'APT', 'Convpass', 'VPT + LoRA', 'Mona', *ON_NORMS_AND_INPUTS),
+           'video_swin': ('Adapter', 'Prefix', 'APT', *ON_NORMS_AND_INPUTS)}
 NOWHERE = ('IA3', 'DoRA', 'VeRA', 'Adapter+', 'ST-Adapter', 'DoRA + LoRA')
 PAIRS = [(case, BACKBONE[name]) for case in METHODS for name in case.on
          if case.name not in (*WITHOUT.get(name, ()), *NOWHERE)]

@@ -1,4 +1,4 @@
-"""DoRA, VeRA, (IA)^3, PiSSA and rsLoRA against peft on a whole vision transformer: outputs and gradients."""
+"""Methods that peft has too, against peft on a whole vision transformer: outputs and gradients."""
 
 import peft
 import pytest
@@ -41,7 +41,7 @@ def their_modules(model):
             yield i, op, layer.get_submodule(name)
 
 
-def compare(ours, theirs, tied, tolerance=1e-6):
+def compare(ours, theirs, tied, tolerance=1e-6, needs_pairs=True):
     """Same outputs, and same gradients of each pair of parameters in ``tied``, relative to the largest."""
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for model in (ours, theirs):
@@ -49,7 +49,7 @@ def compare(ours, theirs, tied, tolerance=1e-6):
     with torch.no_grad():
         a, b = features(ours(x)), features(theirs(x))
     assert (a - b).abs().max() <= tolerance * b.abs().max()
-    assert tied
+    assert tied or not needs_pairs
     for mine, other in tied:
         assert mine.grad.abs().max() > 0
         scale = max(1., other.grad.abs().max().item())
@@ -140,6 +140,70 @@ def test_ia3():
     tied = [(ours.petl['ia3_ff' if op == 'fc2' else 'ia3'].blocks[str(i)][op], m.ia3_l['default'])
             for i, op, m in their_modules(theirs)]
     compare(ours, theirs, tie(tied))
+
+
+def test_loha():
+    ours, theirs = pair([dict(type='LoHa', rank=3, ops=OPS, alpha=6)],
+                        peft.LoHaConfig(r=3, alpha=6, target_modules=TARGETS))
+    tied = []
+    for i, op, module in their_modules(theirs):
+        f = ours.petl['loha'].blocks[str(i)][op]
+        tied += [(f.up1, module.hada_w1_a['default']), (f.down1, module.hada_w1_b['default']),
+                 (f.up2, module.hada_w2_a['default']), (f.down2, module.hada_w2_b['default'])]
+    compare(ours, theirs, tie(tied))
+
+
+@pytest.mark.parametrize('rank, both', [(1, True), (2, False), (8, False)])
+def test_lokr(rank, both):
+    ours, theirs = pair([dict(type='LoKr', rank=rank, ops=OPS, alpha=rank, decompose_both=both)],
+                        peft.LoKrConfig(r=rank, alpha=rank, target_modules=TARGETS, decompose_both=both))
+    tied = []
+    for i, op, module in their_modules(theirs):
+        for number, side in enumerate(ours.petl['lokr'].blocks[str(i)][op].values(), 1):
+            if side.is_whole:
+                tied.append((side.whole, getattr(module, f'lokr_w{number}')['default']))
+            else:
+                tied += [(side.up, getattr(module, f'lokr_w{number}_a')['default']),
+                         (side.down, getattr(module, f'lokr_w{number}_b')['default'])]
+    compare(ours, theirs, tie(tied))
+
+
+@pytest.mark.parametrize('share', [False, True])
+@pytest.mark.parametrize('terms', [0, 5])
+def test_oft(share, terms):
+    """peft's exact inverse takes Q with the other sign than its series."""
+    ours, theirs = pair([dict(type='OFT', block_size=4, ops=OPS, block_share=share, neumann_terms=terms)],
+                        peft.OFTConfig(oft_block_size=4, target_modules=TARGETS, block_share=share,
+                                       use_cayley_neumann=bool(terms)))
+    tied = tie([(ours.petl['oft'].blocks[str(i)][op], m.oft_R['default'].weight) for i, op, m in their_modules(theirs)])
+    if not terms:
+        with torch.no_grad():
+            for mine, _ in tied:
+                mine.neg_()
+    compare(ours, theirs, [] if not terms else tied, needs_pairs=bool(terms))
+    if not terms:
+        assert all((mine.grad + other.grad).abs().max() <= 1e-6 * max(1, other.grad.abs().max()) for mine, other in tied)
+
+
+def test_boft():
+    """On a CPU peft has one butterfly factor; its matrices are free, and their skew part counts."""
+    ours, theirs = pair([dict(type='BOFT', block_size=4, factors=1, ops=OPS)],
+                        peft.BOFTConfig(boft_block_size=4, boft_n_butterfly_factor=1, target_modules=TARGETS))
+    scales, uppers = [], []
+    rows, columns = torch.triu_indices(4, 4, 1)
+    for i, op, module in their_modules(theirs):
+        held = ours.petl['boft'].blocks[str(i)][op]
+        scales.append((held['scale'], module.boft_s['default']))
+        uppers.append((held['upper'], module.boft_R['default']))
+    tie(scales)
+    with torch.no_grad():
+        for mine, other in uppers:
+            mine.add_(torch.randn(mine.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 0.2)
+            other[..., rows, columns], other[..., columns, rows] = mine, -mine
+    compare(ours, theirs, scales)
+    for mine, other in uppers:
+        gradient = other.grad[..., rows, columns] - other.grad[..., columns, rows]
+        assert (mine.grad - gradient).abs().max() <= 1e-6 * max(1, gradient.abs().max())
 
 
 def test_a_magnitude_needs_the_output_of_the_base():

@@ -1,0 +1,19 @@
+"""ARC (arXiv 2310.06234), ViT-B/16 supervised on ImageNet-21k, VTAB-1k.
+
+    mmpetl fetch vit-base-in21k vtab
+    python tools/train.py configs/peers/arc_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py \
+        --cfg-options task.name=kitti
+    mmpetl sweep configs/peers/arc_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab.py --suite vtab
+
+Trainable: 96,432 in the method, 769 per class in the head.
+Expected: unknown, no table of the paper was read for this recipe; schedule of the neighbouring recipes.
+Measured: unknown.
+"""
+
+_base_ = [
+    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
+    '../_base_/schedules/petl-vit_adamw_100e.py'
+]
+model = dict(
+    backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='ARC', mid_dims=50)]))
+train_dataloader = dict(drop_last=True)
