@@ -81,6 +81,7 @@ class ARC(Method):
         return self.shared[f'{sub}_{self.specs[i].dim}'], own['scale'], own['bias']
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
+        """y (..., C) -> y + U (c * dropout(U^T y)) + b, (..., C)."""
         shared, scale, bias = (self.half(p) for p in self.parts(i, 'attn' if op == 'norm1' else 'ffn'))
         y = recomputed(Tensor.to, y, shared.dtype)  # once, not once per reader
         code = recomputed(F.linear, y, (shared * scale).t(), level=SMALL_PRODUCT)
@@ -88,6 +89,7 @@ class ARC(Method):
 
     def fold_norm(self, i: int, op: str, weight: Tensor,
                   bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, C), bias (Cout) -> same shapes."""
         if op in 'qkv' and pads(self.specs[i]):
             return None
         shared, scale, shift = (p.to(weight) for p in self.parts(i, 'ffn' if op in ('fc1', 'gate') else 'attn'))

@@ -90,26 +90,30 @@ class BOFT(Method):
                 nn.init.ones_(held['scale'])
 
     def rotations(self, i: int, op: str) -> Tensor:
-        """Blocks of the factors B_1, ..., B_m of one op, (m, C / block_size, block_size, block_size)."""
+        """Blocks of the factors B_1, ..., B_m of one op: (M, R, D, D) with D = block_size and R D = C."""
         upper = self.blocks[str(i)][op]['upper']
         # (I - Q) (I + Q)^-1, as released, is the transpose of OFT's.
         return self.skew.rotations(upper.flatten(0, 1), 0).transpose(-2, -1).unflatten(0, upper.shape[:2])
 
     def on_input(self, i: int, op: str, x: Tensor) -> Tensor:
+        """x (..., Cin) -> R^T x, (..., Cin)."""
         return recomputed(butterfly, x, self.rotations(i, op).to(x.dtype))
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """y (..., Cout) -> s * (y - b) + b, (..., Cout)."""
         scale, bias = self.blocks[str(i)][op]['scale'], self.frozen(i, op)[1]
         # The bias is in y already and is not scaled.
         return (y * scale if bias is None else torch.addcmul(bias * (1 - scale), y, scale)).to(y.dtype)
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> same shapes."""
         if i not in self.layers or op not in self.ops:
             return weight, bias
         return self.blocks[str(i)][op]['scale'][:, None].to(weight) * weight, bias
 
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:
+        """weight (Cout, Cin) -> (Cout, Cin)."""
         rotations = self.rotations(i, op).to(weight)
         whole = butterfly(torch.eye(weight.shape[1]).to(weight), rotations)
         return weight @ whole.T

@@ -54,10 +54,12 @@ class DiffFit(Method):
             nn.init.ones_(parameter)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """y (..., Cout) -> g y, (..., Cout)."""
         return recomputed(torch.mul, y, self.half(self.blocks[str(i)][op]).to(y.dtype))
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> same shapes."""
         if i not in self.layers or op not in self.linear_ops(i):
             return weight, bias
         factor = self.blocks[str(i)][op].to(weight)

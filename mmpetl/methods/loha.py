@@ -35,7 +35,7 @@ class Hadamard(nn.Module):
         self.up1, self.up2 = (nn.Parameter(torch.empty(out_dims, rank)) for _ in range(2))
 
     def factors(self) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        """In the order of :func:`hadamard`."""
+        """U_1 (Cout, rank), D_1 (rank, Cin), U_2 and D_2, as :func:`hadamard` takes them."""
         return self.up1, self.down1, self.up2, self.down2
 
 
@@ -92,6 +92,7 @@ class LoHa(Method):
                     nn.init.zeros_(f.down2)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., Cin), y (..., Cout) -> y + s ((U_1 D_1) * (U_2 D_2)) dropout(x), (..., Cout)."""
         factors = (self.half(t) for t in self.blocks[str(i)][op].factors())
         update = recomputed(hadamard, *factors, level=SMALL_PRODUCT)
         return add_product(y, self.drop(x).to(update.dtype), update, self.scales[i])
@@ -102,6 +103,7 @@ class LoHa(Method):
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> same shapes."""
         if i not in self.layers or op not in self.ops:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias

@@ -30,7 +30,7 @@ def split(size: int, factor: int = -1) -> Tuple[int, int]:
 
 
 def kronecker(a: Tensor, b: Tensor) -> Tensor:
-    """(l, m) and (k, n) -> (l k, m n)."""
+    """a (L, M) and b (K, N) -> (L K, M N)."""
     return (a[:, None, :, None] * b[None, :, None, :]).flatten(2).flatten(0, 1)
 
 
@@ -130,6 +130,7 @@ class LoKr(Method):
                 sides['b'].reset_parameters(zero=True)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., Cin), y (..., Cout) -> y + s (A (x) B) dropout(x), (..., Cout)."""
         sides = self.blocks[str(i)][op]
         update = recomputed(kronecker, *(sides[s].matrix(self.half) for s in 'ab'), level=ELEMENTWISE)
         return add_product(y, self.drop(x).to(update.dtype), update, self.scale_of(i, op))
@@ -141,6 +142,7 @@ class LoKr(Method):
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, Cin), bias (Cout) -> same shapes."""
         if i not in self.layers or op not in self.ops:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias

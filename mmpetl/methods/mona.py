@@ -52,7 +52,7 @@ class MultiConv(nn.Module):
             layer.reset_parameters()
 
     def kernel(self, half: HalfCopies) -> Tuple[Tensor, Tensor]:
-        """Weight (mid, 1, 7, 7) and bias (mid) of the three convolutions' mean as one convolution."""
+        """Weight (M, 1, 7, 7) and bias (M) of the mean of the three convolutions as one, M hidden channels."""
         small, middle, large = (half(conv.weight) for conv in self.convs)
         weight = large + F.pad(middle + F.pad(small, (1, 1, 1, 1)), (1, 1, 1, 1))
         bias = half(self.convs[0].bias) + half(self.convs[1].bias) + half(self.convs[2].bias)
@@ -120,4 +120,5 @@ class Mona(Method):
                 branch.reset_parameters()
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """residual, y (..., C) -> y and the branch of their sum, (..., C)."""
         return y + self.blocks[str(i)][sub](residual + y, self.grid(i), self.half)

@@ -40,11 +40,11 @@ class Skew(nn.Module):
         self.register_buffer('identity', torch.eye(block_size, device='cpu').to(here), persistent=False)
 
     def spread(self, upper: Tensor) -> Tensor:
-        """(r, b (b - 1) / 2) -> (r, b, b), symmetric: the signs are missing."""
+        """Upper triangles (R, N) -> (R, D, D), symmetric: the signs are missing."""
         return upper.index_select(1, self.place).unflatten(1, self.sign.shape)
 
     def rotations(self, upper: Tensor, terms: int) -> Tensor:
-        """(I + Q) (I - Q)^-1, (r, b, b), or the first ``terms`` terms of its series where that is not 0."""
+        """upper (R, N) -> (I + Q) (I - Q)^-1, (R, D, D), or the first ``terms`` terms of its series where not 0."""
         symmetric = self.spread(upper)
         if not terms:
             inverse = torch.linalg.inv_ex(torch.addcmul(self.identity, symmetric, self.sign, value=-1)).inverse
@@ -118,11 +118,13 @@ class OFT(Method):
             nn.init.zeros_(parameter)
 
     def rotations(self, i: int, op: str) -> Tensor:
-        """R_j of one op, (r or 1, block_size, block_size)."""
+        """R_1, ..., R_r of one op: (R, D, D) with D = block_size, and R = 1 where they are shared."""
         return self.skew.rotations(self.blocks[str(i)][op], self.neumann_terms)
 
     def on_input(self, i: int, op: str, x: Tensor) -> Tensor:
+        """x (..., Cin) -> R^T x, (..., Cin)."""
         return recomputed(rotate, x, self.rotations(i, op).to(x.dtype))
 
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:
+        """weight (Cout, Cin) -> (Cout, Cin)."""
         return rotate(weight, self.rotations(i, op).transpose(-2, -1).to(weight))

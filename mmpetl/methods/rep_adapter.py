@@ -49,7 +49,7 @@ class DenseSparse(nn.Module):
             nn.init.zeros_(zero)
 
     def dense(self, up: Tensor) -> Tensor:
-        """B (C, mid) of its blocks."""
+        """Rows of the blocks (C, M / groups) -> B (C, M)."""
         return up.repeat(1, self.groups).masked_fill(self.outside, 0.) if self.groups > 1 else up
 
 
@@ -101,6 +101,7 @@ class RepAdapter(Method):
                 adapter.reset_parameters()
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
+        """y (..., C) -> y + s (B dropout(A y + a) + b), (..., C)."""
         adapter = self.blocks[str(i)]['attn' if op == 'norm1' else 'ffn']
         down, bias, up, up_bias = (
             self.half(p) for p in (adapter.down.weight, adapter.down.bias, adapter.up, adapter.up_bias))
@@ -110,6 +111,7 @@ class RepAdapter(Method):
 
     def fold_norm(self, i: int, op: str, weight: Tensor,
                   bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """weight (Cout, C), bias (Cout) -> same shapes."""
         if op in 'qkv' and pads(self.specs[i]):
             return None
         adapter, scale = self.blocks[str(i)]['ffn' if op in ('fc1', 'gate') else 'attn'], self.scales[i]

@@ -82,12 +82,14 @@ class RLRR(Method):
                     nn.init.zeros_(part['shift'])
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., Cin), y (..., Cout) -> y + (s_left * W * s_right^T) x + f, (..., Cout)."""
         part, weight = self.blocks[str(i)][op], self.frozen(i, op)[0]
         left, right, shift = (self.half(part[name]) for name in ('left', 'right', 'shift'))
         residual = recomputed(rescaled, weight.to(left.dtype), left, right, level=ELEMENTWISE)
         return add_product(y, x.to(residual.dtype), residual, 1., shift)
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
+        """y (..., C) -> (..., C)."""
         return self.blocks[str(i)][op](y)
 
     def fold(self, i: int, op: str, weight: Tensor,

@@ -209,9 +209,9 @@ class Method(BaseModule):
 
     def fold_norm(self, i: int, op: str, weight: Tensor,
                   bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """The (weight, bias) of the linear ``op`` of block ``i`` that replaces them together with ``on_norm`` of the
-        norm that ``op`` reads; None if it cannot be folded. For methods whose ``on_norm`` is linear but no scale and
-        shift per channel, which :meth:`fold` writes into the norm itself."""
+        """The weight (Cout, C) and bias (Cout) of the linear ``op`` of block ``i`` that replace them together with
+        ``on_norm`` of the norm that ``op`` reads; None if it cannot be folded. For methods whose ``on_norm`` is linear
+        but no scale and shift per channel, which :meth:`fold` writes into the norm itself."""
         return None
 
     # -- initialisation -----------------------------------------------------------------------------------------------
