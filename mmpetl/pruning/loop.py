@@ -30,7 +30,7 @@ from ..training.tasks import find_dicts
 from ..training.work_dir import contents, newest_checkpoint
 from ..tuning import unwrap
 from .scores import PromptScorer, find_prunable, mask_levels
-from .state import Pair, PruningFiles, PruningState, StartHook, restore, take
+from .state import Pair, PruningFiles, PruningState, restore, take
 from .timeline import draw
 
 PHASES = ('train', 'score', 'prune', 'rewind', 'retrain')
@@ -60,6 +60,15 @@ def scale_schedule(schedulers: Any, ratio: float) -> Any:
         return max(1, round(value * ratio)) if value else value
 
     return {k: scaled(v) if k in _EPOCH_KEYS else v for k, v in schedulers.items()}
+
+
+def _levels(name: str, count: Union[int, str], total: int, least: int, percents: Sequence[int]) -> List[int]:
+    """How many tokens, or segments, to try to prune."""
+    if count == 'search':
+        return mask_levels(total, least, percents)
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < total:
+        raise ValueError(f"E2VPTLoop: {name} must be 'search' or a number to prune in 0..{total - 1}, got {count!r}")
+    return [count]
 
 
 class _ValuesOnly(Hook):
@@ -146,16 +155,8 @@ class E2VPTLoop(EpochTrainLoop):
         if self.phases != [p for p in PHASES if p in self.phases] or not self.phases:
             raise ValueError(f'E2VPTLoop: phases must be some of {", ".join(PHASES)}, in this order, got {self.phases}')
         method = self.method
-        self.levels: List[List[int]] = []
-        for name, count, total, least in (('tokens', tokens, method.num_tokens, min_tokens),
-                                          ('segments', segments, method.segments, min(min_segments, method.segments))):
-            if count == 'search':
-                self.levels.append(mask_levels(total, least, percents))
-            elif isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < total:
-                raise ValueError(
-                    f"E2VPTLoop: {name} must be 'search' or a number to prune in 0..{total - 1}, got {count!r}")
-            else:
-                self.levels.append([count])
+        self.levels = [_levels('tokens', tokens, method.num_tokens, min_tokens, percents),
+                       _levels('segments', segments, method.segments, min(min_segments, method.segments), percents)]
         self._check_config('prune' in self.phases and 'search' in (tokens, segments))
         self.state = PruningState(method.num_tokens, method.segments)
         self.files = PruningFiles(f'{runner.work_dir}/pruning')
@@ -216,8 +217,8 @@ class E2VPTLoop(EpochTrainLoop):
                 self.state.forget(PHASES[PHASES.index(self.phases[0]):])
         if not self.resuming:
             self._remove_checkpoints()
-        begun = self.resuming and stored is not None and (self.phases[0] != 'train' or
-                                                          self.files.get('init') is not None)
+        # the initial values were stored before the state
+        begun = self.resuming and stored is not None
         if self.resuming and self._checkpoint.loaded and not begun:
             raise ValueError(f"E2VPTLoop: the checkpoint belongs to no run of this loop with "
                              f"{self.files.path('state.json')}; start without --resume")
@@ -243,7 +244,7 @@ class E2VPTLoop(EpochTrainLoop):
 
     def _phase_score(self) -> None:
         if 'train' in self.state.done:
-            self._restore('trained')
+            restore(self.model, self.files.get('trained'))
         elif self._checkpoint.loaded:
             self._check_unpruned()
             self.files.put('trained', take(self.model))
@@ -308,20 +309,12 @@ class E2VPTLoop(EpochTrainLoop):
 
     def _rewind(self, pair: Pair, how: str) -> None:
         """Store the values from which a training without ``pair`` begins."""
-        self._restore('trained' if how == 'keep' else 'init')
+        restore(self.model, self.files.get('trained' if how == 'keep' else 'init'))
         if how == 'reinit':
             set_random_seed(self.runner.seed, deterministic=self.runner.deterministic)
             redraw(self.model)
         self.method.prune(*self.state.masks(pair))
         self.files.put('rewound', take(self.model))
-
-    def _restore(self, name: str) -> None:
-        snapshot = self.files.get(name)
-        if snapshot is None:
-            raise ValueError(
-                f'E2VPTLoop: {self.files.path(name)}.safetensors is missing: run phase train first in this work dir' +
-                (", or choose rewind='keep'" if name == 'init' else ''))
-        restore(self.model, snapshot)
 
     def _score_loader(self) -> Any:
         cfg = copy.deepcopy(self.score_dataloader or self.runner.cfg.train_dataloader)
@@ -343,15 +336,17 @@ class E2VPTLoop(EpochTrainLoop):
             gc.collect()  # the run before holds a model, too
         runner = build_runner(self._config(run, pair))
         runner.train()
-        start = next(hook for hook in runner.hooks if isinstance(hook, StartHook))
+        found = runner.message_hub.runtime_info.get('validations') or [{}]
+        name, last = self.metric or next(iter(found[-1]), ''), found[-1]
+        if name not in last and runner.val_loop:
+            raise ValueError(f'E2VPTLoop: validation gives no metric {name!r}' + nearest(name, last))
         if run in ('train', 'retrain'):
-            if not start.values and runner.message_hub.runtime_info.get('last_metrics'):  # resumed at its end
-                start.note(runner.message_hub.get_info('last_metrics'))
-            self.state.results[run] = start.metrics
-            if run == self.phases[-1]:
-                self.runner.model = runner.model
+            ordered = sorted(last, key=lambda key: key != name)
+            self.state.results[run] = {key: last[key] for key in ordered if math.isfinite(last[key])}
             self._epoch, self._iter = runner.epoch, runner.iter
-        return unwrap(runner.model), start.values
+        if run == self.phases[-1]:
+            self.runner.model = runner.model
+        return unwrap(runner.model), [metrics[name] for metrics in found if name]
 
     def _folders(self, run: str) -> Tuple[str, str, Optional[str]]:
         """Work dir of a run, the folder of its checkpoints, and the option ``out_dir`` that gives it this folder."""
@@ -374,9 +369,10 @@ class E2VPTLoop(EpochTrainLoop):
         cfg.update(
             work_dir=work_dir,
             experiment_name=name,
-            train_cfg=dict(self.validation, type='mmpetl.EpochTrainLoop', max_epochs=epochs),
+            train_cfg=dict(self.validation, type='mmpetl.EpochTrainLoop', max_epochs=epochs,
+                           val_begin=min(self.val_begin, epochs)),
             randomness=dict(cfg.get('randomness') or {}, seed=self.runner.seed),
-            custom_hooks=[*custom, dict(type='mmpetl.StartHook', path=values, metric=self.metric)],
+            custom_hooks=[*custom, dict(type='mmpetl.StartHook', path=values)],
             default_hooks=default,
             param_scheduler=scale_schedule(cfg.get('param_scheduler'), epochs / self.max_epochs),
             **self._origin(folder))

@@ -15,7 +15,6 @@ A derivative sees a small step, removal is a big one: on trained models the two 
 sample, so scores depend neither on the batch size nor on the processes.
 """
 
-import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -163,60 +162,46 @@ class PromptScorer:
         samples, votes = int(total[-1]), total[-2]
         if not samples:
             raise ValueError('prompt scoring: the dataloader gave no sample')
-        scores = self._finish(total[:-2] / votes, len(kept))
-        print_log(f'Scored {len(kept)} prompts on {samples} samples ({self.target}, {self.reduce})', 'current',
-                  logging.INFO)
-        tokens = torch.full((method.num_tokens, ), float('-inf'), dtype=torch.float64)
-        segments = torch.full((method.num_tokens, method.segments), float('-inf'), dtype=torch.float64)
-        tokens[kept.cpu()], segments[kept.cpu()] = scores
-        return PromptScores(tokens, segments, samples)
-
-    def _score_batch(self, model: nn.Module, petl: Any, method: Any, batch: Any) -> Tensor:
-        data = model.data_preprocessor(batch, False)
-        count, like = len(data['inputs']), next(iter(method.prompts.values()))
-        tokens = like.new_zeros(count, len(method.kept), requires_grad=True)
-        segments = like.new_zeros(count, len(method.kept), method.segments, requires_grad=True)
-        with torch.enable_grad(), torch.autocast(like.device.type, enabled=False):
-            set_gates(petl, method, tokens if self.target == 'attention' else None)
-            with method.gating(tokens if self.target == 'embedding' else None, segments):
-                loss = self._loss(model, data, count)
-                gradients = torch.autograd.grad(loss, (tokens, segments), allow_unused=self.target == 'removal')
-        by_token, by_segment = (None if g is None else self._over_samples(g) for g in gradients)
-        if by_token is None:
-            by_token = self._removals(model, petl, method, data, count) - loss.detach().double()
-        each = torch.cat([by_token, by_segment.flatten()])
-        weight = 1 if self.weighting == 'sample' else 1 / count
-        return torch.cat([each * weight, each.new_tensor([count * weight, count])])
-
-    def _over_samples(self, gradient: Tensor) -> Tensor:
-        """Sum over the first axis, of absolute values where these are what is averaged."""
-        gradient = gradient.double()
-        return (gradient.abs() if self.reduce == 'mean_of_abs' else gradient).sum(0)
-
-    @staticmethod
-    def _loss(model: nn.Module, data: Any, count: int) -> Tensor:
-        # The loss is the mean over the batch, and in evaluation mode no sample sees another.
-        return model.parse_losses(model(**data, mode='loss'))[0] * count
-
-    @torch.no_grad()
-    def _removals(self, model: nn.Module, petl: Any, method: Any, data: Any, count: int) -> Tensor:
-        """Summed losses of a batch without each of the kept tokens, (P, )."""
-        losses = []
-        with torch.autocast(next(iter(method.prompts.values())).device.type, enabled=False):
-            for row in range(len(method.kept)):
-                with without_token(petl, method, row):
-                    losses.append(self._loss(model, data, count).double())
-        return torch.stack(losses)
-
-    def _finish(self, mean: Tensor, kept: int) -> Tuple[Tensor, Tensor]:
+        mean = total[:-2] / votes
         if not mean.isfinite().all():
             raise ValueError(
                 'prompt scoring: a score is not finite; the trained model gives no finite loss on this data')
+        print_log(f'Scored {len(kept)} prompts on {samples} samples ({self.target}, {self.reduce})', 'current')
         mean = mean.abs() if self.reduce == 'abs_of_mean' else mean
-        tokens, segments = mean[:kept], mean[kept:].view(kept, -1)
-        if self.normalise:
-            tokens, segments = (t / (t.norm(dim=-1, keepdim=True) + 1e-20) for t in (tokens, segments))
-        return tokens, segments
+        parts = []
+        for found, shape in ((mean[:len(kept)], (-1, )), (mean[len(kept):], (len(kept), -1))):
+            found = found.view(shape)
+            if self.normalise:
+                found = found / (found.norm(dim=-1, keepdim=True) + 1e-20)
+            scores = found.new_full((method.num_tokens, *found.shape[1:]), float('-inf'))
+            scores[kept.cpu()] = found
+            parts.append(scores)
+        return PromptScores(parts[0], parts[1], samples)
+
+    def _score_batch(self, model: nn.Module, petl: Any, method: Any, batch: Any) -> Tensor:
+        data = model.data_preprocessor(batch, False)
+        count, kept, like = len(data['inputs']), len(method.kept), next(iter(method.prompts.values()))
+
+        def loss() -> Tensor:
+            # The loss is the mean over the batch, and in evaluation mode no sample sees another.
+            return model.parse_losses(model(**data, mode='loss'))[0] * count
+
+        gates = [like.new_zeros(count, kept, *more, requires_grad=True) for more in ((), (method.segments, ))]
+        with torch.enable_grad(), torch.autocast(like.device.type, enabled=False):
+            set_gates(petl, method, gates[0] if self.target == 'attention' else None)
+            with method.gating(gates[0] if self.target == 'embedding' else None, gates[1]):
+                whole = loss()
+                found = torch.autograd.grad(whole, gates, materialize_grads=True)
+            by_token, by_segment = (
+                (g.abs() if self.reduce == 'mean_of_abs' else g).sum(0) for g in (g.double() for g in found))
+            if self.target == 'removal':
+                with torch.no_grad():
+                    for row in range(kept):
+                        with without_token(petl, method, row):
+                            by_token[row] = loss().double() - whole.double()
+        each = torch.cat([by_token, by_segment.flatten()])
+        weight = 1 if self.weighting == 'sample' else 1 / count
+        return torch.cat([each * weight, each.new_tensor([count * weight, count])])
 
 
 def set_gates(petl: Any, method: Any, gates: Optional[Tensor]) -> None:

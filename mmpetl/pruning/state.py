@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
@@ -12,7 +12,6 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ..registry import HOOKS
-from ..sites import nearest
 from ..tuning import adapter_state, find_backbone, unwrap
 from ..weights.io import atomic_write, load_file, write_json
 from ..weights.reading import read_json
@@ -133,70 +132,67 @@ class PruningFiles:
         Raises:
             ValueError: If the file cannot be read as a state.
         """
-        found: List[Any] = [None]
         path = self.path('state.json')
-        if is_main_process() and os.path.isfile(path):
-            try:
-                found = [read_json(path)]
-            except ValueError as error:
-                found = [str(error)]
-        broadcast_object_list(found)
-        if found[0] is None:
+        found = _from_main(path, _json)
+        if found is None:
             return None
-        if not isinstance(found[0], dict) or set(found[0]) != {f.name for f in fields(PruningState)}:
+        if not isinstance(found, dict) or set(found) != {f.name for f in fields(PruningState)}:
             raise ValueError(f'{path} is not the state of a pruning run; remove it to start anew')
-        return PruningState(**found[0])
+        return PruningState(**found)
 
     def put(self, name: str, snapshot: Snapshot) -> None:
         if is_main_process():
             atomic_write(self.path(f'{name}.safetensors'), lambda file: file.write(to_bytes(snapshot)))
 
-    def get(self, name: str) -> Optional[Snapshot]:
-        """A snapshot by name, or None if there is none; the main process reads, the others receive it."""
-        found: List[Any] = [None]
+    def get(self, name: str) -> Snapshot:
+        """A snapshot by name.
+
+        Raises:
+            ValueError: If there is none.
+        """
         path = self.path(f'{name}.safetensors')
-        if is_main_process() and os.path.isfile(path):
-            found = [dict(load_file(path)['state_dict'])]
-        broadcast_object_list(found)
-        return found[0]
+        found = _from_main(path, lambda p: dict(load_file(p)['state_dict']))
+        if found is None:
+            raise ValueError(f'E2VPTLoop: {path} is missing: run phase train first in this work dir' +
+                             (", or choose rewind='keep'" if name == 'init' else ''))
+        return found
+
+
+def _json(path: str) -> Any:
+    try:
+        return read_json(path)
+    except ValueError:
+        return 'damaged'
+
+
+def _from_main(path: str, read: Callable[[str], Any]) -> Any:
+    """What the main process reads from a file, in every process; None if there is no file."""
+    found = [read(path) if is_main_process() and os.path.isfile(path) else None]
+    broadcast_object_list(found)
+    return found[0]
 
 
 @HOOKS.register_module()
 class StartHook(Hook):
-    """Begin a training at the values of a snapshot, and note its validations.
+    """Begin a training at the values of a snapshot, and note its validations; a resumed one goes on as it is.
 
     Args:
         path: The snapshot, ``<work_dir>/pruning/<name>.safetensors``.
-        metric: The validation metric that decides; None takes the first.
 
     Raises:
-        ValueError: If the snapshot is missing or of another model, or validation gives no such metric.
+        ValueError: If the snapshot is missing or of another model.
     """
 
     priority = 'HIGHEST'  # the guards remember what training begins with
 
-    def __init__(self, path: str, metric: Optional[str] = None) -> None:
-        self.path, self.metric = path, metric
-        self.values: List[float] = []
-        self.metrics: Dict[str, float] = {}
+    def __init__(self, path: str) -> None:
+        self.folder, file = os.path.split(path)
+        self.name = file.removesuffix('.safetensors')
 
     def before_train(self, runner: Any) -> None:
-        if runner.iter:
-            return  # resumed
-        folder, file = os.path.split(self.path)
-        snapshot = PruningFiles(folder).get(file.removesuffix('.safetensors'))
-        if snapshot is None:
-            raise ValueError(f'StartHook: {self.path} is missing')
-        restore(unwrap(runner.model), snapshot)
+        if runner.iter == 0:
+            restore(unwrap(runner.model), PruningFiles(self.folder).get(self.name))
 
     def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
-        self.note(metrics or {})
-
-    def note(self, metrics: Dict[str, float]) -> None:
-        """Remember the metrics of a validation, the deciding one first."""
-        name = self.metric or next(iter(metrics), 'none')
-        if name not in metrics:
-            raise ValueError(f'E2VPTLoop: validation gives no metric {name!r}' + nearest(name, metrics))
-        ordered = [name, *(k for k in metrics if k != name)]
-        self.metrics = {k: float(metrics[k]) for k in ordered if math.isfinite(metrics[k])}
-        self.values.append(float(metrics[name]))
+        before = runner.message_hub.runtime_info.get('validations', [])
+        runner.message_hub.update_info('validations', [*before, {k: float(v) for k, v in (metrics or {}).items()}])
