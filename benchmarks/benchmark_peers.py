@@ -204,7 +204,7 @@ def tables(batch: int, rounds: int, with_startup: bool) -> List[Dict[str, Any]]:
             'inference: empty', 'inference: merged', 'full: empty', 'inference: timm', 'full: timm'))])
     found.append(
         dict(
-            title='Trunks, ours over theirs',
+            title='Backbones, ours over theirs',
             rows=rows,
             header=[
                 '', 'no methods, inference', 'merged LoRA, inference', 'full fine-tuning', 'inference over timm',

@@ -1,4 +1,4 @@
-"""What a training step costs on cached features of the frozen trunk, against the same step with the trunk.
+"""What a training step costs on cached features of the frozen base, against the same step with the base.
 
     python benchmarks/cached_ratio.py                                          ViT-B/16 at 224 px, batch 32: about four
     minutes on one CPU core python benchmarks/cached_ratio.py --arch small --img-size 112 --batch 8    smaller and
@@ -40,7 +40,7 @@ METHODS: Dict[str, List[Dict[str, Any]]] = {
 
 
 class Classifier(nn.Module):
-    """Backbone and linear head; the trunk runs without gradients where nothing in it trains."""
+    """Backbone and linear head; the base runs without gradients where nothing in it trains."""
 
     def __init__(self, petl: List[Dict[str, Any]], arch: str, img_size: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ def measure(petl: List[Dict[str, Any]], args: argparse.Namespace, device: torch.
             if number:  # the first step warms up
                 taken[cached].append(_clock(device) - began)
         if abs(losses[0] - losses[1]) > 1e-4 * abs(losses[0]):
-            raise RuntimeError(f'step {number}: loss {losses[0]} with the trunk and {losses[1]} with cached features')
+            raise RuntimeError(f'step {number}: loss {losses[0]} with the base and {losses[1]} with cached features')
     ratios = [a / b for a, b in zip(*taken)]
     return dict(
         uncached=statistics.median(taken[0]),
@@ -133,7 +133,7 @@ def main() -> None:
         f'ViT-{args.arch}/16 at {args.img_size} px, batch {args.batch}, {device.type}, {torch.get_num_threads()} '
         f'threads'
     )
-    print(f'{"method":<14}{"with trunk":>12}{"cached":>12}{"ratio":>8}{"(min-max)":>14}{"cache/picture":>16}')
+    print(f'{"method":<14}{"with base":>12}{"cached":>12}{"ratio":>8}{"(min-max)":>14}{"cache/picture":>16}')
     rows = {}
     for name in args.methods:
         rows[name] = row = measure(METHODS[name], args, device)

@@ -87,7 +87,7 @@ def full_operations(s: Size) -> Tuple[int, int]:
 
 
 def lora_operations(s: Size, rank: int = 8) -> Tuple[int, int]:
-    """The same of LoRA on q and v: no weight gradients of the trunk, nothing below the first block's q and v."""
+    """The same of LoRA on q and v: no weight gradients of the base, nothing below the first block's q and v."""
     added = 2 * 2 * s.tokens * 2 * s.width * rank
     trunk = s.depth * (s.linear + 2 * s.attention)
     unneeded = 2 * s.tokens * 3 * s.width**2 + s.attention // 2 + 2 * s.tokens * 2 * s.width * rank
@@ -323,10 +323,10 @@ With N tokens of width C, L blocks, feed-forward width F and patches of t x p x 
 
     forward  = E + L (2 N (4 C^2 + 2 C F) + 4 N^2 C)          E = 2 N_p C 3 t p^2
     backward = E + 2 L (2 N (4 C^2 + 2 C F) + 4 N^2 C)        full fine-tuning
-    backward = L (2 N (4 C^2 + 2 C F) + 8 N^2 C) - 6 N C^2 - 2 N^2 C + own        a frozen trunk adapted from block 0 (LoRA on q, v)
+    backward = L (2 N (4 C^2 + 2 C F) + 8 N^2 C) - 6 N C^2 - 2 N^2 C + own        a frozen base adapted from block 0 (LoRA on q, v)
 
 N grows with the square of the image side and linearly with the frames. The linear layers grow with N, attention with N^2: it overtakes them
-at N = 2 C + F (4608 tokens at base size). A frozen trunk saves the weight gradients: a third of all linear work. The forms that are
+at N = 2 C + F (4608 tokens at base size). A frozen base saves the weight gradients: a third of all linear work. The forms that are
 trained here skip what nobody reads, such as the last block of the patch tokens; the last column is their work over the formula.
 
 {operations}

@@ -9,7 +9,7 @@ from .adapters.bank import AdapterBank
 from .adapters.files import load_adapter, save_adapter
 from .adapters.peft_folder import load_peft, save_peft
 from .backbones.attach import attach as _attach
-from .backbones.family import trunk_in
+from .backbones.family import backbone_in
 from .tuning import MergeReport, Summary, find_backbone, merge, summary
 
 __all__ = [
@@ -24,14 +24,14 @@ def attach(model: nn.Module,
            trunk: str = 'eval',
            with_cp: Optional[bool] = None,
            memory: str = 'standard') -> nn.Module:
-    """Attach methods to a model, in place, and freeze its trunk.
+    """Attach methods to a model, in place, and freeze its base.
 
     Args:
         model: A supported backbone (of mmpretrain, mmaction2, timm or transformers), or any module that holds one as
             ``backbone`` or as its only one; what lies outside the backbone, and a timm model's ``head``, trains.
         petl: Method configs, for example ``[dict(type='LoRA', rank=8)]``.
-        tune: Patterns of trunk parameters that also train.
-        trunk: 'eval' or 'train', the mode of the frozen trunk while training.
+        tune: Patterns of base parameters that also train.
+        trunk: 'eval' or 'train', the mode of the frozen base while training.
         with_cp: Recompute each block in the backward pass.
         memory: 'standard', 'light' or 'lightest': what is computed again instead of kept.
 
@@ -41,13 +41,13 @@ def attach(model: nn.Module,
     Raises:
         ValueError: One line that names what does not fit.
     """
-    _attach(trunk_in(model), petl, tune, trunk, with_cp, memory)
+    _attach(backbone_in(model), petl, tune, trunk, with_cp, memory)
     return model
 
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """``with mmpetl.disabled(model):`` the model runs on its plain trunk.
+    """``with mmpetl.disabled(model):`` the model runs on its base alone.
 
     Contexts of several threads wait for each other; a thread that runs the model beside such a context of another one
     is refused at once.

@@ -291,7 +291,7 @@ def nonreentrant_checkpointing(model: nn.Module, names: Union[str, Sequence[str]
     """Recompute the activations of some submodules in the backward pass instead of keeping them.
 
     mmengine's own switch (``activation_checkpointing``) uses the reentrant form, which gives adapters over a frozen
-    trunk no gradient at all, silently. This one specialises the instances' class, so that deep copies of the model
+    base no gradient at all, silently. This one specialises the instances' class, so that deep copies of the model
     checkpoint themselves.
 
     Args:

@@ -6,7 +6,7 @@ and the recipe's own arguments, saved by the same rule. The backward pass comput
 same, and shares it among all who saved it.
 
 Unlike ``torch.utils.checkpoint``, which repeats a whole region, only what was announced is repeated, so that no matrix
-product of the trunk has to be. Under torch.compile nothing is done here, because its partitioner recomputes elementwise
+product of the base has to be. Under torch.compile nothing is done here, because its partitioner recomputes elementwise
 results by itself.
 """
 

@@ -1,4 +1,4 @@
-"""What trains, what it weighs, and how it leaves: counts, adapter state, folding (merging) methods into the trunk.
+"""What trains, what it weighs, and how it leaves: counts, adapter state, merging methods into the base.
 
 Works on any model with an attached backbone: the backbone itself, or a classifier or recognizer that holds it as
 ``backbone``.
@@ -61,9 +61,9 @@ class Summary:
 
     Attributes:
         methods: Parameters per method, by name.
-        tuned: Trunk parameters that train.
+        tuned: Base parameters that train.
         head: Trainable parameters outside the backbone.
-        base: All trunk parameters.
+        base: All base parameters.
     """
     methods: Dict[str, int] = field(default_factory=dict)
     tuned: int = 0
@@ -80,17 +80,17 @@ class Summary:
 
     @property
     def percent(self) -> float:
-        """Trainable parameters without the head, in percent of the trunk."""
+        """Trainable parameters without the head, in percent of the base."""
         return 100 * self.without_head / max(self.base, 1)
 
     def rows(self) -> List[Tuple[str, int]]:
-        rows = [*self.methods.items()] + ([('trunk (tune)', self.tuned)] if self.tuned else [])
+        rows = [*self.methods.items()] + ([('base (tune)', self.tuned)] if self.tuned else [])
         return [*rows, ('without head', self.without_head), ('head', self.head), ('total', self.total)]
 
     def __str__(self) -> str:
         lines = [f'{"trainable":<22}{"parameters":>14}{"% of base":>11}']
         lines += [f'{name:<22}{count:>14,}{100 * count / max(self.base, 1):>11.3f}' for name, count in self.rows()]
-        return '\n'.join([*lines, f'{"base (trunk)":<22}{self.base:>14,}'])
+        return '\n'.join([*lines, f'{"base":<22}{self.base:>14,}'])
 
 
 def summary(model: nn.Module) -> Summary:
@@ -105,20 +105,20 @@ def summary(model: nn.Module) -> Summary:
         return sum(p.numel() for p in parameters if p.requires_grad)
 
     head = backbone.petl.family.head
-    trunk = [p for n, p in backbone.named_parameters() if n.split('.')[0] not in ('petl', *head)]
-    in_backbone = {id(p) for p in (*trunk, *backbone.petl.parameters())}
+    base = [p for n, p in backbone.named_parameters() if n.split('.')[0] not in ('petl', *head)]
+    in_backbone = {id(p) for p in (*base, *backbone.petl.parameters())}
     return Summary(
         methods={name: trainable(method.parameters()) for name, method in backbone.petl.items()},
-        tuned=trainable(trunk),
+        tuned=trainable(base),
         head=trainable(p for p in unwrap(model).parameters() if id(p) not in in_backbone),
-        base=sum(p.numel() for p in trunk))
+        base=sum(p.numel() for p in base))
 
 
 # -- adapter state ----------------------------------------------------------------------------------------------------
 
 
 def adapter_keys(model: nn.Module) -> List[str]:
-    """State-dict keys that an adapter file holds: methods, tuned trunk parameters, and everything outside the
+    """State-dict keys that an adapter file holds: methods, tuned base parameters, and everything outside the
     backbone."""
     model = unwrap(model)
     backbone, prefix = find_backbone(model)
@@ -245,21 +245,26 @@ def write_adapter(model: nn.Module, path: str, **facts: Any) -> None:
     adapter_file.save(path, adapter_state(model), adapter_header(model, **facts))
 
 
-# -- folding ----------------------------------------------------------------------------------------------------------
+# -- merging ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class MergeReport:
-    """What :func:`merge` did: names of the folded methods, and the largest difference on the probe (None if not
+    """What :func:`merge` did: names of the merged methods, and the largest difference on the probe (None if not
     verified)."""
-    folded: List[str]
+    merged: List[str]
     max_difference: Optional[float] = None
 
+    @property
+    def folded(self) -> List[str]:
+        """Earlier name of ``merged``."""
+        return self.merged
+
     def __str__(self) -> str:
-        names = ', '.join(self.folded) or 'nothing'
+        names = ', '.join(self.merged) or 'nothing'
         if self.max_difference is None:
-            return f'folded {names}; not verified'
-        return f'folded {names}; max |difference| {self.max_difference:.1e} on a probe batch'
+            return f'merged {names}; not verified'
+        return f'merged {names}; max |difference| {self.max_difference:.1e} on a probe batch'
 
 
 def _culprit(methods: Dict[str, nn.Module]) -> Optional[Tuple[str, nn.Module]]:
@@ -270,14 +275,14 @@ def _culprit(methods: Dict[str, nn.Module]) -> Optional[Tuple[str, nn.Module]]:
 
 
 def _cannot(name: str, method: nn.Module, op: str, i: int) -> ValueError:
-    return ValueError(f'{name} ({type(method).__name__}) cannot be folded into {op} of block {i}')
+    return ValueError(f'{name} ({type(method).__name__}) cannot be merged into {op} of block {i}')
 
 
 def _through_norm(method: nn.Module) -> bool:
     return type(method).fold_norm is not Method.fold_norm
 
 
-def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
+def _merge_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
               bias: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
     passed = False
     for name, method in backbone.petl.items():
@@ -285,13 +290,13 @@ def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
         if not (on_norm or op in ALL_OPS and method.active('linear', i) and op in method.linear_ops(i)):
             continue
         if on_norm and _through_norm(method):
-            passed = True  # it folds into the ops behind the norm
+            passed = True  # it is merged into the ops behind the norm
             continue
-        folded = None if on_norm and passed else method.fold(i, op, weight, bias)
-        if folded is None:
+        merged = None if on_norm and passed else method.fold(i, op, weight, bias)
+        if merged is None:
             raise _cannot(name, method, op, i)
-        weight, bias = folded
-    # Every on_linear reads what on_input makes, so inputs fold after outputs; the first of the list acts first on x.
+        weight, bias = merged
+    # Every on_linear reads what on_input makes, so inputs come after outputs; the first of the list acts first on x.
     for name, method in reversed(list(backbone.petl.items())):
         if op in ALL_OPS and method.active('input', i) and op in method.input_ops(i):
             through = method.fold_input(i, op, weight)
@@ -301,23 +306,23 @@ def _fold_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
     # What stands at the norm acts before both.
     for name, method in reversed(list(backbone.petl.items())):
         if _through_norm(method) and method.active('norm', i) and _NORM_OF.get(op) in method.norm_ops(i):
-            folded = method.fold_norm(i, op, weight, bias)
-            if folded is None:
+            merged = method.fold_norm(i, op, weight, bias)
+            if merged is None:
                 raise _cannot(name, method, op, i)
-            weight, bias = folded
+            weight, bias = merged
     return weight, bias
 
 
 @torch.no_grad()
-def _folded(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
-    """(parameter or view, new value) of everything that folding changes."""
+def _merged(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
+    """(parameter or view, new value) of everything that merging changes."""
     petl, family = backbone.petl, backbone.petl.family
     last = len(petl.blocks) - 1
     writes: List[Tuple[Tensor, Tensor]] = []
 
-    def fold(i: int, op: str, weight: Tensor, bias: Optional[Tensor], where: str) -> None:
+    def merge_op(i: int, op: str, weight: Tensor, bias: Optional[Tensor], where: str) -> None:
         flat = weight.detach().flatten(1) if weight.dim() > 2 else weight.detach()
-        new_weight, new_bias = _fold_one(backbone, i, op, flat, None if bias is None else bias.detach())
+        new_weight, new_bias = _merge_one(backbone, i, op, flat, None if bias is None else bias.detach())
         writes.append((weight, new_weight.view_as(weight)))
         if bias is not None:
             writes.append((bias, new_bias))
@@ -330,13 +335,13 @@ def _folded(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
 
     for i, block in enumerate(petl.blocks):
         for op in block.spec.ops:
-            fold(i, op, *block.op_parameters(op), f'{op} of block {i}')  # type: ignore[call-arg]
+            merge_op(i, op, *block.op_parameters(op), f'{op} of block {i}')  # type: ignore[call-arg]
         for op, norm in (('norm1', block.norm1), ('norm2', block.norm2)):
-            fold(i, op, norm.weight, getattr(norm, 'bias', None), f'{op} of block {i}')
-    fold(0, 'embed', *family.embed_parameters(backbone), 'the patch embedding')  # type: ignore[call-arg]
+            merge_op(i, op, norm.weight, getattr(norm, 'bias', None), f'{op} of block {i}')
+    merge_op(0, 'embed', *family.embed_parameters(backbone), 'the patch embedding')  # type: ignore[call-arg]
     final = family.final_norm(backbone)
     if isinstance(final, nn.LayerNorm):
-        fold(last, 'final', final.weight, final.bias, 'the final norm')
+        merge_op(last, 'final', final.weight, final.bias, 'the final norm')
     return writes
 
 
@@ -374,31 +379,31 @@ def merge(model: nn.Module,
           verify: bool = True,
           probe: Optional[Tensor] = None,
           tolerance: float = 1e-3) -> MergeReport:
-    """Fold all methods into the trunk, in list order, in place; afterwards the backbone has no extra parameter.
+    """Merge all methods into the base, in list order, in place; afterwards the backbone has no extra parameter.
 
     The merged state dict loads with ``strict=True`` into the plain upstream backbone.
 
     Args:
         model: Model with an attached backbone.
-        verify: Compare the folded with the unfolded backbone on ``probe``; the old weights are restored when they
+        verify: Compare the backbone before and after on ``probe``; the old weights are restored when they
             differ.
         probe: Input of the backbone, (B, 3, H, W) or (B, 3, T, H, W); None makes a random one.
         tolerance: Largest accepted difference, relative to the largest output.
 
     Returns:
-        Names of what was folded, and the difference.
+        Names of what was merged, and the difference.
 
     Raises:
-        ValueError: If a method cannot be folded (it is named) or the verification fails; the model is unchanged then.
+        ValueError: If a method cannot be merged (it is named) or the verification fails; the model is unchanged then.
     """
     backbone, _ = find_backbone(model)
     petl = backbone.petl
     culprit = _culprit(dict(petl.items()))
     if culprit:
-        raise ValueError(f'{culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be folded; '
+        raise ValueError(f'{culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be merged; '
                          'the model is unchanged')
-    writes = _folded(backbone)
-    report = MergeReport(folded=list(petl))
+    writes = _merged(backbone)
+    report = MergeReport(list(petl))
     old = [(target, target.detach().clone()) for target, _ in writes]
     with _evaluating(backbone):
         if verify:

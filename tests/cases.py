@@ -32,7 +32,7 @@ class Backbone:
     unmerged: Tuple[str, ...] = ()
 
     def carries(self, case: 'Case') -> bool:
-        """Whether a case runs on this trunk of timm or transformers."""
+        """Whether a case runs on this base of timm or transformers."""
         return self.like in case.on and case.name not in self.without and (not self.only or case.name in self.only)
 
     def build(self, petl: Sequence[Any] = (), **options: Any) -> Any:
@@ -116,7 +116,7 @@ SIDE = ('SynQT', 'LST', 'VQT')
 ONE_PER_POINT = ('LoRA', 'AdaptFormer', 'PATT', 'Prefix', 'VPT', 'SSF', 'VQT')
 
 
-def _trunk(name: str, kwargs: Dict[str, Any], title: str, shape: Tuple[int, ...] = (3, 32, 32), **fields: Any) -> Backbone:
+def _foreign(name: str, kwargs: Dict[str, Any], title: str, shape: Tuple[int, ...] = (3, 32, 32), **fields: Any) -> Backbone:
     hf = name.startswith('hf_')
     real = dict(config=dict(model_type=kwargs['model_type'])) if hf else dict(model_name=kwargs['model_name'])
     return Backbone(name, 'mmpetl.HF' if hf else 'mmpetl.TIMM', dict(config=kwargs) if hf else kwargs, shape, 32, title,
@@ -127,23 +127,23 @@ _VJEPA2 = dict(
     model_type='vjepa2', crop_size=32, patch_size=8, frames_per_clip=4, tubelet_size=2, hidden_size=32,
     num_attention_heads=2, num_hidden_layers=2, mlp_ratio=2, pred_hidden_size=24, pred_num_hidden_layers=1,
     pred_num_attention_heads=2)
-#: Trunks of timm and transformers, one row per family; tests/backbones has short rows for further classes.
-TRUNKS: List[Backbone] = [
-    _trunk('timm_vit', dict(model_name='vit_small_patch14_reg4_dinov2', **_TIMM_VIT),
+#: Backbones of timm and transformers, one row per family; tests/backbones has short rows for further classes.
+FOREIGN: List[Backbone] = [
+    _foreign('timm_vit', dict(model_name='vit_small_patch14_reg4_dinov2', **_TIMM_VIT),
            'timm `VisionTransformer` (AugReg, DeiT 3, DINOv2, CLIP, SigLIP)'),
-    _trunk('hf_vit', dict(model_type='vit', **_HF_VIT),
+    _foreign('hf_vit', dict(model_type='vit', **_HF_VIT),
            'transformers `ViTModel`, `Dinov2Model`, `Dinov2WithRegistersModel`, `VivitModel`'),
-    _trunk('hf_clip', dict(model_type='clip_vision_model', **_HF_VIT),
+    _foreign('hf_clip', dict(model_type='clip_vision_model', **_HF_VIT),
            'transformers `CLIPVisionModel`, `SiglipVisionModel`'),
-    _trunk('hf_videomae',
+    _foreign('hf_videomae',
            dict(model_type='videomae', num_frames=4, tubelet_size=2, use_mean_pooling=False, **_HF_VIT),
            'transformers `VideoMAEModel`', (3, 4, 32, 32), like='videomae'),
-    _trunk('timm_eva', dict(model_name='eva02_tiny_patch14_224', scale_mlp=True, **_TIMM_VIT),
+    _foreign('timm_eva', dict(model_name='eva02_tiny_patch14_224', scale_mlp=True, **_TIMM_VIT),
            'timm `Eva` (EVA, EVA-02, DINOv3, PE)', without=SIDE, unmerged=('SSF', 'LoRA + SSF', 'RepAdapter', 'ARC', 'RLRR')),
-    _trunk('hf_dinov3',
+    _foreign('hf_dinov3',
            dict(model_type='dinov3_vit', num_register_tokens=2, use_gated_mlp=True, key_bias=True, **_HF_VIT),
            'transformers `DINOv3ViTModel`', without=SIDE, only=ONE_PER_POINT),
-    _trunk('hf_vjepa2', _VJEPA2, 'transformers `VJEPA2Model`', (3, 4, 32, 32), like='videomae', without=SIDE,
+    _foreign('hf_vjepa2', _VJEPA2, 'transformers `VJEPA2Model`', (3, 4, 32, 32), like='videomae', without=SIDE,
            only=ONE_PER_POINT),
 ]
 BACKBONE = {b.name: b for b in BACKBONES}
@@ -160,8 +160,8 @@ class Case:
         name: Row of the table.
         petl: Tiny configs.
         on: Backbones that carry it; on the others it must be refused by name.
-        identity: Whether the start equals the frozen trunk.
-        folds: Whether it merges into the trunk.
+        identity: Whether the start equals the frozen base.
+        folds: Whether it merges into the base.
         real: Configs at published size, for counts.
         counts: Published or derived counts of ``real``, by backbone of real size.
         without_gradient: Parts of names of parameters that mathematics leaves without gradient.
@@ -397,9 +397,9 @@ METHODS: List[Case] = [
 CASE = {c.name: c for c in METHODS}
 PAIRS: List[Tuple[Case, Backbone]] = [(case, BACKBONE[name]) for case in METHODS for name in case.on]
 REFUSED: List[Tuple[Case, Backbone]] = [(case, b) for case in METHODS for b in BACKBONES if b.name not in case.on]
-REFUSED += [(case, trunk) for trunk in TRUNKS for case in METHODS
-            if trunk.like not in case.on or case.name in trunk.without]
-PAIRS += [(case, trunk) for trunk in TRUNKS for case in METHODS if trunk.carries(case)]
+REFUSED += [(case, other) for other in FOREIGN for case in METHODS
+            if other.like not in case.on or case.name in other.without]
+PAIRS += [(case, other) for other in FOREIGN for case in METHODS if other.carries(case)]
 PAIR_IDS = [f'{case.name}-{b.name}' for case, b in PAIRS]
 
 

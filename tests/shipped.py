@@ -133,7 +133,7 @@ def _write_text_features(folder: Path, head: ConfigDict, width: int) -> None:
 
 
 def _write_base(folder: Path, cfg: Config) -> None:
-    """A random trunk as the weight file that ``init_cfg`` names."""
+    """A random base as the weight file that ``init_cfg`` names."""
     torch.manual_seed(0)
     model = build_model(cfg, weights=False)
     backbone = find_backbone(model)[0]

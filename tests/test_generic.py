@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from cases import BACKBONES, ONE_PER_POINT, PAIR_IDS, PAIRS, REFUSED, TRUNKS, features, perturb, real_size
+from cases import BACKBONES, FOREIGN, ONE_PER_POINT, PAIR_IDS, PAIRS, REFUSED, features, perturb, real_size
 from mmengine.model import BaseModule
 
 import mmpetl
@@ -14,11 +14,11 @@ from mmpetl.tuning import find_backbone
 warnings.filterwarnings('ignore')
 PARAMS = [pytest.param(case, b, marks=pytest.mark.slow if case.is_slow(b) else ()) for case, b in PAIRS]
 pairs = pytest.mark.parametrize('case, backbone', PARAMS, ids=PAIR_IDS)
-# Compiling takes seconds: trunks of timm and transformers do it with one method per point.
+# Compiling takes seconds: backbones of timm and transformers do it with one method per point.
 compiled = pytest.mark.parametrize(
     'case, backbone', [p for p, (case, b) in zip(PARAMS, PAIRS) if not b.like or case.name in ONE_PER_POINT],
     ids=lambda value: value.name)
-backbones = pytest.mark.parametrize('backbone', [*BACKBONES, *TRUNKS], ids=lambda b: b.name)
+backbones = pytest.mark.parametrize('backbone', [*BACKBONES, *FOREIGN], ids=lambda b: b.name)
 
 
 @pytest.fixture(autouse=True)
@@ -99,13 +99,13 @@ def test_refused_by_name(case, backbone):
 
 @pairs
 def test_start(case, backbone):
-    """The promised identity holds, also after MMEngine's initialisers have re-drawn every linear layer of the trunk."""
+    """The promised identity holds, also after MMEngine's initialisers have re-drawn every linear layer of the base."""
     model = backbone.build(case.petl, init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.02, bias=0.)])
     before = {n: p.clone() for n, p in model.petl.named_parameters()}
     model.init_weights()
     for name, parameter in model.petl.named_parameters():
         spread = before[name].std() if before[name].numel() > 30 else 0
-        assert (parameter == 0).all() == (before[name] == 0).all(), f'{name} was re-drawn by the trunk initialisers'
+        assert (parameter == 0).all() == (before[name] == 0).all(), f'{name} was re-drawn by the base initialisers'
         if spread > 0 and not any(part in name for part in case.from_base):
             assert 0.5 < parameter.std() / spread < 2, f'{name} was re-drawn with another spread'
     model.eval()
@@ -189,7 +189,7 @@ def test_merge(case, backbone):
     x = backbone.inputs()
     if not case.folds or case.name in backbone.unmerged:
         before = {k: v.clone() for k, v in model.state_dict().items()}
-        with pytest.raises(ValueError, match='cannot be folded|no bias that could hold'):
+        with pytest.raises(ValueError, match='cannot be merged|no bias that could hold'):
             mmpetl.merge(model)
         assert all(torch.equal(v, before[k])
                    for k, v in model.state_dict().items()), 'a refused merge must change nothing'

@@ -1,4 +1,4 @@
-"""Fold an adapter into its base: python tools/merge_adapter.py CONFIG ADAPTER -o OUT [--base FILE] [--backbone-only]
+"""Merge an adapter into its base: python tools/merge_adapter.py CONFIG ADAPTER -o OUT [--base FILE] [--backbone-only]
 (see --help)."""
 
 import sys

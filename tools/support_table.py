@@ -16,7 +16,7 @@ BEGIN, END = '<!-- support table: python tools/support_table.py --write -->', '<
 def table() -> str:
     """Markdown table of tests/cases.py, with the reason of each refusal."""
     sys.path.insert(0, str(ROOT / 'tests'))
-    from cases import BACKBONE, BACKBONES, METHODS, TRUNKS
+    from cases import BACKBONE, BACKBONES, FOREIGN, METHODS
     lines = [
         '| method | ' + ' | '.join(b.title for b in BACKBONES) + ' | start | merges | not elsewhere, because |',
         '|---' * (len(BACKBONES) + 4) + '|'
@@ -26,13 +26,13 @@ def table() -> str:
         cells = ['✓' if b.name in case.on else '–' for b in BACKBONES]
         start, folds = 'exact' if case.identity else 'changed', 'yes' if case.folds else 'no'
         lines.append(f'| {case.name} | ' + ' | '.join(cells) + f' | {start} | {folds} | {case.note} |')
-    for like in dict.fromkeys(trunk.like for trunk in TRUNKS):
-        names = ', '.join(f'{trunk.title}' for trunk in TRUNKS if trunk.like == like)
+    for like in dict.fromkeys(entry.like for entry in FOREIGN):
+        names = ', '.join(f'{entry.title}' for entry in FOREIGN if entry.like == like)
         lines += ['', f'As {BACKBONE[like].title}: {names}.']
-    for trunk in (t for t in TRUNKS if t.without or t.unmerged):
-        parts = [f'without {", ".join(trunk.without)}'] if trunk.without else []
-        parts += [f'{" and ".join(trunk.unmerged)} do not merge'] if trunk.unmerged else []
-        notes.append(f'{trunk.title}: {"; ".join(parts)}.')
+    for entry in (t for t in FOREIGN if t.without or t.unmerged):
+        parts = [f'without {", ".join(entry.without)}'] if entry.without else []
+        parts += [f'{" and ".join(entry.unmerged)} do not merge'] if entry.unmerged else []
+        notes.append(f'{entry.title}: {"; ".join(parts)}.')
     return '\n'.join([*lines, '', *(f'* {note}' for note in notes)])
 
 

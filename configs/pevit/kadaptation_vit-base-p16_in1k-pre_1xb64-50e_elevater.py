@@ -5,9 +5,9 @@
         --cfg-options task.name=dtd
     mmpetl sweep configs/pevit/kadaptation_vit-base-p16_in1k-pre_1xb64-50e_elevater.py --suite elevater
 
-Trainable: 50,176 in the trunk, 769 per class in the head; mean over the 20 data sets 94,431.
-The head starts at random: the trunk has no text tower. Inputs in -1..1, as published.
-Expected: unknown (no number of this trunk was found). Measured: unknown.
+Trainable: 50,176 in the base, 769 per class in the head; mean over the 20 data sets 94,431.
+The head starts at random: the backbone has no text tower. Inputs in -1..1, as published.
+Expected: unknown (no number of this base was found). Measured: unknown.
 """
 
 _base_ = './linear_vit-base-p16_in1k-pre_1xb64-50e_elevater.py'

@@ -6,9 +6,9 @@
     mmpetl sweep configs/pevit/linear_deit-base-p16_in1k-pre_1xb64-50e_elevater.py --suite elevater
 
 Trainable: 769 per class in the head; mean over the 20 data sets 44,255.
-The head starts at random: the trunk has no text tower.  The published code forgets to freeze this trunk; here it is
+The head starts at random: the backbone has no text tower.  The published code forgets to freeze this base; here it is
 frozen.
-Expected: unknown (no number of this trunk was found). Measured: unknown.
+Expected: unknown (no number of this base was found). Measured: unknown.
 """
 
 _base_ = [

@@ -5,8 +5,8 @@
     mmpetl sweep configs/pevit/linear_vit-base-p16_in1k-pre_1xb64-50e_elevater.py --suite elevater
 
 Trainable: 769 per class in the head; mean over the 20 data sets 44,255.
-The head starts at random: the trunk has no text tower. Inputs in -1..1, as published.
-Expected: unknown (no number of this trunk was found). Measured: unknown.
+The head starts at random: the backbone has no text tower. Inputs in -1..1, as published.
+Expected: unknown (no number of this base was found). Measured: unknown.
 """
 
 _base_ = [

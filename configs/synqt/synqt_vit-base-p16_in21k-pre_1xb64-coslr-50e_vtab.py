@@ -8,7 +8,7 @@
 Trainable without the head: 2,742,637 / 2,632,045 / 2,604,397 with 16 / 4 / 1 queries (the published code counts
 18,469 more that can never receive a gradient); 769 per class in the head.
 Settings per task are the released ones.
-The released training keeps drop-path on in the frozen trunk and reports the best of five tests; here the trunk is in
+The released training keeps drop-path on in the frozen base and reports the best of five tests; here the base is in
 evaluation mode and the last epoch counts.
 Expected: unknown (the paper's tables are not at hand). Measured: unknown.
 """

@@ -7,7 +7,7 @@
 
 Trainable: 6,253,363 (6,201,088 + 52,275 in the head).
 Against the faithful recipe it trains with flips, starts from exactly the pretrained network (PATT's up-projection is
-zero; the published start perturbs it), keeps drop-path out of the frozen trunk, and tests on 12 views that differ.
+zero; the published start perturbs it), keeps drop-path out of the frozen base, and tests on 12 views that differ.
 Expected top-1: published unknown, measured unknown.
 """
 

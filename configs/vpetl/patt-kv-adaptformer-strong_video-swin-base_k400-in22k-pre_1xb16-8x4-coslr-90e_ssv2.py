@@ -8,7 +8,7 @@ slips.
 
 Trainable: 6,379,438 (6,201,088 + 178,350 in the head).
 Against the faithful recipe it starts from exactly the pretrained network (PATT's up-projection is zero; the published
-start perturbs it), keeps drop-path out of the frozen trunk, and tests on 12 views that differ.
+start perturbs it), keeps drop-path out of the frozen base, and tests on 12 views that differ.
 Expected top-1: published unknown, measured unknown.
 """
 

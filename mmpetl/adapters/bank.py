@@ -1,7 +1,7 @@
 """Many adapters on one frozen base.
 
 An :class:`AdapterBank` holds named adapters of one model. One of them, or none, is active: its methods are the children
-of ``backbone.petl``, its head is the model's head, and its tuned trunk parameters stand in the trunk. The others wait
+of ``backbone.petl``, its head is the model's head, and its tuned base parameters stand in the backbone. The others wait
 outside the module tree, so the model's state dict holds the active adapter alone, under the same keys as without a
 bank.
 """
@@ -19,7 +19,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..backbones.attach import attach, build_methods, check_methods, config_of, freeze, give_side
-from ..backbones.family import trunk_in
+from ..backbones.family import backbone_in
 from ..backbones.loading import load_base
 from ..names import plain_name
 from ..sites import Method, nearest
@@ -41,9 +41,9 @@ class Adapter:
     Attributes:
         methods: Methods by name, in order.
         configs: Their configs.
-        tune: Patterns of trunk parameters that it changes.
-        trunk: Mode of the trunk while training.
-        tuned: Values of those trunk parameters while the adapter is not active.
+        tune: Patterns of base parameters that it changes.
+        trunk: Mode of the base while training.
+        tuned: Values of those base parameters while the adapter is not active.
         modules: What the model holds besides its backbone: head, neck.
         header: Header of the file that it came from.
     """
@@ -75,8 +75,8 @@ class AdapterBank:
 
     Args:
         model: A supported backbone, or a classifier or recognizer that holds one. What is attached to it becomes the
-            first adapter. If that one changes trunk parameters, their values in the base are read from the file that
-            the backbone's ``init_cfg`` names; where it names none, they are taken to be those in the trunk now.
+            first adapter. If that one changes base parameters, their original values are read from the file that
+            the backbone's ``init_cfg`` names; where it names none, they are taken to be those in the backbone now.
         name: Name of that first adapter.
         with_cp: As for ``attach``, where nothing is attached yet.
     """
@@ -86,12 +86,12 @@ class AdapterBank:
         try:
             self.backbone, self.prefix = find_backbone(self.model)
         except ValueError:
-            attach(trunk_in(self.model), with_cp=with_cp)
+            attach(backbone_in(self.model), with_cp=with_cp)
             self.backbone, self.prefix = find_backbone(self.model)
         petl = self.backbone.petl
         self._adapters: Dict[str, Adapter] = {}
         self._active: Optional[str] = None
-        #: Trunk values under adapters that change the trunk: those of the base.
+        #: Values of the base under adapters that change it.
         self._base: Dict[str, Tensor] = {}
         self._plain = Adapter({}, {}, (), petl.trunk, modules=self._modules())
         if len(petl) or petl.tune:
@@ -136,7 +136,7 @@ class AdapterBank:
         if list(self.backbone.petl.values()) != list(wanted.values()):
             raise ValueError(
                 f'the methods of adapter {self._active!r} are no longer in the backbone: they were merged into the '
-                f'trunk, '
+                f'base, '
                 'which is not the base of the other adapters any more; load the base and the adapter files anew')
 
     # -- switching ----------------------------------------------------------------------------------------------------
@@ -177,9 +177,9 @@ class AdapterBank:
         self.model.train(training)
 
     def _tuned_names(self, adapter: Adapter) -> List[str]:
-        return [n for n in self._trunk_names() if any(fnmatchcase(n, p) for p in adapter.tune)]
+        return [n for n in self._base_names() if any(fnmatchcase(n, p) for p in adapter.tune)]
 
-    def _trunk_names(self) -> List[str]:
+    def _base_names(self) -> List[str]:
         return [n for n, _ in self.backbone.named_parameters() if not n.startswith('petl.')]
 
     def _specialise_for(self, methods: Mapping[str, Method]) -> None:
@@ -200,7 +200,7 @@ class AdapterBank:
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
-        """Within the context the backbone is the plain trunk; the active adapter's head stays."""
+        """Within the context the base runs alone; the active adapter's head stays."""
         head = self._current().modules
         with self.using(None) as model:
             for name, module in head.items():
@@ -217,8 +217,8 @@ class AdapterBank:
         Args:
             name: New name.
             petl: Method configs.
-            tune: Patterns of trunk parameters that it changes.
-            trunk: 'eval' or 'train', mode of the trunk while training.
+            tune: Patterns of base parameters that it changes.
+            trunk: 'eval' or 'train', mode of the base while training.
             head: What replaces children of the model, configs or modules, such as
                 ``dict(head=dict(type='LinearClsHead', ...))``; the others are copies of those that the model had when
                 the bank was made.
@@ -245,9 +245,9 @@ class AdapterBank:
             module.to(place.device)
         patterns = (tune, ) if isinstance(tune, str) else tuple(tune)
         for pattern in patterns:
-            if not any(fnmatchcase(n, pattern) for n in self._trunk_names()):
+            if not any(fnmatchcase(n, pattern) for n in self._base_names()):
                 raise ValueError(f'tune={pattern!r} matches no parameter of {type(self.backbone).__name__}'
-                                 + nearest(pattern, self._trunk_names()))
+                                 + nearest(pattern, self._base_names()))
         self._adapters[name] = Adapter(methods, configs, patterns, trunk, modules=modules)
         before = self._active
         try:
@@ -385,8 +385,8 @@ class AdapterBank:
                 activate: bool = True) -> None:
         """Add an adapter made of others whose methods are changes of weights.
 
-        The change that each makes to every weight is computed by folding it into the base, see :func:`combine_deltas`
-        for the rules. The result is exact and dense: an adapter without methods whose tuned trunk parameters are base
+        The change that each makes to every weight is computed by merging it into the base, see :func:`combine_deltas`
+        for the rules. The result is exact and dense: an adapter without methods whose tuned base parameters are base
         plus combined change. Its head is that of the first adapter.
 
         Args:
@@ -436,7 +436,7 @@ class AdapterBank:
             adapter_ids: One name per sample.
 
         Raises:
-            ValueError: If an adapter is unknown, changes trunk parameters, or holds methods that cannot be mixed on
+            ValueError: If an adapter is unknown, changes base parameters, or holds methods that cannot be mixed on
                 this backbone.
         """
         self._check_not_merged()

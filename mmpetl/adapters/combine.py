@@ -9,7 +9,7 @@ from typing import Dict, List, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..tuning import _culprit, _folded
+from ..tuning import _culprit, _merged
 
 COMBINATIONS = ('linear', 'ties', 'dare')
 
@@ -17,12 +17,12 @@ COMBINATIONS = ('linear', 'ties', 'dare')
 @torch.no_grad()
 def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base: Mapping[str,
                                                                                          Tensor]) -> Dict[str, Tensor]:
-    """What the active adapter changes: trunk parameter -> difference to the base.
+    """What the active adapter changes: base parameter -> difference to the base.
 
     Args:
         backbone: Backbone with the adapter in place.
         name: Name of the adapter, for messages.
-        tuned: Trunk parameters that it trains, with their values.
+        tuned: Base parameters that it trains, with their values.
         base: Their values in the base.
 
     Raises:
@@ -37,7 +37,7 @@ def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base:
     parameters = {n: p for n, p in backbone.named_parameters() if not n.startswith('petl.')}
     old = {n: p.detach().clone() for n, p in parameters.items()}
     try:
-        for target, value in _folded(backbone) if len(backbone.petl) else ():
+        for target, value in _merged(backbone) if len(backbone.petl) else ():
             target.copy_(value)
         changed = {
             n: p.detach() - base.get(n, old[n]) if n in tuned else p.detach() - old[n]
@@ -80,7 +80,7 @@ def dare(changes: Sequence[Tensor], weights: Sequence[float], density: float, ge
 
 def combine_deltas(changes: Sequence[Mapping[str, Tensor]], weights: Sequence[float], how: str, density: float = 0.5,
                    seed: int = 0) -> Dict[str, Tensor]:
-    """Combine changes of the same trunk.
+    """Combine changes of the same base.
 
     Args:
         changes: Per adapter: parameter -> change; an absent one counts as zero.

@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..backbones.attach import attach, specs_of
-from ..backbones.family import trunk_in
+from ..backbones.family import backbone_in
 from ..backbones.from_data import methods_from_data
 from ..sites import BlockSpec
 from ..tuning import find_backbone, unwrap, write_adapter
@@ -18,7 +18,7 @@ from .belongs import check_adapter, check_head, forced
 
 
 def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
-    """Write methods, tuned trunk parameters and head of a model as one ``.safetensors`` with a header.
+    """Write methods, tuned base parameters and head of a model as one ``.safetensors`` with a header.
 
     Args:
         model: Model with an attached backbone.
@@ -46,7 +46,7 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
     """Put an adapter file onto a model, in place.
 
     Args:
-        model: A model whose trunk holds the adapter's base. If nothing is attached to it yet, the adapter's methods are
+        model: A model whose backbone holds the adapter's base. If nothing is attached yet, the adapter's methods are
             attached first.
         path: File written by :func:`save_adapter` or a training run.
         force: Take it in spite of differences that change neither names nor shapes (other arguments of a method, heads
@@ -66,7 +66,7 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
     try:
         backbone, prefix = find_backbone(target)
     except ValueError:
-        backbone = trunk_in(target)
+        backbone = backbone_in(target)
         attach(backbone, methods_of(path, header, specs_of(backbone)), header['tune'], header['trunk'])
         backbone, prefix = find_backbone(target)
     check_adapter(target, header, path, force, **data)

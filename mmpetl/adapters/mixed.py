@@ -172,13 +172,13 @@ class MixedTap(Tap):
 def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str], everywhere: bool) -> None:
     if tune:
         raise ValueError(
-            f'adapter {name!r} changes trunk parameters ({", ".join(tune[:3])}), which all samples of a batch share: '
+            f'adapter {name!r} changes base parameters ({", ".join(tune[:3])}), which all samples of a batch share: '
             'run it in a batch of its own')
     for key, method in methods.items():
         points = method.points()
         if 'side' in points:
             raise ValueError(
-                f'adapter {name!r}: {key} ({type(method).__name__}) replaces the output of the trunk and cannot be '
+                f'adapter {name!r}: {key} ({type(method).__name__}) replaces the output of the base and cannot be '
                 f'mixed'
             )
         if points & {'kv', 'prompts'} and not everywhere:

@@ -1,4 +1,4 @@
-"""Folders of peft onto any trunk whose linear layers peft sees, and back, with equal outputs.
+"""Folders of peft onto any base whose linear layers peft sees, and back, with equal outputs.
 
 A folder names layers of a model; the waist names ops of blocks. Which layer holds which op is read off the model
 itself: the layer whose weight is the op's, or holds it among its rows. From a folder nothing is imported or evaluated:
@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..backbones.attach import add_methods, attach
-from ..backbones.family import trunk_in
+from ..backbones.family import backbone_in
 from ..backbones.from_data import methods_from_data
 from ..tuning import find_backbone, head_keys, unwrap
 from ..weights.errors import WeightFileError
@@ -90,18 +90,18 @@ def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
     """
     config, tensors = read_folder(folder)
     target = unwrap(model)
-    trunk = trunk_in(target)
-    if not hasattr(trunk, 'petl'):
-        attach(trunk)
-    if len(trunk.petl):
-        raise ValueError(f'{folder}: the model already holds {", ".join(trunk.petl)}; load a folder of peft onto a '
+    backbone = backbone_in(target)
+    if not hasattr(backbone, 'petl'):
+        attach(backbone)
+    if len(backbone.petl):
+        raise ValueError(f'{folder}: the model already holds {", ".join(backbone.petl)}; load a folder of peft onto a '
                          'model without methods')
     slots = layer_slots(target)
     parts, outside = _by_layer(target, folder, config, tensors, slots)
     configs, values = KINDS[config['peft_type']].read(folder, config, parts, slots)
     stored = sum(t.numel() for t in tensors.values())
-    add_methods(trunk, methods_from_data(configs, [b.spec for b in trunk.petl.blocks], folder, 3 * stored))
-    parameters = {**dict(trunk.named_parameters()), **dict(trunk.named_buffers()),
+    add_methods(backbone, methods_from_data(configs, [b.spec for b in backbone.petl.blocks], folder, 3 * stored))
+    parameters = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers()),
                   **{f'outside.{k}': v for k, v in target.state_dict().items()}}
     with torch.no_grad():
         for name, value in {**values, **{f'outside.{k}': v for k, v in outside.items()}}.items():
@@ -148,7 +148,7 @@ def _tensors(path: str) -> Dict[str, Tensor]:
 
 def _by_layer(model: nn.Module, folder: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
               slots: Mapping[str, List[Slot]]) -> Tuple[Dict[str, Dict[str, Tensor]], Dict[str, Tensor]]:
-    """Tensors by layer of the model and part, and those that lie outside the trunk, by key of the model."""
+    """Tensors by layer of the model and part, and those that lie outside the backbone, by key of the model."""
     parts: Dict[str, Dict[str, Tensor]] = {}
     outside: Dict[str, Tensor] = {}
     state = model.state_dict()
@@ -208,7 +208,7 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
         Lines that say what was written.
 
     Raises:
-        ValueError: If another method or a tuned trunk parameter is there, or peft would have no effect.
+        ValueError: If another method or a tuned base parameter is there, or peft would have no effect.
     """
     target = unwrap(model)
     backbone, prefix = find_backbone(target)
@@ -219,7 +219,7 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
         raise ValueError(f'a folder of peft holds one of {known}; this model holds '
                          f'{", ".join(sorted(kinds)) or "no method"}')
     if backbone.petl.tune:
-        raise ValueError(f'the adapter also changes trunk parameters ({", ".join(backbone.petl.tune[:3])}), which a '
+        raise ValueError(f'the adapter also changes base parameters ({", ".join(backbone.petl.tune[:3])}), which a '
                          'peft folder cannot hold')
     base = getattr(backbone, 'base_name', None) or getattr(getattr(target, 'config', None), '_name_or_path', None)
     slots = layer_slots(target)

@@ -25,8 +25,8 @@ def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
 
     Args:
         petl: Method configs, see :func:`mmpetl.backbones.attach.attach`.
-        tune: Patterns of trunk parameters that also train.
-        trunk: 'eval' or 'train', the mode of the frozen trunk while training.
+        tune: Patterns of base parameters that also train.
+        trunk: 'eval' or 'train', the mode of the frozen base while training.
         with_cp: Recompute each block in the backward pass.
         memory: 'standard', 'light' or 'lightest', see :func:`mmpetl.backbones.attach.attach`.
         **kwargs: Arguments of the upstream backbone.

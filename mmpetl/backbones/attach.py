@@ -1,4 +1,4 @@
-"""``attach``: specialise a backbone in place, build its methods, freeze the trunk."""
+"""``attach``: specialise a backbone in place, build its methods, freeze the base."""
 
 import inspect
 from fnmatch import fnmatchcase
@@ -208,7 +208,7 @@ def give_side(backbone: nn.Module, family: Family) -> None:
 
 
 def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
-    """Freeze the trunk except the parameters whose names match a pattern of ``tune``; methods and heads always train.
+    """Freeze the base except the parameters whose names match a pattern of ``tune``; methods and heads always train.
 
     Args:
         backbone: Backbone, with or without ``petl``.
@@ -242,16 +242,16 @@ def attach(backbone: nn.Module,
         backbone: One of the supported upstream backbones (or a subclass that keeps its blocks).
         petl: Method configs such as ``dict(type='LoRA', rank=8)``, or built methods; order matters, see the waist's
             rules.
-        tune: Patterns of trunk parameters that also train, see :func:`freeze`.
-        trunk: 'eval': dropout and drop-path of the trunk stay off while training; 'train': they follow the model.
+        tune: Patterns of base parameters that also train, see :func:`freeze`.
+        trunk: 'eval': dropout and drop-path of the base stay off while training; 'train': they follow the model.
         with_cp: Recompute each block in the backward pass (non-reentrant); None keeps the backbone's own setting.
         memory: 'standard', or 'light': norms, activations, hidden states of adapters and the attention's residual are
-            computed again in the backward pass, which repeats no product of the trunk but the attention's output;
+            computed again in the backward pass, which repeats no product of the base but the attention's output;
             'lightest': also the first product of the feed-forward network. Same gradients; ``with_cp`` goes further and
             repeats the whole block.
 
     Returns:
-        The same object; its trunk is frozen, its methods live in ``backbone.petl``.
+        The same object; its base is frozen, its methods live in ``backbone.petl``.
 
     Raises:
         ValueError: One line that names the option, method, point or pattern that does not fit.

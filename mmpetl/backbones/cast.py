@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..sites import Tap
 
 Linear = Tuple[Tensor, Optional[Tensor]]
-#: Ops that trunks compute as one product; the parts of their copies stand in one tensor, under both names.
+#: Ops that backbones compute as one product; the parts of their copies stand in one tensor, under both names.
 JOINED = {'qkv': ('q', 'k', 'v'), 'gate+fc1': ('gate', 'fc1')}
 #: Modules whose forward pass is ``F.linear`` of their weight and bias.
 _PLAIN = ('torch.nn.modules.linear', 'mmcv.cnn.bricks.wrappers')

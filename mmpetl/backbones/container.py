@@ -1,4 +1,4 @@
-"""``backbone.petl``: the module that owns all methods of one backbone, and nothing of the trunk."""
+"""``backbone.petl``: the module that owns all methods of one backbone, and nothing of its base."""
 
 import inspect
 from contextlib import contextmanager
@@ -19,13 +19,13 @@ from .turn import Turn
 class PETL(ModuleDict):
     """Methods by name, in config order.
 
-    An MMEngine ModuleDict, so that ``init_weights`` reaches the methods after the trunk's own initialisers.
+    An MMEngine ModuleDict, so that ``init_weights`` reaches the methods after the base's own initialisers.
 
     Args:
-        backbone: The specialised backbone. Held outside the module tree: the trunk is not a child of its methods.
+        backbone: The specialised backbone. Held outside the module tree: the base is not a child of its methods.
         family_name: Which family the backbone belongs to.
         methods: Methods by name.
-        trunk: 'eval' keeps the trunk in evaluation mode while training, 'train' lets it follow the model.
+        trunk: 'eval' keeps the base in evaluation mode while training, 'train' lets it follow the model.
     """
 
     def __init__(self, backbone: nn.Module, family_name: str, methods: Dict[str, Method], trunk: str) -> None:
@@ -77,13 +77,13 @@ class PETL(ModuleDict):
             output=plain(getattr(backbone, 'out_type', None)))
 
     def base_fingerprint(self) -> str:
-        """Fingerprint of the frozen trunk parameters."""
+        """Fingerprint of the frozen base parameters."""
         return base_fingerprint(self.backbone)
 
     def train(self, mode: bool = True) -> 'PETL':
         super().train(mode)
         if mode and self.trunk == 'eval':
-            # The backbone calls its children in order and this one comes last, so the trunk's modules are already
+            # The backbone calls its children in order and this one comes last, so the base's modules are already
             # switched.
             for child in self.backbone.children():
                 if child is not self:
@@ -140,7 +140,7 @@ class PETL(ModuleDict):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within the context the backbone is the plain trunk; see :class:`~mmpetl.backbones.turn.Turn` for threads."""
+        """Within the context the base runs alone; see :class:`~mmpetl.backbones.turn.Turn` for threads."""
         with self.turn.held():
             before, self.enabled = self.enabled, False
             self.refresh()
@@ -163,7 +163,7 @@ class PETL(ModuleDict):
         return self.enabled and self.side_method() is not None
 
     def record(self, run: Callable[[], Any]) -> List[Dict[str, Tensor]]:
-        """Run the trunk without gradients and return what the side method reads of every block."""
+        """Run the base without gradients and return what the side method reads of every block."""
         method = self.side_method()
         taps = [block.tap for block in self._side_view[0]]
         end = len(taps) - 1
@@ -184,7 +184,7 @@ class PETL(ModuleDict):
                 tap.recorder = None
 
     def side_feature(self, run: Callable[[], Any]) -> Tensor:
-        """Feature (B, C') of the side method; ``run`` executes the frozen trunk."""
+        """Feature (B, C') of the side method; ``run`` executes the frozen base."""
         return self.side_method().on_side(self.record(run), self.side_blocks())
 
     def side_blocks(self) -> List[SideBlock]:

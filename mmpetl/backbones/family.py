@@ -24,7 +24,7 @@ class Family:
         blocks: Backbone -> its blocks in order, over all stages.
         specs: Backbone -> one BlockSpec per block.
         embed: Backbone -> patch-embedding module.
-        embed_parameters: Backbone -> weight and bias that a scale and shift after the patch embedding fold into.
+        embed_parameters: Backbone -> weight and bias into which a scale and shift after the patch embedding merge.
         fold_embed_shift: Where the embedding has no bias: backbone and shift (C) -> what to write, and its new value;
             None if impossible.
         final_norm: Backbone -> last LayerNorm, or None.
@@ -43,8 +43,8 @@ class Family:
         check_side: Raises ValueError when side methods are not defined over the backbone's blocks, or it is asked for
             another output than one vector per sample, which is all that they give.
         head: Names of children that are the model's head: they train, as everything outside a backbone does.
-        own_names: For trunks that are not converted from other formats: backbone, state dict -> the state dict under
-            the names that the trunk's library gives now.
+        own_names: For backbones that are not converted from other formats: backbone, state dict -> the state dict under
+            the names that its library gives now.
         clip_axes: Where the backbone takes clips in another order of axes: backbone, (B, 3, T, H, W) -> its own order.
     """
     name: str
@@ -83,7 +83,7 @@ class Entry:
 
     Attributes:
         upstream: Class of the backbones, with its module; or several.
-        types: Registered type -> (function of the family's file that builds it, architecture of its weights). Trunks
+        types: Registered type -> (function of the family's file that builds it, architecture of its weights). Backbones
             of timm and transformers have none: mmpetl.TIMM and mmpetl.HF build them all.
         towers: ``model_type`` of a config of transformers -> name of the class that mmpetl.HF builds for it.
     """
@@ -169,7 +169,7 @@ def family_of(backbone: nn.Module) -> Tuple[str, Family]:
         f'{cls.__module__}.{cls.__qualname__} cannot be adapted; supported backbones: {", ".join(known)}')
 
 
-def trunk_in(model: nn.Module) -> nn.Module:
+def backbone_in(model: nn.Module) -> nn.Module:
     """The supported backbone in a model: the model itself, its ``backbone``, or the only one among its submodules.
 
     Raises:

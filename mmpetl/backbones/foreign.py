@@ -1,4 +1,4 @@
-"""What trunks of timm and transformers share: attention over separate projections, norms at the end, checks by path."""
+"""What backbones of timm and transformers share: separate projections, norms at the end, checks by path."""
 
 from functools import partial
 from typing import Any, Callable, Dict, Optional, Tuple

@@ -1,7 +1,7 @@
 """A model of timm or transformers as backbone of an OpenMMLab model.
 
 The object stays upstream's own, with upstream's parameter names; only what OpenMMLab asks of a backbone is added: a
-tuple of features, and ``init_weights`` that loads ``init_cfg`` instead of drawing the trunk anew.
+tuple of features, and ``init_weights`` that loads ``init_cfg`` instead of drawing the base anew.
 """
 
 from typing import Any, Optional, Tuple

@@ -98,7 +98,7 @@ class HFPatchEmbed:
 
 
 class HFSide:
-    """Mixin: a tower whose outputs are the feature of a side method; the trunk runs without gradients.
+    """Mixin: a tower whose outputs are the feature of a side method; the base runs without gradients.
 
     Class token, pooled output and mean of the patch tokens are all that feature, so heads of transformers find it where
     they look.

@@ -5,9 +5,9 @@ and plain ``load_state_dict``.
 
 * Weights of the same names and shapes pass untouched.
 * Weights of another published format are converted, or refused by name.
-* An adapter without its base gets the base: the weights already in the trunk if they have the right fingerprint, else
+* An adapter without its base gets it: the weights already in the backbone if they have the right fingerprint, else
   those that the backbone's ``init_cfg`` names. Runners do not call ``init_weights`` before testing, so without this an
-  adapter would sit on a random trunk.
+  adapter would sit on random weights.
 """
 
 import logging
@@ -26,10 +26,10 @@ from .base import base_fingerprint, base_state
 
 
 def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'the state dict') -> Dict[str, Tensor]:
-    """Map a state dict of any published format to the trunk's names and shapes.
+    """Map a state dict of any published format to the backbone's names and shapes.
 
     Raises:
-        ValueError: If nothing matches, a trunk key stays missing, or a key is left unexplained. Weights of timm and
+        ValueError: If nothing matches, a backbone key stays missing, or a key is left unexplained. Weights of timm and
             transformers get these libraries' own present names, and fit or are refused.
     """
     family = backbone.petl.family
@@ -57,7 +57,7 @@ def _misfit(backbone: nn.Module, state: Dict[str, Tensor], source: str) -> str:
 
 
 def load_base(backbone: nn.Module) -> Optional[Dict[str, Tensor]]:
-    """Trunk weights that the backbone's ``init_cfg`` names, converted; None if it names none."""
+    """Base weights that the backbone's ``init_cfg`` names, converted; None if it names none."""
     cfg = getattr(backbone, 'init_cfg', None)
     if not (isinstance(cfg, dict) and cfg.get('type') == 'Pretrained'):
         return None
@@ -71,7 +71,7 @@ def load_base(backbone: nn.Module) -> Optional[Dict[str, Tensor]]:
 
 
 def _fitting(backbone: nn.Module, state: Dict[str, Tensor]) -> Optional[Dict[str, Tensor]]:
-    """The trunk's part of ``state`` if names and shapes are already those of the trunk, else None."""
+    """The backbone's part of ``state`` if names and shapes are already its own, else None."""
     own = base_state(backbone)
     if all(k in state and state[k].shape == v.shape for k, v in own.items()):
         return {k: state[k] for k in own}
@@ -79,10 +79,10 @@ def _fitting(backbone: nn.Module, state: Dict[str, Tensor]) -> Optional[Dict[str
 
 
 def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str, Tensor]:
-    """Trunk weights on which an adapter file belongs.
+    """Base weights on which an adapter file belongs.
 
     Raises:
-        ValueError: If neither the trunk nor ``init_cfg`` has the weights on which the adapter was trained.
+        ValueError: If neither the backbone nor ``init_cfg`` has the weights on which the adapter was trained.
     """
     wanted = (header or {}).get('base') or {}
     current = base_state(backbone)
@@ -147,20 +147,20 @@ def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local
     own = base_state(module)
     given = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
     methods_given = {k for k in given if k.startswith('petl.')}
-    trunk_given = {k: v for k, v in given.items() if k not in methods_given}
+    base_given = {k: v for k, v in given.items() if k not in methods_given}
     header = local_metadata.get(STATE_KEY)
-    if header is not None or (methods_given and not set(own) & set(trunk_given)):
+    if header is not None or (methods_given and not set(own) & set(base_given)):
         _check_adapter_keys(module, given, header)
         filled = _base_for(module, header)
         state_dict.update({prefix + k: v for k, v in filled.items() if prefix + k not in state_dict})
-    elif _fitting(module, trunk_given) is None:
-        source = trunk_given or {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
+    elif _fitting(module, base_given) is None:
+        source = base_given or {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
         converted = convert_for(module, source)
         for key in source:
-            state_dict.pop(prefix + key if trunk_given else key, None)
+            state_dict.pop(prefix + key if base_given else key, None)
         state_dict.update({prefix + k: v for k, v in converted.items()})
     if not methods_given:
-        # Weights of a plain trunk say nothing about the methods: they keep their values.
+        # Weights of the base alone say nothing about the methods: they keep their values.
         state_dict.update({prefix + k: v for k, v in module.state_dict().items() if k.startswith('petl.')})
     module.petl.base.update(loaded=True, alone=not methods_given)
 

@@ -121,7 +121,7 @@ def _check_side(model: VisionTransformer) -> None:
 
 
 class SideTimmVisionTransformer(VisionTransformer):
-    """A VisionTransformer whose feature is that of a side method; the trunk runs without gradients."""
+    """A VisionTransformer whose feature is that of a side method; the base runs without gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, H, W) -> (B, C') or, with a head, (B, classes)."""

@@ -106,7 +106,7 @@ def _check_side(model: VisionTransformer) -> None:
 
 
 class SideVideoMAE(VisionTransformer):
-    """A VideoMAE whose output is the feature of a side method; the trunk runs without gradients."""
+    """A VideoMAE whose output is the feature of a side method; the base runs without gradients."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 3, T, H, W) -> (B, C')."""

@@ -145,7 +145,7 @@ def _fold_embed_shift(model: VisionTransformer, shift: Tensor) -> Tuple[Tensor, 
 
 
 class SideVisionTransformer(VisionTransformer):
-    """A VisionTransformer whose output is the feature of a side method; the trunk runs without gradients."""
+    """A VisionTransformer whose output is the feature of a side method; the base runs without gradients."""
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """x (B, 3, H, W) -> one feature (B, C')."""

@@ -48,12 +48,12 @@ class Scores(nn.Module):
         return y[-1] if isinstance(y, (tuple, list)) else y
 
 
-def fold_if_possible(model: nn.Module) -> Tuple[Optional[MergeReport], str]:
-    """Fold what is attached; where it cannot be folded the model stays as it is, and the reason is returned."""
+def merge_if_possible(model: nn.Module) -> Tuple[Optional[MergeReport], str]:
+    """Merge what is attached; where it cannot be merged the model stays as it is, and the reason is returned."""
     try:
         return merge(model), ''
     except ValueError as error:
-        if 'cannot be folded' not in str(error):
+        if 'cannot be merged' not in str(error):
             raise
         return None, str(error).replace('; the model is unchanged', '')
 
@@ -62,18 +62,18 @@ def export_onnx(model: nn.Module, path: str, backbone_only: bool = False) -> Lis
     """Write scores (or features) of preprocessed inputs as an ONNX graph that onnxruntime computes alike.
 
     Args:
-        model: Model with loaded weights; methods are folded where possible and stay in the graph otherwise.
+        model: Model with loaded weights; methods are merged where possible and stay in the graph otherwise.
         path: ``*.onnx``.
         backbone_only: Features in place of scores.
 
     Returns:
         Lines that say what was done.
     """
-    report, reason = fold_if_possible(model)
+    report, reason = merge_if_possible(model)
     backbone, _ = find_backbone(model)
     module = Scores(backbone if backbone_only else model)
     difference = to_onnx(module, probe_for(backbone, 2), path)
-    what = str(report) if report else f'not folded, the graph holds the methods: {reason}'
+    what = str(report) if report else f'not merged, the graph holds the methods: {reason}'
     return [what, f'max |difference| {difference:.1e} between onnxruntime and the model',
             'its input x is preprocessed: normalise as the data_preprocessor of the config does']
 
@@ -129,7 +129,7 @@ def export_library(model: nn.Module, library: str, path: str, source: str, backb
         backbone_only: Leave out classifier and projection.
 
     Raises:
-        ValueError: If a method cannot be folded, or the library has no such architecture.
+        ValueError: If a method cannot be merged, or the library has no such architecture.
     """
     backbone, prefix = find_backbone(model)
     arch = backbone.petl.family.arch(backbone)
@@ -145,7 +145,7 @@ def export_library(model: nn.Module, library: str, path: str, source: str, backb
         exported_from=os.path.basename(source),
         library=library,
         arch=arch,
-        merged=report.folded)
+        merged=report.merged)
     target = path
     if library == 'hf':
         if os.path.isfile(path) or path.endswith(('.safetensors', '.pth')):
@@ -182,7 +182,7 @@ def export_peft(model: nn.Module, library: str, folder: str, prefix: str = '') -
     scales = next((m.scales for m in petl.values() if hasattr(m, 'scales')), None)
     if petl.tune:
         raise ValueError(
-            f'the adapter also changes trunk parameters ({", ".join(petl.tune[:3])}), which a peft LoRA cannot hold')
+            f'the adapter also changes base parameters ({", ".join(petl.tune[:3])}), which a peft LoRA cannot hold')
     state, config = lora_to_peft(
         adapter_state(model), header['methods'], arch, library, prefix, header['base'].get('id'), scales)
     write_peft(folder, state, config)
@@ -251,7 +251,7 @@ def run(args: argparse.Namespace) -> None:
         elif target == 'safetensors':
             report = merge(model)
             state = find_backbone(model)[0].state_dict() if args.backbone_only else model.state_dict()
-            write_state(args.out, state, dict(mmpetl_version=__version__, merged=report.folded))
+            write_state(args.out, state, dict(mmpetl_version=__version__, merged=report.merged))
             said = [str(report)]
         else:
             said = export_library(model, target, args.out, args.adapter, args.backbone_only)

@@ -65,8 +65,8 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
             for k, v in loaded.items() if k != 'state_dict' and v is not header
         },
         header=header)
-    trunk = {k: v for k, v in state.items() if '.petl.' not in f'.{k}'}
-    found['format'], found['fits'] = _fits(trunk, header)
+    base = {k: v for k, v in state.items() if '.petl.' not in f'.{k}'}
+    found['format'], found['fits'] = _fits(base, header)
     if config:
         found['report'] = _try(state, header, config)
     return found
@@ -96,15 +96,15 @@ def _not_finite(state: Mapping[str, Tensor]) -> List[str]:
     return [k for k, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
 
 
-def _fits(trunk: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
+def _fits(base: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
     if header is not None:
         base = header['base'].get('id') or header['base'].get('checkpoint') or 'its base'
         return None, [f'{TYPES_OF_CLASS.get(header["backbone"], header["backbone"])} on {base}']
     try:
-        name = detect(trunk)
+        name = detect(base)
     except ValueError:
         return None, []
-    own = natural_arch(dict(trunk))
+    own = natural_arch(dict(base))
     others = [a for a, arch in ARCHS.items() if FORMATS[name].family in arch.families[1:]]
     return name, [TYPE_OF_ARCH[own], *(f'{TYPE_OF_ARCH[a]} (inflated to video)' for a in others)]
 

@@ -67,7 +67,7 @@ COMMANDS: Dict[str, Command] = {
         'mmpetl convert ViT-B_16.npz vit-b16.safetensors', )),
     'inspect': Command('inspect', 'what a checkpoint or adapter file holds', (
         'mmpetl inspect work_dirs/lora/adapter.safetensors', )),
-    'merge': Command('merge', 'fold an adapter into its base', (
+    'merge': Command('merge', 'merge an adapter into its base', (
         'mmpetl merge quickstart/lora work_dirs/lora/adapter.safetensors -o merged.pth', )),
     'export': Command('export', 'a model for other runtimes and libraries', (
         'mmpetl export quickstart/lora work_dirs/lora/adapter.safetensors -o model.onnx', )),

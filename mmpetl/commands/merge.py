@@ -1,4 +1,4 @@
-"""Fold an adapter into its base: tools/merge_adapter.py and mmpetl merge."""
+"""Merge an adapter into its base: tools/merge_adapter.py and mmpetl merge."""
 
 import argparse
 import os
@@ -15,22 +15,22 @@ from ..version import __version__
 
 def load_and_merge(cfg: Config, path: str, base: str = '', verify: bool = True,
                    tolerance: float = 1e-3, force: bool = False) -> Tuple[nn.Module, MergeReport, Dict[str, Any]]:
-    """Build the model of a config, load base and adapter, fold.
+    """Build the model of a config, load base and adapter, merge.
 
     Args:
         cfg: Config.
         path: Adapter file or checkpoint.
         base: Weight file of the base in place of the one that the config names.
-        verify: Compare the folded with the unfolded backbone on a probe batch.
+        verify: Compare the backbone before and after on a probe batch.
         tolerance: Largest accepted difference, relative to the largest output.
         force: See :func:`mmpetl.load_adapter`.
 
     Returns:
-        The merged model in evaluation mode, what was folded, and the header that describes the adapter.
+        The merged model in evaluation mode, what was merged, and the header that describes the adapter.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If base and adapter do not belong together, or a method cannot be folded.
+        ValueError: If base and adapter do not belong together, or a method cannot be merged.
     """
     if base:
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=base)
@@ -45,7 +45,7 @@ def _meta(header: Dict[str, Any], report: MergeReport, path: str) -> Dict[str, A
     return dict(
         mmpetl_version=__version__,
         merged_from=os.path.basename(path),
-        merged=report.folded,
+        merged=report.merged,
         max_difference=report.max_difference,
         methods=header['methods'],
         backbone=header['backbone'],
@@ -71,7 +71,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 def add_parser(subparsers: Any) -> None:
     """Add ``mmpetl merge``."""
-    _add_arguments(subparsers.add_parser('merge', help='fold an adapter into its base')).set_defaults(run=run)
+    _add_arguments(subparsers.add_parser('merge', help='merge an adapter into its base')).set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: What does not fit or cannot be folded, in one line; nothing is written.
+        ValueError: What does not fit or cannot be merged, in one line; nothing is written.
     """
     check_output(args.out, (args.config, args.adapter, args.base or args.config))
     cfg = read_config(args.config, args.cfg_options)

@@ -29,7 +29,7 @@ def rows(p: Plan) -> List[Tuple[str, str]]:
             ('input x batch', f'{"x".join(map(str, p.input))} x {p.batch}'), ('base parameters', f'{p.base:,}'),
             ('trainable without head', f'{p.without_head:,}'), ('  % of base', f'{p.percent:.3f}'),
             ('head', f'{p.head:,}'), ('trainable with head', f'{p.total:,}'), ('adapter file', _size(p.adapter_bytes)),
-            ('GMAC of one input', f'{p.gmac:.2f}'), ('  plain trunk', f'{p.gmac_base:.2f}'),
+            ('GMAC of one input', f'{p.gmac:.2f}'), ('  base alone', f'{p.gmac_base:.2f}'),
             ('weights', _size(p.weight_bytes)), ('activations of a batch', _size(p.activation_bytes)),
             ('gradients', _size(p.gradient_bytes)), ('optimizer', _size(p.optimizer_bytes)),
             ('training memory', _size(p.memory_bytes)), ('notes', '\n'.join(p.notes) or '-')]

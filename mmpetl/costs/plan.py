@@ -50,12 +50,12 @@ class Plan:
     Attributes:
         config: Name of the config file.
         backbone: Registered type.
-        methods: Methods and their arguments, and patterns of tuned trunk parameters.
+        methods: Methods and their arguments, and patterns of tuned base parameters.
         input: Shape of one input, (3, H, W) or (3, T, H, W).
         batch: Inputs per training step and process.
-        base: Parameters of the trunk.
+        base: Parameters of the base, those that train included.
         per_method: Trainable parameters per method.
-        without_head: Trainable parameters of methods and trunk.
+        without_head: Trainable parameters of methods and base.
         head: Trainable parameters outside the backbone.
         total: All trainable parameters.
         percent: ``without_head`` in percent of ``base``.

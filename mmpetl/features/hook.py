@@ -1,4 +1,4 @@
-"""Training on features of the frozen trunk that are computed once per image."""
+"""Training on features of the frozen base that are computed once per image."""
 
 import copy
 import hashlib
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..registry import HOOKS
 from ..sites import nearest
 from ..weights.atomic import part_of
-from .store import PLACES, FeatureStore, Feed, backbone_of, trunk_identity
+from .store import PLACES, FeatureStore, Feed, backbone_of, base_identity
 
 TYPES = {None: None, 'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 MODES = ('train', 'val')
@@ -169,14 +169,14 @@ def _take_name(partial: Path, folder: Path) -> None:
 
 @HOOKS.register_module()
 class FeatureCacheHook(Hook):
-    """Compute the features of the frozen trunk once per image before training, then train on them.
+    """Compute the features of the frozen base once per image before training, then train on them.
 
     For linear probes (no methods, no ``tune``), SynQT, VQT and LST with a pipeline that is not random. Images are not
     even decoded again. Losses, gradients and random numbers are those of training without the hook; on a CPU in single
     precision bitwise so.
 
     The features lie in the first of device memory, pinned host memory and disk in whose free half they fit. On disk
-    they stay for later runs, under a key of the samples, their files, the transforms, the trunk's weights and
+    they stay for later runs, under a key of the samples, their files, the transforms, the base's weights and
     structure, and the type. Several processes share one table on disk. On a CPU the features of a step lie where those
     of the next step will lie: copy what is to outlive a step.
 
@@ -188,7 +188,7 @@ class FeatureCacheHook(Hook):
         folder: Folder for features on disk; default ``<work_dir>/features``.
 
     Raises:
-        ValueError: Before training starts, if an option is unknown, the data or the trunk are not the same every time,
+        ValueError: Before training starts, if an option is unknown, the data or the base are not the same every time,
             a method changes the token stream, or the features fit nowhere.
     """
 
@@ -246,7 +246,7 @@ class FeatureCacheHook(Hook):
         folder = Path(self.folder or Path(runner.work_dir) / 'features') / key
         found = self._agreed(self.place in (None, 'disk') and (folder / COMPLETE).exists())
         partial = Path(self._agreed(str(part_of(folder)) if get_rank() == 0 and not found else ''))
-        samples, store = self._run_trunk(runner, model, loader, chosen, folder if found else partial, found)
+        samples, store = self._run_base(runner, model, loader, chosen, folder if found else partial, found)
         barrier()
         if store.place == 'disk' and not found and get_rank() == 0:
             store.finish(partial / COMPLETE)
@@ -267,7 +267,7 @@ class FeatureCacheHook(Hook):
         ]
         identity = dict(
             data=data_identity(loader.dataset, model),
-            trunk=trunk_identity(backbone_of(model)),
+            trunk=base_identity(backbone_of(model)),
             precision=precision,
             device=next(model.parameters()).device.type,
             batch=loader.batch_size)
@@ -280,9 +280,9 @@ class FeatureCacheHook(Hook):
         broadcast_object_list(values, src=0)
         return values[0]
 
-    def _run_trunk(self, runner: Any, model: nn.Module, loader: DataLoader, chosen: List[int], folder: Path,
+    def _run_base(self, runner: Any, model: nn.Module, loader: DataLoader, chosen: List[int], folder: Path,
                    found: bool) -> Tuple[List[Any], FeatureStore]:
-        """Read all samples once and run the trunk where features are missing -> data samples (without images) and the
+        """Read all samples once and run the base where features are missing -> data samples (without images) and the
         store."""
         store: Optional[FeatureStore] = None
         samples: List[Any] = []

@@ -1,7 +1,7 @@
 """Frozen features, computed once per image: where they are kept, and how a backbone is fed with them.
 
 What is kept is what the trainable part reads: the outputs of the backbone for a linear probe, the per-block activations
-for side methods (SynQT, VQT, LST). That is valid only where the frozen trunk sees the same input every time and nothing
+for side methods (SynQT, VQT, LST). That is valid only where the frozen base sees the same input every time and nothing
 trainable acts on its tokens; :func:`check_cacheable` refuses everything else.
 
 Where the features go is a rule, not a guess: the first of device memory, pinned host memory and disk in whose free half
@@ -42,7 +42,7 @@ def check_cacheable(backbone: nn.Module) -> None:
     """Refuse a backbone whose frozen features are not the same every time.
 
     Raises:
-        ValueError: If a method acts on the token stream, a trunk parameter trains, or the trunk has dropout in train
+        ValueError: If a method acts on the token stream, a base parameter trains, or the base has dropout in train
             mode.
     """
     for method in backbone.petl.values():
@@ -59,7 +59,7 @@ def check_cacheable(backbone: nn.Module) -> None:
             rates = [getattr(module, key, 0) for key in ('p', 'drop_prob', 'attn_drop')]
             if not name.startswith('petl.') and any(isinstance(r, float) and r > 0 for r in rates):
                 raise ValueError(
-                    f"{name} drops at random in the frozen trunk, so its features cannot be cached; set trunk='eval'")
+                    f"{name} drops at random in the frozen base, so its features cannot be cached; set trunk='eval'")
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------
@@ -217,9 +217,9 @@ class _Captured(Exception):
 
 
 class Feed:
-    """Stands between the trunk of a backbone and its trainable part.
+    """Stands between the frozen part of a backbone and its trainable one.
 
-    ``capture`` returns the frozen features of an input; while ``features`` is set, the backbone uses them and the trunk
+    ``capture`` returns the frozen features of an input; while ``features`` is set, the backbone uses them and the base
     does not run. The backbone is given back its own behaviour by :meth:`remove`.
 
     Args:
@@ -231,7 +231,7 @@ class Feed:
 
     def __init__(self, backbone: nn.Module) -> None:
         check_cacheable(backbone)
-        #: What the backbone shall use instead of running its trunk, or None.
+        #: What the backbone shall use instead of running its blocks, or None.
         self.features: Any = None
         self._capturing = False
         # A side method asks for its reads through ``petl.record``; without one the features are the backbone's own
@@ -250,7 +250,7 @@ class Feed:
 
     @torch.no_grad()
     def capture(self, run: Callable[[], Any]) -> Any:
-        """Frozen features of whatever ``run()`` gives to the backbone; nothing behind the trunk runs.
+        """Frozen features of whatever ``run()`` gives to the backbone; nothing behind the base runs.
 
         Raises:
             ValueError: If ``run`` never reaches the backbone.
@@ -270,7 +270,7 @@ class Feed:
         self._owner.__dict__.pop(self._name, None)
 
 
-def trunk_identity(backbone: nn.Module) -> Dict[str, Any]:
+def base_identity(backbone: nn.Module) -> Dict[str, Any]:
     """What the features of a backbone depend on: weights, structure, settings and what is read."""
     side = backbone.petl.side_method()
     state = {k: v for k, v in backbone.state_dict().items() if not k.startswith('petl.')}

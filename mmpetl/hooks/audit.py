@@ -17,7 +17,7 @@ class GradientAuditHook(Hook):
     """Check the first training iteration, then get out of the way.
 
     A trainable tensor without gradient means that a method was attached but never runs; a frozen one that changed means
-    that something else trains the trunk; a method whose gradients are all zero for some iterations has no effect. All
+    that something else trains the base; a method whose gradients are all zero for some iterations has no effect. All
     are silent in the libraries below.
 
     Args:

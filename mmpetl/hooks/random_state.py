@@ -112,7 +112,7 @@ _classes: Dict[type, type] = {}
 def _reading_draws(cls: Any) -> type:
     """Subclass of a dataset's class that reads a sample which comes with a seed with that seed; one per class.
 
-    Nothing but the class of an object changes, as it does in the trunk, so whatever looks at the dataset finds it
+    Nothing but the class of an object changes, as it does in the backbone, so whatever looks at the dataset finds it
     unchanged.
     """
     if hasattr(cls, 'reads_draws'):

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2210.08823, equation 2::
     y <- scale * y + shift      per channel, scale ~ N(1, 0.02), shift ~ N(0, 0.02)
 
 after the patch embedding, both norms, q, k, v, proj, fc1 (before the activation), fc2 and the final norm. All of it
-folds into the weights of the operation before.
+merges into the weights of the operation before.
 """
 
 from typing import Optional, Sequence, Tuple, Union

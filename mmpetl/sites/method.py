@@ -204,7 +204,7 @@ class Method(BaseModule):
 
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:
         """The weight (Cout, Cin) that replaces ``weight`` together with ``on_input`` on ``op`` of block ``i``; None if
-        it cannot be folded."""
+        it cannot be merged."""
         return None
 
     def fold_norm(self, i: int, op: str, weight: Tensor,

@@ -135,12 +135,12 @@ def _sizes(plan: Plan) -> Dict[str, int]:
     model_cfg.pop('head', None)
     with torch.device('meta'):
         model = MODELS.build(model_cfg)
-    trunk = sum(p.numel() for n, p in model.backbone.named_parameters() if not n.startswith('petl.'))
+    base = sum(p.numel() for n, p in model.backbone.named_parameters() if not n.startswith('petl.'))
     neck = sum(p.numel() for p in model.neck.parameters()) if model.with_neck else 0
     classes = statistics.fmean(t.num_classes for t in get_suite(plan['suite']).tasks.values())
     heads = classes * ((cfg.model.head.get('in_channels') or 0) + 1)
     return dict(
-        num_params=trunk + neck + round(heads), num_visual_params=trunk + neck, num_backbone_params=trunk + neck)
+        num_params=base + neck + round(heads), num_visual_params=base + neck, num_backbone_params=base + neck)
 
 
 def write_submission(entries: Sequence[Mapping[str, Any]], path: str) -> None:

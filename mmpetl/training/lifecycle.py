@@ -94,7 +94,7 @@ def name_base(cfg: Config) -> None:
         print_log(f'load_from={path} holds a base: taken as model.backbone.init_cfg', 'current')
         backbone['init_cfg'] = ConfigDict(type='Pretrained', checkpoint=path)
     if not any(key.startswith('backbone.') for key in loaded['state_dict']):
-        cfg.load_from = None  # a trunk by itself has nothing for the rest of the model
+        cfg.load_from = None  # a base by itself has nothing for the rest of the model
 
 
 def _set_loop(cfg: Config) -> None:

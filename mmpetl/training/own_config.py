@@ -37,10 +37,10 @@ METHODS: Dict[str, List[Dict[str, Any]]] = {
     'LST': [dict(type='LST', reduction=8)],
     'VQT': [dict(type='VQT', num_tokens=10)],
 }
-#: Patterns of trunk parameters that train, and the learning rate where it is not that of the schedule.
+#: Patterns of base parameters that train, and the learning rate where it is not that of the schedule.
 TUNE = {'bitfit': ['*bias*'], 'full': ['*']}
 RATES = {'full': 5e-5}
-#: Trunk of videos -> the shipped data file whose clips it reads; the first whose name begins the base's counts.
+#: Base for videos -> the shipped data file whose clips it reads; the first whose name begins the base's counts.
 CLIPS = {'videomae-dinov2': 'motion6', 'video-swin-base': 'hmdb51_8x2', '': 'hmdb51_16x4'}
 DEFAULT_BASE = {'picture': 'dinov2-small', 'video': 'videomae-small'}
 #: Training steps that even the smallest data set gets, and bounds of the epochs.
@@ -55,7 +55,7 @@ class Choice:
         base: Name of a file in ``configs/_base_/backbones``.
         methods: Names of the methods, in the order in which they are applied.
         petl: Their configs.
-        tune: Patterns of trunk parameters that train beside those of the base file.
+        tune: Patterns of base parameters that train beside those of the base file.
     """
     base: str
     methods: List[str]
@@ -70,7 +70,7 @@ class Choice:
 
 @lru_cache(maxsize=None)
 def bases(kind: str) -> Dict[str, Path]:
-    """The shipped trunks for pictures or videos, by name."""
+    """The shipped bases for pictures or videos, by name."""
     scopes = dict(picture='ImageClassifier', video='Recognizer3D')
     found = {}
     for path in sorted((config_folder() / '_base_' / 'backbones').glob('*.py')):

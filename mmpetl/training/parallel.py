@@ -1,6 +1,6 @@
-"""FSDP and DeepSpeed for MMEngine's FlexibleRunner, with a frozen trunk and small methods in mind.
+"""FSDP and DeepSpeed for MMEngine's FlexibleRunner, with a frozen base and small methods in mind.
 
-MMEngine's own strategies leave to their users: units of parameters that suit a frozen trunk, adapters of whole tensors,
+MMEngine's own strategies leave to their users: units of parameters that suit a frozen base, adapters of whole tensors,
 gradient clipping over all shards, and resuming at the right epoch with an optimizer of torch >= 2.1. Configs:
 ``configs/_base_/strategies``.
 """
@@ -30,7 +30,7 @@ from ..registry import FUNCTIONS, STRATEGIES
 
 @FUNCTIONS.register_module()
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Policy for FSDP: every block of the trunk is a unit.
+    """Policy for FSDP: every block of the backbone is a unit.
 
     A frozen block then has no gradient and no optimizer state at all. Methods, head and what lies around the blocks
     form the rest.
@@ -208,7 +208,7 @@ class DeepSpeedStrategy(_SeveralProcesses, UpstreamDeepSpeed):
 
     The optimizer wrapper of an ordinary config is taken over: clipping, accumulation and ``--amp`` (DeepSpeed's
     ``torch_autocast``, in bfloat16) become entries of DeepSpeed's config, and ``auto_scale_lr`` works. DeepSpeed's
-    checkpoints leave the frozen trunk out.
+    checkpoints leave the frozen base out.
 
     Args:
         zero_optimization: See DeepSpeed; stage 2 unless given.
@@ -233,11 +233,11 @@ class DeepSpeedStrategy(_SeveralProcesses, UpstreamDeepSpeed):
         zero = dict(zero_optimization or dict(stage=2))
         if zero.get('stage', 0) > 2:
             raise ValueError(
-                'DeepSpeedStrategy: stage 3 shares out the trunk, adapters need it whole; use stage 2, or FSDPStrategy')
+                'DeepSpeedStrategy: stage 3 shares out the base, adapters need it whole; use stage 2, or FSDPStrategy')
         for key in ('fp16', 'bf16', 'amp'):
             if (kwargs.get(key) or {}).get('enabled'):
                 raise ValueError(
-                    f'DeepSpeedStrategy: {key} casts the frozen trunk, so that the adapter would belong to another '
+                    f'DeepSpeedStrategy: {key} casts the frozen base, so that the adapter would belong to another '
                     f'base; '
                     'use --amp (torch_autocast)')
         install_deepspeed_stub()
@@ -298,7 +298,7 @@ class DeepSpeedStrategy(_SeveralProcesses, UpstreamDeepSpeed):
         return checkpoint
 
     def resume(self, filename: str, **kwargs: Any) -> dict:
-        """Resume from a folder that DeepSpeed wrote: the frozen trunk is not in it and comes from where ``init_cfg``
+        """Resume from a folder that DeepSpeed wrote: the frozen base is not in it and comes from where ``init_cfg``
         found it."""
         if not os.path.isdir(filename):
             raise ValueError(f'DeepSpeedStrategy resumes from a folder that DeepSpeed wrote, and {filename} is none')

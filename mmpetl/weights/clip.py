@@ -31,7 +31,7 @@ OPENAI_OUTER: Ignored = (
     (r'(?:module\.)?(text\.|transformer\.|token_embedding|positional_embedding|ln_final|text_projection|cls_emb|'
      r'attn_mask).*',
      _TEXT),
-    (r'(?:module\.)?(logit_scale|logit_bias|input_resolution|context_length|vocab_size)', 'not part of the trunk'),
+    (r'(?:module\.)?(logit_scale|logit_bias|input_resolution|context_length|vocab_size)', 'not part of the backbone'),
 )
 
 _HF_LAYER = r'encoder\.layers\.(\d+)\.'
@@ -48,7 +48,7 @@ HF: Rules = (
     (r'post_layernorm\.(weight|bias)', r'ln1.\1'),
 )
 HF_IGNORED: Ignored = ((r'embeddings\.position_ids', 'not a weight'),)
-HF_OUTER: Ignored = ((r'text_(model|projection)\..*', _TEXT), (r'logit_scale|logit_bias', 'not part of the trunk'))
+HF_OUTER: Ignored = ((r'text_(model|projection)\..*', _TEXT), (r'logit_scale|logit_bias', 'not part of the backbone'))
 
 
 def from_openai(state: State, report: Report) -> State:

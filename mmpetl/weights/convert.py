@@ -85,7 +85,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
     Args:
         state_dict (Mapping): Tensors under their published names, any prefix; other entries are left aside.
         target_shapes (dict | None): ``{key: shape}`` of the backbone's own state dict. Keys below ``petl.`` are not
-            part of the trunk and are ignored. None: keep the shapes of the file.
+            part of the base and are ignored. None: keep the shapes of the file.
         arch (str): One of :data:`mmpetl.weights.archs.ARCHS`.
         as_name (str | None): Format of ``state_dict``; None finds out.
         grid (tuple | None): Target grid of patches, (H, W) or (T, H, W); needed where it is not square or is inflated
@@ -95,7 +95,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
         tuple: State dict with the backbone's key names (no prefix, half precision becomes single) and the match report.
 
     Raises:
-        ValueError: Unknown format or architecture, a trunk key that the file lacks, a key of the file that nothing
+        ValueError: Unknown format or architecture, a backbone key that the file lacks, a key of the file that nothing
             explains, or a shape that cannot be brought to the target's.
     """
     if arch not in ARCHS:
@@ -134,13 +134,13 @@ def _gather(tensors: State, prefix: str, known: Format, report: Report) -> State
             continue
         if key.endswith('visual_projection.weight'):
             report.extras['proj'] = tensor.t().contiguous()
-            report.left_out[key] = 'projection to the space shared with text, not part of the trunk'
+            report.left_out[key] = 'projection to the space shared with text, not part of the backbone'
             continue
         reason = next((reason for pattern, reason in known.outer_ignored if re.fullmatch(pattern, key)), None)
         report.left_out[key] = reason or f'outside {prefix}*, where the backbone is'
     petl = [key for key in inside if key.startswith('petl.')]
     for key in petl:
-        report.left_out[key] = 'adapter, not part of the trunk'
+        report.left_out[key] = 'adapter, not part of the backbone'
         del inside[key]
     return inside
 

@@ -24,7 +24,7 @@ def export_names(state: Mapping[str, torch.Tensor], arch: str, library: str) -> 
     """Rename a merged backbone for another library.
 
     Args:
-        state (Mapping): Trunk under mmpretrain's or mmaction2's names, without prefix and without ``petl.*``. May hold
+        state (Mapping): Base under mmpretrain's or mmaction2's names, without prefix and without ``petl.*``. May hold
             ``head.weight`` and ``head.bias`` (classes, C) and, for CLIP, ``proj`` (C, embedding).
         arch (str): One of :data:`mmpetl.weights.archs.ARCHS`.
         library (str): 'timm', 'hf', 'openai' or 'original'. 'hf' means the names of files on the hub, which every

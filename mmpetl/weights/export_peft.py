@@ -32,7 +32,7 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
     """Translate the LoRA of an adapter file.
 
     Args:
-        tensors (Mapping): Tensors of the adapter; those outside ``petl.`` (head, tuned trunk parameters) are not LoRA
+        tensors (Mapping): Tensors of the adapter; those outside ``petl.`` (head, tuned base parameters) are not LoRA
             and are left to the caller.
         methods (list): ``header['methods']``.
         arch (str): One of :data:`mmpetl.weights.archs.ALL_ARCHS`.

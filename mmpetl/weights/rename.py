@@ -40,7 +40,7 @@ def rename(state: Mapping[str, torch.Tensor], rules: Rules, ignored: Ignored, re
             new = hit[0].expand(hit[1])
             if new.startswith('+'):
                 report.extras[new[1:]] = tensor
-                report.left_out[key] = HEAD if 'head' in new else 'not part of the trunk'
+                report.left_out[key] = HEAD if 'head' in new else 'not part of the backbone'
             else:
                 found[new] = tensor
             continue

@@ -21,7 +21,7 @@ class Report:
         left_out (dict[str, str]): Keys of the file that are not used, with the reason.
         unexpected (list[str]): Keys of the file that nothing explains.
         notes (list[str]): What else a reader should know, such as approximations.
-        extras (dict[str, Tensor]): Tensors outside the trunk that may be of use: ``head.weight``, ``head.bias``,
+        extras (dict[str, Tensor]): Tensors outside the backbone that may be of use: ``head.weight``, ``head.bias``,
             ``proj`` (CLIP: width x embedding), ``register_tokens``, ``pre_logits.weight``, ``pre_logits.bias``.
     """
     source: str

@@ -53,7 +53,7 @@ def from_original(state: State, report: Report) -> State:
 
 
 def from_hf(state: State, report: Report) -> State:
-    """Hugging Face VideoMAE; its classifier's ``fc_norm`` stands beside the trunk and comes in with it."""
+    """Hugging Face VideoMAE; its classifier's ``fc_norm`` stands beside the backbone and comes in with it."""
     return split_bias(rename(state, (*HF, *ORIGINAL), HF_IGNORED, report), report)
 
 
@@ -174,8 +174,8 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
 
 
 def _published_grid(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int, int] | None:
-    """Grid (T, H, W) that the published trunks were pre-trained with, 16 frames of 224 x 224 pixels; None for trunks of
-    other patches or widths."""
+    """Grid (T, H, W) that the published models were pre-trained with, 16 frames of 224 x 224 pixels; None for models
+    of other patches or widths."""
     dim, _, *patch = shapes.get('patch_embed.projection.weight', (0, 0))
     if dim < 384 or patch not in ([2, 16, 16], [2, 14, 14]):
         return None
@@ -183,7 +183,7 @@ def _published_grid(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int, int] 
 
 
 def _published_table(shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None) -> torch.Tensor:
-    """The fixed table of a file that holds none: that of the pre-trained grid, as the trunk knows no other, or of the
+    """The fixed table of a file that holds none: that of the pre-trained grid, as the model knows no other, or of the
     target where the grids are not known."""
     _, length, dim = shapes['pos_embed']
     source = _published_grid(shapes)

@@ -174,7 +174,7 @@ def test_hot_swap(base, tmp_path):
     mmpetl.merge(base)
     for action in (lambda: bank.hot_swap('lora', str(tmp_path / 'lora.safetensors')), lambda: bank.switch('tuned'),
                    lambda: bank.add('new', LORA)):
-        with pytest.raises(ValueError, match='merged into the trunk'):
+        with pytest.raises(ValueError, match='merged into the base'):
             action()
 
 
@@ -330,7 +330,7 @@ def test_shallow_prompts_in_one_batch():
 
 def test_what_cannot_be_mixed(base):
     bank = filled(base, 'lora', 'tuned')
-    with pytest.raises(ValueError, match="adapter 'tuned' changes trunk parameters"), bank.mixed(['lora', 'tuned']):
+    with pytest.raises(ValueError, match="adapter 'tuned' changes base parameters"), bank.mixed(['lora', 'tuned']):
         pass
     assert bank.active == 'tuned'
     with pytest.raises(ValueError, match='no adapter'), bank.mixed(['lor']):

@@ -198,7 +198,7 @@ WAYS = {
     'load_state_dict': lambda c, f: load_checkpoint(model_of(c), adapter(f), 'cpu'),
     'inspect --config': lambda c, f: inspect_file(adapter(f), str(c)),
 }
-#: These end in a refusal of their own: AdaptFormer cannot be folded.
+#: These end in a refusal of their own: AdaptFormer cannot be merged.
 UNFOLDED = ('merge', )
 #: Ways that know the model alone, not its data.
 MODEL_ALONE = ('load_trained', 'load_adapter', 'bank.add_file', 'bank.hot_swap', 'load_state_dict')
@@ -235,7 +235,7 @@ def test_what_belongs_is_taken(trained, way):
                                                                  ('tools/test.py', 'classes')])
 def test_force_takes_it_all_the_same(trained, way, name):
     if way == 'merge':
-        with pytest.raises(ValueError, match='cannot be folded'):  # AdaptFormer: past the comparison
+        with pytest.raises(ValueError, match='cannot be merged'):  # AdaptFormer: past the comparison
             WAYS[way](changed(trained, name), trained, '--force')
         return
     WAYS[way](changed(trained, name), trained, '--force')

@@ -1,4 +1,4 @@
-"""Folders of peft, both ways, against the installed peft: equal outputs on every kind of trunk."""
+"""Folders of peft, both ways, against the installed peft: equal outputs on every kind of base."""
 
 import copy
 import json
@@ -98,7 +98,7 @@ def test_from_peft(name, tmp_path):
     ours.train(False)
     _close(_output(theirs, x), _output(ours, x), _output(plain, x))
     report = mmpetl.merge(ours)
-    assert report.folded and (_output(ours, x) - _output(theirs, x)).abs().max() <= 1e-5
+    assert report.merged and (_output(ours, x) - _output(theirs, x)).abs().max() <= 1e-5
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 import torch
-from cases import BACKBONE, BACKBONES, CASE, TRUNKS, features, perturb
+from cases import BACKBONE, BACKBONES, CASE, FOREIGN, features, perturb
 
 from mmpetl.backbones import block as blocks
 from mmpetl.backbones import cast, side
 
 warnings.filterwarnings('ignore')
-ROWS = [(b, 'LoRA') for b in [*BACKBONES, *TRUNKS]] + [(BACKBONE['vit'], 'VPT'), (BACKBONE['videomae'], 'SynQT')]
+ROWS = [(b, 'LoRA') for b in [*BACKBONES, *FOREIGN]] + [(BACKBONE['vit'], 'VPT'), (BACKBONE['videomae'], 'SynQT')]
 
 
 def step(model, x):

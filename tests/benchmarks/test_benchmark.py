@@ -42,7 +42,7 @@ def test_operations_of_lora_by_closed_formula(full):
     low_rank = 2 * 2 * N * 2 * C * 8
     assert found['plain_forward'] == full['plain_forward'] + L * low_rank
     assert full['forward'] < found['forward'] <= full['forward'] + L * low_rank
-    # No weight gradient of the trunk; below the first block's attention no input gradient, and none of its keys.
+    # No weight gradient of the base; below the first block's attention no input gradient, and none of its keys.
     trunk = L * (2 * N * (4 * C * C + 2 * C * F) + 2 * 4 * N * N * C) - 2 * N * 3 * C * C - 2 * N * N * C
     assert found['plain_backward'] == trunk + 2 * L * low_rank - 2 * N * 2 * C * 8 >= found['backward']
 

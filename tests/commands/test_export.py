@@ -36,7 +36,7 @@ def timm_model():
 
 @pytest.mark.peers
 @pytest.mark.parametrize(
-    'petl, said', [(LORA, 'folded lora'), ([dict(type='APT', num_tokens=2)], 'not folded')], ids=['LoRA', 'APT'])
+    'petl, said', [(LORA, 'merged lora'), ([dict(type='APT', num_tokens=2)], 'not merged')], ids=['LoRA', 'APT'])
 def test_onnx(tmp_path, capsys, petl, said):
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')

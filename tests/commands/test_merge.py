@@ -22,7 +22,7 @@ def test_the_output_is_a_stock_model(tmp_path, capsys, suffix, checkpoint):
     source = 'epoch_1.pth' if checkpoint else 'a.safetensors'
     assert main(['merge', str(config), str(tmp_path / source), '-o', str(out)]) == 0
     said = capsys.readouterr().out
-    assert 'folded lora; max |difference|' in said and 'strict=True' in said
+    assert 'merged lora; max |difference|' in said and 'strict=True' in said
     from mmengine.registry import MODELS
     stock = MODELS.build(dict(
         type='mmpretrain.ImageClassifier', backbone=dict(type='VisionTransformer', **ARCH),
@@ -70,7 +70,7 @@ def test_another_base(tmp_path, capsys):
 
 @pytest.mark.parametrize('petl, named', [([dict(type='APT', num_tokens=2)], 'apt (APT)'),
                                          ([*LORA, dict(type='AdaptFormer', mid_dims=4)], 'adaptformer (AdaptFormer)')])
-def test_what_cannot_be_folded_is_named(tmp_path, capsys, petl, named):
+def test_what_cannot_be_merged_is_named(tmp_path, capsys, petl, named):
     config, out = write_config(tmp_path, petl), tmp_path / 'm.pth'
     write_adapter(config, tmp_path / 'a.safetensors')
     assert main(['merge', str(config), str(tmp_path / 'a.safetensors'), '-o', str(out)]) == 1
@@ -106,5 +106,5 @@ def test_a_key_shift_may_go_only_without_extra_keys():
     for extra in (dict(type='APT', num_tokens=2), dict(type='Prefix', num_tokens=2,
                                                        mid_dims=4), dict(type='VPT', num_tokens=2)):
         mixed = backbone.build([dict(type='SSF'), extra])
-        with pytest.raises(ValueError, match=f'{extra["type"]}.* cannot be folded'):
+        with pytest.raises(ValueError, match=f'{extra["type"]}.* cannot be merged'):
             mmpetl.merge(mixed)

@@ -46,7 +46,7 @@ LEAN = ('e2vpt-prune_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab', 'e2vpt_swin-
 
 
 def shrink_backbone(backbone):
-    """A trunk of the official layout's small size."""
+    """A base of the official layout's small size."""
     if 'Swin' in backbone.type:
         backbone.arch = dict(embed_dims=official.SWIN_DIM, depths=list(official.SWIN_DEPTHS),
                              num_heads=list(official.SWIN_HEADS))
@@ -68,7 +68,7 @@ def shrink_backbone(backbone):
 
 
 def shrink(cfg):
-    """A recipe at toy size: small trunk and pictures, a few samples, one epoch, no workers."""
+    """A recipe at toy size: small base and pictures, a few samples, one epoch, no workers."""
     backbone = cfg.model.backbone
     width = shrink_backbone(backbone)
     size = 32 if 'Swin' in backbone.type or 'VideoMAE' in backbone.type else 64

@@ -134,7 +134,7 @@ def merged_scores(config, adapter, folder, scores):
     stays = [m for m in backbone.petl.values()
              if any(m.active(p, i) for p in POINTS_THAT_STAY for i in range(len(m.specs)))]
     if stays:
-        with pytest.raises(ValueError, match='cannot be folded'):
+        with pytest.raises(ValueError, match='cannot be merged'):
             mmpetl.merge(model)
         return
     if not len(backbone.petl):

@@ -1,4 +1,4 @@
-"""Training on cached features is training without the cache: same numbers, same draws, no work in the trunk."""
+"""Training on cached features is training without the cache: same numbers, same draws, no work in the base."""
 
 import importlib.util
 import itertools
@@ -64,7 +64,7 @@ def config(toy, tmp_path, name='linear', cache=None, **overrides):
 
 
 def train(cfg):
-    """The runner after training, and how often the trunk's first block ran."""
+    """The runner after training, and how often the base's first block ran."""
     runner = Runner.from_cfg(cfg)
     calls = []
     runner.model.backbone.layers[0].register_forward_hook(lambda *_: calls.append(1))
@@ -81,7 +81,7 @@ def test_equals_training_without_the_cache_bitwise(toy, tmp_path, name):
         assert torch.equal(a, b), key
     assert torch.equal(plain.random_state, cached.random_state)
     # 24 pictures in batches of 8: 3 batches per epoch, 2 epochs, 3 batches of validation at the end; the cache runs the
-    # trunk 3 times.
+    # base 3 times.
     assert (calls, fewer) == (9, 6)
 
 
@@ -138,7 +138,7 @@ def test_disk_is_used_again_and_only_for_the_same_data_and_trunk(toy, tmp_path):
     folders = set((tmp_path / 'features').iterdir())
     assert len(folders) == 1 and not any('.part' in f.name for f in folders)
     other = config(toy, tmp_path, 'SynQT', cache)
-    other.randomness = dict(seed=7)  # other trunk weights
+    other.randomness = dict(seed=7)  # other base weights
     assert train(other)[1] == 6
     picture = next(Path(toy.train_dataloader.dataset.data_root).rglob('*.png'))
     content = picture.read_bytes()

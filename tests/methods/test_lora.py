@@ -1,4 +1,4 @@
-"""LoRA against peft on the same trunk, and against its formula."""
+"""LoRA against peft on the same base, and against its formula."""
 
 import pytest
 import torch

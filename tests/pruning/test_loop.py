@@ -172,7 +172,7 @@ def test_checkpoints_of_the_two_trainings_are_kept_apart(whole):
 def test_the_pruned_checkpoint_loads_into_the_unpruned_config(whole):
     folder, runner = whole
     other = Runner.from_cfg(config(folder / 'other', load_from=str(folder / 'epoch_3.pth'), default_hooks=dict()))
-    # Validation alone initialises nothing, and the checkpoint holds no trunk.
+    # Validation alone initialises nothing, and the checkpoint holds no base.
     trunk = {k: v for k, v in runner.model.backbone.state_dict().items() if not k.startswith('petl.')}
     other.model.backbone.load_state_dict(trunk)
     metrics = other.val()

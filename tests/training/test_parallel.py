@@ -17,7 +17,7 @@ from mmpetl.training.parallel import DeepSpeedStrategy, FSDPStrategy
 
 @pytest.mark.parametrize('name', list(BACKBONE))
 def test_blocks_are_the_units(name):
-    """All blocks and nothing else; a frozen trunk gives units without trainable parameters."""
+    """All blocks and nothing else; a frozen base gives units without trainable parameters."""
     model = BACKBONE[name].build([dict(type='LoRA', rank=2)])
     policy = FUNCTIONS.get('mmpetl.wrap_blocks')
     units = [m for m in model.modules() if policy(m, recurse=False, nonwrapped_numel=0)]
@@ -42,8 +42,8 @@ def test_deepspeed_is_named_when_absent(monkeypatch):
 
 
 @pytest.mark.parametrize('options, message', [
-    (dict(zero_optimization=dict(stage=3)), 'stage 3 shares out the trunk'),
-    (dict(bf16=dict(enabled=True)), 'bf16 casts the frozen trunk'),
+    (dict(zero_optimization=dict(stage=3)), 'stage 3 shares out the base'),
+    (dict(bf16=dict(enabled=True)), 'bf16 casts the frozen base'),
 ])
 def test_deepspeed_refuses_what_changes_the_base(monkeypatch, options, message):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: object())

@@ -161,7 +161,7 @@ def test_fixed_positions_are_rebuilt_for_other_clips(randomise, fill, given, wan
 @pytest.mark.parametrize('given', [True, False])
 @pytest.mark.parametrize('grid', [(8, 14, 14), (8, 10, 10), (4, 14, 14), (4, 10, 10)])
 def test_fixed_positions_are_resized_for_other_clips(given, grid):
-    """A frozen trunk knows the table of 16 frames of 224 pixels: another size gets that one resized, be it in the file or
+    """A frozen base knows the table of 16 frames of 224 pixels: another size gets that one resized, be it in the file or
     not."""
     published = sinusoid(1568, 384)
     shapes = {'pos_embed': (1, grid[0] * grid[1] * grid[2], 384), 'patch_embed.projection.weight': (384, 3, 2, 16, 16)}

@@ -30,7 +30,7 @@ def adapted(kind, lora, **more):
 
 
 def split(backbone):
-    """Trunk, adapter tensors, methods: what a merged file and an adapter file would hold."""
+    """Base, adapter tensors, methods: what a merged file and an adapter file would hold."""
     state = backbone.state_dict()
     trunk = {key: value for key, value in state.items() if not key.startswith('petl.')}
     return trunk, {f'backbone.{key}': value for key, value in state.items() if key.startswith('petl.')}

@@ -2,7 +2,7 @@
 map -> linear head.
 
 Weights: mmpetl fetch video-swin-base
-As V-PETL has it, drop-path stays on in the frozen trunk (trunk='train'). Logits of the test views are averaged.
+As V-PETL has it, drop-path stays on in the frozen base (trunk='train'). Logits of the test views are averaged.
 """
 
 model = dict(

@@ -1,4 +1,4 @@
-"""ELEVATER's 20 data sets with the normalisation of trunks that are not CLIP's, and their head: BatchNorm without
+"""ELEVATER's 20 data sets with the normalisation of backbones that are not CLIP's, and their head: BatchNorm without
 parameters -> linear.
 
 """

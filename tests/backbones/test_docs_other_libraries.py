@@ -1,11 +1,11 @@
-"""Every block of docs/trunks.md runs, in order; only weights from the hub are replaced by those of a small model."""
+"""Every block of docs/other_libraries.md runs, in order; only weights from the hub are replaced by those of a small model."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-DOC = Path(__file__).resolve().parents[2] / 'docs' / 'trunks.md'
+DOC = Path(__file__).resolve().parents[2] / 'docs' / 'other_libraries.md'
 
 
 def test_every_block_runs(tmp_path, monkeypatch):

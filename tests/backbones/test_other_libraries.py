@@ -150,7 +150,7 @@ def test_other_input_size():
 
 
 class Net(nn.Module):
-    """A user's own module around a trunk."""
+    """A user's own module around a base."""
 
     def __init__(self, trunk):
         super().__init__()
