@@ -7,7 +7,7 @@ https://arxiv.org/abs/2310.06234, section 3::
 
 ``U`` (C, mid_dims) is one for all blocks, one before attention and one before the feed-forward network; up-projection
 and down-projection are transposes of each other. A block owns ``c`` (mid_dims) and ``b`` (C). As RepAdapter it has no
-activation and folds into the layers behind it. ``U`` is Xavier-uniform, ``b`` zero. In the released code ``c`` starts
+activation and merges into the layers behind it. ``U`` is Xavier-uniform, ``b`` zero. In the released code ``c`` starts
 at zero before attention and Xavier-uniform before the feed-forward network, so the start is near the frozen network
 only.
 """

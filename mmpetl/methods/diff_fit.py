@@ -6,7 +6,7 @@ https://arxiv.org/abs/2304.06648, section 3.1::
     x <- x + g_attn attention(norm1(x)),    x <- x + g_ffn ffn(norm2(x))        g_attn, g_ffn scalars, one at the start
 
 Biases and norms are the base's own: ``tune=['*bias', '*ln*']`` (or ``'*norm*'``) lets them train. The factors scale the
-outputs of proj and fc2, with their biases, and fold into them.
+outputs of proj and fc2, with their biases, and merge into them.
 """
 
 from typing import Optional, Sequence, Tuple, Union

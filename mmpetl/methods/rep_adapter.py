@@ -1,4 +1,4 @@
-"""RepAdapter: a linear bottleneck before both sublayers that folds into the layers behind it.
+"""RepAdapter: a linear bottleneck before both sublayers that merges into the layers behind it.
 
 Luo et al., "Towards Efficient Visual Adaption via Structural Re-parameterization", https://arxiv.org/abs/2302.08106,
 sections 3.2 and 3.3::

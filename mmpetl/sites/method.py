@@ -210,7 +210,7 @@ class Method(BaseModule):
     def fold_norm(self, i: int, op: str, weight: Tensor,
                   bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         """The weight (Cout, C) and bias (Cout) of the linear ``op`` of block ``i`` that replace them together with
-        ``on_norm`` of the norm that ``op`` reads; None if it cannot be folded. For methods whose ``on_norm`` is linear
+        ``on_norm`` of the norm that ``op`` reads; None if it cannot be merged. For methods whose ``on_norm`` is linear
         but no scale and shift per channel, which :meth:`fold` writes into the norm itself."""
         return None
 

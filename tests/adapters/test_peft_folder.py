@@ -184,7 +184,7 @@ def test_further_kinds_both_ways(kind, name, tmp_path):
     again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / 'ours')).train(False)
     _close(_output(ours, x), _output(again, x), _output(plain, x))
     report = mmpetl.merge(ours)
-    assert report.folded and (_output(ours, x) - _output(theirs, x)).abs().max() <= 2e-5
+    assert report.merged and (_output(ours, x) - _output(theirs, x)).abs().max() <= 2e-5
 
 
 #: Methods as users configure them here, and what peft cannot hold of them where q, k and v are one layer.

@@ -91,7 +91,7 @@ def test_a_scale_behind_the_adapter_cannot_be_folded_before_it_can(kind):
             if folds:
                 mmpetl.merge(model, verify=False)
             else:
-                with pytest.raises(ValueError, match='ssf .SSF. cannot be folded into norm1'):
+                with pytest.raises(ValueError, match='ssf .SSF. cannot be merged into norm1'):
                     mmpetl.merge(model, verify=False)
             assert (features(model(x)) - expected).abs().max() <= 1e-12
 
@@ -113,7 +113,7 @@ def test_a_padded_map_is_not_folded():
     """12 cells are no multiple of a window of 5: padding is zero, whatever the bias of the adapter."""
     options = dict(arch=dict(embed_dims=16, depths=[1], num_heads=[2]), img_size=48, window_size=5, out_indices=(0, ))
     model = mmpetl.registry.MODELS.build(dict(type='mmpetl.SwinTransformer', petl=[dict(type='RepAdapter')], **options))
-    with pytest.raises(ValueError, match='repadapter .RepAdapter. cannot be folded into q of block 0'):
+    with pytest.raises(ValueError, match='repadapter .RepAdapter. cannot be merged into q of block 0'):
         mmpetl.merge(model)
 
 
