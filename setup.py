@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Packaging: ``pip install .`` or ``pip install -e .``; configs and tools travel along under ``mmpetl/.mim``."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every method costs, side by side in one run, ours and in its textbook form.
 
     python benchmarks/benchmark.py                                    kept bytes and operations at base size; nothing is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What torch.compile saves: python benchmarks/benchmark_compile.py [--methods LoRA VPT ...] [--backbones vit] [--batch
 2] [--steps 3]
 

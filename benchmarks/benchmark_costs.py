@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the benchmark commands share: rows of the table, floating-point operations, interleaved timing, the hardware's
 name."""
 

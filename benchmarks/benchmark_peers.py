@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Against libraries that can be installed: python benchmarks/benchmark_peers.py [--batch 2] [--steps 3]
 [--skip-startup]
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The textbook form of every method, on plain upstream blocks: what the benchmark compares with.
 
 ``plain(model)`` takes a backbone with methods and returns a module that computes the same feature from the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The textbook forms of the side methods SynQT, VQT and LST: keys and values formed and kept, explicit softmax, nothing
 recomputed."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The textbook forms of methods on weights, norms and inputs of linear ops, and of Mona; see ``benchmark_plain``."""
 
 from typing import Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables, plot and docs page of the benchmark commands, made from their results alone."""
 
 import json

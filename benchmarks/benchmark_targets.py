@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of cost targets, every figure measured in the run that prints it: python benchmarks/benchmark.py --targets
 [--timed-batch 8] [--steps 3].
 

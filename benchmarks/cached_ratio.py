@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training step costs on cached features of the frozen base, against the same step with the base.
 
     python benchmarks/cached_ratio.py                                          ViT-B/16 at 224 px, batch 32: about four

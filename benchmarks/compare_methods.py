@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All methods side by side on real pretrained weights and real data, and two questions about published code.
 
     python tools/fetch_data.py dinov2-vits14 quickdraw20

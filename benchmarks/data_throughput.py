@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoding, cache and transforms against the stock pipelines, and whether a device would wait: python
 benchmarks/data_throughput.py [--rounds 5]
 

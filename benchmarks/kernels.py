@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels of a training step, counted on any machine: what the time of a step on a GPU follows at these sizes.
 
 A kernel is a dispatched operation that is no view and moves or makes numbers; casts are those that only change the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How step time, memory and traffic grow: closed formulas, checked here, and a simulation: python benchmarks/scaling.py
 [--write]
 

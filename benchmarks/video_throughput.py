@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoding and training steps against stock mmaction2, in one run: python benchmarks/video_throughput.py [VIDEO ...]
 [--rounds 5]
 

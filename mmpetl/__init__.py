@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpetl: parameter-efficient transfer learning of big frozen vision transformers for the OpenMMLab stack.
 
 Importing the package costs next to nothing: the registries appear when mmengine's do, the remedies of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Python user calls: attach, summary, save_adapter, load_adapter, merge, disabled, infer, AdapterBank."""
 
 from contextlib import contextmanager

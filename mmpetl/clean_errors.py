@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One clear line instead of a traceback, for everything that a user starts from a shell."""
 
 import gc

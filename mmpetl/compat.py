@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remedies for the pinned stack: what has to be put right before mmengine, mmpretrain and mmaction2 work together
 safely.
 

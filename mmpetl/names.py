@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names that come out of files: what they may do as paths, and how they are printed and written.
 
 A name in an archive, a list, a suite or a header was chosen by whoever made the file. Before it becomes a path one of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Do something when another package is imported, and nothing before: what keeps ``import mmpetl`` cheap.
 
 mmpetl's registries belong to mmengine's, its safe checkpoint loader to ``mmengine.runner``, and mmaction2 needs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The shipped configs by name: ``lora_videomae-small_...`` instead of its path. Imports nothing big."""
 
 from pathlib import Path

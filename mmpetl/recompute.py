@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results that are cheap to compute again are not kept for the backward pass.
 
 A function announces its result with :func:`recomputed`. Within :class:`Recomputing`, whatever autograd wants to save

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Registries of mmpetl: children of MMEngine's, under the scope ``mmpetl``.
 
 Configs keep ``default_scope = 'mmpretrain'`` or ``'mmaction'`` and write ``mmpetl.X`` for what this package adds.

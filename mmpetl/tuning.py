@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What trains, what it weighs, and how it leaves: counts, adapter state, merging methods into the base.
 
 Works on any model with an attached backbone: the backbone itself, or a classifier or recognizer that holds it as

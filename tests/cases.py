@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of methods x backbones. Generic tests run over it, and the README's support table is generated from it.
 
 A new method is one row in ``METHODS``, a new backbone one row in ``BACKBONES``.

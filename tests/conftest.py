@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every test starts from: no default scope left behind by a run of another test, and no launcher's variables.
 And which tests share a process when the suite runs in several."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each of two processes does in tests/test_ddp.py. A module of its own, because a started process imports it by
 name."""
 

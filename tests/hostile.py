@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What hostile files are made of; loaded by path, tests are no package."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random weights and tiny data in the layouts of the official files and archives, for running what recipes print.
 
 The layouts are written from the official files, not from this package; only the sizes are small.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rooms of the package and who may import whom: one row each, from the lowest to the highest.
 
 ``tests/test_layering.py`` checks the table; ``python tests/rooms.py --write`` prints it into CONTRIBUTING.md.

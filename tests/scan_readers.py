@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every function of the project that opens or reads a file, found in its source; loaded by path, tests are no package."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every config that ships, shrunk in width, depth, picture size and data, and in nothing else: types, transforms, hooks
 and schedule stay. Data of the right form and a random base are written beside it."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tiny data sets of the published forms, for tests: real file formats, a handful of images."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sum that low-rank updates share: the plain formula in values, gradients and types."""
 
 import pytest

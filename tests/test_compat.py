@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remedies of mmpetl.compat: each works, and each is still needed (those tests fail when upstream has mended the
 cause)."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trainable parameters at published sizes, on the meta device, against published and derived numbers."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every method on every backbone under DistributedDataParallel: no unused parameter, and two processes equal one."""
 
 import socket

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pages that a reader meets: the site builds without a warning, the notebook and the tutorials' Python run."""
 
 import json

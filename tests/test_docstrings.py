@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every public function that takes or returns a tensor says its shape."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A family is named in its own files alone: everyone else asks its row."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every method must do on every backbone that carries it."""
 
 import copy

@@ -1,6 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may import whom, and how long files and functions may be; see docs/adr and CONTRIBUTING."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -188,3 +190,13 @@ def test_the_rules_allow(room, source):
 def test_sizes_are_counted_without_docstrings():
     source = 'def f():\n    """One.\n\n    Two.\n    """\n    return 1\n'
     assert list(functions(ast.parse(source))) == [('f', 2)]
+
+
+def test_every_source_file_names_its_licence():
+    """By its SPDX line, first or behind the interpreter's. Configs are settings."""
+    tracked = subprocess.run(['git', 'ls-files', '*.py', '*.sh', '.ci/run'], cwd=ROOT, capture_output=True,
+                             text=True).stdout.split()
+    files = [p for p in tracked if not p.startswith('configs/') and (ROOT / p).exists()]
+    bare = [p for p in files
+            if '# SPDX-License-Identifier: Apache-2.0' not in (ROOT / p).read_text(encoding='utf-8').splitlines()[:2]]
+    assert len(files) > 400 and not bare and 'Apache License' in (ROOT / 'LICENSE').read_text()[:200]

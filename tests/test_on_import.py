@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Remedies wait for what they mend; ``import mmpetl`` loads nothing big."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The README says what the tests run."""
 
 import importlib.util

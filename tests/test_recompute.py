@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Recomputed results: bitwise the same values and gradients, fewer bytes, and peace with everything else that hooks
 into autograd."""
 

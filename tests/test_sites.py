@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The waist: selections, per-layer values, list order, and where prompts travel."""
 
 import pytest

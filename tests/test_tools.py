@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tools/train.py, tools/test.py and their distributed forms, on a toy run of stock mmpretrain types."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The waist's points that most methods do not need: inputs, the stream, frozen weights, the run-time grid, gates."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One word for one thing, in prose: docs, docstrings, comments, messages. CONTRIBUTING has the glossary."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A toy run with chance in it: random flips, dropout in the method, a best checkpoint; for tests of dying and resuming.
 Loaded by path, tests are no package."""
 

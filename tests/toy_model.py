@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A toy config with an attached backbone, its base file and adapters; loaded by path, tests are no package."""
 
 import torch

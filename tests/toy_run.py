@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A toy training run: stock mmpretrain types, 24 pictures of two classes, seconds on one core. Loaded by path, tests
 are no package."""
 

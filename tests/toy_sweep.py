@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A config of toy size whose data are those of a suite, for the tests of sweeps and reports."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Shell functions shared by the dist_*.sh and slurm_*.sh scripts.
 
 TOOLS="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"

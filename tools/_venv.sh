@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # Shell functions shared by tools/run_tests.sh and tools/quickstart.sh: find a Python, make a virtual environment, reuse it.
 #
 #   . "$(dirname "$0")/_venv.sh"

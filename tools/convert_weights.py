@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert published weights: python tools/convert_weights.py SRC DST [--as NAME] [--arch ARCH] [--config CONFIG] (see
 --help)."""
 

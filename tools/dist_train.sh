@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Train with several processes: bash tools/dist_train.sh CONFIG GPUS [arguments of train.py]
 # Environment: NNODES, NODE_RANK, MASTER_ADDR, PORT. Without a GPU the processes share the CPU.
 set -euo pipefail

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What MkDocs adds to docs/ when it builds the site: README as front page, pages of the root, API pages, linked files.
 
     pip install -r requirements/docs.txt

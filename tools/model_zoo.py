@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/model_zoo.md, configs/*/metafile.yml and model-index.yml, generated from the recipes.
 
     python tools/model_zoo.py            say what differs from the files

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of HMDB51 from its official archives: python tools/prepare_hmdb51.py [data/hmdb51] [--short-side 256]
 
 Expected below the folder: hmdb51_org/<class>/*.avi (unpack hmdb51_org.rar, then the .rar of every class, into a folder

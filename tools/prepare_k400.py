@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of Kinetics-400 from the archives of the CVDF mirror: python tools/prepare_k400.py [data/k400] [--short-side
 320]
 

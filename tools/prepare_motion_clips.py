@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clips and weights of the video demo: python tools/prepare_motion_clips.py [--train 60] [--test 30]
 
 Fetches DINOv2 ViT-S/14 and the drawings of Quick, Draw! (see tools/fetch_data.py), renders six clips of each drawing as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of Something-Something V2 from its official archives: python tools/prepare_ssv2.py [data/ssv2] [--short-side
 256]
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of UCF101 from its official archives: python tools/prepare_ucf101.py [data/ucf101] [--short-side 256]
 
 Expected below the folder: UCF-101/<Class>/*.avi and ucfTrainTestlist/*.txt. Written: split{1,2,3}/{train,val,test}.csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VTAB-1k from TensorFlow Datasets' files, without TensorFlow: python tools/prepare_vtab.py [ROOT]
 
 Expected: <root>/<name>[/<config>]/<version>/<name>-<split>.tfrecord-00000-of-00005, as TensorFlow Datasets prepares

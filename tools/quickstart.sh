@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # From nothing to an adapted model: bash tools/quickstart.sh [DATA]      DATA: quickdraw20 (default) or digits10 (needs no data download)
 # Makes the environment .venv, fetches DINOv2 ViT-S/14 and the data, trains a linear probe, LoRA, AdaptFormer and both together from
 # configs/quickstart, tests each saved adapter, prints a table and draws a plot. What is there is reused: delete work_dirs/quickstart to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Table and plot of the quickstart's runs: python tools/quickstart_report.py WORK_DIR METHOD ...
 
 Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` (the config as it ran),

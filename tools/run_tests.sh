@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Run the default test suite in an environment of its own: bash tools/run_tests.sh [pytest arguments].
 #   bash tools/run_tests.sh -m slow            the long checks
 #   bash tools/run_tests.sh tests/methods -x   a part of the suite

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The table of methods and backbones in docs/methods/README.md, generated from tests/cases.py.
 
     python tools/support_table.py            print it

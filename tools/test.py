@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Test a checkpoint or an adapter file: python tools/test.py CONFIG CHECKPOINT [--out FILE] ... (see --help)."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compute the text features that language-initialised and zero-shot heads start from.
 
     mmpetl fetch clip-vit-base-p32 elevater-prompts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Train a model: python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] ... (see --help)."""
 
 import sys

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Motion decides the class: bash tools/video_demo.sh [METHOD ...]      methods: linear lora apt patt_adaptformer full (all), lora_untimed
 # Makes the environment .venv, renders the clips (mp4), inflates DINOv2 ViT-S/14 to a video model, trains every method from
 # configs/video_demo, tests each saved adapter on 2 clips x 3 crops of every video, prints a table and draws a plot. Some 13 minutes

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trained adapters as things: their files in use, banks of many, mixed batches, combinations."""

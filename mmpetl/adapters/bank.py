@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many adapters on one frozen base.
 
 An :class:`AdapterBank` holds named adapters of one model. One of them, or none, is active: its methods are the children

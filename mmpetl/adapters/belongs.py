@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a model, a config and a run know of themselves, put before :func:`mmpetl.weights.belongs.check_belongs`."""
 
 import logging

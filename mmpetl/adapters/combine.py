@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adding up what several adapters change: linear, TIES, DARE.
 
 Yadav et al., "TIES-Merging", https://arxiv.org/abs/2306.01708, algorithm 1; Yu et al., "Language Models are Super

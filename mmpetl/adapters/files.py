@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter files from and into models."""
 
 from collections import OrderedDict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Taps under which every sample of a batch has its own adapter.
 
 Points that work row by row (linear, qkv, norm, branch) run each adapter on its own rows. Extra keys and values, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors of IA3, VeRA and OFT in peft's form, to and from methods."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of peft onto any base whose linear layers peft sees, and back, with equal outputs.
 
 A folder names layers of a model; the waist names ops of blocks. Which layer holds which op is read off the model

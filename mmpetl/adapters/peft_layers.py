@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which linear layers of a model hold which ops of its blocks, and what all kinds of peft folders share."""
 
 import os

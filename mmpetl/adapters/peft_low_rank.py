@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors of LoRA, DoRA, LoHa and LoKr in peft's form, to and from methods.
 
 A layer that holds several ops (one product for q, k and v) has factors for all of them: each op gets the shared ones

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The backbones: registered functions that build the upstream class and attach methods to it.
 
 Functions, not subclasses: the built object is upstream's own, so its state-dict keys, its checkpoint upgrades and

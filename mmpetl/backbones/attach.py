@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``attach``: specialise a backbone in place, build its methods, freeze the base."""
 
 import inspect

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one sited attention: scaled-dot-product attention with extra keys and values, window bias and shift mask.
 
 Four upstream attentions meet here. Each backbone supplies only its projections and its output; the maths in between is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The base by itself, the backbone without its methods: its state and its fingerprint."""
 
 from typing import Dict, Optional

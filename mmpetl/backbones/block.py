@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sited block: one pre-norm transformer block with the points of the waist in reading order.
 
 Each backbone's block is specialised in place (``module.__class__ = SitedX``): same parameters, same state-dict keys,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen weights of a block under autocast: cast together by one kernel, not one by one where they are used."""
 
 import threading

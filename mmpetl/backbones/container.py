@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``backbone.petl``: the module that owns all methods of one backbone, and nothing of its base."""
 
 import inspect

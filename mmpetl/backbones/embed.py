@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sited patch embeddings and final norms: the places of SSF's first and last operation and of prompt pooling."""
 
 from typing import Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ``attach`` must know of a kind of backbone: a description, filled in once per backbone file."""
 
 import importlib

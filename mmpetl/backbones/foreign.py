@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What backbones of timm and transformers share: separate projections, norms at the end, checks by path."""
 
 from functools import partial

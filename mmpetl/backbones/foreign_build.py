@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Backbones of timm and transformers from configs; both libraries are optional."""
 
 import importlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model of timm or transformers as backbone of an OpenMMLab model.
 
 The object stays upstream's own, with upstream's parameter names; only what OpenMMLab asks of a backbone is added: a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods named by data: looked up by their registered name alone, with checked arguments, before memory is taken.
 
 A config is a program that its user wrote, so it may name any class. The header of an adapter file comes from whoever

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the vision towers of transformers share: layers, attention, outputs, and their form inside OpenMMLab models."""
 
 from typing import Any, Dict, List, Optional, Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CLIPVisionModel and SiglipVisionModel of transformers, specialised in place."""
 
 from typing import List, Optional, Tuple

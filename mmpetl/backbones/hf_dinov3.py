@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DINOv3ViTModel of transformers: rotary embeddings, registers, gated feed-forward networks; specialised in place."""
 
 from typing import Any, List, Optional, Tuple

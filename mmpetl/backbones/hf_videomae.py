@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VideoMAEModel of transformers, specialised in place."""
 
 from typing import Any, List, Optional, Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ViTModel, Dinov2Model (with and without registers) and VivitModel of transformers, specialised in place."""
 
 from typing import List, Optional, Tuple

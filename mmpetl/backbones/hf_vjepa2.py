@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VJEPA2Model of transformers: its encoder, with rotary embeddings over frames, rows and columns; specialised in place.
 
 The predictor stays as it is, and frozen.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens when weights enter an attached backbone, whoever loads them.
 
 A load_state_dict pre-hook sees every way in: ``init_cfg``, ``load_from``, ``--resume``, ``tools/test.py``, inferencers

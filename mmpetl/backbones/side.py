@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A frozen block as side methods (SynQT, VQT, LST) use it: queries that pass through, reading the image tokens only."""
 
 from typing import Mapping, Optional, Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpretrain's SwinTransformer, specialised in place."""
 
 from typing import Any, List, Optional, Sequence, Tuple

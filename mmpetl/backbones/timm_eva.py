@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """timm's Eva (EVA, EVA-02, DINOv3, PE): rotary embeddings, gated feed-forward networks; specialised in place."""
 
 from typing import Any, List, Optional, Tuple

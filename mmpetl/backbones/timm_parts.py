@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the vision transformers of timm share: feed-forward networks, patch embedding, norms, forms of the output."""
 
 from functools import partial

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """timm's VisionTransformer (AugReg, DeiT 3, DINOv2, CLIP, SigLIP ...), specialised in place.
 
 LayerScale, register tokens, qk-norm, inner norms and attention pooling stay as the model has them.

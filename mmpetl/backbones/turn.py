@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One thread at a time: what changes how a model runs is done by one thread, while no other runs the model.
 
 Disabling methods or switching adapters rewires the one model that all threads share, so an overlap would give some

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmaction2's SwinTransformer3D (Video Swin), specialised in place."""
 
 from typing import Any, List, Optional, Sequence, Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpretrain's VisionTransformer (supervised, MAE, MoCo v3, DINOv2) and CLIP's image tower, specialised in place."""
 
 from typing import Any, Dict, List, Optional, Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens into windows and back, for windows of any rank: one gather each way, by indices made once per shape.
 
 Padding, cyclic shift and partition are one permutation of the tokens (with zeros where padding stands). Its gradient is

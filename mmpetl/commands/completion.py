@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl completion SHELL``: a script that completes commands, options, and names of configs."""
 
 import argparse

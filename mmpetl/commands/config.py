@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl config list | show``: the shipped configs, by name."""
 
 import argparse

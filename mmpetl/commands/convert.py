@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convert a published weight file into one with OpenMMLab key names: tools/convert_weights.py and mmpetl convert."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl data check SUITE``: counts, missing and undecodable files, images that are in training and test, checksums
 of the lists."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl data make FOLDER``: lists, classes and a ready config of a data set of one's own."""
 
 import argparse

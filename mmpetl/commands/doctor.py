@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check the installation, and say which command mends what: mmpetl doctor."""
 
 import argparse

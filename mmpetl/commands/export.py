@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trained model for other runtimes and libraries: mmpetl export."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl fetch NAME...``: official weights and data, or what to do by hand for what stands behind a form."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl infer CONFIG ADAPTER FILE...``: predict the classes of pictures or videos."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What any weight file holds: mmpetl inspect."""
 
 import argparse

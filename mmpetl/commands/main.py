@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command ``mmpetl``.
 
 Each sub-command is a module of this package with ``add_parser(subparsers)``, imported only when it is asked for, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merge an adapter into its base: tools/merge_adapter.py and mmpetl merge."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl data check CONFIG|FOLDER|LIST``: the data of a config, or of one's own."""
 
 import argparse

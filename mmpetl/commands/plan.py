@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl plan CONFIG``: what configs cost before they are trained, side by side."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl report DIR``: what sweeps have reached, as a table and as a plot."""
 
 import argparse

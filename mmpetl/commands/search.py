@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl search CONFIG``: find learning rate, sizes and methods on the validation part, by Ray Tune's ASHA.
 
 The same command goes on where an interrupted search stopped.

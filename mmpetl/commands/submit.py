@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl submit DIR``: write the ELEVATER submission of a finished sweep."""
 
 import argparse

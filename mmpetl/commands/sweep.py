@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl sweep CONFIG --suite SUITE``: search on the validation part, then final seeds, on every task.
 
 All state is on disk: what to try next follows from the result files alone. A sweep that was killed goes on when the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl test CONFIG FILE``: test an adapter or a checkpoint, in one process or several."""
 
 import argparse

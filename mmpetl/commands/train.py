@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl train CONFIG``: train the model that a config describes, in one process or several."""
 
 import argparse

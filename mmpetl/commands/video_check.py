@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl data check hmdb51|ucf101|ssv2``: are the lists as published, and does every video decode?"""
 
 import argparse

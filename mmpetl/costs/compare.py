@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which methods, memory settings and batches of a config fit into a card: plans side by side, ranked."""
 
 import copy

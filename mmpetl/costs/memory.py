@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much a forward pass keeps for the backward pass."""
 
 import gc

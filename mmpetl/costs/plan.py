@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a config costs before it is trained. Models are built on torch's meta device, so nothing is computed or
 loaded."""
 

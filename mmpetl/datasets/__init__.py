@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets, transforms and samplers that the upstream libraries lack. Importing this package registers them all."""
 
 from .cached import CachedDataset

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keep decoded, resized uint8 images in memory, so that a deterministic pipeline runs once per image instead of once
 per epoch.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RandAugment of whole clips, with the same operations and magnitudes on all frames.
 
 Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A data set of one's own as it lies on disk, class folders or a list: which files, of which class, group and part."""
 
 import os

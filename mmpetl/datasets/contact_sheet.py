@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A picture of samples as the model sees them, to look at before training."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the data of the benchmark suites and of the action data sets come from, and how to unpack them.
 
 What has an address is fetched by ``mmpetl fetch NAME``. What stands behind a form has its steps instead; the same

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The 20 ELEVATER data sets from their index files, with the protocol's few-shot subsets."""
 
 import os

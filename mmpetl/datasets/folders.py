@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data sets that are folders: one folder per class, its name is the class."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists of Kinetics-400 from its annotations and the videos that are there."""
 
 import csv

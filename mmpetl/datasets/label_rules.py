@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VTAB-1k's label rules and list slices, for those who make the lists from raw records instead of downloading them.
 
 Raw records are plain dicts as the named sources hold them. Sources: VTAB (arXiv 1910.04867) and VPT's data folder;

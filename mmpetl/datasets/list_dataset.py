@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images named by a list file or lying in class folders, with errors that name the file and the line."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List and class files as people and their programs write them: UTF-8 or UTF-16, with or without a byte order mark,
 lines of any system, separated by blanks, tabs, commas or semicolons, quoted or not, with or without a header."""
 

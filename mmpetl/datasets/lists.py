@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Readers of the published list formats. Every reader returns ``[(image name, labels)]`` and says what is wrong with a
 bad file."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Load an image from a file or from a member of a zip file (``archive.zip@member``)."""
 
 import io

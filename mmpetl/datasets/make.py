@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write the lists of a data set of one's own: train.txt, val.txt, test.txt and classes.txt."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Motion6: short clips in which the motion decides the class, and an image transformer that is told the time.
 
 A drawing of Quick, Draw! moves left, right, up or down, grows or shrinks over coloured paper. Every drawing occurs in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures that Pillow does not read, or reads only in part: TIFF of any bands and numbers, 16-bit colour, DICOM,
 NumPy arrays. Each reader returns the stored values, not yet scaled (see :mod:`mmpetl.datasets.pictures`)."""
 

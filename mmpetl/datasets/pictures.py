@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Any picture file as (H, W, 3) uint8 that shows what the file holds: one rule each for the range of its numbers, for
 transparency, and for the way up.
 

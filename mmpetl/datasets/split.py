@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cut a data set into training, validation and test: stratified, seeded, what belongs together kept together."""
 
 import random

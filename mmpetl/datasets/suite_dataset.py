@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Base of the suites' datasets: a task of the table, one of its lists, and where its images lie."""
 
 import os

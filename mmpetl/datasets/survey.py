@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Look at every file of a data set: does it decode, how large is it, what numbers does it hold, is it there twice."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Read TFRecord files of ``tf.train.Example`` without TensorFlow: bytes, floats and whole numbers by name.
 
 The checksums of the records' lengths are looked at, those of their data are not: damaged pictures do not decode.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Videos from list files, with the unreadable ones named before training starts."""
 
 import copy

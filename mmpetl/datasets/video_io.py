@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transforms that open video files and decode the sampled frames, by PyAV, OpenCV or decord, with errors that name the
 file.
 

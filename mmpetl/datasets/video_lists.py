@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List files of videos: one path and one label a line, as VideoMAE, APT and V-PETL write them, and in other forms."""
 
 import os

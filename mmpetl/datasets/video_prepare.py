@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From the official archives of HMDB51, UCF101 and Something-Something V2 to the lists that the configs read."""
 
 import argparse

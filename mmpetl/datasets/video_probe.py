@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Find videos that cannot be read, within a time limit for each, even where a decoder hangs or crashes."""
 
 import json

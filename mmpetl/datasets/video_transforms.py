@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frame sampling and test views of VideoMAE, APT and V-PETL that mmaction2 lacks.
 
 V-PETL's training clips and the crops, flips, erasing and blending of both families are mmaction2's own transforms.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VTAB-1k from the plain image release, without TensorFlow."""
 
 import os

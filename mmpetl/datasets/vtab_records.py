@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VTAB-1k out of data sets in TensorFlow Datasets' form, without TensorFlow: PNG files and the four lists."""
 
 import argparse

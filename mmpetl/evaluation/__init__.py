@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics that upstream lacks, means over suites, efficiency scores. Importing this package registers the metrics."""
 
 from .efficiency import pe_score, ppt_score

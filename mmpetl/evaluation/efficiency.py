@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores that set accuracy against the number of trainable parameters."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Means over the tasks of a suite. A mean with a missing task has no value: it is never taken over what happens to be
 there."""
 

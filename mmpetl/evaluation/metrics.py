@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean recall per class, area under the ROC curve, 11-point average precision, and a dump of the scores for
 submissions.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What several test views are worth: accuracy of single views beside that of their average."""
 
 from typing import Any, Dict, List, Optional, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training on features of the frozen base that are computed once per image."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen features, computed once per image: where they are kept, and how a backbone is fed with them.
 
 What is kept is what the trainable part reads: the outputs of the backbone for a linear probe, the per-block activations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hooks and training loops. Importing this package registers them all."""
 
 import importlib

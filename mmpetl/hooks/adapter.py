@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter-only checkpoints, and the summary of what trains."""
 
 import os

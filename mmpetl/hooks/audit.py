@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Audit of the first iteration: what should train received a gradient, what should not is untouched."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The check of a run's adapter: model, head, classes and preprocessing, before anything is copied."""
 
 from typing import Any, Optional, Sequence

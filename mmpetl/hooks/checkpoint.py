@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that lose nothing: written beside, synced and renamed, with all random states, the old one removed last.
 
 MMEngine's hook removes the old checkpoint first, writes the new one in place and then cuts the pointer

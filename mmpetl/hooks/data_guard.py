@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data, classes and head are compared before the first step, not by a loss that reads past its end."""
 
 import os

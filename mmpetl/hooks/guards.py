@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that does not do its work fails: a loss or weights that are no numbers, nothing that moves."""
 
 import math

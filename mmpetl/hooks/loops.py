@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MMEngine's training loops, for runs that go on exactly where they were cut, also inside an epoch."""
 
 import itertools

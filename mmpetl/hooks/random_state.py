@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Everything random in a run, as plain tensors that a checkpoint can hold, and samples that draw from numbers of their
 own.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A resumed run follows the learning rates of its config, not those that its checkpoint remembers."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published methods, one file each; a file's name is the method's. Importing this package registers them all."""
 
 import importlib

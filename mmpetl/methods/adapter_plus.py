@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter+: a bottleneck behind the block, with a learned factor per channel.
 
 Steitz and Roth, "Adapters Strike Back", https://arxiv.org/abs/2406.06820, the Post-Adapter with channel-wise scaling::

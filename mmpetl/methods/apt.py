@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """APT: attention prompt tuning, learnable extra keys and values of every attention.
 
 Bandara and Patel, "Attention Prompt Tuning: Parameter-efficient Adaptation of Pre-trained Models for Spatiotemporal

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ARC: one symmetric bottleneck for all blocks, re-scaled by each.
 
 Dong et al., "Efficient Adaptation of Large Vision Transformer via Adapter Re-Composing",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BOFT: rotations of what frozen linear ops read, as products of sparse butterfly factors.
 
 Liu et al., "Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization", https://arxiv.org/abs/2311.06243,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bottleneck adapters: Adapter (Houlsby, Pfeiffer) and AdaptFormer.
 
 Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", https://arxiv.org/abs/1902.00751: after both sublayers.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compacter: bottleneck adapters made of parametrised hypercomplex multiplication (PHM) layers.
 
 Mahabadi et al., "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers", https://arxiv.org/abs/2106.04647,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convpass: convolutional bypasses beside both sublayers.
 
 Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", https://arxiv.org/abs/2207.07039,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DiffFit: a learned factor on every sublayer's output, beside the base's biases and norms.
 
 Xie et al., "DiffFit: Unlocking Transferability of Large Diffusion Models via Simple Parameter-Efficient Fine-Tuning",

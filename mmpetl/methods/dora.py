@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """DoRA: low-rank updates of the direction of a weight, and a magnitude of its own for each output channel.
 
 Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs/2402.09353, equations 5 and 11::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """E2VPT: prompts in the input of every block, keys and values in its attention, and prompts pruned by tokens and by
 segments.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FacT: the weight increments of all blocks as one decomposed tensor.
 
 Jie and Deng, "FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer", https://arxiv.org/abs/2212.03145,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IA3: learned factors on the outputs (or inputs) of frozen linear ops.
 
 Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KAdaptation: updates that are sums of Kronecker products, with rules shared by all blocks.
 
 He et al., "Parameter-efficient Model Adaptation for Vision Transformers", https://arxiv.org/abs/2203.16329,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LoHa: updates that are the element-wise product of two low-rank matrices.
 
 Hyeon-Woo et al., "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning",

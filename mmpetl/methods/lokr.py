@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LoKr: updates that are the Kronecker product of a small and a low-rank matrix.
 
 Yeh et al., "Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model Evaluation",

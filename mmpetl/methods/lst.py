@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LST: ladder side tuning, a narrow transformer beside the frozen one that takes in its layer outputs.
 
 Sung et al., "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mona: bottlenecks with depth-wise convolutions of three sizes, behind both sublayers.
 
 Yin et al., "5%>100%: Breaking Performance Shackles of Full Fine-Tuning on Visual Recognition Tasks",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OFT: rotations of what frozen linear ops read.
 
 Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", https://arxiv.org/abs/2306.07280, equation 3

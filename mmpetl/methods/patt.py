@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PATT: parallel attention, input-dependent additions to queries, keys and values.
 
 Yu et al., "Towards a Unified View on Visual Parameter-Efficient Transfer Learning", https://arxiv.org/abs/2210.00788::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The query synthesis module of SynQT: queries talk to each other before they read the frozen transformer.
 
 Zhang et al., https://arxiv.org/abs/2407.06964. Linears and LayerNorms keep torch's default initialisation.

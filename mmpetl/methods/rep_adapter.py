@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RepAdapter: a linear bottleneck before both sublayers that merges into the layers behind it.
 
 Luo et al., "Towards Efficient Visual Adaption via Structural Re-parameterization", https://arxiv.org/abs/2302.08106,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RLRR: a rank-one re-scaled residual of every frozen weight, with a shift.
 
 Dong et al., "Low-Rank Rescaled Vision Transformer Fine-Tuning: A Residual Design Approach",

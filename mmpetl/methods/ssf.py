@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SSF: scale and shift every feature after every operation.
 
 Lian et al., "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ST-Adapter: a depth-wise convolution over time and space in a bottleneck, before a sublayer.
 
 Pan et al., "ST-Adapter: Parameter-Efficient Image-to-Video Transfer Learning", https://arxiv.org/abs/2206.13559,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SynQT: query synthesis tuning, query tokens that are built layer by layer and read a frozen transformer.
 
 Zhang et al., "Parameter-Efficient and Memory-Efficient Tuning for Vision Transformer: A Disentangled Approach",

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VeRA: two learned vectors beside random matrices that all blocks share.
 
 Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", https://arxiv.org/abs/2310.11454, equation 2::

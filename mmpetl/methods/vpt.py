@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VPT: learned tokens in the input of every block (deep) or of the first one (shallow).
 
 Jia et al., "Visual Prompt Tuning", https://arxiv.org/abs/2203.12119, equations 4 to 7::

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VQT: visual query tuning, free query tokens that read a frozen transformer.
 
 Tu et al., "Visual Query Tuning: Towards Effective Usage of Intermediate Representations for Parameter and Memory

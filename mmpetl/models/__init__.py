@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Heads and necks that the papers use and upstream lacks. Importing this package registers them."""
 
 from .clip_neck import CLIPProjection

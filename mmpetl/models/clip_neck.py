@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CLIP's projection of the image feature into the space that it shares with text."""
 
 from typing import Mapping, Optional, Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CLIP's text tower, only as much as is needed to turn class names into text features once."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The linear head of the CLIP benchmarks: BatchNorm without parameters on the feature, then a linear layer, perhaps set
 from text."""
 

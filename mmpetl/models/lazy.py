@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Heads whose classes need mmaction2, which is imported only when one of them is built."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of precomputed text features: one unit row per class, and what they were made from.
 
 One ``.npz`` per (text model, data set): ``weight`` (C, E) float32, ``class_names`` (C,), ``templates`` (T,),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Class names, prompt templates and knowledge texts from files that ELEVATER's toolkit ships: read, not executed."""
 
 import ast

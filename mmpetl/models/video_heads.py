@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Classification heads of V-PETL on Video Swin and of APT on VideoMAE, which keep the scores of every test view when
 asked to."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Classification by the similarity of image and text features, without training."""
 
 from typing import Any, Optional, Tuple

@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """E2VPT's pruning: score, mask, rewind."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """E2VPT's procedure: train, score the prompts, choose how many to prune, rewind, train again.
 
 Han et al., https://arxiv.org/abs/2307.13770, section 3.3. Every training is an ordinary run of the config with what the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much each prompt, and each segment of its channels, matters to the loss of a trained model.
 
 A token's score can be measured or estimated:

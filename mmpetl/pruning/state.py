@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a pruning keeps under ``<work_dir>/pruning``: how far it came, and the values from which trainings begin."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A picture of what was pruned: one column per run, one row per prompt, the colour says how much of the prompt is
 left."""
 

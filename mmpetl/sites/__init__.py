@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The waist: what a method may know about a backbone, and the named points at which it may act.
 
 A :class:`Method` is a hook on the forward pass of a frozen transformer. It is built from a list of :class:`BlockSpec`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameters under autocast: all of a method are cast at once, once per forward pass."""
 
 from typing import Any, Dict, List, Optional, Tuple

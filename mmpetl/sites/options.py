@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of methods: blocks, values per block, ops, whole numbers; and how a wrong one is answered."""
 
 from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union

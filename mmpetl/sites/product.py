@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sum of an op's output and a low-rank product."""
 
 from typing import Any, Optional, Tuple

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a method may know about one block, and the names of all places where it may act."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one block sees of all methods."""
 
 from typing import Dict, Optional, Sequence, Tuple

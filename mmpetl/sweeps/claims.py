@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several workers on one folder: who runs which trial. Works on a shared file system and survives killed workers."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan of a sweep, and what there is to run next. All state is on disk: it follows from the plan and the result
 files alone."""
 

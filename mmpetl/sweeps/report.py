@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What sweeps have reached, as a table and as a plot.
 
 A cell is a mean over seeds, complete or marked; means over tasks exist only where every task is complete.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report of sweeps as Markdown, CSV, LaTeX and as a plot of accuracy over cost."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which hyper-parameters to try next: pure functions of the scores that are known.
 
 A search never keeps state of its own. What it proposes follows from the results on disk, so a sweep that was killed

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a search varies: ``KEY=KIND(...)``, one entry of a config and the values that it may take."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl submit DIR``: the ELEVATER leaderboard's submission from a sweep's final runs.
 
 Format: ``all_predictions.zip`` with one ``all_predictions.json``, ``{"data": [one entry per data set]}``. An entry

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One training run of a sweep: from its description to its result file. ``python -m mmpetl.sweeps.trial`` runs those
 that it is told to.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Search for one config: Ray Tune samples, ASHA stops what falls behind, the best parameters become a config.
 
 Where a published grid is to be followed, use a sweep; this is for data of one's own. ASHA: Li et al., A System for

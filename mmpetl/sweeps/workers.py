@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running the trials of a sweep, each in a worker process that is reused.
 
 Several machines or the jobs of a Slurm array do the same on one folder: claims on disk say who runs what.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model from a config and a file: what merge, plan and export share."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is wrong with a config, before anything is built: one line with the file, the key, the value, and how to mend
 it."""
 

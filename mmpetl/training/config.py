@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From flags to the config of a run.
 
 The scope (and with it the small differences between mmpretrain and mmaction2) is taken from the config's

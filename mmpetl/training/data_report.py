@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a config trains on and is tested on, or what a folder holds: counts, sizes, lengths, unreadable files, files
 that are in training and in test, and samples to look at."""
 

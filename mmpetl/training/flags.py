@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags of training and testing: the union of mmpretrain's and mmaction2's, in the same positional order."""
 
 import argparse

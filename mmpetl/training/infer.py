@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predictions of a trained adapter on files and arrays, through the test pipeline of its config."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every run gets, whatever its config says: whole checkpoints, exact resuming, guards, a schedule that fits.
 
 :func:`prepare` rewrites a config for MMEngine's runner. Types that the config names are replaced only by those of this

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Optimizer constructor that holds what trains, and nothing else; mixed precision without a GPU."""
 
 from contextlib import contextmanager

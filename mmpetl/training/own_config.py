@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The config of a data set of one's own: inherits a shipped base and schedule, adapted to the number of samples."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FSDP and DeepSpeed for MMEngine's FlexibleRunner, with a frozen base and small methods in mind.
 
 MMEngine's own strategies leave to their users: units of parameters that suit a frozen base, adapters of whole tensors,

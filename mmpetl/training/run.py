@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training and testing: what ``tools/train.py``, ``tools/test.py`` and the commands of the same names do."""
 
 import argparse

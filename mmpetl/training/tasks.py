@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Choose a data set of a suite in one place: ``cfg.task`` decides lists, classes, metric, resizing and the method's
 per-task settings.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The folder of a run: who works in it, whether it holds a run already, and from where that one goes on."""
 
 import fcntl

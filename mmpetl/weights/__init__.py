@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weight files in and out: opening them safely, mapping published formats to the names of the backbones, adapter
 files."""
 

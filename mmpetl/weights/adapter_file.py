@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The adapter file: what was trained, and what it was trained on, in one ``.safetensors``.
 
 Tensors are stored under the model's own key names (``backbone.petl.0....``, ``head....``). A JSON header under the

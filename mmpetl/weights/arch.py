@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an architecture of weights is: its published formats, and its names in other libraries.
 
 One :class:`Arch` stands at the end of each family's own file; :mod:`mmpetl.weights.archs` collects them. No other file

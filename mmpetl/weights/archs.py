@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All architectures of weights, by name. A new one is its file and one entry here."""
 
 from collections.abc import Mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files and folders that are never half there, and what dead processes left of them.
 
 Everything is written under a temporary name that says which process writes it, on which machine, and takes its name

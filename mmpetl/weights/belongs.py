@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether an adapter belongs to what it is put on: the one place that decides.
 
 The header of an adapter says what its tensors were trained with. Every way of loading describes what it has (a model, a

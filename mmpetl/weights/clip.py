@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image towers of CLIP: OpenAI and open_clip names, Hugging Face names. Canonical form: mmpretrain's ViT with
 ``pre_norm``."""
 

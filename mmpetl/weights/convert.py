@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From any published weight file to the names of the backbones.
 
 Every format maps to the common form of its family, and every architecture takes the common forms that it can use: its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading published weight files of any kind and writing them with OpenMMLab's key names."""
 
 import io

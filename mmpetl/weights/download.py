@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Download a file from its address: resumed where it was cut, with a progress bar, checked before it takes its name."""
 
 import hashlib

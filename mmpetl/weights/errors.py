@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The one error of this package: a file that cannot be used, said in one line."""
 
 from ..names import printable

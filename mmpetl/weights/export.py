@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Merged backbones under the names of other libraries: timm, Hugging Face, OpenAI / open_clip, the original
 repositories.
 

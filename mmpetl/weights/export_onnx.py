@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models as ONNX graphs, checked against the model they were made from."""
 
 import contextlib

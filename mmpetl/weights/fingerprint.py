@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One number that says which weights these are."""
 
 import hashlib

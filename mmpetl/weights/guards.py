@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks made on a file before any tensor of it is read.
 
 Archives say how large their members become and headers say which shapes follow. Both are claims of whoever wrote the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opening any weight file safely; nothing in a file is ever executed."""
 
 import os

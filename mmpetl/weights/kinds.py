@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a weight file is: the first bytes say it, and a suffix that promises a format without pickle (``.safetensors``,
 ``.npz``) is held to its promise."""
 

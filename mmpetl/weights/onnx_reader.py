@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights out of ONNX graphs, under the names of the publisher's own state dict.
 
 An export keeps parameters as initialisers. Those that enter an operator unchanged keep their names; the matrices of

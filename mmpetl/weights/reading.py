@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading files of data: regular files alone, of bounded size, as text, JSON or arrays; what is wrong is one line."""
 
 import hashlib

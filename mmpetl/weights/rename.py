@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Key tables: regular expressions that say what a published name is called here."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What became of every key when a published file was mapped to a backbone."""
 
 from dataclasses import dataclass, field

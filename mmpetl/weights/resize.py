@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables whose size follows the input: position embeddings and relative-position biases."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``torch.load`` that can open every honest checkpoint of the OpenMMLab stack and runs nothing.
 
 ``weights_only=True`` refuses the checkpoints that MMEngine's own Runner writes, because its message hub holds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the official bases of the recipes come from: one row per weight file, and nothing else in the project holds
 their addresses.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image Swin transformers: the original, timm and Hugging Face into mmpretrain's names, and the order inside patch
 merging.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tensors of a TorchScript archive, read without running the code that it carries.
 
 ``torch.jit.load`` compiles and may run the archive's own code. Its weights need none of that: ``data.pkl`` describes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video Swin: the original and mmaction2's names, V-PETL's files, and image Swin weights inflated in time."""
 
 import torch

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VideoMAE under mmaction2's names: original pre-training and fine-tuning files, Hugging Face, AdaptFormer's and
 V-PETL's split projections, and image transformers inflated in time.
 """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image transformers under mmpretrain's names: JAX, timm-like (MAE, MoCo v3, DeiT, DINOv2), Hugging Face.
 
 The common form ("canonical") of every image ViT file is mmpretrain's ``VisionTransformer``: ``layers.i.ln1``,

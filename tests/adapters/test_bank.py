@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Many adapters on one base: each acts exactly as it does alone."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An adapter knows what it belongs to: every way of loading compares, and refuses a difference in one line with both
 values."""
 

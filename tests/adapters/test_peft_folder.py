@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of peft, both ways, against the installed peft: equal outputs on every kind of base."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Threads that share one model: right outputs, or a line at once; never another thread's adapter."""
 
 import copy

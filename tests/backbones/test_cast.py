@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen weights under autocast: copies made together have the values of casts where they are used."""
 
 import threading

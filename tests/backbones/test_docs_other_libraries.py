@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every block of docs/other_libraries.md runs, in order; only weights from the hub are replaced by those of a small model."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Objects of timm and transformers: what the generic rows do not say."""
 
 import copy

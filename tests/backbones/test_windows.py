@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens into windows and back: equal to pad, roll and partition; gradients; caches that hold plain tensors only."""
 
 import pytest

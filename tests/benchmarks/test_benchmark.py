@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark's columns against closed formulas and what is known; its files and its page."""
 
 import json

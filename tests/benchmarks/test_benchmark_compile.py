@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The comparison with compiled models, without the wait for a compiler."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The textbook forms that the benchmark compares with give our outputs and gradients."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of the target table, and comparisons with peers at tiny size."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tool that sets a cached training step against the whole one, at toy size."""
 
 import argparse

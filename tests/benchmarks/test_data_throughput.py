@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data benchmark reads the recipes' pipelines and compares equal work."""
 
 import json

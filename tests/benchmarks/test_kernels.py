@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Kernels of a training step do not grow: counts of every row of the table against those that are stored."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The formulas of docs/scaling.md against what is counted, and the simulation against hand-made cases."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tools/convert_weights.py: what it writes loads into stock upstream backbones, what it refuses leaves no file."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl data check`` on good and damaged data, through the command line."""
 
 import hashlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a folder of one's own to predictions: ``data make``, ``data check``, train, test, infer, at any size."""
 
 import pickle

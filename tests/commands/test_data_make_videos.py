@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``data make`` and ``data check`` for videos, from a folder to predictions."""
 
 import pickle

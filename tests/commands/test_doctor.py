@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpetl doctor: what is wrong is named with the command that mends it, and makes the exit status 1."""
 
 import json

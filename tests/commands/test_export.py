@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpetl export: what is written is opened and run by the library that it is for."""
 
 import json

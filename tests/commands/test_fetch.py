@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl fetch`` against a server on this machine: whole, resumed, from a mirror, refused, and by hand."""
 
 import hashlib

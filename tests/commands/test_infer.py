@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpetl infer: the scores of mmpetl.infer, one line per file."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpetl inspect: every kind of file is described from its content."""
 
 import json

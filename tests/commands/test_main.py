@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line as a whole: quick to start, examples that parse, names of configs, completion, several processes."""
 
 import os

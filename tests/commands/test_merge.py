@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpetl merge: what it writes loads into stock upstream models and computes the same; what it refuses leaves no
 file."""
 

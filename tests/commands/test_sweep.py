@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sweeps end to end at toy size: search, final seeds, interruption, failures, several workers."""
 
 import json

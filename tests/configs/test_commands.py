@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every command that a recipe prints, on weights and data in the official layouts, shrunk in size.
 
 The default suite runs one recipe of every kind; the slow one runs all.

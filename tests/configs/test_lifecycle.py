@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every shipped config lives its whole life: train, die, resume, test, merge, infer, with the same scores everywhere.
 
 Shrunk in width, depth, picture size and data, and in nothing else (see ``tests/shipped.py``). By default one config of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model zoo: its files are what the recipes say, the recipes are what the models are, and OpenMMLab's reader takes
 it."""
 

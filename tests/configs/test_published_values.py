@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every value of the published scripts against the recipe that answers it: equal, or listed here with its reason."""
 
 import inspect

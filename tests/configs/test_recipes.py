@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every published recipe: what its docstring says, and two training steps at toy size on generated data of the right
 form."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configs of the small suite: what their first lines say, and that they fit every task of their suite file."""
 
 import re

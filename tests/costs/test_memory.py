@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training step keeps, against closed forms and limits; ViT-B, VideoMAE-B and Video Swin-B are measured on the
 meta device.
 

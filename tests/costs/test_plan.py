@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpetl plan against closed formulas, real files and real forward passes."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Write videos whose frames carry their number: python numbered.py FOLDER.
 
 A process of its own: decord brings its own codec libraries, and PyAV cannot encode some formats beside them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fetcher with tiny archives of its own: no network is used."""
 
 import gzip

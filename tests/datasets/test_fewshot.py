@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Few-shot subsets and validation splits: golden arrays and closed formulas."""
 
 from pathlib import Path

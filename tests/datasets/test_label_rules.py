@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VTAB-1k label rules on hand-made records, and the lists made from them."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """List-file images: what upstream reads is read, and each mistake is one line that names the file."""
 
 import cv2

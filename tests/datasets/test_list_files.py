@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists and class folders in the forms that people and programs write."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every kind of picture file keeps its values: known numbers in, known numbers out."""
 
 import io

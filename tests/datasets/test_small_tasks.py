@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The small suite from archives of the right form: lists, images, both forms, and what is refused."""
 
 import io

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables and datasets of VTAB-1k, FGVC and ELEVATER."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The frame with the asked number, upright, from every container and codec, by every decoder."""
 
 import subprocess

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TFRecord files and VTAB-1k made of them, without TensorFlow: files written here byte by byte after the format's description."""
 
 import io

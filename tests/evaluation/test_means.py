@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suite means and efficiency scores against published numbers."""
 
 import pytest

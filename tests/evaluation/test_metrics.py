@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Metrics against golden arrays, closed cases and mmpretrain's own."""
 
 from pathlib import Path

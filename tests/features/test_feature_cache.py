@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training on cached features is training without the cache: same numbers, same draws, no work in the base."""
 
 import importlib.util

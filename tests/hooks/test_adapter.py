@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter files through MMEngine's Runner: every way in gives base and adapter, or refuses."""
 
 import json

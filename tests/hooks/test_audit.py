@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The audit of the first iteration finds what trains in vain and what trains in secret."""
 
 import logging

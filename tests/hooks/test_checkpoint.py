@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints that lose nothing: a process may die at any moment, a disk may be full, and the run goes on as if nothing
 had happened."""
 

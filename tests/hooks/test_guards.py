@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that does not do its work fails in one line and leaves no result; data, classes and head are compared first."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run that was cut and resumed ends with the bits of one that was not, with chance in it; another schedule takes
 effect or is refused."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Textbook forms of the side methods on a plain upstream VisionTransformer, for comparison: explicit softmax, keys and
 values formed, nothing cached, skipped or recomputed."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods that peft has too, against peft on a whole vision transformer: outputs and gradients."""
 
 import peft

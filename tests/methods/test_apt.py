@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """APT against arrays of the published attention, an explicit softmax and its equivalent gated form."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Compacter against Kronecker products that are really formed."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Convpass against separate convolutions of the map and of every token in front of it."""
 
 import pytest

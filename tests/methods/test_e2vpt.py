@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """E2VPT against the reference on golden arrays: key/value prompts, masks, removal; its counts, initial values and
 state."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FacT against weight increments formed slice by slice."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """IA3 against the paper's formula, and its refusals."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """KAdaptation against Kronecker products that are really formed, and against arrays of the published code."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LoRA against peft on the same base, and against its formula."""
 
 import pytest

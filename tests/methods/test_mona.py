@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mona against its formula, in plain NumPy in double precision."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """OFT and BOFT against their formulas, in plain NumPy in double precision; equality with peft: test_against_peft.py."""
 
 import numpy as np

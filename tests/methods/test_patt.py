@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """PATT and V-PETL's adapter against published arrays and textbook forms."""
 
 from pathlib import Path

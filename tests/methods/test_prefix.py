@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prefix tuning against golden arrays and a closed formula, its counts, and the life of its evaluation cache."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Methods attached to whole backbones and to their attentions, against arrays of the published models.
 
 The weights and results were stored by the published code; only names are translated here.

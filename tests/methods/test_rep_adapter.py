@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """RepAdapter, ARC, RLRR and DiffFit against their formulas, in plain NumPy in double precision."""
 
 import numpy as np

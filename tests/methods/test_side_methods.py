@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SynQT, VQT and LST on real backbones: published arrays, textbook forms, counts, gradients, kept bytes."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SSF: values, gradients, memory and folding."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ST-Adapter and Adapter+ against their formulas, written out."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VPT against the reference on golden arrays, its initialisation, counts, and the two forms of deep prompts."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text tower against open_clip and transformers, and the tool that writes text-feature files."""
 
 import json

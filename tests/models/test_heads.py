@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Heads and necks: golden arrays, closed formulas, mmpretrain's classifier around them."""
 
 from pathlib import Path

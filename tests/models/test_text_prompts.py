@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompts and knowledge from the toolkit's files: read as text, never executed."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The pruning loop on generated pictures through MMEngine's Runner: phases together and alone, rewinding, search, kill
 and resume."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores of prompts: the published ones on golden arrays, the sound ones against finite differences and removal."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nothing is ever half there: writers are killed in the middle, and what they leave goes at the next start."""
 
 import json

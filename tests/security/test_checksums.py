@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One flipped byte is noticed: adapters carry a checksum of their tensors and a digest of their header."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text of a config inside a checkpoint is a stranger's program: loading and resuming never execute it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/security.md names a test for each promise: it must be there."""
 
 import ast

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Downloads: what was altered is noticed before it is used, archives write below their folder, parts do not stay."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A method in a file is a name, not a path to code: what `load_adapter` and banks build from a stranger's header."""
 
 import copy

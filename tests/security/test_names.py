@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Names out of files: one function decides whether one may become a path, one per medium how it is written."""
 
 import csv

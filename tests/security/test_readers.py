@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every function that reads a file, on every kind of hostile file: nothing runs, nothing is written outside, memory
 stays small, and one line that names the file says what is wrong."""
 

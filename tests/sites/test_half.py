@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights cast together: the values and gradients of autocast, fewer kernels, and no stale copy."""
 
 import copy

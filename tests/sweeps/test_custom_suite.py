@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A suite of one's own: from the JSON file to the report."""
 
 import json

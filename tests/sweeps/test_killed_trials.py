@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trials that die in a checkpoint or before their last validation end like those that nothing disturbed."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Searches: the published coarse-to-fine walk, grids, failures."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """mmpetl search: ranges, refusals; the real thing on Ray Tune is a slow test."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several workers on one folder, and the processes that run trials."""
 
 import json

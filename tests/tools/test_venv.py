@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """tools/_venv.sh: which Python is taken, when an environment is reused, what is said when it cannot be made."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The video demo's configs, its report and its script's refusals; training itself is what the script does."""
 
 import importlib.util

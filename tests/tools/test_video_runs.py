@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Both video families from list files to multi-view scores, at toy size: tools/train.py and tools/test.py, one process
 and two."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bad configs: one line that names file, key, value, and how to mend it; all configs that ship are free of faults."""
 
 import sys

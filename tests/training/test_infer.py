@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``mmpetl.infer`` on what ships: the scores of ``tools/test.py``, on files and on arrays, with class names."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer holds trainable tensors only; multipliers work; the log stays short."""
 
 import pytest

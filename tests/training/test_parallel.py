@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Strategies for several processes: what they refuse, and what FSDP makes a unit. Training:
 tests/tools/test_video_runs.py."""
 

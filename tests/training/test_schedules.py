@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Learning rates of the recipes, epoch by epoch or step by step, against the papers' closed forms."""
 
 from math import cos, pi

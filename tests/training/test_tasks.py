@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One config, any of the 44 data sets: what cfg.task rewrites, and the published parameter counts."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Random models small enough to compare two libraries in a second."""
 
 import pytest

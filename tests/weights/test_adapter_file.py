@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adapter files: what goes in comes out, and a header that lies is refused."""
 
 import copy

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CLIP image towers -> mmpretrain's ViT with a norm before the blocks: same features, same embeddings."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image Swin transformers -> mmpretrain: same feature maps, in the order of their own patch merging."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Video Swin files -> mmaction2's SwinTransformer3D, and image Swin weights inflated in time."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VideoMAE files -> mmaction2's VisionTransformer, and image transformers inflated into it."""
 
 import pytest

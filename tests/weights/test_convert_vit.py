@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Image transformers of other libraries -> mmpretrain's ViT: same outputs."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which format a state dict has, and what is said when it has none."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stock modules -> names of other libraries: the other library opens them strictly and computes the same."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stock modules -> ONNX: onnxruntime computes the same, for other batch sizes too."""
 
 import pytest

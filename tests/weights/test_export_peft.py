@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """LoRA adapters -> peft: opened by peft on the other library's model, they give the outputs of the adapted backbone."""
 
 import pytest

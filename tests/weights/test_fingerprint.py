@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fingerprint depends on keys, types, shapes and values, and on nothing else."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files made to do harm: refused in one line, and nothing in them runs.
 
 Every payload would write a marker file; the tests look for it afterwards. A control shows that the payloads do work

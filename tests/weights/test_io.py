@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Opening every kind of file, and writing so that a kill leaves the old file or the new one."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights out of ONNX exports made here: the same tensors under the same names."""
 
 import warnings

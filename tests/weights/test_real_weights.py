@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real published weights reproduce the output of their own runtime (slow: downloads 80 MB each, once, into the
 cache)."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Published files through MMEngine's own ways in: load_checkpoint, init_cfg, on backbones with adapters."""
 
 import logging

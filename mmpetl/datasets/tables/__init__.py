@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One table per benchmark suite: everything about a data set is said here and nowhere else."""
 
 import os

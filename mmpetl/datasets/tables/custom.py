@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A suite of one's own, described by a JSON file, in the file form of a published suite::
 
     {

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ELEVATER image classification: 20 data sets, few-shot subsets, four metrics.
 
 Source: Li et al., arXiv 2204.08790 and the index files that its toolkit downloads. The official validation lists are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FGVC: five fine-grained data sets with the json splits that VPT released ({relative image path: class id}).
 
 Source: Jia et al., arXiv 2203.12119, Table 8 (counts). ``val`` is a random tenth of ``train`` where no public

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one benchmark task is: classes, splits, files, metric. Plain data; imports nothing but the standard library."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The action data sets of V-PETL and APT: classes and sizes of the published splits. Plain data."""
 
 from dataclasses import dataclass

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """VTAB-1k: 19 tasks in three groups, 1,000 training images each (800 to train while searching, 200 to validate).
 
 Sources: Zhai et al., arXiv 1910.04867; slices, label rules and test counts as in VPT (arXiv 2203.12119, Table 8). Two

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was found out about video files, kept on disk: one line a finding, appended, so that many processes can share
 it."""
 

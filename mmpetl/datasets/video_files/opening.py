@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Open a video file by the decoder that is asked for, or by the next one where that one cannot."""
 
 import importlib.util

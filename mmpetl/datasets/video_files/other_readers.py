@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames by decord or OpenCV, read in order; each file is compared once with PyAV, which takes over where they differ.
 
 After a jump decord gives other frames than those asked for in many files (AVI, MPEG-TS, B-frames, open groups of

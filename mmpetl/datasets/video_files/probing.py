@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Try one video: does it open, do its first or all frames decode?"""
 
 import os

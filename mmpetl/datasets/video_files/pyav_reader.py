@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frames by PyAV: in order, or after a jump to the last key frame where that was proven to give the same frames."""
 
 import io

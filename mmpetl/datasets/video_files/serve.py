@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answer paths on the standard input by results on the standard output, in a process of its own."""
 
 import json
