@@ -10,10 +10,7 @@ is the same.
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-small.py', '../_base_/datasets/ucf101_16x4.py',
-    '../_base_/schedules/apt_adamw_100e.py'
-]
+_base_ = ['../_base_/recipes/videomae-small_ucf101.py', '../_base_/schedules/apt_adamw_100e.py']
 model = dict(
     backbone=dict(petl=[dict(type='APT', num_tokens=400, drop_rate=0.1, reparam='exp')]),
     cls_head=dict(num_classes=101, label_smooth_eps=0.1))

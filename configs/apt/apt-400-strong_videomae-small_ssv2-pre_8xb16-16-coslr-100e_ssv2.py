@@ -11,10 +11,7 @@ is the same.
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-small_ssv2.py',
-    '../_base_/datasets/ssv2_16.py', '../_base_/schedules/apt_adamw_100e.py'
-]
+_base_ = ['../_base_/recipes/videomae-small_ssv2.py', '../_base_/schedules/apt_adamw_100e.py']
 model = dict(
     backbone=dict(petl=[dict(type='APT', num_tokens=400, drop_rate=0.1, reparam='exp')]),
     cls_head=dict(num_classes=174, label_smooth_eps=0.1))

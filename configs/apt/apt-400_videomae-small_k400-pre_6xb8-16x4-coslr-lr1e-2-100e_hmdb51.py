@@ -9,10 +9,7 @@ Recipe: the published script (6 GPUs; mixed precision by --amp).
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-small.py', '../_base_/datasets/hmdb51_16x4.py',
-    '../_base_/schedules/apt_adamw_100e_lr1e-2.py'
-]
+_base_ = ['../_base_/recipes/videomae-small_hmdb51.py', '../_base_/schedules/apt_adamw_100e_lr1e-2.py']
 model = dict(
     backbone=dict(petl=[dict(type='APT', num_tokens=400, drop_rate=0.1, reparam='max')]),
     cls_head=dict(num_classes=51, label_smooth_eps=0.1))

@@ -9,10 +9,7 @@ No script for this backbone and data set is published; these are the settings of
 Expected top-1 in %: published 73.3 (VideoMAE's list of models), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-base.py', '../_base_/datasets/hmdb51_16x4.py',
-    '../_base_/schedules/videomae_adamw.py'
-]
+_base_ = ['../_base_/recipes/videomae-base_hmdb51.py', '../_base_/schedules/videomae_adamw.py']
 blends = [dict(blend, num_classes=51) for blend in _base_.blends]
 model = dict(
     data_preprocessor=dict(blending=dict(type='RandomBatchAugment', augments=blends, probs=[0.5, 0.5])),

@@ -9,10 +9,7 @@ Recipe: the published script of VideoMAE (8 GPUs; mixed precision by --amp).
 Expected top-1 in %: published 96.1 (VideoMAE's list of models), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-base.py', '../_base_/datasets/ucf101_16x4.py',
-    '../_base_/schedules/videomae_adamw.py'
-]
+_base_ = ['../_base_/recipes/videomae-base_ucf101.py', '../_base_/schedules/videomae_adamw.py']
 blends = [dict(blend, num_classes=101) for blend in _base_.blends]
 model = dict(
     data_preprocessor=dict(blending=dict(type='RandomBatchAugment', augments=blends, probs=[0.5, 0.5])),

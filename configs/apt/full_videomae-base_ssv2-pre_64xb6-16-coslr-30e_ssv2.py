@@ -9,10 +9,7 @@ Recipe: the published script of VideoMAE (64 GPUs; mixed precision by --amp).
 Expected top-1 in %: published 70.8 (VideoMAE's list of models), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-base_ssv2.py', '../_base_/datasets/ssv2_16.py',
-    '../_base_/schedules/videomae_adamw.py'
-]
+_base_ = ['../_base_/recipes/videomae-base_ssv2.py', '../_base_/schedules/videomae_adamw.py']
 blends = [dict(blend, num_classes=174) for blend in _base_.blends]
 model = dict(
     data_preprocessor=dict(blending=dict(type='RandomBatchAugment', augments=blends, probs=[0.5, 0.5])),

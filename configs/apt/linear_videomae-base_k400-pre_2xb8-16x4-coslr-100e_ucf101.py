@@ -9,8 +9,5 @@ Recipe: the published script (2 GPUs; mixed precision by --amp).
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-base.py', '../_base_/datasets/ucf101_16x4.py',
-    '../_base_/schedules/apt_adamw_100e_lr1e-2.py'
-]
+_base_ = ['../_base_/recipes/videomae-base_ucf101.py', '../_base_/schedules/apt_adamw_100e_lr1e-2.py']
 model = dict(cls_head=dict(num_classes=101, label_smooth_eps=0.1))

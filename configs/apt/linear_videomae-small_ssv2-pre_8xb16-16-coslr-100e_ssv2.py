@@ -9,9 +9,6 @@ The published linear probe (UCF101, ViT-B) has 0.01 for 256 videos; no script fo
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-small_ssv2.py',
-    '../_base_/datasets/ssv2_16.py', '../_base_/schedules/apt_adamw_100e_lr1e-2.py'
-]
+_base_ = ['../_base_/recipes/videomae-small_ssv2.py', '../_base_/schedules/apt_adamw_100e_lr1e-2.py']
 model = dict(cls_head=dict(num_classes=174, label_smooth_eps=0.1))
 train_dataloader = dict(batch_size=16)

@@ -9,10 +9,7 @@ Settings for this row are not published.
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-base.py', '../_base_/datasets/hmdb51_16x4.py',
-    '../_base_/schedules/apt_adamw_100e_lr2e-3.py'
-]
+_base_ = ['../_base_/recipes/videomae-base_hmdb51.py', '../_base_/schedules/apt_adamw_100e_lr2e-3.py']
 model = dict(
     backbone=dict(petl=[dict(type='LoRA', rank=8, ops='qv')]),
     cls_head=dict(num_classes=51, label_smooth_eps=0.1))

@@ -9,10 +9,7 @@ Five prompts before every block, as the paper compares with; its own settings fo
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-base_ssv2.py', '../_base_/datasets/ssv2_16.py',
-    '../_base_/schedules/apt_adamw_100e.py'
-]
+_base_ = ['../_base_/recipes/videomae-base_ssv2.py', '../_base_/schedules/apt_adamw_100e.py']
 model = dict(
     backbone=dict(petl=[dict(type='VPT', num_tokens=5, deep=True, drop_rate=0.1)]),
     cls_head=dict(num_classes=174, label_smooth_eps=0.1))

@@ -14,8 +14,8 @@ Expected, published with pruning, Natural / Specialized / Structured: 83.31 / 84
 """
 
 _base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/swin-base_in22k.py', '../_base_/datasets/vtab_vpt.py',
-    '../_base_/schedules/vpt_sgd_100e.py', '../_base_/lengths/e2vpt_swin_vtab.py'
+    '../_base_/recipes/swin-base_in22k_vtab-vpt.py', '../_base_/schedules/vpt_sgd_100e.py',
+    '../_base_/lengths/e2vpt_swin_vtab.py'
 ]
 model = dict(
     backbone=dict(petl=[dict(type='E2VPT', num_tokens=10, num_kv_tokens=1, drop_rate=0.1)]),

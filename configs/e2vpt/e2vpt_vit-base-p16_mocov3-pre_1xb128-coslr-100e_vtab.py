@@ -11,8 +11,8 @@ Expected, published with pruning, Natural / Specialized / Structured: 76.47 / 87
 """
 
 _base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_mocov3.py', '../_base_/datasets/vtab_vpt.py',
-    '../_base_/schedules/vpt_sgd_100e.py', '../_base_/lengths/e2vpt_vtab.py'
+    '../_base_/recipes/vit-base-p16_mocov3_vtab-vpt.py', '../_base_/schedules/vpt_sgd_100e.py',
+    '../_base_/lengths/e2vpt_vtab.py'
 ]
 model = dict(
     backbone=dict(petl=[dict(type='E2VPT', num_tokens=10, num_kv_tokens=5, drop_rate=0.1, drop_per_sample=True)]),

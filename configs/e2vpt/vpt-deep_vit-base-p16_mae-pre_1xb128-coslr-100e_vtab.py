@@ -11,10 +11,7 @@ Learning rate and weight decay are searched.
 Expected, published, Natural / Specialized / Structured: 36.02 / 60.61 / 26.57. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_mae.py', '../_base_/datasets/vtab_vpt.py',
-    '../_base_/schedules/vpt_sgd_100e.py'
-]
+_base_ = ['../_base_/recipes/vit-base-p16_mae_vtab-vpt.py', '../_base_/schedules/vpt_sgd_100e.py']
 model = dict(
     backbone=dict(petl=[dict(type='VPT', num_tokens=10, deep=True, drop_rate=0.1, drop_per_sample=True)]),
     head=dict(init_cfg=_base_.head_init))

@@ -10,8 +10,5 @@ The published batch depends on the machine (384 in the released file for FGVC); 
 Expected, published, Natural / Specialized / Structured: 79.10 / 86.21 / 59.65. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/swin-base_in22k.py', '../_base_/datasets/vtab_vpt.py',
-    '../_base_/schedules/vpt_adamw_100e.py'
-]
+_base_ = ['../_base_/recipes/swin-base_in22k_vtab-vpt.py', '../_base_/schedules/vpt_adamw_100e.py']
 model = dict(backbone=dict(tune=['*'], trunk='train'), head=dict(init_cfg=_base_.head_init))

@@ -9,9 +9,6 @@ Trainable: 1,025 per class in the head.
 Expected, published, Natural / Specialized / Structured: 73.52 / 80.77 / 33.52. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/swin-base_in22k.py', '../_base_/datasets/vtab_vpt.py',
-    '../_base_/schedules/vpt_sgd_100e.py'
-]
+_base_ = ['../_base_/recipes/swin-base_in22k_vtab-vpt.py', '../_base_/schedules/vpt_sgd_100e.py']
 model = dict(head=dict(init_cfg=_base_.head_init))
 train_dataloader = dict(batch_size=1024)

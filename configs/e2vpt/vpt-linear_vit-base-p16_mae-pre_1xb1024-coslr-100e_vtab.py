@@ -9,10 +9,7 @@ Trainable: 769 per class in the head.
 Expected, published, Natural / Specialized / Structured: 18.87 / 53.72 / 23.70. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_mae.py', '../_base_/datasets/vtab_vpt.py',
-    '../_base_/schedules/vpt_sgd_100e.py'
-]
+_base_ = ['../_base_/recipes/vit-base-p16_mae_vtab-vpt.py', '../_base_/schedules/vpt_sgd_100e.py']
 model = dict(head=dict(init_cfg=_base_.head_init))
 train_dataloader = dict(batch_size=1024)
 sweep = dict(grid={

@@ -9,9 +9,6 @@ Trainable: 769 per class in the head.
 Expected, published, Natural / Specialized / Structured: 67.46 / 81.08 / 30.33. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_mocov3.py', '../_base_/datasets/vtab_vpt.py',
-    '../_base_/schedules/vpt_sgd_100e.py'
-]
+_base_ = ['../_base_/recipes/vit-base-p16_mocov3_vtab-vpt.py', '../_base_/schedules/vpt_sgd_100e.py']
 model = dict(head=dict(init_cfg=_base_.head_init))
 train_dataloader = dict(batch_size=1024)

@@ -10,10 +10,7 @@ Prompt lengths per task are not published; 50 prompts here. Learning rate and we
 Expected, published, Natural / Specialized / Structured: 76.81 / 79.66 / 46.98; mean of 19 64.85. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab_vpt.py',
-    '../_base_/schedules/vpt_sgd_100e.py'
-]
+_base_ = ['../_base_/recipes/vit-base-p16_in21k_vtab-vpt.py', '../_base_/schedules/vpt_sgd_100e.py']
 model = dict(
     backbone=dict(petl=[dict(type='VPT', num_tokens=50, deep=False)]),
     head=dict(init_cfg=_base_.head_init))

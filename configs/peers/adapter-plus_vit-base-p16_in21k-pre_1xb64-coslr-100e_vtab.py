@@ -9,10 +9,7 @@ Trainable: 165,984 in the method, 769 per class in the head. One setting for all
 Expected: published, mean of 3 groups: unknown here (the paper's tables are not at hand). Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(
     backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='AdapterPlus', mid_dims=8, drop_path_rate=0.1)]))
 train_dataloader = dict(drop_last=True)

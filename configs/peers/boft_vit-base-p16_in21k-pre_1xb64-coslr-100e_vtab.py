@@ -10,10 +10,7 @@ Expected: unknown, no table of the paper was read for this recipe; schedule of t
 Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(
     backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='BOFT', block_size=8, factors=2, ops='qv')]))
 train_dataloader = dict(drop_last=True)

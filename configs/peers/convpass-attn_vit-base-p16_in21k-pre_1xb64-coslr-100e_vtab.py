@@ -11,10 +11,7 @@ Expected, published, Natural / Specialized / Structured: 81.24 / 84.73 / 61.53; 
 Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(
     backbone=dict(
         drop_path_rate=0.1,

@@ -11,10 +11,7 @@ Expected, published, Natural / Specialized / Structured: 81.69 / 85.31 / 62.68; 
 Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[
     dict(type='Convpass', mid_dims=8, scale=1., drop_path_rate=[0.1 * i / 11 for i in range(12)])]))
 train_dataloader = dict(drop_last=True)

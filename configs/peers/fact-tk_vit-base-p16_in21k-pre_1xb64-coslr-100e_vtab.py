@@ -12,10 +12,7 @@ Expected, published, Natural / Specialized / Structured: 80.64 / 85.30 / 60.71; 
 75.55. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='FacT', kind='tk', rank=16, scale=1.)]))
 train_dataloader = dict(drop_last=True)
 per_task = dict(

@@ -11,10 +11,7 @@ The released training reports the best of ten tests; here the last epoch counts.
 Expected: unknown (no average of this form was found). Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='FacT', kind='tt', rank=16, scale=1.)]))
 train_dataloader = dict(drop_last=True)
 per_task = dict(

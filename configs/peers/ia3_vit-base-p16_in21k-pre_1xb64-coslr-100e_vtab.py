@@ -9,10 +9,7 @@ Trainable: 55,296 in the method, 769 per class in the head.
 Expected: unknown, the paper has no VTAB-1k table; schedule of the neighbouring recipes. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(
     backbone=dict(
         drop_path_rate=0.1, trunk='train',

@@ -9,10 +9,7 @@ Trainable: 769 per class in the head.
 Expected: unknown (VPT's table is of another recipe, see configs/e2vpt). Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(backbone=dict(petl=[]))
 sweep = dict(grid={
     'optim_wrapper.optimizer.lr': [1e-1, 1e-2, 1e-3],

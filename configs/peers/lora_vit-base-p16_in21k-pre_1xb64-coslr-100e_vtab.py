@@ -10,10 +10,7 @@ Expected, published (V-PETL Bench), Natural / Specialized / Structured: 79.49 / 
 of 3 groups 74.60. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='LoRA', rank=8, ops='qv')]))
 train_dataloader = dict(drop_last=True)
 sweep = dict(grid={'model.backbone.petl.0.alpha': [0.08, 0.8, 8, 80, 800]})

@@ -10,9 +10,6 @@ Expected, published (V-PETL Bench), Natural / Specialized / Structured: 77.60 / 
 of 3 groups 74.25. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 model = dict(backbone=dict(petl=[dict(type='LST', reduction=8)]))
 train_dataloader = dict(drop_last=True)

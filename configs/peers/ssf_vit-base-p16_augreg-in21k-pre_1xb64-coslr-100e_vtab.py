@@ -13,10 +13,7 @@ Expected, published, Natural / Specialized / Structured: 81.57 / 86.55 / 58.96; 
 75.69. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/vit-base-p16_in21k.py', '../_base_/datasets/vtab.py',
-    '../_base_/schedules/petl-vit_adamw_100e.py'
-]
+_base_ = '../_base_/recipes/petl-vit_vtab.py'
 data_preprocessor = dict(mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5])
 model = dict(
     backbone=dict(

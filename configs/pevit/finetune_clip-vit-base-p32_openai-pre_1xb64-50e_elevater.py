@@ -12,8 +12,5 @@ without a published number: --cfg-options model.head.text_features=None.
 Expected, published, 5 shots, mean of 20 over seeds 0, 1, 2: 65.49. Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/clip-vit-base-p32.py', '../_base_/datasets/elevater.py',
-    '../_base_/schedules/elevater_sgd_50e.py'
-]
+_base_ = '../_base_/recipes/elevater_clip-p32.py'
 model = dict(backbone=dict(tune=['*'], trunk='train'), neck=dict(frozen=False))

@@ -12,8 +12,5 @@ without a published number: --cfg-options model.head.text_features=None.
 Expected: unknown (no table for B/16 is published). Measured: unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/clip-vit-base-p16.py', '../_base_/datasets/elevater.py',
-    '../_base_/schedules/elevater_sgd_50e.py'
-]
+_base_ = '../_base_/recipes/elevater_clip-p16.py'
 model = dict(backbone=dict(petl=[dict(type='LoRA', rank=4, ops='qv', alpha=128, init='normal')]))

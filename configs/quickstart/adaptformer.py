@@ -7,10 +7,7 @@ Trainable: 595,200 parameters in AdaptFormer (12 blocks x (2 x 384 x 64 + 64 + 3
 Accuracy on the 600 test drawings, measured on CPU with seed 0: 80.8 % (linear probe: 72.8 %).
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/dinov2-small.py', '../_base_/datasets/quickdraw20.py',
-    '../_base_/schedules/quickstart.py'
-]
+_base_ = '../_base_/recipes/quickstart.py'
 model = dict(
     backbone=dict(img_size=98, petl=[dict(type='AdaptFormer', mid_dims=64, scale=0.1)]),
     head=dict(num_classes=20))

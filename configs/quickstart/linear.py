@@ -7,10 +7,7 @@ Trainable: 7,700 parameters, all in the head. The features are computed once, so
 Accuracy on the 600 test drawings, measured on CPU with seed 0: 72.8 %.
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/dinov2-small.py', '../_base_/datasets/quickdraw20.py',
-    '../_base_/schedules/quickstart.py'
-]
+_base_ = '../_base_/recipes/quickstart.py'
 model = dict(backbone=dict(img_size=98), head=dict(num_classes=20))
 max_epochs = 20
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)

@@ -7,10 +7,7 @@ Trainable: 221,184 parameters in LoRA (12 blocks x 3 ops x 2 factors of 8 x 384)
 Accuracy on the 600 test drawings, measured on CPU with seed 0: 83.0 % (linear probe: 72.8 %).
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/dinov2-small.py', '../_base_/datasets/quickdraw20.py',
-    '../_base_/schedules/quickstart.py'
-]
+_base_ = '../_base_/recipes/quickstart.py'
 model = dict(
     backbone=dict(img_size=98, petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')]),
     head=dict(num_classes=20))

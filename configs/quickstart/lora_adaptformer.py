@@ -7,10 +7,7 @@ Trainable: 816,384 parameters in the two methods and 7,700 in the head.
 Accuracy on the 600 test drawings, measured on CPU with seed 0: 84.7 % (linear probe: 72.8 %).
 """
 
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/backbones/dinov2-small.py', '../_base_/datasets/quickdraw20.py',
-    '../_base_/schedules/quickstart.py'
-]
+_base_ = '../_base_/recipes/quickstart.py'
 model = dict(
     backbone=dict(
         img_size=98,

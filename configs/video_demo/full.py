@@ -7,9 +7,6 @@ Trainable: 21,753,222 (everything).
 Accuracy on the 180 test clips: 70.6 % over 2 clips x 3 crops, 64.2 % with a single view; measured, one seed.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py',
-    '../_base_/datasets/motion6.py', '../_base_/schedules/video_demo.py'
-]
+_base_ = '../_base_/recipes/video_demo.py'
 model = dict(backbone=dict(tune=['*']))
 optim_wrapper = dict(optimizer=dict(lr=3e-6), paramwise_cfg=dict(custom_keys={'cls_head.': dict(lr_mult=1000)}))

@@ -7,8 +7,5 @@ Trainable: 3,078 (norm and head).
 Accuracy on the 180 test clips: 66.1 % over 2 clips x 3 crops, 60.0 % with a single view; measured, one seed.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py',
-    '../_base_/datasets/motion6.py', '../_base_/schedules/video_demo.py'
-]
+_base_ = '../_base_/recipes/video_demo.py'
 optim_wrapper = dict(optimizer=dict(lr=1e-2))

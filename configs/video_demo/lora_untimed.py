@@ -9,10 +9,7 @@ of the time at best. Accuracy on the 180 test clips: 51.7 % over 2 clips x 3 cro
 one seed.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py',
-    '../_base_/datasets/motion6.py', '../_base_/schedules/video_demo.py'
-]
+_base_ = '../_base_/recipes/video_demo.py'
 model = dict(
     backbone=dict(
         petl=[dict(type='LoRA', rank=8, alpha=16, ops='qkv')],

@@ -7,10 +7,7 @@ Trainable: 1,492,998 (1,489,920 + 3,078 in norm and head).
 Accuracy on the 180 test clips: 85.6 % over 2 clips x 3 crops, 74.9 % with a single view; measured, one seed.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-dinov2-small.py',
-    '../_base_/datasets/motion6.py', '../_base_/schedules/video_demo.py'
-]
+_base_ = '../_base_/recipes/video_demo.py'
 model = dict(
     backbone=dict(petl=[
         dict(type='PATT', ops='kv', mid_dims=64, scale=0.8, init='zero_up'),

@@ -10,8 +10,5 @@ The published code offers this form, its paper's table does not show it.
 Expected top-1: published unknown, measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/hmdb51_8x2.py',
-    '../_base_/schedules/vpetl_sgd_70e.py'
-]
+_base_ = '../_base_/recipes/vpetl_hmdb51.py'
 model = dict(backbone=dict(petl=[dict(type='Adapter', mid_dims=64, kind='pfeiffer', act='relu', scale=0.1)]))

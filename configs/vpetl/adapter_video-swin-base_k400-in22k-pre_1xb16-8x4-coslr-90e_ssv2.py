@@ -10,10 +10,7 @@ The published code offers this form, its paper's table does not show it.
 Expected top-1: published unknown, measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/ssv2_8x4.py',
-    '../_base_/schedules/vpetl_sgd_90e.py'
-]
+_base_ = '../_base_/recipes/vpetl_ssv2.py'
 model = dict(
     backbone=dict(petl=[dict(type='Adapter', mid_dims=64, kind='pfeiffer', act='relu', scale=0.1)]),
     cls_head=dict(num_classes=174))

@@ -10,8 +10,5 @@ The head trains too (the published default leaves it random and frozen by mistak
 Expected top-1 in %: published 50.99 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/ssv2_8x4.py',
-    '../_base_/schedules/vpetl_sgd_90e.py'
-]
+_base_ = '../_base_/recipes/vpetl_ssv2.py'
 model = dict(backbone=dict(tune=['*']), cls_head=dict(num_classes=174))

@@ -10,7 +10,4 @@ The head trains too (the published default leaves it random and frozen by mistak
 Expected top-1 in %: published 71.28 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/hmdb51_8x2.py',
-    '../_base_/schedules/vpetl_sgd_70e.py'
-]
+_base_ = '../_base_/recipes/vpetl_hmdb51.py'

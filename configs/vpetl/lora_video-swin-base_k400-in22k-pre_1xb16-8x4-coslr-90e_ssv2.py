@@ -10,8 +10,5 @@ No code of this row is published, and the published count (0.75 M) fits no rank;
 Expected top-1 in %: published 38.34 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/ssv2_8x4.py',
-    '../_base_/schedules/vpetl_sgd_90e.py'
-]
+_base_ = '../_base_/recipes/vpetl_ssv2.py'
 model = dict(backbone=dict(petl=[dict(type='LoRA', rank=16, alpha=32, ops='qv')]), cls_head=dict(num_classes=174))

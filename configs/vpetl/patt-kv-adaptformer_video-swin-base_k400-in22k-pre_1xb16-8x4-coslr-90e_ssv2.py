@@ -10,10 +10,7 @@ Stride and epochs are guesses: no command for this data set is published.
 Expected top-1 in %: published 53.36 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/ssv2_8x4.py',
-    '../_base_/schedules/vpetl_sgd_90e.py'
-]
+_base_ = '../_base_/recipes/vpetl_ssv2.py'
 model = dict(
     backbone=dict(petl=[
         dict(type='PATT', ops='kv', mid_dims=128, scale=0.8),

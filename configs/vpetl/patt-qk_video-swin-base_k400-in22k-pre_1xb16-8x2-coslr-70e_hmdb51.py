@@ -10,8 +10,5 @@ The published code leaves out softmax, positions and mask in this mode; here it 
 Expected top-1: published unknown, measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/hmdb51_8x2.py',
-    '../_base_/schedules/vpetl_sgd_70e.py'
-]
+_base_ = '../_base_/recipes/vpetl_hmdb51.py'
 model = dict(backbone=dict(petl=[dict(type='PATT', ops='qk', mid_dims=128, scale=0.8)]))

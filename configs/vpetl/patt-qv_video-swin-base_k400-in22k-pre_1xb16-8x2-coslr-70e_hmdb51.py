@@ -9,8 +9,5 @@ Recipe: the command of the published README (half precision there: --amp).
 Expected top-1: published unknown, measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/hmdb51_8x2.py',
-    '../_base_/schedules/vpetl_sgd_70e.py'
-]
+_base_ = '../_base_/recipes/vpetl_hmdb51.py'
 model = dict(backbone=dict(petl=[dict(type='PATT', ops='qv', mid_dims=128, scale=0.8)]))

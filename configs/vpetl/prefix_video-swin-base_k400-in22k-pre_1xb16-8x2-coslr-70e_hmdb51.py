@@ -11,8 +11,5 @@ count (6.37 M) fits no integer setting.
 Expected top-1 in %: published 56.13 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/hmdb51_8x2.py',
-    '../_base_/schedules/vpetl_sgd_70e.py'
-]
+_base_ = '../_base_/recipes/vpetl_hmdb51.py'
 model = dict(backbone=dict(petl=[dict(type='Prefix', num_tokens=16, mid_dims=128)]))

@@ -11,8 +11,5 @@ count (6.37 M) fits no integer setting.
 Expected top-1 in %: published 39.46 (as quoted by the V-PETL benchmark), measured unknown.
 """
 
-_base_ = [
-    '../_base_/default_runtime_video.py', '../_base_/backbones/video-swin-base.py', '../_base_/datasets/ssv2_8x4.py',
-    '../_base_/schedules/vpetl_sgd_90e.py'
-]
+_base_ = '../_base_/recipes/vpetl_ssv2.py'
 model = dict(backbone=dict(petl=[dict(type='Prefix', num_tokens=16, mid_dims=128)]), cls_head=dict(num_classes=174))

@@ -6,10 +6,10 @@ Data: the benchmark's downloads, <root>/classification/<folder>/, images in thei
 augmentation.
 """
 
+_base_ = './pictures.py'
 task = dict(suite='elevater', name='caltech-101', root='data/elevater', phase='final', shots=5, shot_seed=0)
 data_preprocessor = dict(
-    type='ClsDataPreprocessor', num_classes=102, mean=[122.7709383, 116.7460125, 104.09373615],
-    std=[68.5005327, 66.6321579, 70.32316305], to_rgb=True)
+    num_classes=102, mean=[122.7709383, 116.7460125, 104.09373615], std=[68.5005327, 66.6321579, 70.32316305])
 pipeline = [
     dict(type='mmpetl.LoadImage'),
     dict(type='ResizeEdge', scale=224, edge='short', backend='pillow', interpolation='bicubic'),
@@ -19,7 +19,6 @@ pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='mmpetl.CachedDataset',
         dataset=dict(
@@ -33,7 +32,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=64,
     num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='mmpetl.Elevater',
         task='caltech-101',
@@ -42,5 +40,5 @@ val_dataloader = dict(
         pipeline=pipeline,
         test_mode=True))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='mmpetl.MeanPerClass')
+val_evaluator = dict(_delete_=True, type='mmpetl.MeanPerClass')
 test_evaluator = val_evaluator

@@ -5,17 +5,12 @@ Data: VPT's json splits beside the images, <root>/CUB/{train,val,test}.json and 
 crop for testing.
 """
 
+_base_ = './pictures.py'
 task = dict(suite='fgvc', name='CUB', root='data/fgvc', phase='final')
-data_preprocessor = dict(
-    type='ClsDataPreprocessor',
-    num_classes=200,
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    to_rgb=True)
+data_preprocessor = dict(num_classes=200)
 train_dataloader = dict(
     batch_size=64,
     num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='mmpetl.FGVC', task='CUB', split='train', data_root='data/fgvc',
         pipeline=[
@@ -28,7 +23,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=128,
     num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='mmpetl.FGVC', task='CUB', split='test', data_root='data/fgvc', test_mode=True,
         pipeline=[
@@ -38,5 +32,3 @@ val_dataloader = dict(
             dict(type='PackInputs'),
         ]))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='mmpretrain.Accuracy', topk=(1, ))
-test_evaluator = val_evaluator

@@ -4,8 +4,7 @@ Short edge 256, a random 224 crop and flip for training, the centre crop for tes
 apart, take RandomFlip out of train_pipeline. Models with other statistics of pixels say so in their base file.
 """
 
-data_preprocessor = dict(
-    type='ClsDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+_base_ = './pictures.py'
 train_pipeline = [
     dict(type='mmpetl.LoadImage'),
     dict(type='ResizeEdge', scale=256, edge='short', backend='pillow', interpolation='bicubic'),
@@ -23,17 +22,12 @@ data = dict(type='mmpetl.ListDataset', data_root='data/own', classes='classes.tx
 train_dataloader = dict(
     batch_size=32,
     num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(ann_file='train.txt', pipeline=train_pipeline, **data))
 val_dataloader = dict(
     batch_size=64,
     num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(ann_file='val.txt', pipeline=test_pipeline, test_mode=True, **data))
 test_dataloader = dict(
     batch_size=64,
     num_workers=4,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(ann_file='test.txt', pipeline=test_pipeline, test_mode=True, **data))
-val_evaluator = dict(type='mmpretrain.Accuracy', topk=(1, ))
-test_evaluator = val_evaluator

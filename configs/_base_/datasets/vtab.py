@@ -6,13 +6,9 @@ Data: the plain image release, <root>/cifar/{train800,val200,train800val200,test
 not augmented.
 """
 
+_base_ = './pictures.py'
 task = dict(suite='vtab', name='cifar', root='data/vtab-1k', phase='final')
-data_preprocessor = dict(
-    type='ClsDataPreprocessor',
-    num_classes=100,
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    to_rgb=True)
+data_preprocessor = dict(num_classes=100)
 pipeline = [
     dict(type='mmpetl.LoadImage'),
     dict(type='Resize', scale=(224, 224), backend='pillow', interpolation='bicubic'),
@@ -21,7 +17,6 @@ pipeline = [
 train_dataloader = dict(
     batch_size=64,
     num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='mmpetl.CachedDataset',
         dataset=dict(
@@ -29,9 +24,6 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=128,
     num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='mmpetl.VTAB1k', task='cifar', split='test', data_root='data/vtab-1k', pipeline=pipeline, test_mode=True))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='mmpretrain.Accuracy', topk=(1, ))
-test_evaluator = val_evaluator

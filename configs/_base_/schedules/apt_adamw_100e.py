@@ -5,13 +5,10 @@ The rate is scaled to the actual number of videos per step (the augmented copies
 0.0125, as published.
 """
 
+_base_ = './videos.py'
 max_epochs = 100
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=0.05, betas=(0.9, 0.999), weight_decay=1e-5),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.))
 param_scheduler = [
@@ -24,4 +21,3 @@ param_scheduler = [
         end=max_epochs,
         convert_to_iter_based=True),
 ]
-auto_scale_lr = dict(base_batch_size=256, enable=True)

@@ -5,13 +5,10 @@ Learning rate and weight decay are searched for each data set ('mmpetl sweep'): 
 over 97 decays. The values here are for a single run. Testing is done once, after the last epoch.
 """
 
+_base_ = './pictures.py'
 max_epochs = 50
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict()
-test_cfg = dict()
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=1e-4))
 param_scheduler = None
 auto_scale_lr = dict(base_batch_size=64)

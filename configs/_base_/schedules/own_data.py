@@ -3,13 +3,10 @@
 'mmpetl data make' sets the number of epochs by the number of samples.
 """
 
+_base_ = './pictures.py'
 max_epochs = 20
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=2)
-val_cfg = dict()
-test_cfg = dict()
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=1.),
     # the head starts from nothing, the methods from a pretrained model

@@ -5,13 +5,10 @@ The published runs drop the last, smaller batch (15 iterations per epoch) and st
 two epochs both have the lowest rate; here the second epoch is the first step of the warm-up.
 """
 
+_base_ = './pictures.py'
 max_epochs = 100
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict()
-test_cfg = dict()
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=11),

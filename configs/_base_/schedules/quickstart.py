@@ -1,12 +1,9 @@
 """AdamW, a tenth of the iterations linear warm-up, then a cosine to zero; made for a few minutes on two CPU cores."""
 
+_base_ = './pictures.py'
 max_epochs = 3
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict()
-test_cfg = dict()
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=3e-3, weight_decay=0.01),
     # the head starts from nothing, the methods from a pretrained model
     paramwise_cfg=dict(custom_keys={'head.': dict(lr_mult=3)}))

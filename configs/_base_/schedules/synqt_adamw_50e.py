@@ -1,13 +1,10 @@
 """SynQT's recipe: AdamW with weight decay on everything, 50 epochs, ten of them warm-up from 0, then half a cosine to
 1e-6."""
 
+_base_ = './pictures.py'
 max_epochs = 50
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict()
-test_cfg = dict()
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=1e-2))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-8, begin=0, end=10, convert_to_iter_based=True),

@@ -1,12 +1,9 @@
 """AdamW, half an epoch of linear warm-up, then a cosine to zero; made for a few minutes on two CPU cores."""
 
+_base_ = './pictures.py'
 max_epochs = 3
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict()
-test_cfg = dict()
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01),
     clip_grad=dict(max_norm=1.),
     paramwise_cfg=dict(norm_decay_mult=0., bias_decay_mult=0.))

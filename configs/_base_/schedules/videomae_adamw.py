@@ -1,12 +1,10 @@
 """VideoMAE's recipe for full fine-tuning: AdamW with layer-wise decay, 5e-4 for 256 videos, five epochs warm-up, half a
 cosine to 1e-6."""
 
+_base_ = './videos.py'
 max_epochs = 100
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(
-    type='OptimWrapper',
     constructor='LearningRateDecayOptimizerConstructor',
     optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(num_layers=12, decay_rate=0.75, decay_type='layer_wise'))
@@ -20,7 +18,6 @@ param_scheduler = [
         end=max_epochs,
         convert_to_iter_based=True),
 ]
-auto_scale_lr = dict(base_batch_size=256, enable=True)
 # Augmentation and blending of the published scripts; a recipe puts them into its data set's pipeline.
 strong_augment = dict(type='mmpetl.ClipRandAugment', num_ops=4, magnitude=7, magnitude_std=0.5)
 erase = dict(

@@ -4,13 +4,10 @@ a cosine to 0.
 The rate is scaled to the actual number of videos per step: one GPU with 16 has 0.00625, as published.
 """
 
+_base_ = './videos.py'
 max_epochs = 70
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, begin=0, end=10, convert_to_iter_based=True),
@@ -22,4 +19,3 @@ param_scheduler = [
         end=max_epochs,
         convert_to_iter_based=True),
 ]
-auto_scale_lr = dict(base_batch_size=256, enable=True)

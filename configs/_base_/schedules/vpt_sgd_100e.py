@@ -6,13 +6,10 @@ weight decay are searched for each task ('mmpetl sweep'); the values here are fo
 after the last epoch.
 """
 
+_base_ = './pictures.py'
 max_epochs = 100
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict()
-test_cfg = dict()
 optim_wrapper = dict(
-    type='OptimWrapper',
-    constructor='mmpetl.TrainableOptimWrapperConstructor',
     optimizer=dict(type='SGD', lr=2.5, momentum=0.9, weight_decay=1e-3),
     paramwise_cfg=dict(custom_keys={'head.fc.bias': dict(decay_mult=0.)}))
 param_scheduler = [
