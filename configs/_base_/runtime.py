@@ -1,4 +1,5 @@
-"""What every config shares. Importing mmpetl registers its types and puts its remedies for the pinned stack in place."""
+"""What every config shares. Importing mmpetl registers its types and puts its remedies for the pinned stack in
+place."""
 
 custom_imports = dict(imports=['mmpetl'], allow_failed_imports=False)
 default_hooks = dict(

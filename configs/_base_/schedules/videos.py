@@ -1,5 +1,5 @@
-"""What the schedules of videos share: loops, a validation after every epoch, and the rate scaled to the actual number of
-videos per step."""
+"""What the schedules of videos share: loops, a validation after every epoch, and the rate scaled to the actual number
+of videos per step."""
 
 train_cfg = dict(type='EpochBasedTrainLoop', val_interval=1)
 val_cfg = dict(type='ValLoop')
