@@ -33,6 +33,7 @@ class ChannelScaledBottleneck(nn.Module):
     def reset_parameters(self) -> None:
         """The published start."""
         for layer in (self.down, self.up):
+            # torch cuts at absolute values: 0.02 is two standard deviations here.
             nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
             nn.init.zeros_(layer.bias)
         nn.init.ones_(self.scale)
@@ -59,6 +60,7 @@ class AdapterPlus(Method):
         ValueError: If ``mid_dims`` < 1 or a block lies outside the backbone.
     """
 
+    # The branch has a drop-path of its own rate, so the block's must not act on it as well.
     inside_drop_path = False
     tokenwise = True
 
@@ -82,7 +84,10 @@ class AdapterPlus(Method):
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """residual, y (B, ..., C) -> y + s * A(residual + y), (B, ..., C)."""
+        # What the block would hand on is residual + y. The method sees it here, because there is no point
+        # behind the sum.
         branch = self.blocks[str(i)](residual + y)
         if self.training and self.drop_path_rates[i] > 0:
+            # 'row': one draw per sample, and survivors grow by 1 / (1 - rate), as timm's DropPath does.
             branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')
         return y + branch

@@ -30,6 +30,8 @@ class KeyValuePrompt(nn.Module):
         super().__init__()
         self.key = nn.Parameter(torch.empty(num_tokens, head_dim))
         self.value = nn.Parameter(torch.empty(num_tokens, head_dim))
+        # None and no tensor of ones: a factor that is not there is no key of the state dict, and costs no
+        # product.
         self.scale = nn.Parameter(torch.empty(2, num_tokens)) if scaled else None
 
 
@@ -57,6 +59,7 @@ class APT(Method):
                  drop_rate: float = 0.,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
+        # The published command line has a switch, so configs written after it say True or False.
         if isinstance(reparam, bool):
             reparam = 'max' if reparam else None
         if reparam is not None and reparam not in REPARAMS:
@@ -72,6 +75,8 @@ class APT(Method):
         """Uniform in +-sqrt(6 / (3 h w + head_dim)) for patches of h x w pixels; factors of 1."""
         for i in self.layers:
             spec, block = self.specs[i], self.blocks[str(i)]
+            # The bound of VPT with the width of one head: prompts live in a head's space, not in the stream's.
+            # Of a video patch (t, h, w) one frame counts.
             bound = math.sqrt(6. / (3 * spec.patch[-2] * spec.patch[-1] + spec.head_dim))
             nn.init.uniform_(block.key, -bound, bound)
             nn.init.uniform_(block.value, -bound, bound)
@@ -83,14 +88,18 @@ class APT(Method):
         scale = self.blocks[str(i)].scale
         if scale is None:
             return None
+        # maximum and not clamp: at g = 1, where all factors start, clamp would pass the whole gradient and
+        # maximum passes half of it. The published runs took the latter.
         return (torch.maximum(scale, torch.ones_like(scale)) if self.reparam == 'max' else scale.exp()).unsqueeze(-1)
 
     def on_kv(self, i: int) -> Tuple[Tensor, Tensor]:
         """Keys and values (1, T, head_dim) each, shared by the heads."""
         block, factors = self.blocks[str(i)], self.factors(i)
+        # Dropped before they are scaled, as published; the two commute but for the draws that a seed gives.
         key, value = self.drop(block.key), self.drop(block.value)
         if factors is not None:
             key, value = key * factors[0], value * factors[1]
+        # A leading axis of one stands for all heads, and is expanded without a copy.
         return key.unsqueeze(0), value.unsqueeze(0)
 
     @torch.no_grad()
@@ -102,5 +111,6 @@ class APT(Method):
             if factors is not None:
                 block.key.mul_(factors[0])
                 block.value.mul_(factors[1])
+                # A parameter set to None leaves the state dict, so the file is that of reparam=None.
                 block.scale = None
         self.reparam = None

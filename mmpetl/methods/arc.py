@@ -55,8 +55,10 @@ class ARC(Method):
             raise ValueError(f"ARC: init must be 'released' or 'zero', got {init!r}")
         self.subs, self.init = check_ops(subs, 'ARC: subs', SUBS), init
         mid = positive(mid_dims, 'mid_dims', 'ARC')
+        # A set in the order of the blocks: parameters must come in the same order in every run.
         widths = dict.fromkeys(self.specs[i].dim for i in self.layers)
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
+        # Named by width: a hierarchical backbone has one projection per stage width, a plain one has one.
         self.shared = nn.ParameterDict({f'{sub}_{dim}': torch.empty(dim, mid) for dim in widths for sub in self.subs})
         self.blocks = self.for_parts(self.subs, lambda i, sub: nn.ParameterDict(
             dict(scale=torch.empty(mid), bias=torch.empty(self.specs[i].dim))))
@@ -72,6 +74,7 @@ class ARC(Method):
             for sub, own in block.items():
                 nn.init.zeros_(own['bias'])
                 if sub == 'ffn' and self.init == 'released':
+                    # As one row of a matrix, as the released code draws it; a vector has no fans.
                     nn.init.xavier_uniform_(own['scale'][None])
                 else:
                     nn.init.zeros_(own['scale'])
@@ -85,15 +88,20 @@ class ARC(Method):
         """y (..., C) -> y + U (c * dropout(U^T y)) + b, (..., C)."""
         shared, scale, bias = (self.half(p) for p in self.parts(i, 'attn' if op == 'norm1' else 'ffn'))
         y = recomputed(Tensor.to, y, shared.dtype)  # once, not once per reader
+        # c scales the small matrix instead of the code, so that nothing of the tokens' size is kept for its
+        # gradient.
         code = recomputed(F.linear, y, (shared * scale).t(), level=SMALL_PRODUCT)
         return add_product(y, self.drop(code), shared, 1., bias)
 
     def fold_norm(self, i: int, op: str, weight: Tensor,
                   bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         """weight (Cout, C), bias (Cout) -> same shapes."""
+        # q, k and v of a padded window read zeros that never passed the norm, so b must not reach them; no
+        # weight can tell them apart.
         if op in 'qkv' and pads(self.specs[i]):
             return None
         shared, scale, shift = (p.to(weight) for p in self.parts(i, 'ffn' if op in ('fc1', 'gate') else 'attn'))
+        # From the left, (Cout, C) (C, mid) (mid, C): the (C, C) product U diag(c) U^T is never formed.
         changed = weight + (weight @ shared * scale) @ shared.t()
         shift = weight @ shift
         return changed, shift if bias is None else bias + shift

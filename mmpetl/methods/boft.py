@@ -25,6 +25,7 @@ from .oft import Skew, rotate
 def butterfly(x: Tensor, rotations: Tensor) -> Tensor:
     """x (..., C) times B_m ... B_1 from the right; ``rotations`` (m, C / b, b, b)."""
     half = rotations.shape[-1] // 2
+    # x stands on the left, so the last factor is applied first.
     for j in reversed(range(1, len(rotations))):
         # Half blocks: (groups, first or second of a pair, place in the pair's span, channels).
         pairs = x.unflatten(-1, (-1, 2, 2**j, half)).transpose(-3, -2)
@@ -72,6 +73,7 @@ class BOFT(Method):
 
     def _upper(self, i: int, op: str) -> Tensor:
         width, size = self.specs[i].op_dims(op)[0], self.block_size
+        # Channels that m factors mix with each other: the width is cut into such spans.
         span = size * 2**(self.factors - 1)
         if width % span:
             raise ValueError(f'BOFT: block_size={size} times 2^(factors - 1) is {span}, which does not divide {width}, '
@@ -116,5 +118,7 @@ class BOFT(Method):
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:
         """weight (Cout, Cin) -> (Cout, Cin)."""
         rotations = self.rotations(i, op).to(weight)
+        # Through the same function as the forward pass, so that merging cannot disagree with it about the
+        # permutation.
         whole = butterfly(torch.eye(weight.shape[1]).to(weight), rotations)
         return weight @ whole.T

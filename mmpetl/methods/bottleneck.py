@@ -43,6 +43,8 @@ class Bottleneck(nn.Module):
         self.act = ACTIVATIONS[act]()
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         self.up = nn.Linear(mid_dims, dim)
+        # A plain number is no parameter and no buffer: it stays out of checkpoints, and configs may change
+        # it.
         self.scale = nn.Parameter(torch.ones(1)) if scale == 'learnable' else float(scale)
         self.norm_in = nn.LayerNorm(dim) if norm == 'in' else nn.Identity()
         self.norm_out = nn.LayerNorm(dim) if norm == 'out' else nn.Identity()
@@ -50,6 +52,7 @@ class Bottleneck(nn.Module):
     def reset_parameters(self, init: str) -> None:
         """'lora': Kaiming down, zero up (exact start); 'normal': both N(0, 0.02), zero biases."""
         if init == 'lora':
+            # torch's own start of a Linear, named, because the published code calls it so.
             nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
             nn.init.zeros_(self.up.weight)
         else:
@@ -71,8 +74,11 @@ class Bottleneck(nn.Module):
         # Scaling the small weights instead of the wide output: one pass less, and a learned scale need not keep that
         # output.
         weight, bias = half(self.up.weight), half(self.up.bias)
+        # Not even a product by one: it would make a copy of the weight in every forward pass.
         if not (isinstance(self.scale, float) and self.scale == 1):
             weight, bias = weight * self.scale, bias * self.scale
+        # The norm comes after the scale: 'out' norms what is added, and would take a scale out again if it
+        # stood before.
         return self.norm_out(F.linear(self.drop(hidden), weight, bias))
 
 
@@ -186,6 +192,7 @@ class AdaptFormer(Method):
         super().__init__(specs, layers)
         if input not in ('residual', 'normed'):
             raise ValueError(f"AdaptFormer: input must be 'residual' or 'normed', got {input!r}")
+        # Overrides the class attribute: taps sort methods by what the object says.
         self.input, self.inside_drop_path = input, inside_drop_path
         self.subs = check_ops(subs, 'AdaptFormer: subs', SUBS)
         self.blocks = build_bottlenecks(self, self.subs, mid_dims, scale, act, drop_rate, norm)
@@ -197,6 +204,7 @@ class AdaptFormer(Method):
     def reset_parameters(self) -> None:
         for block in self.blocks.values():
             for bottleneck in block.values():
+                # The only published start of AdaptFormer: the branch begins at zero.
                 bottleneck.reset_parameters('lora')
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ def add_rule(module: nn.Module, phm_dim: int, kind: str) -> None:
     if kind == 'trained':
         module.register_parameter('rule', nn.Parameter(rule))
     else:
+        # Also where it is None: the attribute exists either way, and a state dict holds no key for None.
         module.register_buffer('rule', rule)
 
 
@@ -51,6 +52,8 @@ class PHMLinear(nn.Module):
     def reset_parameters(self, zero: bool) -> None:
         """Xavier-uniform factors with gain sqrt(2), zero bias; ``zero`` makes the layer's output zero."""
         for factor in (self.left, self.right):
+            # Xavier's sqrt(6 / (fan_in + fan_out)) times sqrt(2), over the two axes of one summand: torch's
+            # initialisers would count the leading axis too.
             bound = math.sqrt(12. / sum(factor.shape[1:]))
             nn.init.uniform_(factor, -bound, bound)
         if zero:
@@ -61,9 +64,12 @@ class PHMLinear(nn.Module):
         """x (..., Cin), shared rule (n, n, n) or None -> (..., Cout)."""
         rule = self.rule if rule is None else rule
         num, rows, rank = self.left.shape
+        # H^T x with x read as a matrix: sum_i A_i^T X B_i. All u_i are applied at once, side by side.
         code = x.unflatten(-1, (num, rows)) @ self.left.transpose(0, 1).reshape(rows, num * rank)
         # Axes: (rows of A, n, rank, columns of A, columns of w).
         right = rule.transpose(0, 1)[:, :, None, :, None] * self.right[None, :, :, None, :]
+        # A_i and w_i are small; their products, (n * n * rank, Cout), are what remains of the Kronecker
+        # product.
         return F.linear(code.flatten(-2), right.flatten(0, 2).flatten(1).t(), self.bias)
 
 
@@ -78,7 +84,10 @@ class PHMBottleneck(nn.Module):
 
     def forward(self, x: Tensor, rule: Optional[Tensor]) -> Tensor:
         """x (..., C), shared rule (n, n, n) or None -> (..., C)."""
+        # The rule is handed in and not held by the layers: a shared parameter would stand in the state dict
+        # once per layer.
         code = recomputed(self.down, recomputed(self.norm, x), rule, level=SMALL_PRODUCT)
+        # The approximation, because ELEVATER's code takes it and published numbers are compared to it.
         return self.up(recomputed(partial(F.gelu, approximate='tanh'), code), rule)
 
 
@@ -124,6 +133,7 @@ class Compacter(Method):
         phm_dim = positive(phm_dim, 'phm_dim', 'Compacter')
         mids, ranks = self.spread(mid_dims, 'mid_dims', positive), self.spread(rank, 'rank', positive)
         rule = 'trained' if train_rule else 'frozen'
+        # Before the blocks, so that it is the method's own key: petl.compacter.rule.
         add_rule(self, phm_dim, rule if share_rule else 'none')
         for i in self.layers:
             for name, width in (('block width', self.specs[i].dim), ('mid_dims', mids[i])):
@@ -144,6 +154,7 @@ class Compacter(Method):
             if isinstance(module, PHMBottleneck):
                 module.down.reset_parameters(zero=False)
                 module.up.reset_parameters(zero=self.init == 'zero_up')
+            # MMEngine's init_weights may have drawn the norm anew before it comes here.
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
 

@@ -45,6 +45,7 @@ class ConvBypass(nn.Module):
         if identity:
             nn.init.zeros_(self.conv.weight)
             with torch.no_grad():
+                # The centre tap of each channel's own kernel: every pixel is handed through.
                 self.conv.weight[:, :, 1, 1].fill_diagonal_(1.)
         else:
             nn.init.xavier_uniform_(self.conv.weight)
@@ -54,9 +55,13 @@ class ConvBypass(nn.Module):
     def forward(self, x: Tensor, grid: Tuple[int, ...]) -> Tensor:
         """x (B, front + H * W, C) with the token grid (H, W) of this input -> (B, front + H * W, C)."""
         z = recomputed(quick_gelu, recomputed(self.down, x, level=SMALL_PRODUCT))
+        # From the input at hand and not from the specs: prompts may have come in, and pictures may have
+        # another size than the backbone was built for.
         front = z.shape[1] - grid[0] * grid[1]
         mapped = self.conv(z[:, front:].transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
         if front:
+            # A map of one pixel meets the centre of a padded 3 x 3 kernel and zeros: a linear layer, without
+            # the convolution.
             alone = F.linear(z[:, :front], self.conv.weight[:, :, 1, 1], self.conv.bias)
             mapped = torch.cat([alone, mapped], 1)
         return self.up(self.drop(recomputed(quick_gelu, mapped)))
@@ -82,6 +87,7 @@ class Convpass(Method):
         ValueError: If the token grid is not (H, W), ``mid_dims`` < 1, or a sublayer or ``init`` is unknown.
     """
 
+    # Dropped by a rate of its own, see drop_path_rate.
     inside_drop_path = False
 
     def __init__(self,
@@ -100,6 +106,7 @@ class Convpass(Method):
         mids, self.scales = self.spread(mid_dims, 'mid_dims', positive), self.spread(scale, 'scale')
         self.drop_path_rates = {i: float(r) for i, r in self.spread(drop_path_rate, 'drop_path_rate').items()}
         for i in self.layers:
+            # Refused when it is built: in the forward pass a video's grid (T, H, W) would be cut into nonsense.
             if len(self.specs[i].grid) != 2:
                 raise ValueError(f'Convpass: needs a two-dimensional token grid, but block {i} of the backbone has '
                                  f'{self.specs[i].grid or "none"}')
@@ -119,4 +126,5 @@ class Convpass(Method):
         branch = self.blocks[str(i)][sub](x, self.grid(i))
         if self.training and self.drop_path_rates[i] > 0:
             branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')
+        # alpha inside the sum: scaling the branch first would be one more tensor of the stream's size.
         return torch.add(y, branch, alpha=self.scales[i])

@@ -34,11 +34,15 @@ class Decomposed(nn.Module):
         """The published start; the magnitude waits for the base's weight."""
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         nn.init.zeros_(self.up)
+        # A placeholder, so that a method without a base is finite; on_loaded writes the norms of the
+        # weight.
         nn.init.ones_(self.magnitude)
 
     def gain(self, weight: Tensor, scale: float) -> Tensor:
         """m / ||W + s U D|| of the base's weight W (Cout, Cin), (Cout)."""
         with torch.no_grad():
+            # W + s U D in one kernel, and without gradients: the paper (section 4.3) takes the norm for a
+            # constant, which saves the memory of a whole weight per op.
             norm = torch.addmm(weight.to(self.up.dtype), self.up, self.down, alpha=scale).norm(dim=1)
         return self.magnitude / norm.to(self.magnitude.dtype)
 
@@ -91,12 +95,16 @@ class DoRA(Method):
         with torch.no_grad():
             for i in self.layers:
                 for op, factors in self.blocks[str(i)].items():
+                    # A trained adapter has left zero. Its magnitudes are not touched, whatever is loaded into the base
+                    # afterwards.
                     if not factors.up.any():
                         factors.magnitude.copy_(self.frozen(i, op)[0].to(factors.magnitude.dtype).norm(dim=1))
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """x (..., Cin), y = W x + b (..., Cout) -> m / ||W + s U D|| * (W + s U D) x + b, (..., Cout)."""
         factors, scale = self.blocks[str(i)][op], self.scales[i]
+        # Asked for in every pass and not kept: the base's weight may be replaced or moved to another
+        # device.
         weight, bias = self.frozen(i, op)
         gain = factors.gain(weight, scale)
         code = recomputed(F.linear, self.drop(x), factors.down, level=SMALL_PRODUCT)
@@ -111,4 +119,5 @@ class DoRA(Method):
             return weight, bias
         factors, scale = self.blocks[str(i)][op], self.scales[i]
         changed = weight + (scale * factors.up @ factors.down).to(weight)
+        # Rows and not the bias: the magnitude belongs to W alone, as in the forward pass.
         return factors.gain(weight, scale)[:, None].to(weight) * changed, bias

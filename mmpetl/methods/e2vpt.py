@@ -99,6 +99,7 @@ class E2VPT(Method):
         self.segment_layout = _one_of(segment_layout, LAYOUTS, 'segment_layout')
         self.kv_init = _one_of(kv_init, KV_INITS, 'kv_init')
         self.variant, self.kv_drop_rate = _one_of(variant, VARIANTS, 'variant'), kv_drop_rate
+        # Only one of the two drops: a mask per sample is drawn by the tap, which knows the batch.
         self.drop_rate, self.sample_drop_rate = (0., drop_rate) if drop_per_sample else (drop_rate, 0.)
         if drop_per_sample:
             check_per_sample(self.specs, 'E2VPT')
@@ -107,24 +108,31 @@ class E2VPT(Method):
         tokens = {str(i): torch.empty(num_tokens, self.specs[i].dim) for i in own}
         self.prompts = nn.ParameterDict({i: nn.Parameter(t) for i, t in tokens.items()})
         same = len({t.shape for t in tokens.values()}) == 1
+        # Masks are shared by all pruned blocks, which must therefore have one shape; Swin's stages differ,
+        # so 'auto' prunes the first alone there, as published.
         whole = pruned == 'all' or (_one_of(pruned, PRUNED, 'pruned') == 'auto' and same)
         self.pruned_layers = tuple(tokens) if whole else tuple(tokens)[:1]
         for i in self.pruned_layers:
             if tokens[i].shape[1] % segments:
                 raise ValueError(f'E2VPT: segments={segments} must divide the width {tokens[i].shape[1]} of block {i}')
         lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: n and positive(n, *names))
+        # kv[0] and kv[-1] below are then the same tensor, or two.
         copies = 1 if share_kv else 2
         self.kv_prompts = nn.ParameterDict({
             str(i): nn.Parameter(torch.empty(copies, self.specs[i].heads, n, self.specs[i].head_dim))
             for i, n in lengths.items() if n
         })
+        # One entry for every original token, also after pruning: files say which tokens of the full method
+        # remain.
         masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
         for name, mask in masks.items():
             if variant == 'released' and kept is None:
                 self.register_parameter(name, nn.Parameter(mask))
             else:
                 self.register_buffer(name, mask)
+        # Not persistent: it follows from token_mask when a state is loaded.
         self.register_buffer('kept', torch.arange(num_tokens), persistent=False)
+        # Only scoring sets them, inside a context; they are no state of the method.
         self._gates: Tuple[Optional[Tensor], Optional[Tensor]] = (None, None)
         self.reset_parameters()
         if kept is not None:
@@ -133,6 +141,7 @@ class E2VPT(Method):
     def reset_parameters(self) -> None:
         """Draw prompts and key/value prompts anew and, in the released variant, set trained masks to one; pruning
         stays."""
+        # Of the first block for all, as in VPT.
         bound = prompt_bound(self.specs[0], self.specs[0].dim)
         for prompts in self.prompts.values():
             # as many numbers whatever is pruned, so that what is drawn next stays the same
@@ -143,6 +152,7 @@ class E2VPT(Method):
             if self.kv_init == 'trunc_normal':
                 nn.init.trunc_normal_(kv, std=0.02)
             else:
+                # 16 is the published constant, whatever the head's width is.
                 fan = 3 * height * width + 16 if self.kv_init == 'xavier' else kv.shape[-2] * kv.shape[-1]
                 nn.init.uniform_(kv, -math.sqrt(6 / fan), math.sqrt(6 / fan))
         if self.token_mask.requires_grad:
@@ -170,6 +180,7 @@ class E2VPT(Method):
     def on_kv(self, i: int) -> Tuple[Tensor, Tensor]:
         """Keys and values (heads, K, head_dim) each; one tensor serves as both where they are shared."""
         kv = F.dropout(self.kv_prompts[str(i)], self.kv_drop_rate, self.training)
+        # Behind the projections: keys and values go into attention as they are.
         return kv[0], kv[-1]
 
     def on_prompts(self, i: int) -> Tensor:
@@ -178,12 +189,14 @@ class E2VPT(Method):
         if str(i) not in self.pruned_layers:
             return prompts[None]
         token_gate, segment_gate = self._gates
+        # Rows of pruned tokens are gone from the prompts, so their masks must not be multiplied in.
         token, segment = self.token_mask[self.kept], self.segment_mask[self.kept]
         token = token if token_gate is None else token + token_gate
         segment = segment if segment_gate is None else segment + segment_gate
         width = prompts.shape[1] // self.segments
         mask = segment.repeat_interleave(width, -1) if self.segment_layout == 'contiguous' else torch.cat([segment] *
                                                                                                           width, -1)
+        # Small mask first: with gates it has a batch axis, and the prompts get it only here.
         prompts = prompts * (mask * token[..., None])
         return prompts if prompts.dim() == 3 else prompts[None]
 
@@ -217,14 +230,19 @@ class E2VPT(Method):
                 'E2VPT: cannot prune more than exists: at least one token, and one segment of each kept token, must '
                 'remain'
             )
+        # Tokens whose parameters no longer exist.
         gone = torch.ones_like(token_keep).index_fill_(0, self.kept, False)
         if (token_keep & gone).any():
             raise ValueError('E2VPT: a token that was removed before cannot be kept: load the unpruned state first')
         self.token_mask.requires_grad_(False).copy_(token_keep)
+        # Segments of a token that is gone are gone too, so that counts of what remains can be read off one
+        # mask.
         self.segment_mask.requires_grad_(False).copy_(segment_keep & token_keep[:, None])
         if self.variant != 'released':
             rows = token_keep[self.kept]
             for i in self.pruned_layers:
+                # Through .data the parameter stays the same object under the same name. Its gradient has the old
+                # shape and must go.
                 self.prompts[i].data, self.prompts[i].grad = self.prompts[i][rows], None
             self.kept = self.kept[rows]
 
@@ -233,6 +251,8 @@ class E2VPT(Method):
         mask = state_dict.get(prefix + 'token_mask')
         stored = [state_dict.get(f'{prefix}prompts.{i}') for i in self.pruned_layers]
         if self.variant != 'released' and mask is not None and mask.shape == self.token_mask.shape:
+            # Shapes are made to fit before torch compares them; whatever else is wrong with the file, torch
+            # reports.
             kept = mask.bool().nonzero()[:, 0].to(self.kept.device)
             if all(t is not None and len(t) == len(kept) for t in stored):
                 for i in self.pruned_layers:

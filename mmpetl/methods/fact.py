@@ -62,6 +62,7 @@ class FacT(Method):
             raise ValueError("FacT: ref_layout belongs to kind='tk'")
         self.kind, self.rank, self.ref_layout = kind, positive(rank, 'rank', 'FacT'), ref_layout
         chosen = check_ops(ops, 'FacT: ops', OPS)
+        # In the order of the slices in the tensor, whatever order the user wrote.
         self.ops = tuple(op for op in OPS if op in chosen)
         self.scales = self.spread(scale, 'scale')
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
@@ -73,6 +74,7 @@ class FacT(Method):
             self.core = nn.Parameter(torch.empty(self.rank, self.rank, self.rank))
             self.mix = nn.Parameter(torch.empty(self.rank, num_slots))
         else:
+            # fc1 has its slices in the outputs, fc2 in the inputs: U and V keep the width C and serve all ops.
             shapes = {'fc1': (self.chunks * rank, rank), 'fc2': (rank, self.chunks * rank)}
             self.blocks = self.for_blocks(
                 lambda i: nn.ParameterDict({op: torch.empty(shapes.get(op, (rank, rank))) for op in self.ops}))
@@ -93,6 +95,7 @@ class FacT(Method):
 
     def _number_slices(self) -> Tuple[Dict[Tuple[int, str], slice], int]:
         """Slices of every (block, op) in the tensor, blocks first, then q k v proj fc1 fc2; and how many there are."""
+        # Slices are numbered once for the whole network: block by block, op by op, as columns of mix.
         slots, start = {}, 0
         for i in self.layers:
             for op in self.ops:
@@ -122,6 +125,8 @@ class FacT(Method):
         slices = self.core @ self.mix[:, self.slots[i, op]]  # (rank in, rank out, slices)
         if op not in ('fc1', 'fc2'):
             return slices[..., 0].t()
+        # (rank in, rank out, slices): flattened as it is, the slice is the fastest axis, so fc1 and fc2 are
+        # interleaved, as published.
         if self.ref_layout:
             return slices.flatten(1).t() if op == 'fc1' else slices.flatten(1)
         return slices.permute(2, 1, 0).flatten(0, 1) if op == 'fc1' else slices.permute(1, 2, 0).flatten(1)
@@ -129,11 +134,13 @@ class FacT(Method):
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """x (..., Cin), y (..., Cout) -> y + scale * V dropout(M U x), (..., Cout)."""
         if op == 'fc2':
+            # Every chunk of the wide input passes the same U.
             x = x.unflatten(-1, (self.chunks, -1))
         code = recomputed(F.linear, x, self.u, level=SMALL_PRODUCT)
         code = code.flatten(-2) if op == 'fc2' else code
         code = self.drop(recomputed(F.linear, code, self.matrix(i, op), level=SMALL_PRODUCT))
         if op == 'fc1':
+            # Every chunk of the wide output comes from the same V.
             code, y = (t.unflatten(-1, (self.chunks, -1)) for t in (code, y))
         y = add_product(y, code, self.v, self.scales[i])
         return y.flatten(-2) if op == 'fc1' else y
@@ -154,6 +161,7 @@ class FacT(Method):
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         """weight (Cout, Cin), bias (Cout) -> W + scale * V M U, (Cout, Cin), and the same bias."""
+        # slots, and not layers and ops apart: a block may lack an op that others have.
         if (i, op) not in self.slots:
             return weight, bias
         return weight + self.delta(i, op).to(weight), bias

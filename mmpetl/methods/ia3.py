@@ -44,12 +44,15 @@ class IA3(Method):
         if at not in ('output', 'input'):
             raise ValueError(f"IA3: at must be 'output' or 'input', got {at!r}")
         self.ops, self.at = check_ops(ops, 'IA3: ops', ALL_OPS), at
+        # op_dims gives (Cin, Cout).
         side = 1 if at == 'output' else 0
         self.blocks = self.for_blocks(
             lambda i: nn.ParameterDict({op: torch.empty(self.specs[i].op_dims(op)[side]) for op in self.ops}))
         self.reset_parameters()
 
     def active(self, point: str, index: int) -> bool:
+        # Both points are overridden in the class, but one object acts at one of them; otherwise taps would
+        # call it at both.
         return super().active(point, index) and point == ('linear' if self.at == 'output' else 'input')
 
     def linear_ops(self, index: int) -> Tuple[str, ...]:
@@ -76,6 +79,7 @@ class IA3(Method):
         if i not in self.layers or op not in self.ops:
             return weight, bias
         factor = self.blocks[str(i)][op].to(weight)
+        # The factor stands behind the bias at run time, so it scales the bias too.
         return weight * factor[:, None], None if bias is None else bias * factor
 
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:

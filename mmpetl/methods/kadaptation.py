@@ -79,8 +79,11 @@ class KAdaptation(Method):
             raise ValueError(f"KAdaptation: bias must be 'shared', 'separate' or None, got {bias!r}")
         if variant not in ('paper', 'released'):
             raise ValueError(f"KAdaptation: variant must be 'paper' or 'released', got {variant!r}")
+        # The released code differs in four things at once; they are one option, as nobody needs them apart
+        # but for tie_factors and post_scale_q.
         self.released = variant == 'released'
         self.tied, self.post_scale_q = tie_factors or self.released, post_scale_q or self.released
+        # The released form mixes tokens, so it cannot do with the class token alone.
         self.tokenwise = not self.released
         self.ops, self.scale, self.share_rule, self.bias = check_ops(ops, 'KAdaptation: ops'), scale, share_rule, bias
         self.phm_dim = positive(phm_dim, 'phm_dim', 'KAdaptation')
@@ -90,6 +93,7 @@ class KAdaptation(Method):
         rule_rank = positive(rule_rank, 'rule_rank', 'KAdaptation')
         self.rules = nn.ModuleDict({
             name: nn.ModuleDict({op: Factors(phm_dim, phm_dim, rule_rank, phm_dim) for op in self.ops})
+            # One entry per width where rules are shared, in the order of the blocks.
             for name in dict.fromkeys(self.rule_name(i) for i in self.layers)
         })
         self.blocks = nn.ModuleDict()
@@ -98,9 +102,12 @@ class KAdaptation(Method):
             self.blocks[str(i)] = nn.ModuleDict()
             for op in self.ops:
                 rows, columns = (width // phm_dim for width in self.specs[i].op_dims(op))
+                # Tied ops have no factors of their own, and so no keys in the state dict.
                 if not self.tied or op == self.ops[0]:
                     self.blocks[str(i)][op] = Factors(phm_dim, rows, ranks[i], columns)
                 if bias:
+                    # With a shared bias every op writes the same name; the last one stays, and all are equally long, as
+                    # _check_widths has seen.
                     self.biases[self.bias_name(i, op)] = nn.Parameter(torch.empty(columns * phm_dim))
         self.reset_parameters()
 
@@ -140,6 +147,8 @@ class KAdaptation(Method):
                 nn.init.uniform_(rule, -0.01, 0.01)
         for block in self.blocks.values():
             for factors in block.values():
+                # A bound of zero draws zeros: with both factors zero no gradient reaches either, and only the bias
+                # learns.
                 bound = 0. if self.released else math.sqrt(12. / sum(factors.left.shape[1:]))
                 nn.init.uniform_(factors.left, -bound, bound)
                 nn.init.zeros_(factors.right)
@@ -151,8 +160,11 @@ class KAdaptation(Method):
         rule = self.rules[self.rule_name(i)][op]
         own = self.blocks[str(i)][self.ops[0] if self.tied else op]
         # Axes: (rows of A, rows of B, n, rule rank, rank) and (n, rule rank, rank, columns of A, columns of B).
+        # The Khatri-Rao product by broadcasting: n * rule_rank * rank columns, each a Kronecker product of
+        # two vectors.
         left = rule.left.transpose(0, 1)[:, None, :, :, None] * own.left.transpose(0, 1)[None, :, :, None, :]
         right = rule.right[:, :, None, :, None] * own.right[:, None, :, None, :]
+        # The scale goes into the smaller side.
         return left.flatten(2).flatten(0, 1), self.scale * right.flatten(0, 2).flatten(1)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
@@ -162,6 +174,8 @@ class KAdaptation(Method):
         code, scale = self.drop(recomputed(torch.matmul, x, left, level=SMALL_PRODUCT)), self._post_scale(i, op)
         if self.released:
             return torch.add(y, self._mix_axes(i, F.linear(code, right.t(), bias)), alpha=scale)
+        # scale is 1 except for a post-scaled query, where it multiplies the bias as well: the released code
+        # adds both after the division.
         return add_product(y, code, right.t(), scale, bias)
 
     def _post_scale(self, i: int, op: str) -> float:
@@ -171,6 +185,8 @@ class KAdaptation(Method):
         """The published code reads the memory of a (N, B, C) update as (B * heads, N, head_dim); (B, N, C) -> (B, N,
         C)."""
         batch, tokens, dim = delta.shape
+        # reshape copies the (N, B, C) memory and reads it as if the batch came first: that is the mistake,
+        # kept for comparisons.
         mixed = delta.transpose(0, 1).reshape(batch, self.specs[i].heads, tokens, self.specs[i].head_dim)
         return mixed.transpose(1, 2).reshape(batch, tokens, dim)
 
@@ -188,6 +204,7 @@ class KAdaptation(Method):
         if i not in self.layers or op not in self.ops:
             return weight, bias
         if self.bias:
+            # A base without a bias gets one from here, or merging refuses where there is no place for it.
             shift = (self._post_scale(i, op) * self.biases[self.bias_name(i, op)]).to(weight)
             bias = shift if bias is None else bias + shift
         return weight + self.delta(i, op).to(weight), bias

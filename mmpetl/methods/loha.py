@@ -32,6 +32,7 @@ class Hadamard(nn.Module):
 
     def __init__(self, in_dims: int, out_dims: int, rank: int) -> None:
         super().__init__()
+        # No layers but bare factors: their product is formed before it meets a token.
         self.down1, self.down2 = (nn.Parameter(torch.empty(rank, in_dims)) for _ in range(2))
         self.up1, self.up2 = (nn.Parameter(torch.empty(out_dims, rank)) for _ in range(2))
 
@@ -84,6 +85,8 @@ class LoHa(Method):
         for block in self.blocks.values():
             for f in block.values():
                 if self.init == 'lycoris':
+                    # LyCORIS's numbers. One of the four factors is zero, so the update is; the other three are not, so
+                    # gradients flow.
                     for tensor, std in ((f.up1, 0.1), (f.down1, 1.), (f.down2, 1.)):
                         nn.init.normal_(tensor, std=std)
                     nn.init.zeros_(f.up2)
@@ -95,7 +98,10 @@ class LoHa(Method):
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """x (..., Cin), y (..., Cout) -> y + s ((U_1 D_1) * (U_2 D_2)) dropout(x), (..., Cout)."""
         factors = (self.half(t) for t in self.blocks[str(i)][op].factors())
+        # The (Cout, Cin) update is as large as the weight; computed again in the backward pass, it is not
+        # kept for it.
         update = recomputed(hadamard, *factors, level=SMALL_PRODUCT)
+        # x itself is the code here: the update has full rank, so nothing small stands between.
         return add_product(y, self.drop(x).to(update.dtype), update, self.scales[i])
 
     def delta(self, i: int, op: str) -> Tensor:

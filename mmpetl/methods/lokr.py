@@ -26,6 +26,7 @@ def split(size: int, factor: int = -1) -> Tuple[int, int]:
     """``size`` as a product: ``factor`` first where it divides, else the largest divisor up to it and to the root."""
     if factor > 0 and size % factor == 0:
         return factor, size // factor
+    # The divisor nearest to the root makes the two sides about equally large.
     first = max(d for d in range(1, math.isqrt(size) + 1) if size % d == 0 and (factor < 0 or d <= factor))
     return first, size // first
 
@@ -50,6 +51,7 @@ class Side(nn.Module):
     def reset_parameters(self, zero: bool) -> None:
         """Kaiming-uniform, or a product of zero."""
         for parameter in self.parameters():
+            # All are drawn, also what becomes zero: a seed then gives the other parameters the same values.
             nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
         if zero:
             nn.init.zeros_(self.whole if self.is_whole else self.up)
@@ -112,6 +114,7 @@ class LoKr(Method):
     def _build(self, i: int, op: str) -> nn.Module:
         (in_dims, out_dims), rank = self.specs[i].op_dims(op), self.ranks[i]
         shapes = list(zip(split(out_dims, self.factors[i][1]), split(in_dims, self.factors[i][0])))
+        # LyCORIS's rule: two factors where the rank is below half of the larger side.
         low = [rank if 2 * rank < max(shape) else None for shape in shapes]
         return nn.ModuleDict(dict(
             a=Side(*shapes[0], low[0] if self.decompose_both else None), b=Side(*shapes[1], low[1])))
@@ -119,6 +122,7 @@ class LoKr(Method):
     def scale_of(self, i: int, op: str) -> float:
         """alpha / rank, or 1 where neither side has a rank."""
         sides = self.blocks[str(i)][op].values()
+        # alpha / rank means nothing where no rank is left; LyCORIS sets alpha to rank then.
         return 1. if all(side.is_whole for side in sides) else self.scales[i]
 
     def linear_ops(self, index: int) -> Tuple[str, ...]:

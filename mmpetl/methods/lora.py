@@ -35,6 +35,8 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(torch.empty(out_dims, rank))
         self.anchored = anchored
         if anchored:
+            # Buffers and not constants: an adapter file must hold them, as singular vectors cannot be had again
+            # bit by bit.
             self.register_buffer('start_down', torch.empty(rank, in_dims))
             self.register_buffer('start_up', torch.empty(out_dims, rank))
 
@@ -42,14 +44,18 @@ class LowRank(nn.Module):
         """Factors whose product is the whole update: (rank, Cin) and (Cout, rank), or twice the rank."""
         if not self.anchored:
             return self.down, self.up
+        # One product of twice the rank instead of two products: the minus sign goes into the small factor.
         return torch.cat([self.down, self.start_down]), torch.cat([self.up, -self.start_up], 1)
 
     def start_from(self, weight: Tensor, scale: float) -> None:
         """PiSSA's start from the base's weight (Cout, Cin), unless the factors have left their start."""
+        # on_loaded may come again at any time; factors that were trained are left alone.
         if not (torch.equal(self.down, self.start_down) and torch.equal(self.up, self.start_up)):
             return
         rank = len(self.down)
+        # In double precision: the factors are rounded to float32 once, at the end.
         u, values, v = torch.linalg.svd(weight.double(), full_matrices=False)
+        # Half of each singular value on either side, less the scale that the forward pass multiplies in.
         roots = (values[:rank] / scale).sqrt()
         self.down.copy_(roots[:, None] * v[:rank])
         self.up.copy_(u[:, :rank] * roots)
@@ -100,11 +106,13 @@ class LoRA(Method):
         ranks, alphas = self.spread(rank, 'rank', positive), self.spread(alpha, 'alpha')
         if rank_stabilized and None in alphas.values():
             raise ValueError('LoRA: rank_stabilized=True divides alpha by sqrt(rank): give alpha too')
+        # One number per block: rank and alpha may differ between blocks.
         self.scales = {
             i: 1. if alphas[i] is None else alphas[i] / (math.sqrt(ranks[i]) if rank_stabilized else ranks[i])
             for i in self.layers
         }
         for i in self.layers:
+            # A weight has no more singular vectors than its smaller side.
             small = min(size for op in self.ops for size in self.specs[i].op_dims(op))
             if init == 'pissa' and (ranks[i] > small or not self.scales[i] > 0):
                 raise ValueError(f"LoRA: init='pissa' needs alpha > 0 and rank <= {small}, the smallest width of block "
@@ -127,6 +135,8 @@ class LoRA(Method):
                 nn.init.zeros_(factors.up)
                 if factors.anchored:
                     with torch.no_grad():
+                        # Without a base there are no singular vectors; any start that is subtracted from itself is
+                        # exact.
                         factors.keep_start()
 
     @torch.no_grad()
@@ -139,8 +149,11 @@ class LoRA(Method):
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """x (..., Cin), y (..., Cout) -> y + s * U D dropout(x), (..., Cout)."""
+        # Under autocast all factors of the method are cast by one kernel; otherwise half() hands them
+        # through.
         down, up = (self.half(t) for t in self.blocks[str(i)][op].joined())
         code = recomputed(F.linear, self.drop(x), down, level=SMALL_PRODUCT)
+        # Scale and sum inside the product: no tensor of y's size for the update.
         return add_product(y, code, up, self.scales[i])
 
     def delta(self, i: int, op: str) -> Tensor:

@@ -30,6 +30,7 @@ class SideBlock(nn.Module):
     def __init__(self, dim: int, heads: int, ffn_dim: int) -> None:
         super().__init__()
         self.heads = heads
+        # 1e-6 as in the vision transformers beside which it stands.
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.fc1, self.fc2 = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
@@ -37,6 +38,7 @@ class SideBlock(nn.Module):
     def forward(self, y: Tensor, tokens: Optional[int] = None) -> Tensor:
         """y (B, N, d) -> (B, tokens or N, d)."""
         q, k, v = self.qkv(self.norm1(y)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # The last rung need only answer for the tokens that are read; keys and values come from all.
         h = F.scaled_dot_product_attention(q[:, :, :tokens], k, v).transpose(1, 2).flatten(2)
         y = y[:, :tokens] + self.proj(h)
         return y + self.fc2(F.gelu(self.fc1(self.norm2(y))))
@@ -77,8 +79,10 @@ class LST(Method):
                 f'than {reduction}')
         if not temperature > 0:
             raise ValueError(f'LST: temperature must be > 0, got {temperature!r}')
+        # The output of a block is the input of the next, so only the last block's must be kept on its own.
         self.side_reads = ('x', 'out') if len(specs) - 1 in self.layers else ('x', )
         self.temperature, self.checkpoint = temperature, checkpoint
+        # The class token, or all tokens where their mean is the feature.
         self.tokens = 1 if first.extra_tokens else None
         self.stem = nn.Linear(dim, width)
         self.downs = self.for_blocks(lambda i: nn.Linear(dim, width))
@@ -90,6 +94,7 @@ class LST(Method):
 
     def active(self, point: str, index: int) -> bool:
         # The output of block i is the input of block i + 1.
+        # Block 0 always: its input feeds the stem.
         return point == 'side' and (index == 0 or index - 1 in self.layers)
 
     def reset_parameters(self) -> None:
@@ -107,10 +112,12 @@ class LST(Method):
         """Ladder state (B, N, d) and block output (B, N, C) -> next state; the last rung returns only the tokens that
         are read."""
         down = self.downs[str(i)](x)
+        # g y + (1 - g) down with one product less.
         return self.rungs[str(i)](down + gate * (y - down), self.tokens if i == self.layers[-1] else None)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
         """Block inputs ``x`` and the last block's ``out``, all (B, N, C) -> feature (B, C)."""
+        # Shifted by one: entry i is what block i gave.
         outputs = [read.get('x') for read in reads[1:]] + [reads[-1].get('out')]
         y = self.stem(reads[0]['x'])
         for i, gate in zip(self.layers, torch.sigmoid(self.gates / self.temperature)):

@@ -55,22 +55,27 @@ class MultiConv(nn.Module):
     def kernel(self, half: HalfCopies) -> Tuple[Tensor, Tensor]:
         """Weight (M, 1, 7, 7) and bias (M) of the mean of the three convolutions as one, M hidden channels."""
         small, middle, large = (half(conv.weight) for conv in self.convs)
+        # Convolutions are linear in their kernels: the mean of three is one, with the smaller kernels
+        # padded to 7 x 7.
         weight = large + F.pad(middle + F.pad(small, (1, 1, 1, 1)), (1, 1, 1, 1))
         bias = half(self.convs[0].bias) + half(self.convs[1].bias) + half(self.convs[2].bias)
         return weight / 3, bias / 3
 
     def forward(self, x: Tensor, grid: Tuple[int, ...], half: HalfCopies) -> Tensor:
         """x (B, front + H * W, C), or (B, H, W, C), with the token grid (H, W) of this input -> same shape."""
+        # s_1 times an affine norm is the norm with other weights: no pass over the tokens for the factor.
         gain, shift = self.scale_norm * self.norm.weight, self.scale_norm * self.norm.bias
         normed = recomputed(F.layer_norm, x, x.shape[-1:], gain, shift, self.norm.eps)
         mixed = recomputed(torch.addcmul, normed, x, self.scale_stream)
         z = recomputed(F.linear, mixed, half(self.down.weight), half(self.down.bias), level=SMALL_PRODUCT)
         weight, bias = self.kernel(half)
+        # The stream is a sequence or, in some blocks, a grid; from here on it is a sequence.
         tokens = z.flatten(1, -2)
         front = tokens.shape[1] - grid[0] * grid[1]
         plane = tokens[:, front:].transpose(1, 2).unflatten(2, grid)
         added = F.conv2d(plane, weight, bias, padding=3, groups=len(weight)).flatten(2).transpose(1, 2)
         if front:
+            # The centre of the 7 x 7 kernel: all that a map of one pixel meets.
             alone = torch.addcmul(bias, tokens[:, :front], weight[:, 0, 3, 3])
             added = torch.cat([alone, added], 1)
         tokens = tokens + added
@@ -94,6 +99,7 @@ class Mona(Method):
         ValueError: If the token grid is not (H, W), ``mid_dims`` < 1, or a sublayer is unknown.
     """
 
+    # It stands behind the block's residual sum and has no drop-path of its own.
     inside_drop_path = False
 
     def __init__(self,

@@ -31,8 +31,11 @@ class Skew(nn.Module):
 
     def __init__(self, block_size: int) -> None:
         super().__init__()
+        # On the CPU although a device context may say meta: an index without numbers could not be written
+        # below.
         rows, columns = torch.triu_indices(block_size, block_size, 1, device='cpu')
         place = torch.zeros(block_size, block_size, dtype=torch.long, device='cpu')
+        # Where each place of the full matrix finds its number. The diagonal finds any, and its sign is 0.
         place[rows, columns] = place[columns, rows] = torch.arange(len(rows), device='cpu')
         here = torch.empty(()).device
         self.register_buffer('place', place.flatten().to(here), persistent=False)
@@ -48,11 +51,14 @@ class Skew(nn.Module):
         """upper (R, N) -> (I + Q) (I - Q)^-1, (R, D, D), or the first ``terms`` terms of its series where not 0."""
         symmetric = self.spread(upper)
         if not terms:
+            # (I + Q)(I - Q)^-1 = 2 (I - Q)^-1 - I, one inverse and no product. inv_ex does not wait for the GPU
+            # to report singularity, and I - Q never is singular for a skew Q.
             inverse = torch.linalg.inv_ex(torch.addcmul(self.identity, symmetric, self.sign, value=-1)).inverse
             return torch.sub(2 * inverse, self.identity)
         q = symmetric * self.sign
         # Horner's rule: I + Q (2 I + Q (2 I + ... + Q)), whose last power has the factor 1.
         total = q
+        # Powers of Q in half precision would leave the rotations visibly not orthogonal.
         with torch.autocast(q.device.type, enabled=False):
             for _ in range(terms - 3):
                 total = torch.baddbmm(2 * q, q, total) if total is not q else torch.baddbmm(q, q, q, beta=2)
@@ -64,6 +70,7 @@ def rotate(x: Tensor, rotations: Tensor) -> Tensor:
     shared, size = len(rotations) == 1, rotations.shape[-1]
     if shared:
         return (x.unflatten(-1, (-1, size)) @ rotations[0]).flatten(-2)
+    # Groups first: one batched product over all tokens, and not one small product per token.
     groups = x.reshape(-1, len(rotations), size).transpose(0, 1)
     return torch.bmm(groups, rotations).transpose(0, 1).reshape(x.shape)
 
@@ -124,6 +131,7 @@ class OFT(Method):
 
     def on_input(self, i: int, op: str, x: Tensor) -> Tensor:
         """x (..., Cin) -> R^T x, (..., Cin)."""
+        # Made in float32 and only then cast: the inverse is the delicate part.
         return recomputed(rotate, x, self.rotations(i, op).to(x.dtype))
 
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:

@@ -46,6 +46,7 @@ class PATT(Method):
         if init not in ('default', 'zero_up'):
             raise ValueError(f"PATT: init must be 'default' or 'zero_up', got {init!r}")
         chosen = check_ops(ops, 'PATT: ops', 'qkv')
+        # In the order q, k, v, in which the up-projection's outputs stand.
         self.ops: Tuple[str, ...] = tuple(op for op in 'qkv' if op in chosen)
         self.init = init
         self.scales, mids = self.spread(scale, 'scale'), self.spread(mid_dims, 'mid_dims', positive)
@@ -58,6 +59,7 @@ class PATT(Method):
             block['down'].reset_parameters()
             block['up'].reset_parameters()
             if self.init == 'zero_up':
+                # Weight and bias: either alone would leave an addition at the start.
                 nn.init.zeros_(block['up'].weight)
                 nn.init.zeros_(block['up'].bias)
 
@@ -65,6 +67,8 @@ class PATT(Method):
         """x, q, k, v (B, N, C) -> q, k, v (B, N, C), with scale * a added to the chosen ones."""
         block = self.blocks[str(i)]
         hidden = recomputed(torch.tanh, recomputed(self.half.linear, block['down'], x, level=SMALL_PRODUCT))
+        # One wide up-projection for all ops, as published, cut afterwards.
         parts = dict(zip(self.ops, self.half.linear(block['up'], hidden).chunk(len(self.ops), -1)))
         return tuple(
+            # alpha inside the sum: no scaled copy of the addition.
             torch.add(t, parts[op], alpha=self.scales[i]) if op in parts else t for op, t in zip('qkv', (q, k, v)))

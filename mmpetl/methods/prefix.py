@@ -41,6 +41,7 @@ class PrefixTable(nn.Module):
         if hasattr(self, 'keys_values'):
             return self.keys_values[0], self.keys_values[1]
         both = self.up(torch.tanh(self.down(self.table)))
+        # Keys come first in the MLP's outputs, each with its heads side by side.
         return both.view(len(both), 2, self.heads, -1).permute(1, 2, 0, 3).unbind(0)
 
 
@@ -54,6 +55,8 @@ class Cached:
     """
 
     def __init__(self, sources: Sequence[Tensor], result: KeysValues) -> None:
+        # detach shares memory and holds it, so that data_ptr below cannot be a later tensor's at the same
+        # address.
         self.state = [(t, t.detach(), t._version) for t in sources]
         self.amp = self._amp(sources)
         self.result = result
@@ -61,6 +64,7 @@ class Cached:
     @staticmethod
     def _amp(sources: Sequence[Tensor]) -> Any:
         kind = sources[0].device.type
+        # What was computed under one autocast setting has another precision under the next.
         return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else None
 
     def valid(self, sources: Sequence[Tensor]) -> bool:
@@ -69,6 +73,7 @@ class Cached:
             t is s and t._version == version and t.data_ptr() == data.data_ptr()
             for t, (s, data, version) in zip(sources, self.state))
 
+    # A copy of the model has other tensors, so its cache begins empty.
     def __deepcopy__(self, memo: Any) -> None:
         return None
 
@@ -102,6 +107,7 @@ class Prefix(Method):
         mids = self.spread(mid_dims, 'mid_dims', lambda mid, *names: 0 if mid is None else positive(mid, *names))
         self.drop_rate = drop_rate
         self.blocks = self.for_blocks(lambda i: PrefixTable(self.specs[i], tokens[i], mids[i]))
+        # A plain attribute: no state, and nothing of it in files.
         self._cache: Dict[int, Cached] = {}
         self.reset_parameters()
 
@@ -110,6 +116,7 @@ class Prefix(Method):
             if hasattr(block, 'keys_values'):
                 nn.init.normal_(block.keys_values, std=0.02)
             else:
+                # Of unit size, as an embedding: the MLP's weights set the scale.
                 nn.init.normal_(block.table)
                 block.down.reset_parameters()
                 block.up.reset_parameters()
@@ -121,6 +128,8 @@ class Prefix(Method):
     def on_kv(self, i: int) -> KeysValues:
         """Keys and values (heads, num_tokens, head_dim) each."""
         block = self.blocks[str(i)]
+        # A compiler or tracer would bake the cached tensors into its graph, and with gradients the graph of
+        # the MLP is needed.
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
             k, v = block()
             return F.dropout(k, self.drop_rate, self.training), F.dropout(v, self.drop_rate, self.training)

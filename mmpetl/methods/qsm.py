@@ -35,7 +35,9 @@ class QueryAttention(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, P, C) -> (B, P, C)."""
+        # Two norms of the same input: queries and context are scaled apart.
         query, context = self.q_norm(z), self.kv_norm(z)
+        # One head as wide as the stream; P is small, so the P x P map is written out.
         logits = self.q_proj(query) @ self.k_proj(context).transpose(-2, -1) * z.shape[-1]**-0.5
         return self.drop(self.proj(self.drop(logits.softmax(-1)) @ self.v_proj(context)))
 
@@ -46,6 +48,7 @@ class QSM(nn.Module):
     def __init__(self, dim: int, mid_dims: int, ffn_dims: int, drop_rate: float, attn_scale: float,
                  ffn_scale: float) -> None:
         super().__init__()
+        # Kept, because reset_parameters must be able to return to them at any time.
         self.start = attn_scale, ffn_scale
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = QueryAttention(dim, mid_dims, drop_rate)

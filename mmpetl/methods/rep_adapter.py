@@ -38,8 +38,10 @@ class DenseSparse(nn.Module):
         self.down = nn.Linear(dim, mid_dims)
         self.up = nn.Parameter(torch.empty(dim, mid_dims // groups))
         self.up_bias = nn.Parameter(torch.empty(dim))
+        # Rows and columns of the same group form a block of B; everything else is masked out.
         of_row = torch.arange(dim) // (dim // groups)
         of_column = torch.arange(mid_dims) // (mid_dims // groups)
+        # Follows from the sizes, so it is not stored.
         self.register_buffer('outside', of_row[:, None] != of_column, persistent=False)
         self.groups = groups
 
@@ -51,6 +53,7 @@ class DenseSparse(nn.Module):
 
     def dense(self, up: Tensor) -> Tensor:
         """Rows of the blocks (C, M / groups) -> B (C, M)."""
+        # A dense B with zeros, so that one product serves all groups.
         return up.repeat(1, self.groups).masked_fill(self.outside, 0.) if self.groups > 1 else up
 
 
@@ -113,10 +116,12 @@ class RepAdapter(Method):
     def fold_norm(self, i: int, op: str, weight: Tensor,
                   bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         """weight (Cout, C), bias (Cout) -> same shapes."""
+        # Zeros that pad a window never passed the norm; a bias merged into q, k and v would reach them.
         if op in 'qkv' and pads(self.specs[i]):
             return None
         adapter, scale = self.blocks[str(i)]['ffn' if op in ('fc1', 'gate') else 'attn'], self.scales[i]
         up = adapter.dense(adapter.up)
+        # W times what the adapter adds to every token regardless of its input.
         shift = weight @ (scale * (up @ adapter.down.bias + adapter.up_bias)).to(weight)
         changed = weight + weight @ (scale * up @ adapter.down.weight).to(weight)
         return changed, shift if bias is None else bias + shift

@@ -68,6 +68,7 @@ class RLRR(Method):
         return tuple(op for op in self.specs[index].ops if op in self.ops)
 
     def norm_ops(self, index: int) -> Tuple[str, ...]:
+        # Norms that exist once belong to the block next to them.
         owners = {'embed': 0, 'final': len(self.specs) - 1}
         return tuple(op for op in NORMS if op in self.ops and owners.get(op, index) == index)
 
@@ -78,6 +79,7 @@ class RLRR(Method):
                     nn.init.normal_(part.scale, 1., 0.02)
                     nn.init.normal_(part.shift, 0., 0.02)
                 else:
+                    # As a column and a row of matrices, whose fans give the two published bounds.
                     nn.init.kaiming_uniform_(part['left'][:, None])
                     nn.init.kaiming_uniform_(part['right'][None])
                     nn.init.zeros_(part['shift'])
@@ -86,6 +88,7 @@ class RLRR(Method):
         """x (..., Cin), y (..., Cout) -> y + (s_left * W * s_right^T) x + f, (..., Cout)."""
         part, weight = self.blocks[str(i)][op], self.frozen(i, op)[0]
         left, right, shift = (self.half(part[name]) for name in ('left', 'right', 'shift'))
+        # As large as the weight, so it is made again in the backward pass.
         residual = recomputed(rescaled, weight.to(left.dtype), left, right, level=ELEMENTWISE)
         return add_product(y, x.to(residual.dtype), residual, 1., shift)
 

@@ -31,6 +31,7 @@ class ScaleShift(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        # Filled by the method, which knows the standard deviation.
         self.scale = nn.Parameter(torch.empty(dim))
         self.shift = nn.Parameter(torch.empty(dim))
 
@@ -56,6 +57,8 @@ class SSF(Method):
         ValueError: If an op is unknown, ``std`` is negative, or no chosen op belongs to the adapted blocks.
     """
 
+    # It acts on every op, and each needs its input for the gradient of the scale: more than full
+    # fine-tuning keeps.
     recomputes = True
     tokenwise = True
 
@@ -78,6 +81,8 @@ class SSF(Method):
         return tuple(op for op in self.specs[index].ops if op in self.ops)
 
     def norm_ops(self, index: int) -> Tuple[str, ...]:
+        # Norms that exist once belong to the block next to them: adapting the last block alone brings the
+        # final norm along.
         owners = {'embed': 0, 'final': len(self.specs) - 1}
         return tuple(op for op in NORMS if op in self.ops and owners.get(op, index) == index)
 
@@ -102,4 +107,5 @@ class SSF(Method):
         if str(i) not in self.blocks or op not in self.blocks[str(i)]:
             return weight, bias
         scale, shift = self.blocks[str(i)][op].scale.to(weight), self.blocks[str(i)][op].shift.to(weight)
+        # The weight of a patch embedding has further axes behind the outputs.
         return weight * scale.view(-1, *[1] * (weight.dim() - 1)), shift if bias is None else bias * scale + shift

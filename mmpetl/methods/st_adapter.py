@@ -26,6 +26,7 @@ class SpaceTimeBottleneck(nn.Module):
     def __init__(self, dim: int, mid_dims: int, kernel: Tuple[int, int, int]) -> None:
         super().__init__()
         self.down = nn.Linear(dim, mid_dims)
+        # Depth-wise: groups of one channel. Odd kernels with half their size as padding keep the grid.
         self.conv = nn.Conv3d(mid_dims, mid_dims, kernel, padding=tuple(k // 2 for k in kernel), groups=mid_dims)
         self.up = nn.Linear(mid_dims, dim)
 
@@ -33,17 +34,21 @@ class SpaceTimeBottleneck(nn.Module):
         """Torch's default for both linears; convolution and biases zero."""
         for layer in (self.down, self.up):
             layer.reset_parameters()
+        # The convolution is zero, not the up-projection: as published, and exact just the same.
         for zero in (self.conv.weight, self.conv.bias, self.down.bias, self.up.bias):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor, grid: Tuple[int, ...]) -> Tensor:
         """x (B, front + T * H * W, C), or (B, T, H, W, C), with the grid (T, H, W) -> same shape."""
+        # Video Swin's stream is a grid already.
         if x.dim() == 5:
             z = recomputed(self.down, x, level=SMALL_PRODUCT)
             return self.up(self.conv(z.movedim(-1, 1)).movedim(1, -1))
         front = x.shape[1] - grid[0] * grid[1] * grid[2]
         z = recomputed(self.down, x[:, front:], level=SMALL_PRODUCT)
+        # Only the grid tokens pass the down-projection; the others would be thrown away.
         y = self.up(self.conv(z.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2))
+        # Zeros for the tokens in front: the caller adds the result to the whole stream.
         return F.pad(y, (0, 0, front, 0)) if front else y
 
 
@@ -72,6 +77,8 @@ class STAdapter(Method):
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         self.subs = check_ops(subs, 'STAdapter: subs', SUBS)
+        # A kernel of another length becomes (0, 0, 0), which the next line refuses with the value that was
+        # given.
         t, h, w = size = (*kernel, )[:3] if len(kernel) == 3 else (0, 0, 0)
         if not all(isinstance(k, int) and k > 0 and k % 2 for k in size):
             raise ValueError(f'STAdapter: kernel must be three odd numbers (t, h, w), got {kernel!r}')
@@ -85,6 +92,7 @@ class STAdapter(Method):
         self.reset_parameters()
 
     def active(self, point: str, index: int) -> bool:
+        # Before attention is the block's entry; before the feed-forward network is behind attention.
         return super().active(point, index) and dict(stream='attn', branch='ffn')[point] in self.subs
 
     def branch_subs(self, index: int) -> Tuple[str, ...]:

@@ -39,6 +39,7 @@ class Combine(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """rows (B, rows, C) -> (B, C)."""
         weights = torch.tanh(self.drop(F.gelu(self.gate(rows[:, 0]))))
+        # The first row has the weight 1 and is not computed through the gates.
         return (rows[:, 0] + torch.einsum('br,brc->bc', weights, rows[:, 1:])) / rows.shape[1]
 
 
@@ -61,6 +62,7 @@ class OffsetNorm(nn.Module):
 
     def forward(self, y: Tensor, norm: Optional[nn.Module]) -> Tensor:
         """y (..., C), the frozen norm or None -> (..., C)."""
+        # Read in every pass: the base's norm may be loaded after the method was built.
         weight, bias = (1., 0.) if norm is None else (norm.weight, norm.bias)
         return F.layer_norm(y, y.shape[-1:], weight + self.weight_offset, bias + self.bias_offset, self.eps)
 
@@ -112,6 +114,7 @@ class SynQT(Method):
             positive(value, name, 'SynQT')
         self.side_reads = context_reads(context, 'SynQT')
         self.start, self.checkpoint, self.row_drop_rate = feat_scale, checkpoint, row_drop_rate
+        # All queries in one tensor: one key, and one row of the optimizer.
         self.queries, self.feat_scale = nn.Parameter(torch.empty(depth, num_tokens, dim)), nn.Parameter(torch.empty(1))
         self.drop = nn.Dropout(drop_rate)
         self.blocks = self.for_blocks(lambda i: nn.ModuleDict(dict(
@@ -119,6 +122,8 @@ class SynQT(Method):
             qsm=QSM(dim, qsm_mid_dims, mid_dims, drop_rate, attn_scale, ffn_scale))))
         self.row_norm, self.row_adapter = nn.LayerNorm(dim), ResidualBottleneck(dim, mid_dims, drop_rate)
         self.combine, self.head_norm = Combine(dim, 3 * depth + 1, drop_rate), OffsetNorm(dim)
+        # In the published code these exist and never get a gradient; only counts and files of that code
+        # need them.
         if not drop_dead:
             self.pre_norm = nn.ModuleList(nn.LayerNorm(dim) for _ in self.layers)
             self.row_weight = nn.Parameter(torch.ones(3 * depth + 1))

@@ -27,7 +27,10 @@ def shared_matrix(rows: int, columns: int, seed: int, number: int) -> Tensor:
     The numbers are the raw stream of PCG64, which NumPy keeps the same in all versions, because an adapter stores the
     seed only.
     """
+    # torch gives other numbers on other devices and in other versions; an adapter must mean the same
+    # matrices everywhere.
     raw = np.random.PCG64(np.random.SeedSequence((seed, number))).random_raw(rows * columns)
+    # The 24 upper bits: exactly what a float32 between 0 and 1 can tell apart.
     unit = (raw >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
     return torch.from_numpy((2 * unit - 1) * np.float32((6 / columns)**0.5)).view(rows, columns)
 
@@ -67,12 +70,14 @@ class VeRA(Method):
         if seed < 0:
             raise ValueError(f'VeRA: seed must be >= 0, got {seed!r}')
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
+        # The largest widths of all adapted ops: smaller ones read a part of the same matrices.
         dims = [self.specs[i].op_dims(op) for i in self.layers for op in self.ops]
         shapes = (rank, max(d for d, _ in dims)), (max(d for _, d in dims), rank)
         for number, (name, shape) in enumerate(zip('ab', shapes)):
             # On the device of this context: a model can be built without memory.
             matrix = shared_matrix(*shape, seed, number).to(torch.empty(()).device)
             self.register_buffer(name, matrix, persistent=stored)
+        # Only vectors are trained and stored.
         self.blocks = self.for_parts(self.ops, lambda i, op: nn.ParameterDict(
             dict(d=torch.empty(rank), b=torch.empty(self.specs[i].op_dims(op)[1]))))
         self.reset_parameters()
@@ -91,7 +96,10 @@ class VeRA(Method):
         vectors = self.blocks[str(i)][op]
         # Frozen, unlike a scaled matrix: the product does not keep x.
         code = recomputed(F.linear, self.drop(x), self.a[:, :x.shape[-1]], level=SMALL_PRODUCT)
+        # On the code of ``rank`` numbers per token, which is small.
         code = recomputed(torch.mul, code, vectors['d'].to(code.dtype))
+        # l_b scales rows of B, not the wide output; that product is the size of a weight, not of the
+        # tokens.
         return add_product(y, code, vectors['b'][:, None] * self.b[:y.shape[-1]])
 
     def delta(self, i: int, op: str) -> Tensor:

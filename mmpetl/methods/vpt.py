@@ -34,6 +34,7 @@ def check_per_sample(specs: Sequence[BlockSpec], owner: str) -> None:
     Raises:
         ValueError: If the backbone attends in windows.
     """
+    # Windows of all samples are attended in one batch, with one set of extra keys.
     if specs[0].window is not None:
         raise ValueError(f'{owner}: drop_per_sample needs global attention; on Swin the published mask is one for the '
                          'batch: leave it out')
@@ -74,8 +75,10 @@ class VPT(Method):
                  stack: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
+        # Shallow prompts are given once and stay in the stream; later blocks then bring none.
         self.layers = self.layers if deep else self.layers[:1]
         self.pool_prompts, self.stack = pool_prompts, stack
+        # Only one of the two drops: a mask per sample is drawn by the tap, which knows the batch.
         self.drop_rate, self.sample_drop_rate = (0., drop_rate) if drop_per_sample else (drop_rate, 0.)
         if drop_per_sample:
             check_per_sample(self.specs, 'VPT')
@@ -85,6 +88,7 @@ class VPT(Method):
             if len({self.specs[i].dim for i in self.layers}) > 1:
                 raise ValueError('VPT: project needs blocks of one width; leave it out on a backbone with stages')
         self.project = None if project is None else nn.Linear(project, self.specs[self.layers[0]].dim)
+        # With the narrow width where prompts are projected, as published.
         self.bound = prompt_bound(self.specs[0], project or self.specs[0].dim)
         self.prompts = nn.ParameterDict({
             str(i): nn.Parameter(torch.empty(tokens[i], project or self.specs[i].dim))
@@ -97,6 +101,7 @@ class VPT(Method):
             nn.init.uniform_(prompts, -self.bound, self.bound)
         if self.project is not None:
             self.project.reset_parameters()
+            # Published for the projection; its bias keeps torch's default.
             nn.init.kaiming_normal_(self.project.weight, a=0, mode='fan_out')
 
     def num_prompts(self, index: int) -> int:
@@ -107,4 +112,5 @@ class VPT(Method):
         prompts = self.prompts[str(i)]
         if self.project is not None:
             prompts = self.project(prompts)
+        # After the projection: the tokens that enter are dropped, not what they are made of.
         return F.dropout(prompts, self.drop_rate, self.training)[None]

@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from ..registry import METHODS
 from ..sites import BlockSpec, Layers, Method, positive
 
+# 'u' alone lets the projections of keys and values be absorbed into the queries, see
+# SideBlock.attend_from.
 CONTEXTS = {'kv': ('k', 'v'), 'absorb': ('u', )}
 
 
@@ -50,6 +52,7 @@ def one_width(specs: Sequence[BlockSpec], owner: str) -> int:
 def recompute(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
     """``function(*args)``, tensors of any shape (...), whose activations are computed again in the backward pass when
     ``enabled``."""
+    # Checkpointing without gradients would only cost a warning and time.
     if enabled and torch.is_grad_enabled():
         return checkpoint(function, *args, use_reentrant=False)
     return function(*args)
@@ -88,8 +91,10 @@ class VQT(Method):
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         dim = one_width(specs, 'VQT')
+        # The first group of the feature is the class token; a mean in its place would be another method.
         if specs[-1].extra_tokens < 1:
             raise ValueError('VQT: its feature starts with the class token, but this backbone has none')
+        # 'out' of the last block holds the class token.
         self.side_reads = (*context_reads(context, 'VQT'), 'out')
         self.num_tokens = positive(num_tokens, 'num_tokens', 'VQT')
         self.normalize, self.checkpoint = normalize, checkpoint
@@ -109,6 +114,7 @@ class VQT(Method):
 
     def _query(self, block: Any, read: Mapping[str, Tensor], query: Tensor) -> Tensor:
         """(P, C) -> (B, P * C), the outputs of one block's queries."""
+        # Expanded before it is dropped: a mask of its own for every sample.
         p = self.drop(query.expand(batch_size(read), -1, -1))
         r, _, hh = block.through(p, read)
         return (r + hh).flatten(1)
@@ -116,6 +122,7 @@ class VQT(Method):
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
         """What every block gave to read: k and v (B, heads, N, head_dim), or u (B, N, C), and the last block's ``out``
         (B, N, C) -> feature (B, C * (1 + P * blocks))."""
+        # Norm of one token only; a LayerNorm treats every token alone.
         norm, token = blocks[-1].final_norm, reads[-1]['out'][:, 0]
         groups = [token if norm is None else norm(token)]
         groups += [
