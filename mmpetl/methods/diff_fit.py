@@ -44,7 +44,7 @@ class DiffFit(Method):
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         self.subs = check_ops(subs, 'DiffFit: subs', SUBS)
-        # Keyed by op, not by sublayer: on_linear and fold are asked by op.
+        # Keyed by op, not by sublayer, as the method is asked by op.
         self.blocks = self.for_blocks(lambda i: nn.ParameterDict({LAST_OP[sub]: torch.empty(1) for sub in self.subs}))
         self.reset_parameters()
 
