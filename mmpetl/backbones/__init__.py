@@ -18,9 +18,11 @@ def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
 
     def builder(petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval', with_cp: Optional[bool] = None,
                 memory: str = 'standard', **kwargs: Any) -> nn.Module:
+        # By name and only now: a family imports its upstream package, which may not be installed.
         module = __import__(f'{__name__}.{family}', fromlist=[build])
         return attach(getattr(module, build)(**kwargs), petl, tune, trunk, with_cp, memory)
 
+    # Registries and tracebacks show the type's name, not 'builder'.
     builder.__name__ = builder.__qualname__ = name
     builder.__doc__ = f"""Build {name} and attach methods to it.
 
@@ -37,6 +39,7 @@ def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
 
 for _family, _entry in FAMILIES.items():
     for _type, (_build, _) in _entry.types.items():
+        # Importable too, as mmpetl.backbones.VisionTransformer.
         globals()[_type] = _builder(_type, _family, _build)
 for _type, _build in (('HF', 'build_hf'), ('TIMM', 'build_timm')):
     globals()[_type] = _builder(_type, 'foreign_build', _build)

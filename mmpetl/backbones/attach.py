@@ -40,9 +40,12 @@ def build_method(cfg: Union[Method, Mapping[str, Any]], specs: Sequence[BlockSpe
         return cfg
     cfg = dict(cfg)
     kind = cfg.pop('type', None)
+    # A config may hold the class itself; adapter files never do, see from_data.
     cls: Any = kind if inspect.isclass(kind) else METHODS.get(str(kind))
     if cls is None:
         raise ValueError(f'unknown method {kind!r}' + nearest(str(kind).split('.')[-1], METHODS.module_dict))
+    # Checked here and not left to Python, whose TypeError names neither the method as configured nor
+    # the nearest argument.
     known = [p for p in inspect.signature(cls.__init__).parameters if p not in ('self', 'specs')]
     for key in cfg:
         if key not in known:
@@ -57,8 +60,10 @@ def _name(method: Method, cfg: Any, taken: Mapping[str, Any]) -> str:
         raise ValueError(f'two methods are named {name!r}: give each its own name')
     number = 2
     base = name
+    # Two LoRAs without a name of their own become lora and lora2, in list order, in every run.
     while name in taken:
         name, number = f'{base}{number}', number + 1
+    # A dot would split the name in the keys of the state dict.
     if '.' in name:
         raise ValueError(f'method name {name!r} must not contain a dot')
     return name
@@ -85,6 +90,7 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
         ValueError: Names the method and the point.
     """
     for method in methods.values():
+        # By class: a method that overrides a point may need it in some block, whatever its options are.
         lacking = sorted(method.points() - family.points)
         if lacking:
             raise ValueError(
@@ -100,6 +106,8 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
         names = ' and '.join(type(m).__name__ for m in prompting)
         if not all(m.stack for m in prompting):
             raise ValueError(f'{names} both bring prompts; write stack=True in each to put their tokens side by side')
+        # Side by side, one method's tokens must be replaced where the other's are: else some would be
+        # carried on and some not.
         given = {tuple(i for i in range(len(m.specs)) if m.num_prompts(i)) for m in prompting}
         if len(given) > 1:
             raise ValueError(f'{names} bring prompts before different blocks; give them the same layers and depth')
@@ -108,6 +116,8 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
         raise ValueError(
             f'{sides[0]} replaces the output of the frozen base and cannot be combined with another method')
     if sides:
+        # Asked here for all families, as every backbone of OpenMMLab that has the option gives it this
+        # name.
         out_type = getattr(backbone, 'out_type', 'cls_token')
         if out_type in ('featmap', 'raw'):
             raise ValueError(f'{sides[0]}: side methods give one vector per image, but the backbone has '
@@ -120,6 +130,7 @@ def check_methods(methods: Mapping[str, Method], family: Family, backbone: nn.Mo
 
 def _outputs_of(method: Method, i: int) -> Set[str]:
     """Ops of block ``i`` whose outputs a method changes."""
+    # What on_qkv touches is not said op by op, so it counts as all three.
     ops = set(method.linear_ops(i)) if method.active('linear', i) else set()
     return ops | (set('qkv') if method.active('qkv', i) else set())
 
@@ -148,14 +159,17 @@ def _check_order(methods: Sequence[Method]) -> None:
 
 
 def _specialise(backbone: nn.Module, family: Family, methods: Mapping[str, Method]) -> None:
+    # Exactly the known classes: a subclass may have another forward pass, which would be lost.
     for module in family.scope(backbone).modules():
         sited = family.classes.get(type(module))
         if sited is not None:
+            # In place: parameters, hooks and the object's identity stay as they are.
             module.__class__ = sited
     final = family.final_norm(backbone)
     if issubclass(family.final_class, type(final)):
         final.__class__ = family.final_class
         final.merges_prompts = family.merges_prompts
+    # A norm of another class is left as it is; only a method that acts on it must be refused.
     elif final is not None:
         for method in methods.values():
             if 'norm' in method.points():
@@ -181,6 +195,7 @@ def _check_blocks(backbone: nn.Module, family: Family) -> None:
     for i, block in enumerate(blocks):
         for module in (block, getattr(block, 'attn', None)):
             if module is not None and type(module) not in {*family.classes, *family.classes.values()}:
+                # By its path, so that the user finds it in the model.
                 path = next(name for name, m in backbone.named_modules() if m is module)
                 raise ValueError(f'{where} cannot be adapted: block {i} holds {path}, a {type(module).__name__}, '
                                  f'which is not one of {known}')
@@ -190,6 +205,7 @@ def _move_to(backbone: nn.Module) -> None:
     """Methods to the base's device, and to float64 where the base has it; otherwise they stay float32."""
     base = next(p for n, p in backbone.named_parameters() if not n.startswith('petl.'))
 
+    # Half precision is left out on purpose: small updates would be lost in the rounding of the weights.
     backbone.petl.to(device=base.device, dtype=torch.float64 if base.dtype is torch.float64 else None)
 
 
@@ -205,6 +221,7 @@ def give_side(backbone: nn.Module, family: Family) -> None:
     if type(backbone) not in family.sides:
         known = ', '.join(c.__name__ for c in family.sides)
         raise ValueError(f'side methods need exactly {known}, got its subclass {type(backbone).__name__}')
+    # Only exactly known classes have a counterpart, for the reason above.
     backbone.__class__ = family.sides[type(backbone)]
 
 
@@ -221,7 +238,10 @@ def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
     """
     if isinstance(tune, str):
         tune = [tune]
+    # timm keeps the head inside the model; elsewhere it stands outside the backbone and is never frozen
+    # here.
     always = ('petl', *family_of(backbone)[1].head)
+    # Patterns mean parameters of the base: '*' must not be satisfied by a method's.
     names = [n for n, _ in backbone.named_parameters() if not n.startswith('petl.')]
     for pattern in tune:
         if not any(fnmatchcase(n, pattern) for n in names):
@@ -268,6 +288,7 @@ def attach(backbone: nn.Module,
     _check_blocks(backbone, family)
     family.check(backbone)
     specs = family.specs(backbone)
+    # Before anything is changed: a refusal leaves the model as it came.
     methods = build_methods([petl] if isinstance(petl, Mapping) else petl, specs)
     check_methods(methods, family, backbone)
     _specialise(backbone, family, methods)
@@ -275,12 +296,16 @@ def attach(backbone: nn.Module,
         give_side(backbone, family)
     for block, spec in zip(family.blocks(backbone), specs):
         block.spec = spec
+        # Upstream's own checkpointing sits in the forward pass that is replaced, so its setting is taken
+        # over.
         block.with_cp = bool(getattr(block, 'with_cp', False) if with_cp is None else with_cp)
         block.recompute_level = LEVELS[memory]
     _make_drop_path_traceable(family.blocks(backbone))
+    # Last of the children: train() of the backbone reaches it after all others, see PETL.train.
     backbone.petl = PETL(backbone, family_name, {}, trunk)
     backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
     _put_in(backbone, methods, petl)
+    # After the methods are in: from now on every way in of weights passes these hooks.
     install_load_hook(backbone)
     watch(backbone)
     return backbone
@@ -305,12 +330,14 @@ def add_methods(backbone: nn.Module, petl: Sequence[Any]) -> None:
 
 def _put_in(backbone: nn.Module, methods: Dict[str, Method], petl: Any) -> None:
     backbone.petl.update(methods)
+    # Kept beside the methods, because adapter files need what was asked for, by registered name.
     backbone.petl.configs = {n: config_of(cfg, method) for (n, method), cfg in zip(methods.items(), _as_list(petl))}
     for module in backbone.petl.modules():
         module._is_hf_initialized = True  # the initialisers of transformers must leave methods alone
     _move_to(backbone)
     backbone.petl.refresh()
     backbone.petl.loaded()
+    # After the methods are in, as they bring parameters that must train.
     freeze(backbone, backbone.petl.tune)
     backbone.petl.train(backbone.training)
 

@@ -38,6 +38,7 @@ class Projections:
         """Weight (C, C) and bias of q, k, v or proj, as views of the parameters."""
         if op == 'proj':
             return self.proj.weight, self.proj.bias
+        # Views, not copies: merging writes through them into the fused weight.
         return linear_slice(self.qkv.weight, op), None if self.qkv.bias is None else linear_slice(self.qkv.bias, op)
 
     def read(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
@@ -50,11 +51,15 @@ class Projections:
 
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of x, all (B, N, C); queries of the leading tokens only where no other is read."""
+        # One product for all three, as upstream: no method is between them.
         if not self.tap.separates:
             return self.tap.qkv(x, *self.fused(x).chunk(3, -1))
+        # The last block of which only the class token is read asks for that token alone; keys and values
+        # come from all.
         asking = x[:, :self.tap.queries]
         inputs = tuple(self.tap.input(op, t) for t, op in zip((asking, x, x), 'qkv'))
         q, k, v = (F.linear(t, *self.read(op)) for t, op in zip(inputs, 'qkv'))
+        # Methods that read x get what the op itself read, where on_input changed it.
         return self.tap.qkv(x, q, k, v, inputs if self.tap.own_inputs else None)  # type: ignore[arg-type]
 
     def output(self, y: Tensor) -> Tensor:
@@ -93,8 +98,10 @@ def join_extra(tap: Tap, prompts: KeysValues, heads: int) -> KeysValues:
     keys, values = (split_heads(t, heads) for t in prompts)
     if found is None:
         return keys, values
+    # A batch axis of one, so that both kinds broadcast against projected prompts.
     extra_k, extra_v = (t if t.dim() == 4 else t[None] for t in found)
     shape = torch.broadcast_shapes(keys.shape[:2], extra_k.shape[:2])
+    # In the type of the projected keys: under autocast learned ones are still float32.
     return (torch.cat([keys.expand(*shape, -1, -1), extra_k.to(keys.dtype).expand(*shape, -1, -1)], 2),
             torch.cat([values.expand(*shape, -1, -1), extra_v.to(values.dtype).expand(*shape, -1, -1)], 2))
 
@@ -104,6 +111,7 @@ def prepend(extra: KeysValues, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
     if extra is None:
         return k, v
     shape = k.shape[:-2]
+    # Copied by the concatenation, once; before it they are views.
     extra_k, extra_v = (t.to(k.dtype).expand(*shape, -1, -1) for t in extra)
     return torch.cat([extra_k, k], 2), torch.cat([extra_v, v], 2)
 
@@ -122,6 +130,7 @@ def gate_bias(tap: Tap, keys: int, start: int) -> Optional[Tensor]:
     if tap.prompt_gate is None:
         return None
     gate = tap.prompt_gate
+    # Zeros elsewhere: a bias that changes nothing.
     return F.pad(gate, (start, keys - start - gate.shape[-1]))[:, None, None, :]
 
 
@@ -152,10 +161,14 @@ def attend(q: Tensor,
     """
     q, k, v = (split_heads(t, heads) for t in (q, k, v))
     if rotate is not None:
+        # Before extra keys join, which have no place in the grid and must not be turned.
         q, k = rotate(q, k)
     k, v = prepend(extra, k, v)
     if bias is not None:
+        # The fused kernels want the type of the queries.
         bias = bias.to(q.dtype)
+    # A copy of the attention's output, which the kernel keeps anyway: made again rather than kept
+    # twice.
     return recomputed(merge_heads,
                       F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale))
 
@@ -173,6 +186,8 @@ def window_groups(windows: Sequence[int], shifted: Sequence[bool]) -> List[Tuple
     Returns:
         Slices over the window grid, in lexicographic order.
     """
+    # The last window along a shifted axis is cut in two by the shift; all others are whole and share
+    # the zero mask.
     axes = [[slice(0, n - 1), slice(n - 1, n)] if s and n > 1 else [slice(0, n)] for n, s in zip(windows, shifted)]
     return list(itertools.product(*axes))
 
@@ -219,24 +234,29 @@ def attend_windows(q: Tensor,
     Returns:
         (B * windows, P + N, C).
     """
+    # Rows and columns in front of the tokens that have a relative position.
     front = (prompts, prompts + (0 if extra is None else extra[0].shape[-2]))
     if mask is None:
         whole = recomputed(window_bias, bias, None, gate, front, q.dtype, level=LOOK_UP)
         return attend(q, k, v, heads, extra, whole, drop_rate, scale)
+    # A gate per sample cannot share one mask over the batch.
     grouped = gate is not None and len(gate) > 1
     shared = extra is None or extra[0].dim() == 3 or len(extra[0]) == 1
     if not grouped and shared and mask.numel() * heads * q.element_size() <= WHOLE_MASK:
         whole = recomputed(window_bias, bias, mask, gate, front, q.dtype, level=LOOK_UP)
         return _attend_at_once(q, k, v, heads, extra, whole, drop_rate, scale)
+    # The window grid becomes axes, so that groups are slices.
     q, k, v = (t.view(-1, *windows, *t.shape[1:]) for t in (q, k, v))
     gate = gate.view(-1, *windows, *gate.shape[1:]) if grouped else gate
     mask = mask.view(*windows, *mask.shape[1:])
     parts = []
     for group in window_groups(windows, shifted):
         index = (slice(None), *group)
+        # All windows of a group have the same mask; the first speaks for them.
         group_mask = mask[tuple(s.start for s in group)]
         part_gate = gate[index].flatten(0, len(windows)) if grouped else gate  # type: ignore[index]
         part_bias = recomputed(window_bias, bias, group_mask, part_gate, front, q.dtype, level=LOOK_UP)
+        # Slices are copies: as they can be cut again, they are not kept.
         part_qkv = (recomputed(lambda t, i: t[i].flatten(0, len(windows)), t, index) for t in (q, k, v))
         part = attend(*part_qkv, heads, extra, part_bias, drop_rate, scale)  # type: ignore[call-arg]
         parts.append(part.view(-1, *(s.stop - s.start for s in group), *part.shape[1:]))
@@ -256,6 +276,7 @@ def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, heads: int, extra: KeysValu
     q, k, v = (recomputed(split, t) for t in (q, k, v))
     if extra is not None:
         flat = (t.view(-1, *t.shape[-2:]) for t in extra)
+        # Every window of every sample sees the same extra keys; only here they are repeated in memory.
         extra = tuple(t.expand(heads, -1, -1).repeat(windows, 1, 1) for t in flat)  # type: ignore[assignment]
         k, v = prepend(extra, k, v)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.flatten(0, 1)[None], dropout_p=drop_rate, scale=scale)
@@ -279,6 +300,7 @@ def window_bias(bias: Tensor, mask: Optional[Tensor], gate: Optional[Tensor], fr
     if mask is not None and mask.dim() == 3:
         mask = mask[:, None]
     bias = bias if mask is None else bias + mask
+    # In front of rows and columns: prompts and extra keys have no relative position, their bias is 0.
     bias = F.pad(bias, (front[1], 0, front[0], 0)) if any(front) else bias
     bias = bias if bias.dim() == 4 else bias[None]
     return (bias if gate is None else bias + gate).to(dtype)
@@ -287,4 +309,5 @@ def window_bias(bias: Tensor, mask: Optional[Tensor], gate: Optional[Tensor], fr
 def relative_position_bias(table: Tensor, index: Tensor) -> Tensor:
     """(entries, h) gathered by (N, N) -> (h, N, N)."""
     n, m = index.shape
+    # One gather over all pairs; view and permute copy nothing.
     return table[index.reshape(-1)].view(n, m, -1).permute(2, 0, 1)

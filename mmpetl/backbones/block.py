@@ -33,9 +33,13 @@ def enter_prompts(tap: Tap, x: Tensor, extra_tokens: int) -> Tuple[Tensor, Optio
     prompts = tap.prompts(len(x))
     if prompts is None:
         return x, None
+    # Under autocast the stream may be in half precision and the learned tokens are not.
     prompts = prompts.to(x.dtype)
     if tap.prompts_in:
+        # What the block before made of its prompts is dropped: these take their place.
         x = torch.cat([x[:, :extra_tokens], x[:, extra_tokens + tap.prompts_in:]], 1)
+    # Nobody reads what this block makes of them, so they need no queries and no feed-forward network:
+    # same outputs, less work.
     if not tap.prompts_read:
         return x, prompts
     return torch.cat([x[:, :extra_tokens], prompts.expand(len(x), -1, -1), x[:, extra_tokens:]], 1), None
@@ -101,6 +105,7 @@ class SitedBlock:
         if self.with_cp and torch.is_grad_enabled():
             # Reentrant checkpointing gives no gradient at all when the block's input needs none, as in a frozen base.
             return checkpoint(self._run, x, grid, *context, use_reentrant=False)
+        # The user's setting, what never pays to keep in this kind of block, and what its methods ask for.
         level = max(self.recompute_level, self.least_level, ELEMENTWISE if self.tap.recomputes else 0)
         if level and not torch.compiler.is_compiling():
             with Recomputing(level):
@@ -117,24 +122,30 @@ class SitedBlock:
 
     def _steps(self, x: Tensor, grid: Tuple[int, ...], *context: Any) -> Tensor:
         tap = self.tap
+        # Also in a recomputed pass: checkpointing calls this with the grid of that pass.
         tap.grid = grid
         x = tap.stream(x)
         x, prompts = enter_prompts(tap, x, self.spec.extra_tokens)
         h = once_in_half(tap.norm('norm1', recomputed(self.norm1, x)))
         if prompts is not None:
+            # As if they stood in the stream: the same norm, and what methods do to it.
             prompts = tap.norm('norm1', self.norm1(prompts))
         y = self.attention(h, prompts, *context)
+        # Attention was the last to mix tokens; from here on only those that are read go on.
         if tap.tokens_read is not None:
             x, h = x[:, :tap.tokens_read], h[:, :tap.tokens_read]
         x = self._residual('attn', x, h, y)
         h = once_in_half(tap.norm('norm2', recomputed(self.norm2, x)))
         x = self._residual('ffn', x, h, self.feed_forward(h))
+        # Last block: what follows expects class token and grid tokens alone.
         if tap.prompts_dropped:
             first = self.spec.extra_tokens
             x = torch.cat([x[:, :first], x[:, first + tap.prompts_dropped:]], 1)
         return x
 
     def _residual(self, sub: str, x: Tensor, h: Tensor, y: Tensor) -> Tensor:
+        # A method inside is dropped with the sublayer, as if it were part of it; one outside has its own
+        # say.
         y = self.tap.branch(sub, x, h, y, inside=True)
         y = self.drop_path_of(sub)(y)
         y = self.tap.branch(sub, x, h, y, inside=False)
@@ -152,6 +163,7 @@ class SitedBlock:
         u = self.norm1(x)
         if 'u' in record:
             record['u'] = u
+        # Keys and values are all that is read of this block, and none of its own work is needed for them.
         if record['skip']:
             if 'k' in record:
                 record['k'], record['v'] = self.attn.keys_values(u)
@@ -188,7 +200,9 @@ def gated_feed_forward(tap: Tap, gate: Linear, fc1: Linear, act: Callable[[Tenso
         fc2: Second linear, F -> C.
         h: Normed input (..., C).
     """
+    # Copies in half precision where a block holds them.
     gate, fc1 = held(tap, 'gate') or gate, held(tap, 'fc1') or fc1
+    # Apart: a method may change what one of the two reads.
     h_gate, h = tap.input('gate', h), tap.input('fc1', h)
     opened = recomputed(act, tap.linear('gate', h_gate, recomputed(F.linear, h_gate, *gate, level=LARGE_PRODUCT)))
     mid = recomputed(torch.mul, opened, tap.linear('fc1', h, recomputed(F.linear, h, *fc1, level=LARGE_PRODUCT)))

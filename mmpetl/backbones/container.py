@@ -31,12 +31,16 @@ class PETL(ModuleDict):
 
     def __init__(self, backbone: nn.Module, family_name: str, methods: Dict[str, Method], trunk: str) -> None:
         super().__init__(methods)
+        # In a tuple, which is no module: otherwise model and petl would hold each other as children for
+        # ever.
         self._owner = (backbone, )
         self.family_name = family_name
         self.trunk = trunk
         self.enabled = True
         self.turn = Turn()
+        # True lets all prompts travel in the stream, the textbook form; tests compare with it.
         self.full_prompts = False
+        # What is known of the base's weights: name, cached fingerprint, whether they were loaded. No state.
         self.base: Dict[str, Any] = {}
         self.configs: Dict[str, Dict[str, Any]] = {}
         self.tune: Tuple[str, ...] = ()
@@ -65,6 +69,7 @@ class PETL(ModuleDict):
         """
         specs = [block.spec for block in self.blocks]
         backbone = self.backbone
+        # The sited class is ours and may be renamed; files must go by upstream's.
         upstream = next(c for c in type(backbone).__mro__ if not c.__module__.startswith('mmpetl.'))
         return dict(
             methods=[method_config(method, name) for name, method in self.items()],
@@ -73,6 +78,7 @@ class PETL(ModuleDict):
             backbone=f'{upstream.__module__}.{upstream.__qualname__}',
             heads=[spec.heads for spec in specs],
             dims=[spec.dim for spec in specs],
+            # Of the first block: later ones follow from it.
             grid=plain(specs[0].grid) or None,
             window=[plain(spec.window) for spec in specs] if specs[0].window else None,
             output=plain(getattr(backbone, 'out_type', None)))
@@ -94,6 +100,7 @@ class PETL(ModuleDict):
     def refresh(self) -> None:
         """Rebuild all taps; call it after a method's points, layers or prompt counts have changed."""
         taps = self.plan(self if self.enabled else {})
+        # A side method reads whole activations of the last block too.
         if taps[-1].tokenwise and not self.side_active():
             taps[-1].tokens_read = self.family.tokens_read(self.backbone)
         self.place(taps)
@@ -108,6 +115,7 @@ class PETL(ModuleDict):
         for method in methods.values():
             method.bind(blocks)
         taps = [Tap(list(methods.values()), i) for i in range(len(blocks))]
+        # The first method that has an opinion; otherwise the published form of the backbone.
         chosen = [m.pool_prompts for m in methods.values() if m.pool_prompts is not None]
         pooled = chosen[0] if chosen else family.pools_prompts(backbone)
         plan_prompts(taps, pooled, self.full_prompts)
@@ -122,9 +130,11 @@ class PETL(ModuleDict):
         sited = tuple(family.classes.values())
         for block, tap in zip(blocks, taps):
             tap.run_time, tap.grid = run_time, block.spec.grid
+            # By type: a block's attention may sit at any depth, and windows have an attention of their own.
             for module in block.modules():
                 if type(module) in sited:
                     module.tap, module.extra_tokens = tap, block.spec.extra_tokens
+        # What acts on the patch embedding belongs to block 0, and the final norm to the last.
         family.embed(backbone).tap = taps[0]
         final = family.final_norm(backbone)
         if isinstance(final, family.final_class):
@@ -143,6 +153,7 @@ class PETL(ModuleDict):
     def disabled(self) -> Iterator[None]:
         """Within the context the base runs alone; see :class:`~mmpetl.backbones.turn.Turn` for threads."""
         with self.turn.held():
+            # Nested contexts must end where they began, not at True.
             before, self.enabled = self.enabled, False
             self.refresh()
             try:
@@ -170,10 +181,12 @@ class PETL(ModuleDict):
         end = len(taps) - 1
         read = [i for i in range(len(taps)) if method.active('side', i)]
         for i, tap in enumerate(taps):
+            # None means 'to be filled'; a block stores under the names that it finds.
             tap.recorder = {name: None for name in method.side_reads if (i == end if name == 'out' else i in read)}
             # Nobody reads what the last block that is read makes of the tokens, nor the blocks behind it.
             tap.recorder['skip'] = 'out' not in method.side_reads and i >= read[-1]
         try:
+            # The whole point of side methods: no gradient enters the base.
             with torch.no_grad():
                 run()
             return [{

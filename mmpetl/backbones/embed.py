@@ -20,6 +20,7 @@ class SitedPatchEmbed(PatchEmbed):
         x, grid = super().forward(x)
         if isinstance(self.projection, nn.Conv3d):  # upstream's grid has no width then
             grid = (*grid, x.shape[1] // (grid[0] * grid[1]))
+        # For all blocks at once: their taps share this object.
         self.tap.run_time.grid = tuple(grid)
         return self.tap.norm('embed', x), grid
 
@@ -41,12 +42,14 @@ class SitedFinalNorm(nn.LayerNorm):
         pooled = self.tap.prompts_pooled
         if not (pooled and self.merges_prompts):
             return y
+        # Without a class token, so prompts come first.
         prompts, tokens = y.split([pooled, y.shape[1] - pooled], 1)
         return (tokens * tokens.shape[1] + prompts.sum(1, keepdim=True)) / y.shape[1]
 
 
 def linear_slice(weight: Tensor, op: str) -> Tensor:
     """Rows of q, k or v in a fused weight (3 C, Cin) or bias (3 C) -> (C, Cin) or (C), a view."""
+    # All upstream attentions fuse in this order, rows first.
     return weight.chunk(3, 0)['qkv'.index(op)]
 
 

@@ -151,6 +151,8 @@ def family_named(name: str) -> Family:
 def family_name(backbone: Any) -> Optional[str]:
     """Name of a backbone object's family, or None."""
     names = {upstream: name for name, entry in FAMILIES.items() for upstream in entry.classes}
+    # By name and over the whole ancestry: no upstream package is imported to ask, and sited classes are
+    # found through the one they specialise.
     found = (names.get(f'{cls.__module__}.{cls.__qualname__}') for cls in type(backbone).__mro__)
     return next((name for name in found if name), None)
 
@@ -176,6 +178,7 @@ def backbone_in(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If there is more than one (their names are listed).
     """
+    # The two usual cases first: walking all submodules of a large model takes time.
     for module in (model, getattr(model, 'backbone', None)):
         if family_name(module):
             return module
@@ -183,4 +186,5 @@ def backbone_in(model: nn.Module) -> nn.Module:
     if len(found) > 1:
         raise ValueError(f'{type(model).__name__} holds several backbones: attach to one of them, for example '
                          f'model.{next(iter(found))}; there are {", ".join(found)}')
+    # The caller then refuses it by class and lists what is supported.
     return next(iter(found.values())) if found else getattr(model, 'backbone', model)

@@ -29,6 +29,7 @@ def check_type(path: str, module: Any, *known: type) -> None:
     Raises:
         ValueError: Names the module's path, its class and the known ones.
     """
+    # Not isinstance: a subclass may compute something else, and nobody would notice.
     if type(module) not in known:
         refuse(path, module, f'its mathematics is not known here; known: {", ".join(k.__name__ for k in known)}')
 
@@ -46,6 +47,7 @@ def sited(namespace: Dict[str, Any], prefix: str, mixin: type, *upstream: type) 
     for cls in upstream:
         name = prefix + cls.__name__
         body = dict(__module__=namespace['__name__'], __doc__=f'{cls.__name__} of {cls.__module__.split(".")[0]}.')
+        # In the file's namespace under its own name: pickle and deepcopy look classes up there.
         made[cls] = namespace[name] = type(name, (mixin, cls), body)
     return made
 
@@ -105,6 +107,7 @@ class ForeignAttention(Projections):
         record_keys_values(self.tap, k, v, self.heads)
         inner = None
         if prompts is not None:
+            # Their queries are made and never asked for.
             _, prompt_k, prompt_v = self.project(prompts)
             inner = self.meet('k', prompt_k), prompt_v
         extra = join_extra(self.tap, inner, self.heads)
@@ -132,6 +135,7 @@ class SeparateProjections(ForeignAttention):
 
     def project(self, x: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """x (B, N, C) -> queries, keys and values (B, N, C)."""
+        # As in Projections.project, with layers of their own.
         asking = x[:, :self.tap.queries]
         inputs = tuple(self.tap.input(op, t) for t, op in zip((asking, x, x), 'qkv'))
         q, k, v = (apply_linear(self.layer(op), self.tap, op, t) for t, op in zip(inputs, 'qkv'))
@@ -153,6 +157,7 @@ def rotate_grid(turn: Callable[[Tensor], Tensor], tokens: int) -> Rotation:
     """
 
     def one(x: Tensor) -> Tensor:
+        # Grid tokens come last in every family. Rotations of transformers may come back in float32.
         turned = turn(x[:, :, x.shape[2] - tokens:]).type_as(x)
         return turned if x.shape[2] == tokens else torch.cat([x[:, :, :x.shape[2] - tokens], turned], 2)
 
@@ -177,6 +182,7 @@ class PatchConvolution(nn.Conv2d):
         """x (B, 3, H, W) -> (B, C, H', W')."""
         x = super().forward(x)
         self.tap.run_time.grid = tuple(x.shape[2:])
+        # Methods see channels last, as everywhere.
         return self.tap.norm('embed', x.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -191,6 +197,7 @@ def table_with_shift(table: Tensor, extra_tokens: int, shift: Tensor) -> Tuple[T
     Returns:
         What to write, and its value.
     """
+    # The class token never passed the patch embedding, so it must not be shifted.
     rows = table[..., extra_tokens:, :]
     return rows, rows + shift
 

@@ -18,6 +18,7 @@ TOWERS = {kind: name for entry in FAMILIES.values() for kind, name in entry.towe
 
 def _library(name: str, wanted_by: str) -> Any:
     try:
+        # Optional: mmpetl runs without either library.
         return importlib.import_module(name)
     except ImportError:
         raise ValueError(f'{wanted_by} needs the package {name}: pip install {name}') from None
@@ -52,6 +53,7 @@ def build_timm(model_name: str,
         pretrained=pretrained,
         checkpoint_path=checkpoint_path,
         in_chans=in_channels,
+        # The head of an OpenMMLab model stands outside the backbone.
         num_classes=0,
         **kwargs)
     return _formed(model, out_type, init_cfg, f'timm/{model_name}')
@@ -77,6 +79,7 @@ def build_hf(model_name: str = '',
         ValueError: transformers is not installed, or the kind of model cannot be adapted.
     """
     transformers = _library('transformers', 'mmpetl.HF')
+    # Both or neither: one of them would be ignored without a word.
     if bool(model_name) == bool(config):
         raise ValueError("mmpetl.HF needs either model_name='...' or config=dict(model_type='...', ...)")
     if config:
@@ -85,8 +88,10 @@ def build_hf(model_name: str = '',
         built = transformers.AutoConfig.for_model(_known(kind), **settings)
     else:
         built = transformers.AutoConfig.from_pretrained(model_name, **({} if pretrained else kwargs))
+    # From our table, not from the config's own 'architectures', which may name anything.
     name = TOWERS[_known(built.model_type)]
     cls = getattr(transformers, name)
+    # CLIP's config describes two towers.
     built = getattr(built, 'vision_config', built)
     # A pooler that the checkpoint does not hold would be drawn at random.
     plain = dict(add_pooling_layer=False) if 'add_pooling_layer' in inspect.signature(cls.__init__).parameters else {}

@@ -27,8 +27,10 @@ class Form:
         """Load or draw what ``init_cfg`` says; methods get their initial values back afterwards."""
         if self.init_cfg:
             initialize(self, self.init_cfg)
+        # Loading draws nothing anew, so the methods keep their values.
         if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
             return
+        # The initialisers have drawn every linear layer anew, also those of the methods.
         self.petl.init_weights()
 
     def feature(self, x: Tensor) -> Tensor:
@@ -55,6 +57,7 @@ class TimmForm(Form):
             return tokens
         if self.out_type == 'cls_token':
             return tokens[:, 0]
+        # Class token and registers; they have no place on the map.
         extra = self.first.extra_tokens
         if self.out_type == 'avg_featmap':
             return tokens[:, extra:].mean(1)
@@ -78,6 +81,7 @@ def take_form(model: nn.Module, form: type, first: BlockSpec, out_type: str, ini
     """
     if out_type not in OUT_TYPES:
         raise ValueError(f'unknown out_type {out_type!r}' + nearest(out_type, OUT_TYPES))
+    # In place, as everything here: the caller's object becomes the backbone.
     model.__class__ = form
     model.first, model.out_type, model.init_cfg, model.base_name = first, out_type, init_cfg, name
     return model

@@ -47,6 +47,7 @@ def methods_from_data(configs: Sequence[Any], specs: Sequence[BlockSpec], source
     """
     if len(configs) > MAX_METHODS:
         raise ValueError(f'{source}: {len(configs)} methods; at most {MAX_METHODS} are read from a file')
+    # Registers the shipped methods only; the location is ours, not the file's.
     METHODS.import_from_location()
     checked = [_checked(cfg, source) for cfg in configs]
     _check_size(checked, specs, source, stored)
@@ -79,6 +80,7 @@ def _checked(cfg: Any, source: str) -> Dict[str, Any]:
 
 
 def _check_name(name: Any, source: str) -> None:
+    # A method named like an attribute of its container would hide it.
     taken = dir(PETL(nn.Identity(), '', {}, 'eval'))
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_-]{0,63}', name) or name in taken:
         raise ValueError(f'{source}: {name!r:.80} is no name for a method: use letters, digits, _ and -')
@@ -97,6 +99,8 @@ def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of the annotated kind: a plain value, a flat list, a mapping where the annotation has one."""
     if kind is None or not _bounded(value):
         return False
+    # Against the annotation of the argument: what a file may say is what a config may say, less what is
+    # not plain.
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, UnionType):
         return any(_fits(value, option) for option in inner)
@@ -107,6 +111,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is type(None):
         return value is None
     if isinstance(kind, type) and issubclass(kind, _PLAIN):
+        # type and not isinstance: True is an int for Python, and no rank.
         return type(value) is kind or kind is float and type(value) is int
     of_item = (inner or (Any, ))[-1]
     container: Any = origin or kind
@@ -131,6 +136,7 @@ def _check_size(configs: Sequence[Mapping[str, Any]], specs: Sequence[BlockSpec]
     """Build the methods without memory and count what they would hold."""
     problem: Optional[Tuple[str, Any]] = None
     try:
+        # Shapes without memory: a rank of a million costs nothing here.
         with torch.device('meta'):
             methods = build_methods(configs, specs)
     except ValueError as error:
@@ -142,5 +148,7 @@ def _check_size(configs: Sequence[Mapping[str, Any]], specs: Sequence[BlockSpec]
         raise ValueError(f'{source}: its methods cannot be built: {problem[0]}: {lines[0][:MAX_TEXT]}')
     tensors = [t for method in methods.values() for t in (*method.parameters(), *method.buffers())]
     held = sum(t.numel() for t in tensors)
+    # Buffers may be as large as the parameters; the rest is room for what a method draws anew and never
+    # stores.
     if held > 2 * stored + MAX_EXTRA:
         raise ValueError(f'{source}: its methods would hold {held:,} numbers, the file has {stored:,}: do not use it')

@@ -38,6 +38,7 @@ class HFAttention(SeparateProjections):
 
     def forward(self, hidden_states: Tensor, prompts: Optional[Tensor] = None, *context: Any) -> Tuple[Tensor, None]:
         """hidden_states (B, N, C) -> (B, N, C) and None."""
+        # transformers unpacks an output and attention weights.
         return self.output(self.mix(hidden_states, prompts, *context)), None
 
 
@@ -93,6 +94,7 @@ class HFPatchEmbed:
         """pixel_values (B, 3, H, W) or (B, T, 3, H, W) -> (B, N, C)."""
         kernel = self.projection.kernel_size
         # Clips come as (B, T, 3, H, W).
+        # From the pixels and not from the tokens, whose product does not tell height from width.
         sizes = pixel_values.shape[-2:] if len(kernel) == 2 else (pixel_values.shape[1], *pixel_values.shape[-2:])
         self.tap.run_time.grid = tuple(s // k for s, k in zip(sizes, kernel))
         return self.tap.norm('embed', super().forward(pixel_values, *args, **kwargs))
@@ -110,6 +112,7 @@ class HFSide:
         if not self.petl.side_active():
             return run(*args, **kwargs)
         feature = self.petl.side_feature(lambda: run(*args, **kwargs))
+        # Two tokens, so that index 0 and the mean of [1:] are both the feature; expanded, not copied.
         tokens = feature[:, None].expand(-1, 2, -1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=feature)
 
@@ -119,10 +122,12 @@ class HFForm(Form):
 
     def tower(self, x: Tensor) -> Any:
         """x (B, 3, H, W), or as the tower takes clips -> upstream's outputs."""
+        # Past the form, to upstream's own forward pass.
         return super(Form, self).forward(x)
 
     def feature(self, x: Tensor) -> Tensor:
         """x (B, 3, [T,] H, W) -> (B, C), (B, N, C) for 'raw', (B, C, [T',] H', W') for 'featmap'."""
+        # OpenMMLab has (B, 3, T, H, W), these towers (B, T, 3, H, W).
         out = self.tower(x.transpose(1, 2) if x.dim() == 5 else x)
         tokens, pooled = out.last_hidden_state, out.get('pooler_output')
         if self.out_type == 'raw':
@@ -144,6 +149,7 @@ def frames_first(model: nn.Module, x: Tensor) -> Tensor:
 
 def own_names(model: nn.Module, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """A state dict under the names of this version of transformers; ``save_pretrained`` still writes the old ones."""
+    # Sited and form classes are unknown to transformers; their ancestors are known.
     names = (*(cls.__name__ for cls in type(model).__mro__), model.config.model_type)
     known = next((found for found in map(get_checkpoint_conversion_mapping, names) if found), ())
     renamings = [t for t in known if type(t) is WeightRenaming]
@@ -157,6 +163,7 @@ def pair(value: Any) -> Tuple[int, int]:
 
 def specs_of(config: Any, blocks: List[nn.Module], ffn_dim: int, **fields: Any) -> List[BlockSpec]:
     """One spec per layer from a config of transformers."""
+    # VideoMAE's config has a number, ViViT's three.
     tubelet = getattr(config, 'tubelet_size', None)
     patch = tuple(tubelet) if isinstance(tubelet, (list, tuple)) else pair(config.patch_size)
     if isinstance(tubelet, int):

@@ -50,15 +50,18 @@ class TowerLayer(HFLayer):
         return _KEEP
 
 
+# These layers have no drop-path; the block asks for one.
 _KEEP = nn.Identity()
 
 
 def _extra_tokens(model: nn.Module) -> int:
+    # SigLIP has no class token.
     return 1 if hasattr(model.embeddings, 'class_embedding') else 0
 
 
 def _check(model: nn.Module) -> None:
     for i, layer in enumerate(model.encoder.layers):
+        # The network is called through its parts, so it must be one of those whose parts are known.
         check_type(f'encoder.layers.{i}.mlp', layer.mlp, clip.CLIPMLP, siglip.SiglipMLP)
         check_type(f'encoder.layers.{i}.self_attn', layer.self_attn, clip.CLIPAttention, siglip.SiglipAttention)
 
@@ -83,6 +86,7 @@ FAMILY = Family(
     classes={
         **sited(globals(), 'Sited', TowerLayer, clip.CLIPEncoderLayer, siglip.SiglipEncoderLayer),
         **sited(globals(), 'Sited', TowerAttention, clip.CLIPAttention, siglip.SiglipAttention),
+        # The only convolution of these towers is the patch embedding.
         nn.Conv2d: PatchConvolution,
     },
     sides=sited(globals(), 'Side', HFSide, *_MODELS),

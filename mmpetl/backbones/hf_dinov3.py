@@ -29,6 +29,7 @@ class RotaryAttention(HFAttention):
         return self.dropout
 
     def rotation(self, *context: Any) -> Optional[Rotation]:
+        # Made once per input by the model and handed from layer to layer.
         cos, sin = context[0]
         return rotate_grid(lambda x: x * cos + dinov3.rotate_half(x) * sin, sin.shape[-2])
 
@@ -36,6 +37,7 @@ class RotaryAttention(HFAttention):
 class RotaryLayer(HFLayer):
     """Layer of DINOv3ViTModel."""
 
+    # A rotation comes after the bias, by another angle for every key.
     key_bias_cancels = False
 
     def scaled(self, sub: str, y: Tensor) -> Tensor:
@@ -78,6 +80,7 @@ def _specs(model: nn.Module) -> List[BlockSpec]:
         config,
         list(model.model.layer),
         config.intermediate_size,
+        # Class token and registers stand in front and are not rotated.
         extra_tokens=1 + config.num_register_tokens,
         key_bias=config.key_bias,
         ops=ALL_OPS if config.use_gated_mlp else OPS)
@@ -85,6 +88,7 @@ def _specs(model: nn.Module) -> List[BlockSpec]:
 
 FAMILY = Family(
     name='hf_dinov3',
+    # Side methods read keys of bare projections; here they are rotated first.
     points=frozenset(POINTS) - {'side'},
     classes={
         **sited(globals(), 'Sited', RotaryLayer, dinov3.DINOv3ViTLayer),

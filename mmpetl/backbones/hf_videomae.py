@@ -19,6 +19,7 @@ class VideoAttention(HFAttention):
     """Attention of VideoMAEModel: projections in one module, the output in another."""
 
     def layer(self, op: str) -> nn.Linear:
+        # Through _modules: 'attention' and 'output' are names of methods of the mixins.
         inner = self._modules
         return inner['output'].dense if op == 'proj' else getattr(inner['attention'], _LAYERS[op])
 
@@ -47,6 +48,7 @@ class VideoLayer(HFLayer):
         return self.layernorm_after
 
     def drop_path_of(self, sub: str) -> nn.Module:
+        # There is no drop-path; dropout stands in its place, at the end of either branch.
         return (self.attn._modules['output'] if sub == 'attn' else self.output).dropout
 
     def feed_forward(self, h: Tensor) -> Tensor:
@@ -68,11 +70,13 @@ class VideoLayer(HFLayer):
 
 def _check(model: nn.Module) -> None:
     for i, layer in enumerate(model.encoder.layer):
+        # Also the sited class: a backbone may be asked about again after it was attached.
         check_type(f'encoder.layer.{i}.attention', layer._modules['attention'], videomae.VideoMAEAttention,
                    *_ATTENTION.values())
 
 
 def _specs(model: nn.Module) -> List[BlockSpec]:
+    # VideoMAE has biases of q and v only, whatever qkv_bias says.
     return specs_of(model.config, list(model.encoder.layer), model.config.intermediate_size, key_bias=False)
 
 

@@ -45,6 +45,7 @@ class ScaledLayer(HFLayer):
     def feed_forward(self, h: Tensor) -> Tensor:
         """Plain or gated network, (B, N, C) -> (B, N, C)."""
         mlp = self.mlp
+        # DINOv2-giant has gated networks, the smaller ones plain ones.
         if type(mlp) not in _GATED:
             return super().feed_forward(h)
         gate, fc1 = (self.op_parameters(op) for op in ('gate', 'fc1'))
@@ -64,6 +65,7 @@ _KEEP = nn.Identity()
 
 
 def _blocks(model: nn.Module) -> List[nn.Module]:
+    # Some of these models hold their layers themselves, others in an encoder.
     return list(model.layers if hasattr(model, 'layers') else model.encoder.layer)
 
 
@@ -77,10 +79,12 @@ def _check(model: nn.Module) -> None:
 def _specs(model: nn.Module) -> List[BlockSpec]:
     blocks = _blocks(model)
     gated = type(blocks[0].mlp) in _GATED
+    # Only some of these models have registers.
     tokens = model.config.num_register_tokens if hasattr(model.embeddings, 'register_tokens') else 0
     return specs_of(
         model.config,
         blocks,
+        # From the layer: the config's ratio is rounded for gated networks.
         ffn_dim=(blocks[0].mlp.down_proj if gated else blocks[0].mlp.fc2).in_features,
         ops=ALL_OPS if gated else OPS,
         extra_tokens=1 + tokens,

@@ -36,9 +36,11 @@ class RotaryAttention(HFAttention):
         return self._modules[self.LAYERS[op]]
 
     def rotation(self, *context: Any) -> Optional[Rotation]:
+        # All tokens are grid tokens, but prompts may stand in front.
         tokens = prod(self.tap.grid)
 
         def turn(x: Tensor) -> Tensor:
+            # Upstream reads the number of tokens off a tensor without heads.
             return self.apply_rotary_embeddings(x, self.get_position_ids(x[:, 0]))
 
         return rotate_grid(turn, tokens)
@@ -47,6 +49,7 @@ class RotaryAttention(HFAttention):
 class RotaryLayer(HFLayer):
     """Layer of the encoder; returns attention weights that are never formed as None."""
 
+    # A rotation comes after the bias, by another angle for every key.
     key_bias_cancels = False
 
     def drop_path_of(self, sub: str) -> nn.Module:
@@ -68,6 +71,7 @@ class TubeletEmbed(HFPatchEmbed):
 
     def forward(self, pixel_values_videos: Tensor) -> Tensor:
         """pixel_values_videos (B, 3, T, H, W) -> (B, N, C)."""
+        # A single picture is repeated to fill a tubelet before it comes here.
         self.tap.run_time.grid = tuple(s // k for s, k in zip(pixel_values_videos.shape[2:], self.proj.kernel_size))
         return self.tap.norm('embed', super(HFPatchEmbed, self).forward(pixel_values_videos))
 
@@ -113,6 +117,7 @@ FAMILY = Family(
         **sited(globals(), 'Sited', RotaryAttention, vjepa2.VJEPA2RopeAttention),
         **sited(globals(), 'Sited', TubeletEmbed, vjepa2.VJEPA2PatchEmbeddings3D),
     },
+    # The predictor has layers of the same class, which must stay as they are.
     scope=lambda model: model.encoder,
     forms=sited(globals(), 'Form', EncoderForm, vjepa2.VJEPA2Model),
     blocks=lambda model: list(model.encoder.layer),

@@ -36,12 +36,15 @@ def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'th
     family = backbone.petl.family
     if family.own_names is not None:
         renamed = family.own_names(backbone, state)
+        # Weights of timm and transformers are never converted: they fit under their library's names or are
+        # of another model.
         fitting = _fitting(backbone, renamed)
         if fitting is None:
             raise ValueError(_misfit(backbone, renamed, source))
         return fitting
     shapes = {k: tuple(v.shape) for k, v in base_state(backbone).items()}
     converted, report = convert(state, shapes, family.arch(backbone), grid=family.specs(backbone)[0].grid)
+    # The match report says what was resized, made or left out; nobody should have to guess.
     print_log(f'{source}: {report}', 'current')
     # norms that such files do not have begin at identity, wherever the file is loaded
     converted.update({k: torch.full(shapes[k], float(k.endswith('weight'))) for k in report.initial})
@@ -74,6 +77,7 @@ def load_base(backbone: nn.Module) -> Optional[Dict[str, Tensor]]:
 def _fitting(backbone: nn.Module, state: Dict[str, Tensor]) -> Optional[Dict[str, Tensor]]:
     """The backbone's part of ``state`` if names and shapes are already its own, else None."""
     own = base_state(backbone)
+    # Further keys do no harm: they belong to other parts of the model.
     if all(k in state and state[k].shape == v.shape for k, v in own.items()):
         return {k: state[k] for k in own}
     return None
@@ -87,6 +91,8 @@ def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str
     """
     wanted = (header or {}).get('base') or {}
     current = base_state(backbone)
+    # Without a fingerprint nothing can be compared: the base that init_cfg names is taken, unless
+    # weights have come in.
     if header is None or not wanted.get('fingerprint'):
         base = None if backbone.petl.base.get('loaded') else load_base(backbone)
         return base or current
@@ -110,6 +116,7 @@ def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str
 
 
 def _check_adapter_keys(backbone: nn.Module, given: Dict[str, Tensor], header: Optional[Dict[str, Any]]) -> None:
+    # Compared before torch does, which would list every key of a wrong adapter.
     own = {k for k in backbone.state_dict() if k.startswith('petl.')}
     theirs = {k for k in given if k.startswith('petl.')}
     if header is None:
@@ -146,15 +153,19 @@ def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local
     if module.petl.base.get('as_it_is'):
         return
     own = base_state(module)
+    # The hook sees the state dict of the whole model, the backbone's part under its prefix.
     given = {k[len(prefix):]: v for k, v in state_dict.items() if k.startswith(prefix)}
     methods_given = {k for k in given if k.startswith('petl.')}
     base_given = {k: v for k, v in given.items() if k not in methods_given}
+    # Adapter files hand their header along as metadata of the state dict.
     header = local_metadata.get(STATE_KEY)
     if header is not None or (methods_given and not set(own) & set(base_given)):
         _check_adapter_keys(module, given, header)
         filled = _base_for(module, header)
+        # Tuned parameters of the base come with the adapter and win over the base's.
         state_dict.update({prefix + k: v for k, v in filled.items() if prefix + k not in state_dict})
     elif _fitting(module, base_given) is None:
+        # A published file has no prefix of ours: then everything in it is looked at.
         source = base_given or {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
         converted = convert_for(module, source)
         for key in source:
@@ -163,6 +174,7 @@ def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local
     if not methods_given:
         # Weights of the base alone say nothing about the methods: they keep their values.
         state_dict.update({prefix + k: v for k, v in module.state_dict().items() if k.startswith('petl.')})
+    # 'alone' is read after loading: methods whose start depends on the weights set it then.
     module.petl.base.update(loaded=True, alone=not methods_given)
 
 

@@ -40,6 +40,7 @@ class SideBlock:
         the softmax) and the value projection to the attended mean (the weights of a query sum to one).
         """
         attn, spec = self.block.attn, self.spec
+        # By op and not through the attention's forward pass, which would ask with the image tokens.
         weight, bias = attn.read('q')
         q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads) * spec.head_dim**-0.5
         if 'k' in read:
@@ -50,6 +51,7 @@ class SideBlock:
             # Heads and queries share one axis in the products with u, so that no product repeats u or a weight.
             u, per_head = read['u'], (spec.heads, spec.head_dim, spec.dim)
             w_v, b_v = attn.read('v')
+            # (W_k u)^T q = u^T (W_k^T q): W_k moves to the few queries.
             q = torch.einsum('bhpd,hdc->bhpc', q, attn.read('k')[0].view(per_head))
             weights = torch.softmax(q.flatten(1, 2) @ u.transpose(-2, -1), -1)
             y = torch.einsum('bhpc,hdc->bhpd', (weights @ u).unflatten(1, (spec.heads, -1)), w_v.view(per_head))

@@ -50,6 +50,7 @@ class SitedWindowMSA(Projections, WindowMSA):
         extra_keys = 0 if extra is None else extra[0].shape[-2]
         gate = gate_bias(self.tap, extra_keys + k.shape[1], 0 if prompts is not None else extra_keys)
         if gate is not None and len(gate) > 1:
+            # Windows of a sample stand together, so each sample's gate is repeated once per window.
             gate = gate.repeat_interleave(windows[0] * windows[1], 0)
         y = attend_windows(
             q, k, v, self.num_heads, bias, mask, windows, (shifted, shifted), tokens, extra,
@@ -68,6 +69,7 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
         if min(height, width) < self.window_size and not self.pad_small_map:
             raise ValueError(f'the feature map ({height}, {width}) is smaller than the window ({self.window_size}): '
                              'set pad_small_map=True or use a smaller window_size')
+        # With a single window along an axis a shift would only mix it with itself.
         alone = min(height, width) == self.window_size and not self.pad_small_map
         return self.window_size, 0 if alone else self.shift_size
 
@@ -77,6 +79,7 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
         size, shift = self._window(height, width)
         windows = (-(-height // size), -(-width // size))
         padded = (windows[0] * size, windows[1] * size)
+        # What is not on the grid are prompts; Swin has no class token.
         tokens = query.shape[1] - height * width
         x = recomputed(self._to_windows, query, hw_shape, padded, size, shift)
         mask = _mask(padded, size, shift, query.device) if shift else None
@@ -95,6 +98,7 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
     def _from_windows(self, x: Tensor, grid: Tuple[int, int], padded: Tuple[int, int], size: int, shift: int) -> Tensor:
         """(B * windows, P + size*size, C) -> (B, P + H*W, C)."""
         tokens = x.shape[1] - size * size
+        # Each window has changed its copy of the prompts; the mean is the published way back to one.
         inner, x = x[:, :tokens], from_windows(x[:, tokens:], grid, (size, size), (shift, shift))
         if tokens:
             x = torch.cat([inner.unflatten(0, (-1, padded[0] * padded[1] // size**2)).mean(1), x], 1)
@@ -146,6 +150,7 @@ class SitedPatchMerging(PatchMerging):
             return merged, size
         # nn.Unfold orders channels first, so the four copies of a channel stand side by side.
         prompts = x[:, :tokens].repeat_interleave(4, -1)
+        # Norm and reduction of the merged tokens: prompts change width with the stage.
         prompts = self.reduction(prompts if self.norm is None else self.norm(prompts))
         return torch.cat([prompts, merged], 1), size
 
@@ -157,6 +162,7 @@ def _blocks(model: SwinTransformer) -> List[nn.Module]:
 def _specs(model: SwinTransformer) -> List[BlockSpec]:
     patch = tuple(model.patch_embed.projection.kernel_size)
     specs: List[BlockSpec] = []
+    # Of the size for which it was built; at run time blocks are told theirs.
     height, width = model.patch_resolution
     for s, stage in enumerate(model.stages):
         for block in stage.blocks:
@@ -172,6 +178,7 @@ def _specs(model: SwinTransformer) -> List[BlockSpec]:
                     window=tuple(window.window_size),
                     patch=patch,
                     key_bias=window.qkv.bias is not None))
+        # Patch merging pads odd maps.
         height, width = -(-height // 2), -(-width // 2)
     return specs
 
@@ -184,6 +191,7 @@ def _check_prompts(model: SwinTransformer, pooled: bool) -> None:
 
 FAMILY = Family(
     name='swin',
+    # Side methods need blocks of one width.
     points=frozenset(POINTS) - {'side'},
     global_attention=False,
     classes={
@@ -196,6 +204,7 @@ FAMILY = Family(
     blocks=_blocks,
     specs=_specs,
     embed=lambda model: model.patch_embed,
+    # The norm of the patch embedding is its last affine map, so scale and shift merge there.
     embed_parameters=lambda model: (model.patch_embed.norm.weight, model.patch_embed.norm.bias),
     final_norm=lambda model: getattr(model, f'norm{len(model.stages) - 1}', None),
     final_class=SitedFinalNorm,

@@ -40,6 +40,7 @@ class RotaryAttention(SeparateProjections):
 
     @property
     def calls_qkv(self) -> bool:  # type: ignore[override]
+        # With separate biases upstream adds them to the weight's product by F.linear, past the layer.
         return self.qkv is None or getattr(self, 'k_bias', None) is None
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
@@ -65,6 +66,7 @@ class RotaryAttention(SeparateProjections):
 
     def meet(self, op: str, x: Tensor) -> Tensor:
         """Queries or keys (B, N, C), normed per head -> same shape."""
+        # Per head: the norm is as wide as a head.
         norm = self.q_norm if op == 'q' else self.k_norm
         return x if isinstance(norm, nn.Identity) else norm(x.unflatten(-1, (self.num_heads, -1))).flatten(-2)
 
@@ -76,6 +78,7 @@ class RotaryAttention(SeparateProjections):
 
     def forward(self, x: Tensor, rope: Optional[Tensor] = None, prompts: Optional[Tensor] = None) -> Tensor:
         """x (B, N, C), rope (..., tokens, 2 * head_dim) or None -> (B, N, C)."""
+        # Some variants norm, and some gate, what attention gathered, before the projection.
         y = self.norm(self.mix(x, prompts, rope))
         if self.gate is not None:
             y = y * self.gate(x).sigmoid()
@@ -93,6 +96,7 @@ class SitedAttentionRope(RotaryAttention, AttentionRope):
 class SitedEvaBlock(SitedBlock, EvaBlock):
     """Block of timm's Eva."""
 
+    # A rotation comes after the bias, by another angle for every key.
     key_bias_cancels = False
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
@@ -128,6 +132,7 @@ def _check(model: Eva) -> None:
         check_type(f'blocks.{i}.attn', block.attn, EvaAttention, AttentionRope)
         check_mlp(f'blocks.{i}.mlp', block.mlp)
         attn = block.attn
+        # The waist has one key per head; grouped ones have another width than q.
         if getattr(attn, 'num_kv_groups', 1) > 1:
             refuse(f'blocks.{i}.attn', attn, 'several of its heads share keys and values')
         if attn.num_heads * attn.head_dim != model.embed_dim:
@@ -183,6 +188,7 @@ FAMILY = Family(
     pools_prompts=pools,
     check=_check,
     check_prompts=check_prompts,
+    # Names of timm are the module's own.
     own_names=lambda model, state: state,
     head=('head', ),
 )

@@ -37,12 +37,14 @@ class SitedTimmNorm(SitedFinalNorm, LayerNorm):
 def embed_parameters(model: nn.Module) -> Linear:
     """Weight and bias of the last affine map of a patch embedding."""
     embed = model.patch_embed
+    # Scale and shift merge into whatever affine map comes last.
     owner = embed.proj if isinstance(embed.norm, nn.Identity) else embed.norm
     return owner.weight, owner.bias
 
 
 def final_norm(model: nn.Module) -> Optional[nn.Module]:
     """The norm behind the blocks or behind the pooling."""
+    # At most one of the two is real: before the pooling or behind it.
     return next((norm for norm in (model.norm, model.fc_norm) if not isinstance(norm, nn.Identity)), None)
 
 
@@ -70,6 +72,7 @@ def mlp_parameters(mlp: nn.Module, op: str) -> Linear:
     if isinstance(mlp, SwiGLU):
         linear = mlp.fc1_g if op == 'gate' else mlp.fc1_x
         return linear.weight, linear.bias
+    # GluMlp computes both in one layer, gate first (gate_last is refused above).
     half = 0 if op == 'gate' else 1
     bias = mlp.fc1.bias
     return mlp.fc1.weight.chunk(2)[half], None if bias is None else bias.chunk(2)[half]

@@ -53,6 +53,7 @@ class SitedTimmBlock(SitedBlock, Block):
 
     @property
     def key_bias_cancels(self) -> bool:  # type: ignore[override]
+        # A norm behind the bias makes its effect depend on the key.
         return isinstance(self.attn.k_norm, nn.Identity)
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
@@ -89,8 +90,10 @@ def _check(model: VisionTransformer) -> None:
         check_type(f'blocks.{i}.attn', block.attn, Attention)
         check_mlp(f'blocks.{i}.mlp', block.mlp)
         for name in ('ls1', 'ls2'):
+            # It would overwrite a tensor that is kept, or computed again, for the backward pass.
             if getattr(getattr(block, name), 'inplace', False):
                 refuse(f'blocks.{i}.{name}', getattr(block, name), 'it scales in place')
+        # Ops q, k, v, proj are C x C everywhere in the waist.
         if block.attn.attn_dim != model.embed_dim:
             refuse(f'blocks.{i}.attn', block.attn,
                    f'its heads are {block.attn.attn_dim} wide together, the stream {model.embed_dim}')
@@ -128,6 +131,7 @@ class SideTimmVisionTransformer(VisionTransformer):
         """x (B, 3, H, W) -> (B, C') or, with a head, (B, classes)."""
         if not self.petl.side_active():
             return super().forward(x)
+        # Upstream's head stays behind the feature; it is an identity where there is none.
         return self.head(self.head_drop(self.petl.side_feature(lambda: self.forward_features(x))))
 
 

@@ -23,7 +23,9 @@ class Turn:
     """
 
     def __init__(self) -> None:
+        # Reentrant: a context inside a context of the same thread must not wait for itself.
         self._turn = threading.RLock()
+        # Held for a moment only, never while the model runs.
         self._facts = threading.Lock()
         self._owner: Optional[int] = None
         self._depth = 0
@@ -65,6 +67,7 @@ class Turn:
         """
         me = threading.get_ident()
         with self._facts:
+            # The owner itself may run the model inside its context: that is what contexts are for.
             if self._owner not in (None, me):
                 raise RuntimeError('another thread has switched or disabled the adapter of this model: run it inside a '
                                    'context of its own (bank.using), which waits, or give each thread a copy of the '
@@ -97,4 +100,5 @@ def watch(backbone: nn.Module) -> None:
     """Let a backbone's forward passes be known to its turn. Torch hands the module to the hooks, so copies of a model
     watch themselves."""
     backbone.register_forward_pre_hook(_begin)
+    # Also when the forward pass raised, else the model would count as running for ever.
     backbone.register_forward_hook(_end, always_call=True)

@@ -35,6 +35,7 @@ class SitedWindowAttention3D(Projections, WindowAttention3D):
         bias = recomputed(
             relative_position_bias,
             self.relative_position_bias_table,
+            # Short clips have smaller windows, whose pairs stand in the upper left, as upstream reads them.
             self.relative_position_index[:n, :n],
             level=LOOK_UP)
         y = attend_windows(
@@ -52,11 +53,13 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         """h (B, T, H, W, C) -> same shape; the context is the shift mask (windows, N, N)."""
         grid = h.shape[1:4]
+        # Upstream's rule: along an axis that is no longer than the window there is one window and no shift.
         size, shift = get_window_size(tuple(grid), self.window_size, self.shift_size)
         padded = tuple(-(-g // s) * s for g, s in zip(grid, size))
         windows, shifted = tuple(p // s for p, s in zip(padded, size)), tuple(s > 0 for s in shift)
         # Padding comes after the norm, so padded tokens are exact zeros.
         x = recomputed(to_windows, h.flatten(1, 3), tuple(grid), size, shift)
+        # Upstream makes the mask once per stage, also for its unshifted blocks.
         y = self.attn(x, context[0] if any(shifted) else None, windows, shifted)
         return recomputed(from_windows, y, tuple(grid), size, shift).view_as(h)
 

@@ -25,6 +25,7 @@ class SitedAttention(Projections, Attention):
     def _bias(self) -> Optional[Tensor]:
         if not hasattr(self, 'q_bias'):
             return None
+        # A bias of the keys cancels in the softmax, so VideoMAE has none.
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def fused(self, x: Tensor) -> Tensor:
@@ -49,6 +50,8 @@ class SitedAttention(Projections, Attention):
         record_keys_values(self.tap, k, v, self.num_heads)
         extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
         keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
+        # Prompts come first among extra keys; in the stream they stand in front of the grid, as there is no
+        # class token.
         start = 0 if prompts is not None else keys - k.shape[1]
         drop_rate = self.attn_drop.p if self.training else 0.
         y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), drop_rate, self.scale)
@@ -91,6 +94,7 @@ class SitedVideoBlock(SitedBlock, Block):
 
 def _specs(model: VisionTransformer) -> List[BlockSpec]:
     patch = tuple(model.patch_embed.projection.kernel_size)
+    # The grid in time stands nowhere else: upstream keeps height and width only.
     tokens = model.pos_embed.shape[1]
     grid = (tokens // (model.grid_size[0] * model.grid_size[1]), *model.grid_size)
     return [
@@ -125,6 +129,7 @@ FAMILY = Family(
     specs=_specs,
     embed=lambda model: model.patch_embed,
     embed_parameters=lambda model: (model.patch_embed.projection.weight, model.patch_embed.projection.bias),
+    # VideoMAE norms either all tokens or their mean.
     final_norm=lambda model: model.fc_norm if model.fc_norm is not None else model.norm,
     final_class=SitedFinalNorm,
     check_side=_check_side,
@@ -134,6 +139,7 @@ FAMILY = Family(
 def build(**kwargs: Any) -> VisionTransformer:
     """mmaction2's VisionTransformer, which names clips of another length than its own."""
     model = VisionTransformer(**kwargs)
+    # Upstream would add a table of the wrong length and fail with shapes alone.
     model.register_forward_pre_hook(_check_clip)
     return model
 

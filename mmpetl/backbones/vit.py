@@ -28,6 +28,7 @@ class SitedMultiheadAttention(Projections, MultiheadAttention):
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
         c = self.embed_dims
         weight, bias = held(self.tap, 'qkv') or (self.qkv.weight, self.qkv.bias)
+        # Rows of keys and values only: a third of the product is saved.
         k, v = F.linear(u, weight[c:], None if bias is None else bias[c:]).chunk(2, -1)
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
@@ -41,9 +42,11 @@ class SitedMultiheadAttention(Projections, MultiheadAttention):
         # Prompts come first among the extra keys; prompts in the stream stand behind the extra keys and the class
         # token.
         start = 0 if prompts is not None else keys - k.shape[1] + self.extra_tokens
+        # Where a method changes q as a whole, all queries were made; only those that are read attend.
         q = q[:, :self.tap.tokens_read]
         y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start),
                    self.attn_drop if self.training else 0.)
+        # LayerScale is elementwise and would keep another tensor of the stream's size.
         return recomputed(self.gamma1, self.proj_drop(self.output(y)))
 
 
@@ -73,6 +76,7 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
         """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
         if isinstance(self.ffn, SwiGLUFFN) and op in ('gate', 'fc1'):
+            # w12 is both layers on top of each other, gate first.
             half = ('gate', 'fc1').index(op)
             w12 = self.ffn.w12
             return w12.weight.chunk(2)[half], None if w12.bias is None else w12.bias.chunk(2)[half]
@@ -93,6 +97,7 @@ def _check(model: VisionTransformer) -> None:
         if not (isinstance(layer.ffn, SwiGLUFFN) or isinstance(layer.ffn, FFN) and layer.ffn.num_fcs == 2):
             raise ValueError(f'block {i}: only two-layer and gated feed-forward networks can be adapted, '
                              f'not {type(layer.ffn).__name__}')
+        # Values beside the softmax: no point of the waist stands there.
         if layer.attn.v_shortcut:
             raise ValueError(f'block {i}: attention with v_shortcut cannot be adapted')
 
@@ -114,12 +119,14 @@ def _specs(model: VisionTransformer) -> List[BlockSpec]:
 
 
 def _final_norm(model: VisionTransformer) -> Optional[nn.Module]:
+    # The norm behind the pooling is the last one then.
     if model.out_type == 'avg_featmap':
         return model.ln2
     return model.ln1 if model.final_norm else None
 
 
 def _check_prompts(model: VisionTransformer, pooled: bool) -> None:
+    # Outputs of inner blocks would hold prompts among their grid tokens.
     inner = [i for i in model.out_indices if i != len(model.layers) - 1]
     if inner and model.out_type != 'cls_token':
         raise ValueError(
@@ -135,6 +142,7 @@ def _check_side(model: VisionTransformer) -> None:
 
 
 def _tokens_read(model: VisionTransformer) -> Optional[int]:
+    # The class token stands first.
     return 1 if model.out_type == 'cls_token' else None
 
 
@@ -173,6 +181,7 @@ FAMILY = Family(
     final_norm=_final_norm,
     final_class=SitedFinalNorm,
     pools_prompts=lambda model: model.out_type == 'avg_featmap',
+    # A norm before the blocks is what tells CLIP's towers apart.
     arch_of=lambda model: 'vit' if isinstance(model.pre_norm, nn.Identity) else 'clip',
     check=_check,
     check_side=_check_side,

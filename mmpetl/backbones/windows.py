@@ -23,9 +23,11 @@ def made_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def call(*args: Any) -> Any:
+        # A graph holds its constants itself, and must not hold tensors of another pass.
         if torch.compiler.is_compiling():
             return function(*args)
-        if args not in kept:
+        made = kept.get(args)  # one look: another thread may clear the cache between two
+        if made is None:
             with torch.inference_mode(False), torch.no_grad():
                 made = function(*args)
             if any(type(t) is not Tensor for t in (made if isinstance(made, tuple) else (made, ))):
@@ -33,7 +35,7 @@ def made_once(function: Callable[..., Any]) -> Callable[..., Any]:
             if len(kept) >= SHAPES:
                 kept.clear()
             kept[args] = made
-        return kept[args]
+        return made
 
     return call
 
@@ -53,6 +55,7 @@ def window_indices(grid: Size, size: Size, shift: Size, device: torch.device) ->
         each token.
     """
     total = torch.Size(grid).numel()
+    # The permutation is found by moving the tokens' own numbers as upstream moves the tokens.
     tokens = torch.arange(total, device=device).view(grid)
     for axis, (length, window) in enumerate(zip(grid, size)):
         missing = -length % window
@@ -64,7 +67,9 @@ def window_indices(grid: Size, size: Size, shift: Size, device: torch.device) ->
     for axis in reversed(range(len(grid))):
         tokens = tokens.unflatten(axis, (-1, size[axis]))
     rank = len(grid)
+    # Window axes first, then the axes inside a window.
     into = tokens.permute(*range(0, 2 * rank, 2), *range(1, 2 * rank, 2)).reshape(-1)
+    # Padding has the largest number and is sorted to the end.
     return into, into.argsort()[:total]
 
 
@@ -78,6 +83,7 @@ class _Move(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Tensor, back: Tensor, padded: bool, padded_back: bool) -> Tensor:
+        # Indices only: neither input nor output is needed for the gradient.
         ctx.there, ctx.back, ctx.padded, ctx.padded_back = there, back, padded, padded_back
         return _rows(x, there, padded)
 
