@@ -115,15 +115,12 @@ class E2VPT(Method):
         for i in self.pruned_layers:
             if tokens[i].shape[1] % segments:
                 raise ValueError(f'E2VPT: segments={segments} must divide the width {tokens[i].shape[1]} of block {i}')
-        lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: n and positive(n, *names))
-        # kv[0] and kv[-1] below are then the same tensor, or two.
+        lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: 0 if n == 0 else positive(n, *names))
         copies = 1 if share_kv else 2
         self.kv_prompts = nn.ParameterDict({
             str(i): nn.Parameter(torch.empty(copies, self.specs[i].heads, n, self.specs[i].head_dim))
             for i, n in lengths.items() if n
         })
-        # One entry for every original token, also after pruning: files say which tokens of the full method
-        # remain.
         masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
         for name, mask in masks.items():
             if variant == 'released' and kept is None:
@@ -132,7 +129,6 @@ class E2VPT(Method):
                 self.register_buffer(name, mask)
         # Not persistent: it follows from token_mask when a state is loaded.
         self.register_buffer('kept', torch.arange(num_tokens), persistent=False)
-        # Only scoring sets them, inside a context; they are no state of the method.
         self._gates: Tuple[Optional[Tensor], Optional[Tensor]] = (None, None)
         self.reset_parameters()
         if kept is not None:
