@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from ..datasets.how_to_get import and_get
+from ..datasets.suite_dataset import how_to_mend
 from ..datasets.tables import SUITES, Suite, Task, get_suite, get_task
 from ..datasets.tables.video import VIDEO_SETS
 from ..names import printable
@@ -96,7 +98,8 @@ def _read_lists(task: Task, suite: Suite, root: str, report: TaskReport) -> Dict
             entry.file = dataset.list_path(split, optional=True)
         except FileNotFoundError:
             if _needed(suite, split):
-                report.problems.append(f'the list {os.path.join(task.directory, spec.files[0])} is missing')
+                report.problems.append(f'the list {os.path.join(task.directory, spec.files[0])} is missing: '
+                                       + how_to_mend(suite, task.name, root))
             continue
         except ValueError as error:
             report.problems.append(str(error))
@@ -140,7 +143,8 @@ def check_task(task: Task,
     suite = get_suite(task.suite)
     report = TaskReport(task.name, task.num_classes)
     if not os.path.isdir(task.locate(root)):
-        report.problems.append(f'the folder {os.path.join(root, task.directory)} does not exist: {suite.hint}')
+        report.problems.append(f'the folder {os.path.join(root, task.directory)} does not exist: '
+                               + how_to_mend(suite, task.name, root))
         return report
     lists = _read_lists(task, suite, root, report)
     paths = list(dict.fromkeys(row['img_path'] for rows in lists.values() for row in rows))
@@ -155,8 +159,9 @@ def check_task(task: Task,
             if tick is not None:
                 tick(done, len(paths))
     _compare(lists, digests, report)
-    for kind, found, hint in (('are missing', report.missing, 'unpack the images again'),
-                              ('cannot be decoded', report.broken, 'fetch them again')):
+    again = and_get('', task.suite if task.suite == 'vtab' else f'{task.suite}/{task.name}', root)
+    for kind, found, hint in (('are missing', report.missing, f'unpack the images again{again}'),
+                              ('cannot be decoded', report.broken, f'fetch them again{again}')):
         if found:
             report.problems.append(f'{len(found)} of {len(paths)} images {kind}, first {found[0]}: {hint}')
     return report
@@ -197,7 +202,7 @@ def check_suite(suite: str, root: Optional[str] = None, tasks: Sequence[str] = (
     root = os.path.expanduser(root or spec.root)
     chosen = [get_task(spec, name) for name in tasks] or list(spec.tasks.values())
     if not os.path.isdir(root):
-        raise FileNotFoundError(f'the folder {root} does not exist: set --root; {spec.hint}')
+        raise FileNotFoundError(f'the folder {root} does not exist: set --root; {how_to_mend(spec, "", root)}')
     reports = []
     with Progress(disable=not progress, transient=True) as bar:
         whole = bar.add_task(escape(printable(spec.title)), total=len(chosen))

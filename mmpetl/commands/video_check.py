@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Dict, List, Union
 
+from ..datasets.how_to_get import and_get
 from ..datasets.tables.video import VIDEO_SETS
 from ..datasets.video_io import DECODERS
 from ..datasets.video_lists import Entry, read_video_list
@@ -63,7 +64,8 @@ def read_lists(root: Path, name: str) -> Dict[str, Dict[str, List[Entry]]]:
         for part in ('train', 'test'):
             if not (root / split / f'{part}.csv').is_file():
                 raise FileNotFoundError(
-                    f'{root / split / part}.csv does not exist: run python tools/prepare_{name}.py {root}')
+                    f'{root / split / part}.csv does not exist: run python tools/prepare_{name}.py {root}'
+                    + and_get('', name, str(root)))
     return {
         split: {
             part: read_video_list(str(root / split / f'{part}.csv'), info.num_classes)

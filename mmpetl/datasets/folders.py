@@ -4,6 +4,8 @@
 import os
 from typing import Dict, Iterator, List, Sequence, Tuple
 
+from .how_to_get import and_get
+
 #: Suffixes of the pictures that are read.
 PICTURES = ('.jpg', '.jpeg', '.jfif', '.png', '.ppm', '.pgm', '.pbm', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.jp2',
             '.npy', '.npz', '.dcm', '.dicom')
@@ -27,7 +29,7 @@ def subfolders(folder: str) -> List[str]:
         FileNotFoundError: If there is no such folder.
     """
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f'data folder {folder} does not exist')
+        raise FileNotFoundError(f'data folder {folder} does not exist{and_get(folder)}')
     return sorted(e.name for e in os.scandir(folder) if e.is_dir() and not is_hidden(e.name))
 
 

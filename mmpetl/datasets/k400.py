@@ -31,7 +31,7 @@ def k400_lists(videos: Path, lists: Path) -> Tuple[Dict[str, Dict[str, List[Row]
     for part, name in (('train', 'train'), ('test', 'val')):
         path = lists / f'{name}.csv'
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: 'mmpetl fetch k400' gets it")
+            raise FileNotFoundError(f'{path} is missing')
         rows = csv.DictReader(io.StringIO(read_text(path, MAX_LIST), newline=''))
         try:
             if not {'label', 'youtube_id', 'time_start', 'time_end'} <= set(rows.fieldnames or ()):

@@ -10,6 +10,7 @@ from mmpretrain.datasets import CustomDataset
 
 from ..registry import DATASETS
 from .folders import PICTURES, class_names, files_below, find_samples
+from .how_to_get import and_get, how_to_get
 from .list_files import Row, read_names, read_rows
 from .lists import below
 from .loading import split_member
@@ -48,8 +49,8 @@ class ListDataset(CustomDataset):
                  extensions: Sequence[str] = PICTURES, **kwargs: Any) -> None:
         data_root = osp.expanduser(data_root)
         if data_root and not osp.isdir(data_root):
-            raise FileNotFoundError(f'data folder {data_root} does not exist: set data_root, or fetch the data with '
-                                    'tools/fetch_data.py (its option --list shows what there is)')
+            raise FileNotFoundError(f'data folder {data_root} does not exist: set data_root; '
+                                    + (how_to_get(data_root) or "'mmpetl fetch' lists what can be fetched"))
         if not (ann_file or data_root or data_prefix):
             raise ValueError('ListDataset: set ann_file to a list, or data_root to a folder of class folders')
         if first_label not in (0, 1):
@@ -70,7 +71,7 @@ class ListDataset(CustomDataset):
 
     def _listed(self) -> List[Row]:
         if not osp.isfile(self.ann_file):
-            raise FileNotFoundError(f'list file {self.ann_file} does not exist: set ann_file')
+            raise FileNotFoundError(f'list file {self.ann_file} does not exist: set ann_file{and_get(self.ann_file)}')
         rows = read_rows(self.ann_file, self.CLASSES, self.with_label, self.first_label)
         if self.with_label and self.CLASSES is None and min(row.label for row in rows) == 1:
             print_log(f'{self.ann_file}: no image has label 0; labels that start at 1 need first_label=1',
@@ -82,7 +83,7 @@ class ListDataset(CustomDataset):
         if not _there(first):
             raise FileNotFoundError(
                 f'{self.ann_file}, line {rows[0].line} lists {first}, which does not exist: set data_root or '
-                'data_prefix')
+                f'data_prefix{and_get(first)}')
         return rows
 
     def _in_folders(self) -> List[Row]:

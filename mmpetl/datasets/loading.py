@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load an image from a file or from a member of a zip file (``archive.zip@member``)."""
 
+import errno
 import io
 import os
 import zipfile
@@ -18,6 +19,7 @@ from ..registry import TRANSFORMS
 from ..weights.guards import MAX_RATIO, SMALL
 from ..weights.reading import open_regular
 from ..weights.reading import read_bytes as read_regular
+from .how_to_get import how_to_get
 from .picture_readers import check_growth
 from .pictures import DAMAGED, WHITE, decode_picture
 
@@ -143,6 +145,7 @@ class LoadImage(LoadImageFromFile):
         """Add ``img`` (H, W, 3) uint8 in BGR, ``img_shape`` and ``ori_shape``.
 
         Raises:
+            FileNotFoundError: If there is no such file.
             ValueError: If the file cannot be decoded, or its values fit no rule.
         """
         path = results['img_path']
@@ -151,6 +154,10 @@ class LoadImage(LoadImageFromFile):
         except ValueError as error:
             again = ': fetch the file again' if 'cannot be decoded' in str(error) else ''
             raise ValueError(f'{path} {error}{again}') from None
+        except FileNotFoundError as error:
+            if not how_to_get(path):
+                raise
+            raise FileNotFoundError(error.errno or errno.ENOENT, f'No such file; {how_to_get(path)}', path) from None
         results['img'] = image.astype('float32') if self.to_float32 else np.ascontiguousarray(image)
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results

@@ -8,9 +8,18 @@ import numpy as np
 from mmpretrain.datasets.base_dataset import BaseDataset
 
 from ..sites import nearest
+from .how_to_get import how_to_get
 from .list_files import read_lines
 from .lists import Entries, below, check_labels, first_existing
 from .tables import Suite, Task, get_suite, get_task
+
+
+def how_to_mend(suite: Suite, task: str, root: str) -> str:
+    """What to do about data of ``task`` ('' for all) that are missing below the suite's folder ``root``: the command,
+    and what must be there in the end."""
+    name = suite.name if suite.name == 'vtab' or not task else f'{suite.name}/{task}'
+    command = how_to_get(os.path.join(root, task), name, root)
+    return f'{command}; by hand: {suite.hint}' if command else suite.hint
 
 
 class SuiteDataset(BaseDataset):
@@ -54,7 +63,9 @@ class SuiteDataset(BaseDataset):
         self.split = split
         if split not in self.splits():
             raise ValueError(f'{self.suite.title} {task!r} has no list {split!r}' + nearest(split, self.splits()))
-        folder = self.task.locate(os.path.expanduser(data_root or self.suite.root))
+        #: Folder of the suite, in which the task's folder lies.
+        self.root = os.path.expanduser(data_root or self.suite.root)
+        folder = self.task.locate(self.root)
         super().__init__(
             ann_file='',
             data_root=folder,
@@ -86,7 +97,7 @@ class SuiteDataset(BaseDataset):
         if not path and not optional:
             raise FileNotFoundError(
                 f'{os.path.join(self.data_root, files[0])} is missing (list {split!r} of {self.suite.title} '
-                f'{self.task.name!r}): {self.suite.hint}')
+                f'{self.task.name!r}): {how_to_mend(self.suite, self.task.name, self.root)}')
         return path
 
     def locate(self, name: str) -> str:

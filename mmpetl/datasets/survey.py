@@ -12,6 +12,7 @@ from typing import Callable, Dict, Iterable, List, Mapping, Optional, Sequence, 
 import numpy as np
 
 from ..weights.reading import open_regular
+from .how_to_get import and_get
 from .loading import read_bytes
 from .pictures import DAMAGED, read_stored, show
 from .video_probe import check_videos
@@ -50,7 +51,9 @@ class Survey:
 
     def unreadable(self) -> List[str]:
         """One line per file that cannot be used."""
-        return [f'{path} {look.wrong}' for path, look in self.looks.items() if look.wrong]
+        gone = ('is missing', 'cannot be read: no such file')
+        return [f'{path} {look.wrong}{and_get(path) if look.wrong in gone else ""}' for path, look in self.looks.items()
+                if look.wrong]
 
     def twins(self) -> List[List[str]]:
         """Files of equal bytes."""

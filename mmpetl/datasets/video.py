@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from torch.utils.data import get_worker_info
 
 from ..sites import nearest, positive
+from .how_to_get import and_get
 from .lists import below
 from .video_files.errors import VideoError
 from .video_io import VideoDecode, VideoInit
@@ -132,6 +133,7 @@ class VideoListDataset(VideoDataset):
             hint = (
                 "mend them, or leave them out by on_error='skip'" if lost < total else
                 f"is data_prefix=dict(video={self.data_prefix.get('video')!r}) the folder that the list starts from?")
+            hint += and_get(next(iter(bad)))
             raise VideoError(f'{head} ({"; ".join(listed)}): {hint}')
         use = 'scores are over' if self.test_mode else 'training uses'
         for line in [

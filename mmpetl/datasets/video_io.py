@@ -6,6 +6,7 @@ Every decoder gives the frame with the asked number, upright: see :mod:`.video_f
 """
 
 import logging
+import os
 from functools import partial
 from typing import Any, Dict, List, Optional, Set
 
@@ -16,6 +17,7 @@ from mmengine.logging import print_log
 
 from ..registry import TRANSFORMS
 from ..sites import nearest, positive
+from .how_to_get import and_get
 from .video_files.cache import Findings
 from .video_files.errors import VideoError
 from .video_files.opening import AUTO, MODULES, installed, open_video
@@ -92,9 +94,9 @@ class VideoInit(BaseTransform):
         try:
             reader = open_video(name, self.decoder, self.num_threads, self.findings, data=self._data(name))
         except VideoError as error:
-            raise VideoError(f'{name}: {error}') from None
+            raise VideoError(f'{name}: {error}{"" if os.path.isfile(name) else and_get(name)}') from None
         except FileNotFoundError:
-            raise VideoError(f'{name}: no such file') from None
+            raise VideoError(f'{name}: no such file{and_get(name)}') from None
         if self.decoder not in ('auto', reader.decoder) and self.decoder not in self._told:
             self._told.add(self.decoder)
             print_log(f'{name}: {self.decoder} gives other frames than those asked for; PyAV reads this file and '

@@ -6,6 +6,7 @@ import re
 from typing import BinaryIO, Iterable, List, NamedTuple, Optional, Tuple
 
 from ..weights.io import atomic_write
+from .how_to_get import how_to_get
 from .list_files import read_lines, read_rows
 
 DELIMITERS = {'auto': '', ' ': r'\s+', ',': r'\s*,\s*'}
@@ -37,7 +38,7 @@ def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str
         raise ValueError(f"delimiter must be ',', ' ' or 'auto', got {delimiter!r}")
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f'{path}: no such list; tools/prepare_hmdb51.py, prepare_ucf101.py and prepare_ssv2.py write them')
+            f'{path}: no such list; ' + (how_to_get(path) or "'mmpetl fetch' lists the data sets that can be had"))
     for number, text in enumerate(read_lines(path), 1):
         _check_line(text.strip(), f'{path}, line {number}', delimiter)
     try:

@@ -13,6 +13,7 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from ..names import path_below
 from ..weights.reading import MAX_LIST, read_json, read_text
+from .how_to_get import and_get
 from .k400 import k400_lists
 from .tables.video import VIDEO_SETS, VideoSet
 from .video_lists import write_text, write_video_list
@@ -275,7 +276,8 @@ def _problems(info: VideoSet, lists: Lists, classes: Sequence[str], videos: Path
     wrong = check_counts(info, lists, classes)
     missing = _missing(videos, names)
     if missing:
-        wrong.append(f'{len(missing)} of {len(names)} listed videos are not in {videos}, for example {missing[0]}')
+        wrong.append(f'{len(missing)} of {len(names)} listed videos are not in {videos}, for example {missing[0]}'
+                     + and_get(str(videos), info.name))
     return wrong
 
 
@@ -323,8 +325,10 @@ def prepare(name: str, args: argparse.Namespace) -> int:
 
 def main(name: str, doc: Optional[str], argv: Optional[Sequence[str]] = None) -> int:
     """Entry of ``tools/prepare_<name>.py``; 0 if everything is as published, 1 otherwise."""
+    args = parser_of(name, doc).parse_args(argv)
     try:
-        return prepare(name, parser_of(name, doc).parse_args(argv))
+        return prepare(name, args)
     except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        missing = isinstance(error, FileNotFoundError) and not error.errno
+        print(f'error: {error}{and_get("", name, str(args.root)) if missing else ""}', file=sys.stderr)
         return 1

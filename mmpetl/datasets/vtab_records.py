@@ -27,7 +27,8 @@ def source_folder(task: Task, root: str) -> str:
     fits = [p for p in base.glob('*.*.*') if p.is_dir() and (p.name + '.').startswith(version + '.')]
     if not fits:
         raise FileNotFoundError(f'{base}/{version}.*.* does not exist: the task {task.name!r} is made of '
-                                f'{name} of TensorFlow Datasets, version {version}')
+                                f'{name} of TensorFlow Datasets, version {version}; '
+                                "'mmpetl fetch vtab' gets it as pictures with lists")
     return str(max(fits, key=lambda p: [int(n) if n.isdigit() else -1 for n in p.name.split('.')]))
 
 

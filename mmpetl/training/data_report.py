@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from ..datasets.collect import Collection
 from ..datasets.contact_sheet import as_picture, spread
+from ..datasets.how_to_get import and_get
 from ..datasets.loading import LoadImage, read_bytes
 from ..datasets.survey import Survey, Tick, across, extent, survey_pictures, survey_videos
 from ..registry import DATASETS
@@ -157,7 +158,8 @@ def _survey(report: DataReport, files: Mapping[str, Sequence[str]], load: Option
             report.problems.append(f'pictures of more than 8 bits hold numbers that fit no rule: set window=({low:g}, '
                                    f'{high:g}) in mmpetl.LoadImage')
     else:
-        report.problems += [f'unreadable: {path} is missing' for path in dict.fromkeys(paths) if not _there(path)]
+        report.problems += [f'unreadable: {path} is missing{and_get(path)}' for path in dict.fromkeys(paths)
+                            if not _there(path)]
         return
     report.fill(survey)
     pairs = across(files, survey)

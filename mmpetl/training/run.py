@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from .. import compat
+from ..datasets.how_to_get import and_get
 from ..hooks.adapter import AdapterHook
 from ..hooks.belongs import BelongsHook
 from ..tuning import unwrap
@@ -129,7 +130,7 @@ def _naming_data_keys(cfg: Config) -> Iterator[None]:
                 if path and isinstance(value, str) and value and os.path.join('/', value).rstrip('/') in path:
                     raise FileNotFoundError(
                         f'{error.filename} does not exist: prepare the data set, or set {name}.{key} '
-                        '(in the config or by --cfg-options) to where it is') from error
+                        f'(in the config or by --cfg-options) to where it is{and_get(error.filename)}') from error
         raise
 
 

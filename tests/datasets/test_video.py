@@ -139,8 +139,8 @@ def test_wrong_lines_are_named(tmp_path, text, message):
     assert '\n' not in str(caught.value)
 
 
-def test_missing_list_names_the_tools(tmp_path):
-    with pytest.raises(FileNotFoundError, match='nowhere.csv: no such list; tools/prepare_hmdb51.py'):
+def test_missing_list_names_the_command(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.csv: no such list; 'mmpetl fetch'"):
         read_video_list(str(tmp_path / 'nowhere.csv'))
 
 
