@@ -3,19 +3,27 @@
 
 import socket
 
+import pytest
 import torch
 import torch.multiprocessing as mp
-from cases import PAIRS
+from cases import ONE_PER_POINT, PAIRS
 from ddp_worker import build, gradients, work
 
+# by default every method on two backbones, and one method per point on the others
+OFTEN = [i for i, (case, backbone) in enumerate(PAIRS) if backbone.name in ('vit', 'video_swin') or
+         case.name in ONE_PER_POINT and not backbone.like or case.name == 'LoRA' or len(case.on) == 1]
 
-def test_two_processes_equal_one():
+
+@pytest.mark.parametrize('rows', [
+    pytest.param(OFTEN, id='often'),
+    pytest.param([i for i in range(len(PAIRS)) if i not in OFTEN], id='others', marks=pytest.mark.slow)])
+def test_two_processes_equal_one(rows):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     context = mp.get_context('spawn')
     results = context.SimpleQueue()
-    mp.start_processes(work, args=(port, results), nprocs=2, start_method='spawn')
+    mp.start_processes(work, args=(port, results, rows), nprocs=2, start_method='spawn')
     failures = [f for _ in range(2) for f in results.get()[1]]
     assert not failures, '\n'.join(failures)
 

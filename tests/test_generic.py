@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from cases import BACKBONES, FOREIGN, ONE_PER_POINT, PAIR_IDS, PAIRS, REFUSED, features, perturb, real_size
+from cases import ALL, BACKBONES, FOREIGN, ONE_PER_POINT, PAIR_IDS, PAIRS, REFUSED, features, perturb, real_size
 from mmengine.model import BaseModule
 
 import mmpetl
@@ -15,9 +15,14 @@ from mmpetl.tuning import find_backbone
 warnings.filterwarnings('ignore')
 PARAMS = [pytest.param(case, b, marks=pytest.mark.slow if case.is_slow(b) else ()) for case, b in PAIRS]
 pairs = pytest.mark.parametrize('case, backbone', PARAMS, ids=PAIR_IDS)
-# Compiling takes seconds: backbones of timm and transformers do it with one method per point.
+# Compiling takes seconds. By default every method does it on ViT, VideoMAE and Swin, and one method per point on the
+# backbones that share their blocks: CLIP, Video Swin, and those of timm and transformers.
+OWN_BLOCKS = ('vit', 'videomae', 'swin')
 compiled = pytest.mark.parametrize(
-    'case, backbone', [p for p, (case, b) in zip(PARAMS, PAIRS) if not b.like or case.name in ONE_PER_POINT],
+    'case, backbone',
+    [p if b.name in OWN_BLOCKS or case.name in ONE_PER_POINT or b.name not in ALL or set(case.on) <= {b.name} else
+     pytest.param(case, b, marks=pytest.mark.slow) for p, (case, b) in zip(PARAMS, PAIRS)
+     if not b.like or case.name in ONE_PER_POINT],
     ids=lambda value: value.name)
 backbones = pytest.mark.parametrize('backbone', [*BACKBONES, *FOREIGN], ids=lambda b: b.name)
 
