@@ -7,14 +7,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Forward pass, type, gradients, inference mode, and what mostly changes with a parameter's values.
-_Key = Tuple[int, torch.dtype, bool, bool, int, int, bool]
+#: Parameters that stand side by side in a copy.
+_Group = Tuple[Tensor, ...]
+#: Forward pass, type, gradients, inference mode, and what mostly changes with the values of a group.
+_Key = Tuple[int, torch.dtype, bool, bool, Tuple[Any, ...]]
 _passes = [0]
 
 
 def new_pass() -> None:
     """A backbone begins a forward pass: no copy from before is used in it."""
     _passes[0] += 1
+
+
+def _half_of(parameter: Tensor) -> Optional[torch.dtype]:
+    """Autocast's half precision where a parameter is to be cast, else None."""
+    if torch.compiler.is_compiling() or type(parameter) is not nn.Parameter:
+        return None
+    kind = parameter.device.type
+    if kind not in ('cpu', 'cuda') or parameter.dtype is not torch.float32 or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def _state(group: _Group) -> Tuple[Any, ...]:
+    return tuple((p._version, p.data_ptr(), p.requires_grad) for p in group)
+
+
+def _flat(groups: List[_Group]) -> Tensor:
+    """All parameters in one row."""
+    rows = [p.flatten() for g in groups for p in g]
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
 class HalfCopies:
@@ -28,8 +50,8 @@ class HalfCopies:
     """
 
     def __init__(self) -> None:
-        self._wanted: List[nn.Parameter] = []
-        self._copies: Dict[int, Tuple[_Key, Tensor]] = {}
+        self._wanted: List[_Group] = []
+        self._copies: Dict[Tuple[int, ...], Tuple[_Key, Tensor]] = {}
 
     def __deepcopy__(self, memo: Dict[int, Any]) -> 'HalfCopies':
         return HalfCopies()
@@ -43,29 +65,33 @@ class HalfCopies:
         Args:
             parameter: Of any shape; None is returned.
         """
-        if torch.compiler.is_compiling() or type(parameter) is not nn.Parameter:
-            return parameter
-        kind = parameter.device.type
-        if kind not in ('cpu', 'cuda') or parameter.dtype is not torch.float32 or not torch.is_autocast_enabled(kind):
-            return parameter
-        key = (_passes[0], torch.get_autocast_dtype(kind), torch.is_grad_enabled(), torch.is_inference_mode_enabled(),
-               parameter._version, parameter.data_ptr(), parameter.requires_grad)
-        found = self._copies.get(id(parameter))
-        if found is None and not any(parameter is p for p in self._wanted):
-            self._wanted.append(parameter)  # with the others from now on; until then with the same bits
-            return parameter.to(key[1])
-        if found is None or found[0] != key:
-            found = self._make(key).get(id(parameter))
-        return parameter if found is None else found[1]
+        dtype = None if parameter is None else _half_of(parameter)
+        return parameter if dtype is None else self._copy((parameter, ), dtype).view(parameter.shape)
 
-    def _make(self, key: _Key) -> Dict[int, Tuple[_Key, Tensor]]:
+    def stack(self, *parameters: Tensor) -> Tensor:
+        """Parameters of one shape as one tensor (count, *shape), in half precision where :meth:`__call__` is."""
+        dtypes = [_half_of(p) for p in parameters]
+        if None in dtypes:
+            return torch.stack(parameters)
+        return self._copy(parameters, dtypes[0]).view(len(parameters), *parameters[0].shape)
+
+    def _copy(self, group: '_Group', dtype: torch.dtype) -> Tensor:
+        key = (_passes[0], dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _state(group))
+        name = tuple(map(id, group))
+        found = self._copies.get(name)
+        if found is None and not any(all(a is b for a, b in zip(group, g)) for g in self._wanted if len(g) == len(group)):
+            self._wanted.append(group)  # with the others from now on; until then with the same bits
+            return _flat([group]).to(dtype)
+        if found is None or found[0] != key:
+            found = self._make(key).get(name)
+        return _flat([group]).to(dtype) if found is None else found[1]
+
+    def _make(self, key: _Key) -> Dict[Tuple[int, ...], Tuple[_Key, Tensor]]:
         """Cast all wanted parameters of one device. Threads may do so at once: each gets what it made."""
-        device = self._wanted[0].device
-        chosen = [p for p in self._wanted if p.device == device and p.dtype is torch.float32]
-        flat = torch.cat([p.flatten() for p in chosen]).to(key[1])
-        views = flat.split([p.numel() for p in chosen])
-        made = {id(p): ((*key[:4], p._version, p.data_ptr(), p.requires_grad), view.view(p.shape))
-                for p, view in zip(chosen, views)}
+        device = self._wanted[0][0].device
+        chosen = [g for g in self._wanted if all(p.device == device and p.dtype is torch.float32 for p in g)]
+        views = _flat(chosen).to(key[1]).split([sum(p.numel() for p in g) for g in chosen])
+        made = {tuple(map(id, g)): ((*key[:4], _state(g)), view) for g, view in zip(chosen, views)}
         self._copies = made
         return made
 
