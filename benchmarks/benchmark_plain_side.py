@@ -10,11 +10,25 @@ from benchmark_plain import PlainViT, layer_norm
 from torch import Tensor, nn
 
 
+def bottleneck(m: nn.Module, z: Tensor) -> Tensor:
+    """z + dropout(fc2(dropout(gelu(fc1(z))))), (..., C) -> (..., C)."""
+    return z + m.drop(m.fc2(m.drop(F.gelu(m.fc1(z)))))
+
+
+def qsm(m: nn.Module, z: Tensor) -> Tensor:
+    """SynQT's query synthesis module, (B, P, C) -> (B, P, C)."""
+    a, u = m.attn, m.norm1(z)
+    query, context = a.q_norm(u), a.kv_norm(u)
+    logits = bottleneck(a.q_proj, query) @ bottleneck(a.k_proj, context).transpose(-2, -1) * z.shape[-1]**-0.5
+    z = z + m.attn_scale * a.drop(bottleneck(a.proj, a.drop(logits.softmax(-1)) @ bottleneck(a.v_proj, context)))
+    return z + m.ffn_scale * bottleneck(m.mlp, m.norm2(z))
+
+
 class PlainSide(PlainViT):
     """ViT, CLIP or VideoMAE whose feature is that of a side method; (B, 3, [T,] H, W) -> (B, C').
 
     Keys and values are those that the frozen network computed for itself; its last block runs in full. The small
-    trainable modules (bottlenecks, query attention, gates) are plain torch modules and are called as they are.
+    trainable modules (bottlenecks, query attention, gates) are written out beside it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,12 +76,12 @@ class PlainSide(PlainViT):
             p = query.expand(len(streams[i]), -1, -1)
             if q_means:
                 p = p + m.feat_scale * q_means[-1]
-            p = m.drop(m.blocks[str(i)]['qsm'](m.blocks[str(i)]['adapter'](p)))
+            p = m.drop(qsm(m.blocks[str(i)]['qsm'], bottleneck(m.blocks[str(i)]['adapter'], p)))
             h, hh = self.read(i, p)
             for found, t in ((q_means, p + h + hh), (h_means, h), (hh_means, hh)):
                 found.append(t.mean(1, keepdim=True))
         rows = torch.cat([q_means[-1], *q_means, *h_means, *hh_means], 1)
-        rows = rows + m.row_adapter(m.row_norm(rows))
+        rows = rows + bottleneck(m.row_adapter, m.row_norm(rows))
         if self.training and m.row_drop_rate:
             keep = 1 - m.row_drop_rate
             kept = rows.new_empty(len(rows), rows.shape[1] - 1, 1).bernoulli_(keep) / keep

@@ -120,8 +120,7 @@ def record_keys_values(tap: Tap, k: Tensor, v: Tensor, heads: int) -> None:
     """Store a block's keys and values (B, N, C), already there for its own attention, where a side method reads
     them."""
     if tap.recorder is not None and 'k' in tap.recorder:
-        # Copies, because q, k and v share one storage and q is not needed any more.
-        tap.recorder.update(k=split_heads(k, heads).contiguous(), v=split_heads(v, heads).contiguous())
+        tap.recorder.update(k=split_heads(k, heads), v=split_heads(v, heads))
 
 
 def gate_bias(tap: Tap, keys: int, start: int) -> Optional[Tensor]:

@@ -65,7 +65,8 @@ class PETL(ModuleDict):
     def facts(self) -> Dict[str, Any]:
         """What decides whether an adapter belongs on this backbone; see :func:`mmpetl.weights.belongs.check_belongs`.
 
-        Methods with all their arguments, tuned parameters, class, widths, heads and token grid of the blocks, output.
+        Methods with all their arguments (and which of these change costs only), tuned parameters, class, widths, heads
+        and token grid of the blocks, output.
         """
         specs = [block.spec for block in self.blocks]
         backbone = self.backbone
@@ -74,6 +75,7 @@ class PETL(ModuleDict):
         return dict(
             methods=[method_config(method, name) for name, method in self.items()],
             defaults=[_defaults(method) for method in self.values()],
+            costs_only=[list(method.costs_only) for method in self.values()],
             tune=list(self.tune),
             backbone=f'{upstream.__module__}.{upstream.__qualname__}',
             heads=[spec.heads for spec in specs],

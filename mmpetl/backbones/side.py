@@ -42,12 +42,11 @@ class SideBlock:
         attn, spec = self.block.attn, self.spec
         # By op and not through the attention's forward pass, which would ask with the image tokens.
         weight, bias = attn.read('q')
-        q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads) * spec.head_dim**-0.5
+        q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads)
         if 'k' in read:
-            # Written out: the fused kernel's backward pass would compute gradients of keys and values, which nobody
-            # needs.
-            y = torch.softmax(q @ read['k'].transpose(-2, -1), -1) @ read['v']
+            y = F.scaled_dot_product_attention(q, read['k'], read['v'], scale=spec.head_dim**-0.5)
         else:
+            q = q * spec.head_dim**-0.5
             # Heads and queries share one axis in the products with u, so that no product repeats u or a weight.
             u, per_head = read['u'], (spec.heads, spec.head_dim, spec.dim)
             w_v, b_v = attn.read('v')
@@ -68,8 +67,8 @@ class SideBlock:
         branch of r, all (B, P, C)."""
         hold(self.block, p)
         try:
-            h = self.attend_from(p, read)
+            h = self.attend_from(p, read).to(p.dtype)  # LayerScale makes it float32 again
             r = p + h
-            return r, h, self.ffn_out(r)
+            return r, h, self.ffn_out(r).to(p.dtype)
         finally:
             release(self.block)

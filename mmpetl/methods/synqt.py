@@ -17,16 +17,16 @@ outputs qbar::
 Only the queries' path is differentiated. Nothing starts at zero, so the start is not the frozen network's feature.
 """
 
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, positive
-from .qsm import QSM, ResidualBottleneck
-from .vqt import batch_size, context_reads, one_width, recompute
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, positive, scaled_product, scaled_sum
+from .qsm import QSM, ResidualBottleneck, norm
+from .vqt import MemoryForm, batch_size, one_width, recompute
 
 
 class Combine(nn.Module):
@@ -36,11 +36,11 @@ class Combine(nn.Module):
         super().__init__()
         self.gate, self.drop = nn.Linear(dim, rows - 1), nn.Dropout(drop_rate)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, half: HalfCopies = AS_THEY_ARE) -> Tensor:
         """rows (B, rows, C) -> (B, C)."""
-        weights = torch.tanh(self.drop(F.gelu(self.gate(rows[:, 0]))))
-        # The first row has the weight 1 and is not computed through the gates.
-        return (rows[:, 0] + torch.einsum('br,brc->bc', weights, rows[:, 1:])) / rows.shape[1]
+        gates = torch.tanh(self.drop(F.gelu(half.linear(self.gate, rows[:, 0]))))
+        weights = F.pad(gates, (1, 0), value=1.)[:, None].to(rows.dtype)
+        return scaled_product(weights, rows, 1 / rows.shape[1]).squeeze(1)
 
 
 class OffsetNorm(nn.Module):
@@ -62,9 +62,8 @@ class OffsetNorm(nn.Module):
 
     def forward(self, y: Tensor, norm: Optional[nn.Module]) -> Tensor:
         """y (..., C), the frozen norm or None -> (..., C)."""
-        # Read in every pass: the base's norm may be loaded after the method was built.
-        weight, bias = (1., 0.) if norm is None else (norm.weight, norm.bias)
-        return F.layer_norm(y, y.shape[-1:], weight + self.weight_offset, bias + self.bias_offset, self.eps)
+        weight, bias = self.weight_offset + (1. if norm is None else norm.weight), self.bias_offset
+        return F.layer_norm(y, y.shape[-1:], weight, bias if norm is None else bias + norm.bias, self.eps)
 
 
 @METHODS.register_module()
@@ -81,8 +80,10 @@ class SynQT(Method):
         qsm_mid_dims: Width of the bottlenecks in the QSM's q, k, v and output projections.
         drop_rate: Dropout on queries, QSM attention, wide bottlenecks and gates.
         row_drop_rate: Probability of dropping a row of an image (stochastic depth); the first row is never dropped.
-        context: 'absorb' reads norm1(x) and never forms keys or values, 'kv' reads keys and values; same outputs.
-        checkpoint: Recompute each block's query path and the combination of rows in the backward pass.
+        context: 'kv' reads keys and values, 'absorb' norm1(x), see :func:`context_reads`; same outputs. None: 'kv'
+            with the backbone's ``memory='standard'``, else 'absorb'.
+        checkpoint: Recompute each block's query path and the combination of rows in the backward pass. None: not with
+            ``memory='standard'``.
         drop_dead: Leave out the published parameters that never receive a gradient (a LayerNorm per block, one weight
             per row).
         layers: Blocks that are read.
@@ -91,6 +92,8 @@ class SynQT(Method):
         ValueError: If a width or ``num_tokens`` is < 1, ``context`` is unknown, fewer than 2 blocks are read or they
             differ in width.
     """
+
+    costs_only = ('context', 'checkpoint')
 
     def __init__(self,
                  specs: Sequence[BlockSpec],
@@ -102,8 +105,8 @@ class SynQT(Method):
                  qsm_mid_dims: int = 8,
                  drop_rate: float = 0.1,
                  row_drop_rate: float = 0.3,
-                 context: str = 'absorb',
-                 checkpoint: bool = True,
+                 context: Optional[str] = None,
+                 checkpoint: Optional[bool] = None,
                  drop_dead: bool = True,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
@@ -112,9 +115,8 @@ class SynQT(Method):
             raise ValueError('SynQT: queries are passed from block to block, so layers must name at least 2 blocks')
         for name, value in dict(num_tokens=num_tokens, mid_dims=mid_dims, qsm_mid_dims=qsm_mid_dims).items():
             positive(value, name, 'SynQT')
-        self.side_reads = context_reads(context, 'SynQT')
-        self.start, self.checkpoint, self.row_drop_rate = feat_scale, checkpoint, row_drop_rate
-        # All queries in one tensor: one key, and one row of the optimizer.
+        self.memory = MemoryForm(context, checkpoint, 'SynQT')
+        self.start, self.row_drop_rate = feat_scale, row_drop_rate
         self.queries, self.feat_scale = nn.Parameter(torch.empty(depth, num_tokens, dim)), nn.Parameter(torch.empty(1))
         self.drop = nn.Dropout(drop_rate)
         self.blocks = self.for_blocks(lambda i: nn.ModuleDict(dict(
@@ -138,29 +140,40 @@ class SynQT(Method):
         nn.init.uniform_(self.queries, -1, 1)
         nn.init.constant_(self.feat_scale, self.start)
 
+    @property
+    def side_reads(self) -> Tuple[str, ...]:  # type: ignore[override]
+        """What is read of every block."""
+        return self.memory.reads
+
+    def bind(self, blocks: Sequence[Any]) -> None:
+        super().bind(blocks)
+        self.memory.settle(blocks)
+
     def _query(self, i: int, block: Any, read: Mapping[str, Tensor], query: Tensor, before: Optional[Tensor]) -> Tensor:
-        """Queries (P, C) and the previous block's mean output (B, 1, C) or None -> means of q, h and hh, (B, 3, C)."""
+        """Queries (P, C) and the previous block's mean output (B, C) or None -> means of q, h and hh, (3, B, C)."""
         p = query.expand(batch_size(read), -1, -1)
         if before is not None:
-            p = p + self.feat_scale * before
-        p = self.drop(self.blocks[str(i)]['qsm'](self.blocks[str(i)]['adapter'](p)))
+            p = scaled_sum(p, self.half(self.feat_scale), before[:, None])
+        p = self.blocks[str(i)]['adapter'](p, self.half)
+        p = self.drop(self.blocks[str(i)]['qsm'](p, self.half))
         r, h, hh = block.through(p, read)
-        return torch.stack([t.mean(1) for t in (r + hh, h, hh)], 1)
+        return torch.stack([r + hh, h, hh]).mean(2)
 
     def _combine(self, rows: Tensor) -> Tensor:
         """(B, 3 L + 1, C) -> (B, C)."""
-        rows = rows + self.row_adapter(self.row_norm(rows))
+        rows = rows + self.row_adapter(norm(self.row_norm, rows, self.half), self.half)
         if self.training and self.row_drop_rate:
             keep = 1 - self.row_drop_rate
             kept = rows.new_empty(len(rows), rows.shape[1] - 1, 1).bernoulli_(keep) / keep
-            rows = torch.cat([rows[:, :1], rows[:, 1:] * kept], 1)
-        return self.combine(rows)
+            rows = rows * F.pad(kept, (0, 0, 1, 0), value=1.)  # the first row stays
+        return self.combine(rows, self.half)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
         """What every block gave to read: k and v (B, heads, N, head_dim), or u (B, N, C) -> feature (B, C)."""
-        means, before = [], None
-        for i, query in zip(self.layers, self.queries):
-            means.append(recompute(self.checkpoint, self._query, i, blocks[i], reads[i], query, before))
-            before = means[-1][:, :1]
-        rows = torch.cat([before, torch.stack(means, 2).flatten(1, 2)], 1)
-        return self.head_norm(recompute(self.checkpoint, self._combine, rows), blocks[-1].final_norm)
+        rows: List[Sequence[Tensor]] = []
+        again = self.memory.recomputes
+        for i, query in zip(self.layers, self.half(self.queries).unbind()):
+            before = rows[-1][0] if rows else None
+            rows.append(recompute(again, self._query, i, blocks[i], reads[i], query, before).unbind())
+        stacked = torch.stack([rows[-1][0], *(row for kind in zip(*rows) for row in kind)], 1)
+        return self.head_norm(recompute(again, self._combine, stacked), blocks[-1].final_norm)

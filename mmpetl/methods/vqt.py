@@ -10,7 +10,7 @@ tokens and pass the frozen feed-forward network; the image tokens never see them
 """
 
 import math
-from typing import Any, Callable, Mapping, Sequence, Tuple
+from typing import Any, Callable, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,32 @@ def context_reads(context: str, owner: str) -> Tuple[str, ...]:
     if context not in CONTEXTS:
         raise ValueError(f"{owner}: context must be 'kv' or 'absorb', got {context!r}")
     return CONTEXTS[context]
+
+
+class MemoryForm:
+    """What a side method reads of the blocks and whether it recomputes: as asked, or as the backbone's ``memory`` says.
+
+    Args:
+        context: 'kv', 'absorb' or None.
+        checkpoint: Whether query paths are recomputed, or None.
+        owner: The method's name.
+
+    Raises:
+        ValueError: If ``context`` is unknown.
+    """
+
+    def __init__(self, context: Optional[str], checkpoint: Optional[bool], owner: str) -> None:
+        self.context, self.checkpoint = context, checkpoint
+        self.reads = context_reads(context or 'kv', owner)
+        self.recomputes = bool(checkpoint)
+
+    def settle(self, blocks: Sequence[Any]) -> None:
+        """Follow the memory setting of a backbone's blocks."""
+        light = any(getattr(block, 'recompute_level', 0) for block in blocks)
+        if self.context is None:
+            self.reads = CONTEXTS['absorb' if light else 'kv']
+        if self.checkpoint is None:
+            self.recomputes = light
 
 
 def one_width(specs: Sequence[BlockSpec], owner: str) -> int:
@@ -73,7 +99,7 @@ class VQT(Method):
         drop_rate: Dropout on the query tokens.
         normalize: Scale every group to length 1.
         context: 'absorb' reads norm1(x), 'kv' reads keys and values; same outputs, see :func:`context_reads`.
-        checkpoint: Recompute each block's query path in the backward pass.
+        checkpoint: Recompute each block's query path in the backward pass. None: not with ``memory='standard'``.
         layers: Blocks that are read.
 
     Raises:
@@ -81,13 +107,15 @@ class VQT(Method):
             token.
     """
 
+    costs_only = ('context', 'checkpoint')
+
     def __init__(self,
                  specs: Sequence[BlockSpec],
                  num_tokens: int = 1,
                  drop_rate: float = 0.1,
                  normalize: bool = True,
                  context: str = 'absorb',
-                 checkpoint: bool = False,
+                 checkpoint: Optional[bool] = None,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         dim = one_width(specs, 'VQT')
@@ -95,9 +123,9 @@ class VQT(Method):
         if specs[-1].extra_tokens < 1:
             raise ValueError('VQT: its feature starts with the class token, but this backbone has none')
         # 'out' of the last block holds the class token.
-        self.side_reads = (*context_reads(context, 'VQT'), 'out')
+        self.memory = MemoryForm(context, checkpoint, 'VQT')
         self.num_tokens = positive(num_tokens, 'num_tokens', 'VQT')
-        self.normalize, self.checkpoint = normalize, checkpoint
+        self.normalize = normalize
         self.queries = nn.Parameter(torch.empty(len(self.layers), num_tokens, dim))
         self.drop = nn.Dropout(drop_rate)
         self.reset_parameters()
@@ -112,6 +140,15 @@ class VQT(Method):
         bound = math.sqrt(6 / (3 * math.prod(self.specs[0].patch) + self.specs[0].dim))
         nn.init.uniform_(self.queries, -bound, bound)
 
+    @property
+    def side_reads(self) -> Tuple[str, ...]:  # type: ignore[override]
+        """What is read of every block; of the last one also the output."""
+        return (*self.memory.reads, 'out')
+
+    def bind(self, blocks: Sequence[Any]) -> None:
+        super().bind(blocks)
+        self.memory.settle(blocks)
+
     def _query(self, block: Any, read: Mapping[str, Tensor], query: Tensor) -> Tensor:
         """(P, C) -> (B, P * C), the outputs of one block's queries."""
         # Expanded before it is dropped: a mask of its own for every sample.
@@ -124,8 +161,11 @@ class VQT(Method):
         (B, N, C) -> feature (B, C * (1 + P * blocks))."""
         # Norm of one token only; a LayerNorm treats every token alone.
         norm, token = blocks[-1].final_norm, reads[-1]['out'][:, 0]
-        groups = [token if norm is None else norm(token)]
-        groups += [
-            recompute(self.checkpoint, self._query, blocks[i], reads[i], q) for i, q in zip(self.layers, self.queries)
-        ]
-        return torch.cat([F.normalize(g, dim=1) if self.normalize else g for g in groups], 1)
+        token = token if norm is None else norm(token)
+        found = torch.stack([
+            recompute(self.memory.recomputes, self._query, blocks[i], reads[i], q)
+            for i, q in zip(self.layers, self.half(self.queries).unbind())
+        ], 1)
+        if self.normalize:  # groups of one width at once
+            token, found = F.normalize(token, dim=1), F.normalize(found, dim=2)
+        return torch.cat([token, found.flatten(1)], 1)

@@ -19,14 +19,15 @@ Own words, all of them: a *point* is a place in a block where methods may act, a
 methods, a *sited* class is an upstream class whose forward pass calls taps.
 """
 
-from .half import HalfCopies, new_pass
+from .half import AS_THEY_ARE, HalfCopies, new_pass
 from .method import Method
 from .options import Layers, PerLayer, check_ops, nearest, parse_layers, per_layer, positive
-from .product import add_product
+from .product import add_product, own_gradient, scaled_product, scaled_sum
 from .spec import ALL_OPS, NORMS, OPS, POINTS, SUBS, BlockSpec
 from .tap import RunTime, Tap, plan_prompts
 
 __all__ = [
-    'ALL_OPS', 'BlockSpec', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS', 'POINTS', 'PerLayer', 'RunTime', 'SUBS',
-    'Tap', 'add_product', 'check_ops', 'nearest', 'new_pass', 'parse_layers', 'per_layer', 'plan_prompts', 'positive'
+    'ALL_OPS', 'AS_THEY_ARE', 'BlockSpec', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS', 'POINTS', 'PerLayer',
+    'RunTime', 'SUBS', 'Tap', 'add_product', 'check_ops', 'nearest', 'new_pass', 'own_gradient', 'parse_layers',
+    'per_layer', 'plan_prompts', 'positive', 'scaled_product', 'scaled_sum'
 ]

@@ -33,6 +33,10 @@ def _state(group: _Group) -> Tuple[Any, ...]:
     return tuple((p._version, p.data_ptr(), p.requires_grad) for p in group)
 
 
+def _same(group: _Group, other: _Group) -> bool:
+    return len(group) == len(other) and all(a is b for a, b in zip(group, other))
+
+
 def _flat(groups: List[_Group]) -> Tensor:
     """All parameters in one row."""
     rows = [p.flatten() for g in groups for p in g]
@@ -79,7 +83,7 @@ class HalfCopies:
         key = (_passes[0], dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), _state(group))
         name = tuple(map(id, group))
         found = self._copies.get(name)
-        if found is None and not any(all(a is b for a, b in zip(group, g)) for g in self._wanted if len(g) == len(group)):
+        if found is None and not any(_same(group, g) for g in self._wanted):
             self._wanted.append(group)  # with the others from now on; until then with the same bits
             return _flat([group]).to(dtype)
         if found is None or found[0] != key:
@@ -98,3 +102,17 @@ class HalfCopies:
     def linear(self, module: nn.Linear, x: Tensor) -> Tensor:
         """``module(x)``, (..., Cin) -> (..., Cout)."""
         return F.linear(x, self(module.weight), self(module.bias))
+
+
+class _AsTheyAre(HalfCopies):
+    """Hands out the parameters themselves."""
+
+    def __call__(self, parameter: Optional[Tensor]) -> Any:
+        return parameter
+
+    def stack(self, *parameters: Tensor) -> Tensor:
+        return torch.stack(parameters)
+
+
+#: For a module that is used without its method.
+AS_THEY_ARE = _AsTheyAre()

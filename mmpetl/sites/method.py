@@ -46,6 +46,9 @@ class Method(BaseModule):
     #: Whether ``on_linear`` is defined on the op's own output W x + b only, so that no method may act before it.
     first_on_op = False
 
+    #: Arguments that change what a step costs and nothing of what it computes: an adapter belongs where they differ.
+    costs_only: Tuple[str, ...] = ()
+
     #: The arguments with which the method was built, defaults included; adapter files carry them.
     arguments: Mapping[str, Any] = {}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sum of an op's output and a low-rank product."""
+"""Products with a factor inside: the sum of an op's output and a low-rank product, and a scaled batched product."""
 
 from typing import Any, Optional, Tuple
 
@@ -51,3 +51,63 @@ def add_product(y: Tensor, code: Tensor, weight: Tensor, scale: float = 1., bias
         # In place, and flat: writing into a view would make the backward pass copy.
         total = F.linear(code, weight, bias).add_(rows)
     return total.unflatten(0, y.shape[:-1])
+
+
+class _ScaledProduct(torch.autograd.Function):
+    """scale * a @ b, with the scale inside the products of the backward pass too."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.scale = scale
+        return _times(a, b, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[Optional[Tensor], ...]:
+        (grad, ), (a, b), scale = grads, ctx.saved_tensors, ctx.scale
+        need_a, need_b, _ = ctx.needs_input_grad
+        return (_times(grad, b.transpose(1, 2), scale) if need_a else None,
+                _times(a.transpose(1, 2), grad, scale) if need_b else None, None)
+
+
+def _times(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    # What is added has the factor 0: only its shape is read.
+    return torch.baddbmm(a.new_empty(1, 1, 1), a, b, beta=0, alpha=scale)
+
+
+def scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """``scale * a @ b`` by one kernel; (B, N, K), (B, K, M) -> (B, N, M)."""
+    return _ScaledProduct.apply(a, b, scale) if own_gradient(a, b) else a @ b * scale
+
+
+class _ScaledSum(torch.autograd.Function):
+    """x + scale * y with one factor for all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(scale, y)
+        ctx.shape = x.shape
+        return torch.addcmul(x, scale, y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tuple[Optional[Tensor], ...]:
+        (grad, ), (scale, y) = grads, ctx.saved_tensors
+        need_x, need_scale, need_y = ctx.needs_input_grad
+        summed = grad.sum_to_size(y.shape)
+        return (grad.sum_to_size(ctx.shape) if need_x else None,
+                torch.dot(summed.flatten(), y.flatten()).view_as(scale) if need_scale else None,
+                summed * scale if need_y else None)
+
+
+def scaled_sum(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
+    """``x + scale * y`` with a learned factor (1, ); y is broadcast to the shape of x."""
+    return _ScaledSum.apply(x, scale, y) if own_gradient(x, scale, y) else x + scale * y
+
+
+def own_gradient(*tensors: Tensor) -> bool:
+    """Whether a formula may bring its own backward pass: nothing is traced, and types are equal and stay as they are.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or len({t.dtype for t in tensors}) > 1:
+        return False
+    kind = tensors[0].device.type
+    return tensors[0].dtype is not torch.float32 or kind == 'meta' or not torch.is_autocast_enabled(kind)

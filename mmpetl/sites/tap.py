@@ -91,10 +91,11 @@ class Tap:
     @property
     def separates(self) -> bool:
         """Whether q, k and v need products of their own, because methods replace some of them, join further keys and
-        values, or few queries are read. As views of one product, a single one that is still needed would keep the
-        memory of all three.
+        values, keep keys and values alone, or few queries are read. As views of one product, a single one that is still
+        needed would keep the memory of all three.
         """
-        return self._splits or (self.num_prompts > 0 and not self.prompts_read) or self.tokens_read is not None
+        return (self._splits or (self.num_prompts > 0 and not self.prompts_read) or self.tokens_read is not None
+                or (self.recorder is not None and 'k' in self.recorder))
 
     @property
     def queries(self) -> Optional[int]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 #: What can be told of a place where an adapter is loaded.
-FACTS = ('methods', 'defaults', 'tune', 'backbone', 'heads', 'dims', 'grid', 'window', 'output', 'parts', 'classes',
-         'normalisation', 'pipeline', 'fingerprint')
+FACTS = ('methods', 'defaults', 'costs_only', 'tune', 'backbone', 'heads', 'dims', 'grid', 'window', 'output', 'parts',
+         'classes', 'normalisation', 'pipeline', 'fingerprint')
 #: What an adapter cannot be put on at all, whatever the reason.
 _FIRM = ('methods', 'base', 'backbone', 'num_classes')
 #: Keys of transforms that change no pixel.
@@ -68,7 +68,7 @@ def _differences(header: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator
     if 'backbone' in here and here['backbone'] != header['backbone']:
         yield 'backbone', f'the adapter was trained on a {header["backbone"]}, the model is a {here["backbone"]}'
     if 'methods' in here:
-        yield from _methods(header['methods'], here['methods'], here.get('defaults') or [{}] * len(here['methods']))
+        yield from _methods(header['methods'], here)
     if 'tune' in here and set(here['tune']) != set(header['tune']):
         yield 'tune', f'tune is {list(header["tune"])} in the adapter and {list(here["tune"])} here'
     for key, what in _WHAT.items():
@@ -82,18 +82,20 @@ def _differences(header: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator
     yield from _base(header.get('base') or {}, here)
 
 
-def _methods(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]],
-             defaults: Sequence[Mapping[str, Any]]) -> Iterator[Difference]:
+def _methods(theirs: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> Iterator[Difference]:
+    ours: Sequence[Mapping[str, Any]] = here['methods']
+    defaults = here.get('defaults') or [{}] * len(ours)
+    free = here.get('costs_only') or [()] * len(ours)
     names = [[str(m.get('type')).split('.')[-1] for m in side] for side in (theirs, ours)]
     if names[0] != names[1]:
         held, has = (', '.join(side) or 'no method' for side in names)
         yield 'methods', f'the adapter holds {held}, the model has {has}'
         return
-    for name, their, our, default in zip(names[0], theirs, ours, defaults):
+    for name, their, our, default, costs in zip(names[0], theirs, ours, defaults, free):
         # files of earlier versions name only what was not left to its default
         full = {**plain(default), **{k: v for k, v in their.items() if k != 'type'}}
         for key in dict.fromkeys([*full, *our]):
-            if key in ('type', *_IN_TENSORS) or (key == 'name' and key not in their):
+            if key in ('type', *_IN_TENSORS, *costs) or (key == 'name' and key not in their):
                 continue
             if full.get(key) != plain(our.get(key)):
                 yield 'arguments', (f'{name} has {key}={_short(full.get(key))} in the adapter and '

@@ -202,7 +202,7 @@ def test_last_block_is_not_updated_for_queries_alone():
 
 def test_only_what_is_read_is_kept_and_computed():
     """Blocks that are not read leave nothing behind, and blocks behind the last one that is read do not run."""
-    for name, layers, kept, runs in [('SynQT', '0-1', [1, 1, 0], 1), ('SynQT', '1-2', [0, 1, 1], 2),
+    for name, layers, kept, runs in [('SynQT', '0-1', [2, 2, 0], 1), ('SynQT', '1-2', [0, 2, 2], 2),
                                      ('LST', '0', [1, 1, 0], 1), ('LST', '1', [1, 0, 1], 2), ('LST', '2', [1, 0, 1], 3),
                                      ('VQT', '0', [1, 0, 1], 3)]:
         model, calls = build(dict(METHODS[name], layers=layers)), []
@@ -382,10 +382,31 @@ def side_bytes(model, image):
     reads = model.petl.record(lambda: super(type(model), model).forward(image))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for read in reads for t in read.values()}
     blocks = model.petl.side_blocks()
-    hidden = getattr(method, 'checkpoint', False)
+    hidden = method.memory.recomputes if hasattr(method, 'memory') else method.checkpoint
     seen, out = kept_bytes(lambda: method.on_side(reads, blocks), model)
     means = len(method.layers) * len(image) * 3 * method.specs[0].dim * image.element_size()
     return seen + (sum(storages.values()) + means if hidden else 0), out
+
+
+def test_the_form_follows_the_memory_setting():
+    """Keys and values kept and nothing recomputed by default; normed tokens and recomputation in the memory forms."""
+    for memory, reads, again in (('standard', ('k', 'v'), False), ('light', ('u', ), True), ('lightest', ('u', ), True)):
+        method = build(METHODS['SynQT'], memory=memory).petl['synqt']
+        assert method.side_reads == reads and method.memory.recomputes is again
+        assert build(METHODS['VQT'], memory=memory).petl['vqt'].memory.recomputes is again
+    method = build(dict(METHODS['SynQT'], context='absorb', checkpoint=True)).petl['synqt']
+    assert method.side_reads == ('u', ) and method.memory.recomputes
+
+
+def test_adapters_of_another_memory_form_are_taken(tmp_path):
+    """Such arguments are no difference: adapters of earlier versions, which recomputed by default, load."""
+    from mmpetl.adapters.files import load_adapter, save_adapter
+    old = build(dict(METHODS['SynQT'], context='absorb', checkpoint=True), dtype=torch.float32)
+    save_adapter(old, str(tmp_path / 'a.safetensors'))
+    new = build(METHODS['SynQT'], dtype=torch.float32)
+    load_adapter(new, str(tmp_path / 'a.safetensors'))
+    x = images(dtype=torch.float32)
+    torch.testing.assert_close(new(x)[0], old(x)[0], rtol=0, atol=1e-5)
 
 
 def test_kept_bytes_of_the_light_forms():
