@@ -73,7 +73,7 @@ class HalfCopies:
         return parameter if dtype is None else self._copy((parameter, ), dtype).view(parameter.shape)
 
     def stack(self, *parameters: Tensor) -> Tensor:
-        """Parameters of one shape as one tensor (count, *shape), in half precision where :meth:`__call__` is."""
+        """Parameters (...) of one shape as one tensor (count, ...), in half precision where :meth:`__call__` is."""
         dtypes = [_half_of(p) for p in parameters]
         if None in dtypes:
             return torch.stack(parameters)
