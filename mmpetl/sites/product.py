@@ -105,8 +105,8 @@ def scaled_sum(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
 
 
 def own_gradient(*tensors: Tensor) -> bool:
-    """Whether a formula of ``tensors`` (...) may bring its own backward pass: nothing is traced, and all types are equal
-    and stay as they are."""
+    """Whether a formula of ``tensors`` (...) may bring its own backward pass: nothing is traced, and types are equal
+    and stay so."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or len({t.dtype for t in tensors}) > 1:
         return False
     kind = tensors[0].device.type
