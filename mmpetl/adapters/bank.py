@@ -87,6 +87,7 @@ class AdapterBank:
         try:
             self.backbone, self.prefix = find_backbone(self.model)
         except ValueError:
+            # No methods: the model is its own base.
             attach(backbone_in(self.model), with_cp=with_cp)
             self.backbone, self.prefix = find_backbone(self.model)
         petl = self.backbone.petl
@@ -94,12 +95,14 @@ class AdapterBank:
         self._active: Optional[str] = None
         #: Values of the base under adapters that change it.
         self._base: Dict[str, Tensor] = {}
+        # The base is an adapter without methods: switching has one rule for all.
         self._plain = Adapter({}, {}, (), petl.trunk, modules=self._modules())
         if len(petl) or petl.tune:
             first = Adapter(dict(petl.items()), dict(petl.configs), petl.tune, petl.trunk, modules=self._modules())
             self._plain.modules = {k: copy.deepcopy(m) for k, m in first.modules.items()}
             self._adapters[name], self._active = first, name
             if petl.tune:
+                # The base of tuned values can only come from its file.
                 stored, parameters = load_base(self.backbone) or {}, dict(self.backbone.named_parameters())
                 self._base = {
                     n: stored.get(n, parameters[n]).detach().clone().to(parameters[n])
@@ -134,6 +137,7 @@ class AdapterBank:
 
     def _check_not_merged(self) -> None:
         wanted = self._current().methods
+        # Merging empties petl and cannot tell the bank.
         if list(self.backbone.petl.values()) != list(wanted.values()):
             raise ValueError(
                 f'the methods of adapter {self._active!r} are no longer in the backbone: they were merged into the '
@@ -157,10 +161,12 @@ class AdapterBank:
     @torch.no_grad()
     def _put(self, adapter: Adapter) -> None:
         petl, parameters, leaving = self.backbone.petl, dict(self.backbone.named_parameters()), self._current()
+        # Set again below: methods and heads that wait are out of reach of train() and eval().
         training = self.model.training
         self._specialise_for(adapter.methods)
         if leaving is not adapter:
             for key in self._tuned_names(leaving):
+                # Values are exchanged, not parameters, which optimizers and compiled graphs hold.
                 leaving.tuned[key] = parameters[key].detach().clone()
                 parameters[key].copy_(self._base[key])
             for key in self._tuned_names(adapter):
@@ -197,6 +203,7 @@ class AdapterBank:
             try:
                 yield self.model
             finally:
+                # The adapter from before may have been deleted inside the context.
                 self.switch(before if before in self._adapters else None)
 
     @contextmanager

@@ -44,6 +44,7 @@ def check_head(model: nn.Module, given: Mapping[str, Any], source: str) -> None:
         ValueError: The first that is missing or has another shape.
     """
     own = unwrap(model).state_dict()
+    # Before loading: the message should say what the head lacks, not list all keys.
     for key in head_keys(model):
         if key not in given:
             raise ValueError(f'{source} has no {key}: the head of the model is another one than the adapter was '
@@ -63,11 +64,13 @@ def config_facts(cfg: Any) -> Dict[str, Any]:
     dataset: Any = {}
     for name in ('test_dataloader', 'val_dataloader'):
         dataset = (cfg.get(name) or {}).get('dataset') or {}
+        # Wrappers (a cache, repetition) stand around the data set that has the pipeline.
         while 'pipeline' not in dataset and isinstance(dataset.get('dataset'), Mapping):
             dataset = dataset['dataset']
         if dataset:
             break
     model = cfg.get('model') or {}
+    # MMEngine takes it from either place.
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor')
     return dict(classes=_class_names(dataset), pipeline=dataset.get('pipeline'),
                 normalisation=normalisation_of(preprocessor))
@@ -81,6 +84,7 @@ def _class_names(dataset: Mapping[str, Any]) -> Optional[Sequence[str]]:
     path = os.path.join(os.path.expanduser(dataset.get('data_root') or ''), os.path.expanduser(named))
     if not os.path.isfile(path):
         return None
+    # Windows editors put a mark before the first name.
     with open(path, encoding='utf-8-sig', errors='replace') as file:
         return [line.strip() for line in file if line.strip()]
 
@@ -89,6 +93,7 @@ def _class_names(dataset: Mapping[str, Any]) -> Optional[Sequence[str]]:
 def forced(model: nn.Module, force: bool) -> Iterator[None]:
     """Within the context the backbone's own check passes over what ``force`` passes over."""
     base = find_backbone(model)[0].petl.base
+    # The load hook cannot be handed an argument: torch calls it.
     base['force'] = force
     try:
         yield

@@ -36,14 +36,17 @@ def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base:
             f'combined'
         )
     parameters = {n: p for n, p in backbone.named_parameters() if not n.startswith('petl.')}
+    # All of them, as merging writes in place; they are put back below whatever happens.
     old = {n: p.detach().clone() for n, p in parameters.items()}
     try:
         for target, value in _merged(backbone) if len(backbone.petl) else ():
             target.copy_(value)
         changed = {
+            # A tuned parameter holds its changed value already: the difference is to the base's.
             n: p.detach() - base.get(n, old[n]) if n in tuned else p.detach() - old[n]
             for n, p in parameters.items()
         }
+        # A merged update may be zero all over, as at an exact start; it need not be stored.
         return {n: change for n, change in changed.items() if n in tuned or change.any()}
     finally:
         for n, p in parameters.items():
@@ -52,10 +55,12 @@ def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base:
 
 def trim(change: Tensor, density: float) -> Tensor:
     """change (...) -> same shape: its ``density`` largest elements by magnitude, zeros elsewhere."""
+    # Rounded down: never more than was asked for.
     keep = int(density * change.numel())
     if keep >= change.numel():
         return change
     mask = torch.zeros(change.numel(), dtype=torch.bool, device=change.device)
+    # By rank and not by threshold: of equal elements exactly as many are kept as wanted.
     mask[change.abs().flatten().topk(keep).indices] = True
     return change * mask.view_as(change)
 
@@ -64,9 +69,12 @@ def ties(changes: Sequence[Tensor], weights: Sequence[float], density: float) ->
     """changes (...) each -> (...): trim, elect the sign of the larger total, average the weighted changes that agree
     with it (disjoint mean)."""
     trimmed = torch.stack([trim(c, density) for c in changes])
+    # Unweighted: factors say how much is added, not who is right. A sum of zero counts as positive.
     sign = torch.where(trimmed.sum(0) >= 0, 1., -1.)
+    # Trimmed elements have sign 0 and never agree.
     agree = trimmed.sign() == sign
     factors = torch.tensor(weights, dtype=trimmed.dtype, device=trimmed.device).view(-1, *[1] * changes[0].dim())
+    # Where nobody agrees the sum is 0 and so is the mean.
     return (trimmed * factors * agree).sum(0) / agree.sum(0).clamp(min=1)
 
 
@@ -74,6 +82,7 @@ def dare(changes: Sequence[Tensor], weights: Sequence[float], density: float, ge
     """changes (...) each -> (...): keep each element with probability ``density``, rescale by its inverse, add up."""
     total = torch.zeros_like(changes[0])
     for change, weight in zip(changes, weights):
+        # Drawn on the CPU: the same choice on every device.
         kept = torch.rand(change.shape, generator=generator).to(change.device) < density
         total += weight * change * kept / density
     return total
@@ -96,6 +105,7 @@ def combine_deltas(changes: Sequence[Mapping[str, Tensor]], weights: Sequence[fl
     if not 0 < density <= 1:
         raise ValueError(f'density={density} must be above 0 and at most 1')
     generator = torch.Generator().manual_seed(seed)
+    # In the order of the adapters, so that 'dare' draws in the same order each time.
     names: List[str] = list(dict.fromkeys(n for change in changes for n in change))
     combined = {}
     for name in names:

@@ -36,9 +36,11 @@ def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
 def header_of(loaded: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
     """Header of an adapter file, or of a training run's checkpoint, as :func:`mmpetl.weights.io.load_file` returns it;
     None where the file has none."""
+    # load_file gives the header of an adapter file as 'meta', as checkpoints have it.
     meta = loaded.get('meta')
     if isinstance(meta, Mapping) and 'methods' in meta:
         return dict(meta)
+    # A checkpoint of a training run has it where torch keeps versions of modules.
     kept = getattr(loaded.get('state_dict', loaded), '_metadata', None) or {}
     return next((m[STATE_KEY] for m in kept.values() if isinstance(m, dict) and STATE_KEY in m), None)
 
@@ -68,14 +70,18 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
         backbone, prefix = find_backbone(target)
     except ValueError:
         backbone = backbone_in(target)
+        # The file says which methods; methods_of has checked that they are harmless to build.
         attach(backbone, methods_of(path, header, specs_of(backbone)), header['tune'], header['trunk'])
         backbone, prefix = find_backbone(target)
     check_adapter(target, header, path, force, **data)
+    # Before anything is loaded: a refusal leaves the model as it is.
     check_head(target, renamed(tensors, header, prefix), path)
     state = OrderedDict(renamed(tensors, header, prefix))
+    # The way in which the load hook gets the header, see mmpetl.backbones.loading.
     state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
     try:
         with backbone.petl.turn.held(), forced(target, force):
+            # strict: the hook fills in the base, so whatever is missing then is a fault.
             target.load_state_dict(state, strict=True)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f'{path}: {" ".join(str(error).split()).removeprefix(f"{path}: ")}') from None
@@ -96,6 +102,8 @@ def methods_of(path: str, header: Mapping[str, Any], specs: Sequence[BlockSpec])
 def renamed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], prefix: str) -> Dict[str, torch.Tensor]:
     """Adapter tensors under the model's names: a bare backbone takes the backbone's part of a classifier's adapter, and
     the reverse."""
+    # What stands before the first petl key is the prefix that the backbone had in the model which wrote
+    # the file.
     inside = next((k[:f'.{k}'.index('.petl.')] for k in tensors if '.petl.' in f'.{k}'), '')
     # A linear probe has head keys alone; those of a timm model are its own.
     probe = set(tensors) <= set(header.get('head', ())) and not str(header.get('backbone')).startswith('timm.')

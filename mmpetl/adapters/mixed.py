@@ -23,6 +23,7 @@ def rows_of(features: Any, rows: Tensor) -> Any:
     if isinstance(features, Tensor):
         return features[rows]
     if isinstance(features, (tuple, list)):
+        # Necks return tuples, and heads want them back as tuples.
         return type(features)(rows_of(f, rows) for f in features)
     return features
 
@@ -40,8 +41,10 @@ class MixedTap(Tap):
     def __init__(self, index: int, taps: Sequence[Tap], rows: Sequence[Tensor], batch: int) -> None:
         super().__init__((), index)
         self.taps, self.rows, self.batch = tuple(taps), tuple(rows), batch
+        # Samples with fewer prompts get padding, which a bias hides.
         self.num_prompts = max(tap.num_prompts for tap in taps)
         self.own_inputs = any(tap.own_inputs for tap in taps)
+        # What Tap.separates asks; the lists of methods that it is made of are empty here.
         self._splits = self.own_inputs
         #: Width C of this block.
         self.width = 0
@@ -61,6 +64,7 @@ class MixedTap(Tap):
             raise ValueError(f'{self.batch} adapter_ids for a batch of another size')
         if windows == 1:
             return [r.to(x.device) for r in self.rows]
+        # Sample s has the rows s * windows + 0, 1, ...
         steps = torch.arange(windows, device=x.device)
         return [(r.to(x.device)[:, None] * windows + steps).flatten() for r in self.rows]
 
@@ -69,6 +73,8 @@ class MixedTap(Tap):
         """``change(tap, x[rows])`` in the rows of every tap that acts; x and the result (B * k, ..., C)."""
         for tap, act, rows in zip(self.taps, acts, self._rows(x, windowed)):
             if act:
+                # index_copy and not assignment: autograd needs the indices alone, and x is left as it was for
+                # others.
                 x = x.index_copy(0, rows, change(tap, x[rows]).to(x.dtype))
         return x
 
@@ -132,11 +138,13 @@ class MixedTap(Tap):
                 return None
             return self._extra[0].new_zeros(self.batch, 0, self.width)
         length, like = max(p.shape[1] for p in given), given[0]
+        # Zeros and -inf at first; what an adapter brings is put in and uncovered row by row.
         prompts = like.new_zeros(self.batch, length, like.shape[2])
         hidden = like.new_full((self.batch, length), float('-inf'))
         for p, rows in zip(found, self.rows):
             if p is not None:
                 rows = rows.to(p.device)
+                # At the end: real prompts keep their places.
                 padded = F.pad(p, (0, 0, 0, length - p.shape[1])).expand(len(rows), -1, -1)
                 prompts = prompts.index_copy(0, rows, padded.to(prompts.dtype))
                 hidden[rows, :p.shape[1]] = 0.
@@ -163,6 +171,7 @@ class MixedTap(Tap):
             if kv is not None:
                 rows = rows.to(like.device)
                 for n, t in enumerate(kv):
+                    # Keys shared by the heads are expanded where another adapter has one per head.
                     padded = F.pad(t, (0, 0, 0, length - t.shape[2])).expand(len(rows), heads, -1, -1)
                     both[n] = both[n].index_copy(0, rows, padded.to(like.dtype))
                 hidden[rows, :kv[0].shape[2]] = 0.
@@ -205,6 +214,8 @@ def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Me
     petl, plans = backbone.petl, {}
     for name, (methods, tune) in adapters.items():
         _refuse(name, methods, tune, petl.family.global_attention)
+        # Each adapter by itself: whether its prompts travel is decided without the others, and compared
+        # below.
         plans[name] = petl.plan(methods)
     rows = [torch.tensor([n for n, chosen in enumerate(ids) if chosen == name]) for name in adapters]
     mixed = [MixedTap(i, [plans[name][i] for name in adapters], rows, len(ids)) for i in range(len(petl.blocks))]

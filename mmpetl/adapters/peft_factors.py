@@ -23,6 +23,7 @@ def read_ia3(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots)
     values: Dict[str, Tensor] = {}
     for layer, factors in parts.items():
         scale = factors['ia3_l']
+        # The shape tells: (1, Cin) scales what the layer reads, (Cout, 1) what it gives.
         inputs = scale.dim() == 2 and scale.shape[0] == 1
         for slot in slots[layer]:
             part = scale.flatten() if inputs else scale.flatten()[slot.start:slot.start + slot.rows]
@@ -47,6 +48,7 @@ def write_ia3(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
             inputs.append(layer)
             state[f'{layer}.ia3_l'] = factors[held[0]][None]
             continue
+        # Ones for ops of the layer that are not adapted.
         scale = next(iter(factors.values())).new_ones(sum(slot.rows for slot in held), 1)
         for slot, factor in factors.items():
             scale[slot.start:slot.start + slot.rows, 0] = factor
@@ -62,6 +64,7 @@ def write_ia3(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
 def read_vera(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots) -> Read:
     """VeRA with the folder's matrices: one method for each op and first row, which says which rows of B it takes."""
     shared = parts.get(SHARED, {})
+    # peft can draw them from a key, by a generator whose numbers are no promise.
     if set(shared) != {'vera_A', 'vera_B'}:
         raise ValueError(f'{folder}: its matrices vera_A and vera_B are not there: save it with save_projection=True')
     of_shape(folder, 'the folder', shared, vera_A=(None, None))
@@ -79,6 +82,7 @@ def read_vera(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
             raise ValueError(f'{folder}: its matrices are made for {shared["vera_A"].shape[1]} inputs and '
                              f'{len(shared["vera_B"])} outputs, {layer} has {columns} and {rows}')
         for slot in slots[layer]:
+            # The rows of B that an op takes depend on its place in the layer.
             found.setdefault((slot.op, slot.start), []).append(slot)
             vectors.append((slot, f'vera_{slot.op}_{slot.start}', factors['vera_lambda_d'],
                             factors['vera_lambda_b'][slot.start:slot.start + slot.rows]))
@@ -123,6 +127,7 @@ def write_vera(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
         method = methods[number]
         chosen = method.b[:rows or None][:most - start]
         a[columns, :method.a.shape[1]] = method.a[:, :a.shape[1]]
+        # peft multiplies the first rows of B: those of another op of the layer are zero in these columns.
         b[start:start + len(chosen), columns] = chosen
     state = {'vera_A': a, 'vera_B': b}
     for layer, held, parts in held_layers:
@@ -154,12 +159,14 @@ def read_oft(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots)
     for layer, factors in parts.items():
         of_shape(folder, layer, factors, oft_R__weight=(None, None))
         upper = factors['oft_R.weight']
+        # The b with b (b - 1) / 2 numbers above its diagonal.
         size = (1 + math.isqrt(1 + 8 * upper.shape[1])) // 2
         if size * (size - 1) // 2 != upper.shape[1]:
             raise ValueError(f'{folder}: oft_R of {layer} has {upper.shape[1]} numbers a block, which is no triangle')
         for slot in slots[layer]:
             key = slot.op, size, bool(config.get('block_share'))
             found.setdefault(key, []).append(slot.block)
+            # With the other sign of Q the exact form is the inverse rotation.
             chosen.setdefault(key, []).append((slot.block, upper if series else -upper))
     configs, values = [], {}
     for (op, size, share), blocks in found.items():

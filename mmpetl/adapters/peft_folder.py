@@ -89,6 +89,7 @@ def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
         ValueError: One line that names the folder, and the setting or the layer that does not fit; the model keeps its
             weights.
     """
+    # Read and checked in full before the model is touched.
     config, tensors = read_folder(folder)
     target = unwrap(model)
     backbone = backbone_in(target)
@@ -101,6 +102,7 @@ def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
     parts, outside = _by_layer(target, folder, config, tensors, slots)
     configs, values = KINDS[config['peft_type']].read(folder, config, parts, slots)
     stored = sum(t.numel() for t in tensors.values())
+    # Three times what is stored: fused layers are read once per op.
     add_methods(backbone, methods_from_data(configs, [b.spec for b in backbone.petl.blocks], folder, 3 * stored))
     parameters = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers()),
                   **{f'outside.{k}': v for k, v in target.state_dict().items()}}
@@ -128,6 +130,7 @@ def read_folder(folder: str) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
     if kind not in KINDS:
         raise WeightFileError(path, f'peft_type {kind!r:.40} is not read here', f'known: {", ".join(KINDS)}')
     for key, value in config.items():
+        # An unknown setting that is off means nothing; one that is on may mean anything.
         if key not in _FREE | KINDS[kind].known and value not in (None, False, '', [], {}):
             raise WeightFileError(path, f'{key}={value!r:.60} is not read here', 'merge it with peft, or train without')
     if config.get('bias', 'none') != 'none':
@@ -164,6 +167,7 @@ def _by_layer(model: nn.Module, folder: str, config: Mapping[str, Any], tensors:
             continue
         if match is None:
             name = key.removeprefix('base_model.model.')
+            # peft's modules_to_save may name any module; only those of the head are taken.
             if name not in heads or state[name].shape != tensor.shape:
                 raise ValueError(f'{folder}: {key} is neither a factor nor a parameter of the head of '
                                  f'{type(model).__name__}')
@@ -185,12 +189,16 @@ def _layer_named(model: nn.Module, path: str, slots: Mapping[str, List[Slot]]) -
     own_names = backbone.petl.family.own_names
     names = [path]
     if own_names is not None:
+        # Layers of transformers have changed their names between versions; the folder may have the old
+        # ones.
         names += [next(iter(own_names(backbone, {f'{path}.weight': torch.empty(0)}))).removesuffix('.weight')]
     for name in names:
         if name in slots:
             return name
+    # One name may have a prefix that the other lacks, as a classifier's model inside has.
     fitting = [layer for layer in slots for name in names
                if f'.{name}'.endswith(f'.{layer}') or f'.{layer}'.endswith(f'.{name}')]
+    # Two candidates would be a guess.
     return fitting[0] if len(set(fitting)) == 1 else None
 
 

@@ -29,6 +29,7 @@ def layer_slots(model: nn.Module) -> Dict[str, List[Slot]]:
         model: Model with an attached backbone.
     """
     backbone, _ = find_backbone(model)
+    # By memory: q, k and v are views of one fused weight, and no name says so.
     layers = {id_of(m.weight): (name, m) for name, m in unwrap(model).named_modules() if isinstance(m, nn.Linear)}
     found: Dict[str, List[Slot]] = {}
     for i, block in enumerate(backbone.petl.blocks):
@@ -36,6 +37,7 @@ def layer_slots(model: nn.Module) -> Dict[str, List[Slot]]:
             weight = block.op_parameters(op)[0]
             if id_of(weight) in layers:
                 name, layer = layers[id_of(weight)]
+                # Rows are contiguous, so the distance in memory over the row length is the first row.
                 start = (weight.storage_offset() - layer.weight.storage_offset()) // layer.in_features
                 found.setdefault(name, []).append(Slot(i, op, start, len(weight), layer.in_features))
     return found
@@ -52,6 +54,7 @@ def check_called(model: nn.Module, layer: str, slots: List[Slot], source: str) -
     """
     backbone, _ = find_backbone(model)
     attn = getattr(backbone.petl.blocks[slots[0].block], 'attn', None)
+    # Only fused layers are read past; the output projection is always called.
     if len(slots) == 3 and not getattr(attn, 'calls_qkv', True):
         raise ValueError(f'{source}: {layer}: {type(backbone).__name__} multiplies by its weight itself and never '
                          'calls the layer that peft replaces, so peft has no effect there')
@@ -108,6 +111,7 @@ def of_shape(folder: str, layer: str, parts: Mapping[str, Tensor], **shapes: Tup
         ValueError: If one is missing or has another shape.
     """
     for name, shape in shapes.items():
+        # Keyword arguments cannot hold a dot.
         name = name.replace('__', '.')
         got = tuple(parts[name].shape) if name in parts else None
         if got is None or len(got) != len(shape) or any(b is not None and a != b for a, b in zip(got, shape)):
@@ -128,6 +132,7 @@ def alpha_of(folder: str, config: Mapping[str, Any], layer: str, rank: int, key:
     """
     alpha = config.get(key, rank)
     for pattern, value in (config.get('alpha_pattern') or {}).items():
+        # A pattern is a regular expression to peft; from a file none is run here.
         if re.search(r'[^\w.]', pattern):
             raise WeightFileError(os.path.join(folder, CONFIG), f'alpha_pattern {pattern!r:.60} is not a plain name',
                                   'name the layers')
@@ -137,6 +142,7 @@ def alpha_of(folder: str, config: Mapping[str, Any], layer: str, rank: int, key:
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise WeightFileError(os.path.join(folder, CONFIG), f'{key} {alpha!r:.40} is not a number',
                               'save the adapter again')
+    # rsLoRA divides by the root: alpha / sqrt(r) = (alpha sqrt(r)) / r.
     return float(alpha * rank**0.5 if config.get('use_rslora') else alpha)
 
 

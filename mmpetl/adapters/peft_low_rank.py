@@ -35,6 +35,7 @@ def _configs(kind: str, found: Mapping[str, Mapping[int, Dict[str, Any]]], drop_
     """One method per op, because ranks may differ between the ops of a block; options as lists over the blocks."""
     configs = []
     for op, blocks in found.items():
+        # Options as lists follow the order of the adapted blocks.
         layers = sorted(blocks)
         options = {key: [blocks[i][key] for i in layers] for key in blocks[layers[0]]}
         configs.append(dict(
@@ -64,6 +65,7 @@ def read_lora(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
             found.setdefault(slot.op, {})[slot.block] = dict(
                 rank=len(down), alpha=alpha_of(folder, config, layer, len(down)))
             at, own_rows = _at(kind, slot), slice(slot.start, slot.start + slot.rows)
+            # Every op of a fused layer gets the whole of A and its own rows of B.
             values[f'{at}.down'], values[f'{at}.up'] = down, up[own_rows]
             if kind == 'DoRA':
                 of_shape(folder, layer, factors, lora_magnitude_vector=(rows, ))
@@ -98,11 +100,13 @@ def _factors(method: nn.Module, slot: Slot) -> Tuple[Tensor, Tensor]:
     """D and s U of one op."""
     factors = own(method, slot)
     down, up = factors.joined() if hasattr(factors, 'joined') else (factors.down, factors.up)
+    # joined(): of PiSSA the start that is subtracted belongs to the update.
     return down.detach(), method.scales[slot.block] * up.detach()
 
 
 def _stacked(rows: int, ups: List[Tuple[Slot, Tensor]]) -> Tensor:
     """Factors (own rows, rank) of the ops of a layer as one, each in its own rows and columns."""
+    # Block-diagonal: no op reads the code of another.
     whole = ups[0][1].new_zeros(rows, sum(up.shape[1] for _, up in ups))
     column = 0
     for slot, up in ups:
@@ -137,6 +141,7 @@ def write_loha(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
     for layer, held, parts in held_methods(model, slots):
         factors = [(slot, method.scales[slot.block], own(method, slot)) for slot, method in parts]
         rows = rows_of(held)
+        # One of the two factors, as their product is scaled once.
         ups = [(slot, scale * f.up1.detach()) for slot, scale, f in factors]
         state[f'{layer}.hada_w1_a'] = _stacked(rows, ups)
         state[f'{layer}.hada_w2_a'] = _stacked(rows, [(slot, f.up2.detach()) for slot, _, f in factors])
@@ -171,6 +176,7 @@ def read_lokr(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
         whole = [_is_side(*side) for side in ((a, a_up, a_down), (b, b_up, b_down))]
         if not all(whole):
             raise ValueError(f'{folder}: {layer} has not both sides of a LoKr')
+        # Small either way; here the first side has no rank of its own.
         a = a if a is not None else a_up @ a_down
         rank = _whole_number(folder, config.get('r')) if b_up is None else b_up.shape[1]
         height = len(b if b is not None else b_up)
@@ -178,11 +184,13 @@ def read_lokr(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
         if len(a) * height != rows:
             raise ValueError(f'{folder}: the sides of {layer} give {len(a) * height} outputs, the layer has {rows}')
         if b is None and 2 * rank >= max(height, in_dims // a.shape[1]):
+            # A rank that is no smaller than the matrix: here such a side is held as a whole.
             b = b_up @ b_down
         if b is not None:
             rank = max(rank, height, in_dims // a.shape[1])
             a = a * (alpha_of(folder, config, layer, 1, 'alpha') / _rank_of(folder, config, layer, b_up))
         for slot in slots[layer]:
+            # A (x) B repeats B down the rows; a border inside a repetition cannot be cut.
             if slot.rows % height or slot.start % height:
                 raise ValueError(f'{folder}: the Kronecker product of {layer} cannot be divided among its ops: blocks '
                                  f'of {height} rows cross their border')
