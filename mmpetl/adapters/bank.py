@@ -87,7 +87,6 @@ class AdapterBank:
         try:
             self.backbone, self.prefix = find_backbone(self.model)
         except ValueError:
-            # No methods: the model is its own base.
             attach(backbone_in(self.model), with_cp=with_cp)
             self.backbone, self.prefix = find_backbone(self.model)
         petl = self.backbone.petl
@@ -102,7 +101,6 @@ class AdapterBank:
             self._plain.modules = {k: copy.deepcopy(m) for k, m in first.modules.items()}
             self._adapters[name], self._active = first, name
             if petl.tune:
-                # The base of tuned values can only come from its file.
                 stored, parameters = load_base(self.backbone) or {}, dict(self.backbone.named_parameters())
                 self._base = {
                     n: stored.get(n, parameters[n]).detach().clone().to(parameters[n])
@@ -203,7 +201,6 @@ class AdapterBank:
             try:
                 yield self.model
             finally:
-                # The adapter from before may have been deleted inside the context.
                 self.switch(before if before in self._adapters else None)
 
     @contextmanager

@@ -30,6 +30,8 @@ def check_adapter(model: nn.Module, header: Mapping[str, Any], source: str = '',
         ValueError: The first difference, in one line that names both values.
     """
     facts = model_facts(model)
+    # The model's own data preprocessor is what acts on the pixels; the data's is only asked where there
+    # is none.
     facts['normalisation'] = facts['normalisation'] or normalisation
     if not header.get('head'):  # the adapter of a bare backbone
         facts['parts'] = {}
@@ -78,6 +80,7 @@ def config_facts(cfg: Any) -> Dict[str, Any]:
 
 def _class_names(dataset: Mapping[str, Any]) -> Optional[Sequence[str]]:
     """Names that a data set's config lists, itself or in a file."""
+    # OpenMMLab's data sets take them directly or as meta information.
     named = dataset.get('classes') or (dataset.get('metainfo') or {}).get('classes')
     if not isinstance(named, str):
         return list(named) if named else None
@@ -98,4 +101,5 @@ def forced(model: nn.Module, force: bool) -> Iterator[None]:
     try:
         yield
     finally:
+        # The next load asks for itself.
         base.pop('force', None)

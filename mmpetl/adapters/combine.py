@@ -29,6 +29,7 @@ def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base:
     Raises:
         ValueError: If a method is not a change of weights.
     """
+    # Prompts and the like change no weight, so there is nothing to add up.
     culprit = _culprit(dict(backbone.petl.items()))
     if culprit:
         raise ValueError(
@@ -84,6 +85,7 @@ def dare(changes: Sequence[Tensor], weights: Sequence[float], density: float, ge
     for change, weight in zip(changes, weights):
         # Drawn on the CPU: the same choice on every device.
         kept = torch.rand(change.shape, generator=generator).to(change.device) < density
+        # Rescaled, so that the sum is the right one on average.
         total += weight * change * kept / density
     return total
 
@@ -110,6 +112,7 @@ def combine_deltas(changes: Sequence[Mapping[str, Tensor]], weights: Sequence[fl
     combined = {}
     for name in names:
         shape = next(change[name] for change in changes if name in change)
+        # An adapter that does not touch a weight votes for no change.
         parts = [change.get(name, torch.zeros_like(shape)) for change in changes]
         if how == 'linear':
             combined[name] = sum((w * p for w, p in zip(weights, parts)), torch.zeros_like(shape))

@@ -109,10 +109,12 @@ def renamed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], pref
     probe = set(tensors) <= set(header.get('head', ())) and not str(header.get('backbone')).startswith('timm.')
     if not inside and (probe or any(k.startswith('backbone.') for k in tensors)):
         inside = 'backbone.'
+    # Model and file agree: nothing to rename.
     if inside == prefix:
         return dict(tensors)
     if not inside:
         return {prefix + k: v for k, v in tensors.items()}
     moved = {prefix + k[len(inside):]: v for k, v in tensors.items() if k.startswith(inside)}
     outside = {k: v for k, v in tensors.items() if not k.startswith(inside)}
+    # A bare backbone has no place for the head.
     return {**moved, **outside} if prefix else moved

@@ -60,6 +60,7 @@ class MixedTap(Tap):
             ValueError: If the batch has another size than the list of adapters.
         """
         windows, rest = divmod(len(x), self.batch)
+        # A batch of another size would give samples to the wrong adapters, silently.
         if rest or not windows or (windows > 1 and not windowed):
             raise ValueError(f'{self.batch} adapter_ids for a batch of another size')
         if windows == 1:
@@ -119,6 +120,7 @@ class MixedTap(Tap):
 
     def kv(self) -> KeysValues:
         """Extra keys and values (B, heads or 1, P, head_dim), padded with zeros to the longest."""
+        # prompts() has made them: it is called first in every block, and needs them for the gate.
         return self._extra
 
     def prompts(self, batch: int = 1) -> Optional[Tensor]:

@@ -98,6 +98,7 @@ def only(found: Mapping[str, Any], what: str) -> Any:
     Raises:
         ValueError: If layers differ; a folder of peft has one setting for all.
     """
+    # A set in the order of the layers, for the message.
     values = dict.fromkeys(found.values())
     if len(values) != 1:
         raise ValueError(f'a folder of peft has one {what} for all layers; here are {", ".join(map(str, values))}')
@@ -155,5 +156,6 @@ def plain_config(kind: str, base: Optional[str], layers: Mapping[str, Any], **se
 def ranks_and_alphas(ranks: Mapping[str, int]) -> Dict[str, Any]:
     """Settings r, alpha and their patterns for layers whose scale alpha / rank is 1."""
     rank = max(ranks.values())
+    # Only exceptions go into patterns.
     other = {layer: r for layer, r in ranks.items() if r != rank}
     return dict(r=rank, alpha=rank, rank_pattern=other, alpha_pattern=dict(other))

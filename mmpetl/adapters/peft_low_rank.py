@@ -180,6 +180,7 @@ def read_lokr(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
         a = a if a is not None else a_up @ a_down
         rank = _whole_number(folder, config.get('r')) if b_up is None else b_up.shape[1]
         height = len(b if b is not None else b_up)
+        # Both sides multiply up to the layer's own size.
         rows, in_dims = rows_of(slots[layer]), a.shape[1] * (b if b is not None else b_down).shape[1]
         if len(a) * height != rows:
             raise ValueError(f'{folder}: the sides of {layer} give {len(a) * height} outputs, the layer has {rows}')
@@ -228,6 +229,8 @@ def write_lokr(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
     for layer, held, parts in held_methods(model, slots):
         sides = [(method.scale_of(slot.block, slot.op), own(method, slot)) for slot, method in parts]
         first = sides[0][1]['b']
+        # peft has one product for the layer: A of the ops can stand on top of each other only over the same
+        # B.
         same = all(torch.equal(s['b'].matrix(), first.matrix()) for _, s in sides)
         if len(parts) != len(held) or not same:
             raise ValueError(f'{layer} holds {", ".join(slot.op for slot in held)}; peft has one Kronecker product for '
@@ -247,6 +250,7 @@ def write_lokr(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
 
 def _factor_of(splits: List[Tuple[int, int]], split: Callable[[int, int], Tuple[int, int]]) -> int:
     """peft's one setting that divides all widths as they are divided here."""
+    # -1 first: near the root, peft's default; then every first side that occurs.
     for factor in (-1, *sorted({first for _, first in splits}, reverse=True)):
         if all(split(size, factor)[0] == first for size, first in splits):
             return factor

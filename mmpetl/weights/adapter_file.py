@@ -77,18 +77,23 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
     path = os.fspath(path)
     if not path.endswith('.safetensors'):
         raise WeightFileError(path, 'an adapter file is named *.safetensors', 'change the suffix')
+    # A file without tensors would load on anything and change nothing.
     if not tensors:
         raise WeightFileError(path, 'no tensor to save', 'train something first')
     plain = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     stored = count(plain, header.get('head', []))
+    # What trains is the caller's to say; what is stored is counted here, so that a reader can compare
+    # it.
     counts = {**stored, **(header.get('counts') or {}), 'stored': stored['total']}
     full = {'format': FORMAT, 'mmpetl_version': __version__, 'name': 'default', **header, 'counts': counts,
             'checksum': fingerprint(plain)}
     try:
+        # NaN is no JSON: other readers would refuse the file.
         text = json.dumps(full, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise WeightFileError(path, f'the header cannot be written as JSON: {error}',
                               'use plain numbers, strings, lists') from None
+    # As a reader will see it: what is written can be read.
     check_header(path, parse_json(text), {key: tuple(tensor.shape) for key, tensor in plain.items()})
     # clones: the safetensors library refuses tensors that share memory, adapters may tie theirs
     data = to_bytes({key: tensor.clone() for key, tensor in plain.items()},
@@ -111,6 +116,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[st
     if file_kind(path) != 'safetensors':
         raise WeightFileError(path, 'not an adapter file', 'adapter files are *.safetensors written by mmpetl')
     header = read_header(path)
+    # Checked before the library opens the file, which trusts its header.
     entries, _ = read_safetensors_header(path, os.path.getsize(path))
     # copies: the safetensors library maps the file, so that what is written into it later would change the tensors
     tensors = {key: tensor.clone() for key, tensor in read_tensors(path, list(entries)).items()}
@@ -175,6 +181,7 @@ def check_header(path: str, header: Any, shapes: Mapping[str, tuple[int, ...]]) 
     def refuse(cause: str, mend: str = 'save the adapter again') -> None:
         raise WeightFileError(path, f'adapter header: {cause}', mend)
 
+    # type and not isinstance: True is an int for Python.
     if not isinstance(header, dict) or type(header.get('format')) is not int:
         refuse('no format number')
     if not 1 <= header['format'] <= FORMAT:
@@ -184,6 +191,7 @@ def check_header(path: str, header: Any, shapes: Mapping[str, tuple[int, ...]]) 
             refuse(f'{key!r} is missing')
         if key in header and (not isinstance(header[key], kind) or isinstance(header[key], bool)):
             refuse(f'{key!r} is a {type(header[key]).__name__}')
+    # A key that is not known may be one that matters; a newer layout has another format number.
     unknown = sorted(set(header) - set(_FIELDS))
     if unknown:
         refuse(f'unknown key {unknown[0]!r}', f"put it under 'extra'; known: {', '.join(_FIELDS)}")
@@ -212,12 +220,14 @@ def _check_parts(header: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], 
         value = header['base'].get(key)
         if value is not None and not isinstance(value, str):
             refuse(f"'base.{key}' is neither a string nor null")
+    # It may be read as a path on the reader's machine.
     place = header['base'].get('checkpoint') or ''
     if '\0' in place or '..' in place.replace('\\', '/').split('/'):
         refuse(f"'base.checkpoint' {place[:60]!r} climbs out of its folder")
     counts = header['counts']
     if not all(type(value) is int and value >= 0 for value in counts.values()):
         refuse("'counts' holds something else than numbers of parameters")
+    # The header was written for exactly these tensors.
     stored = sum(_prod(shape) for shape in shapes.values())
     if counts.get('stored') != stored:
         refuse(f"'counts.stored' is {counts.get('stored')}, the tensors hold {stored}")

@@ -26,4 +26,5 @@ def known_elsewhere(state: Mapping[str, Any], arch: str, library: str) -> Arch:
         arch (str): One of :data:`ALL_ARCHS`.
         library (str): As for :func:`mmpetl.weights.export.export_names`.
     """
+    # transformers, for one, knows ViT with layer scale as DINOv2.
     return ALL_ARCHS[arch].elsewhere(state, library) or ALL_ARCHS[arch]

@@ -54,6 +54,7 @@ def started(pid: int) -> int | None:
 
 
 def _prefix(name: str) -> str:
+    # File names have 255 bytes, and the marks behind need their share.
     name = name.encode()[:100].decode(errors='ignore')
     return f'.{name}.{_host()}~{os.getpid()}~{started(os.getpid()) or 0}.'
 
@@ -62,8 +63,10 @@ def _is_dead(path: Path) -> bool:
     match = _PART.search(path.name)
     if match and match['host'] == _host():
         if os.path.isdir('/proc/self'):
+            # Numbers of processes are given again; together with the start they are not.
             return started(int(match['pid'])) != int(match['start'])
         return False
+    # lstat: a link's target says nothing about who writes here.
     newest = max((p.lstat().st_mtime for p in [path, *(path.rglob('*') if path.is_dir() else ())]), default=0.)
     return bool(match or _UNNAMED.match(path.name)) and time.time() - newest > SILENT
 
@@ -93,6 +96,7 @@ def remove_dead_parts(folder: str | os.PathLike[str]) -> list[str]:
 
 def _sweep(folder: str) -> None:
     """Remove dead parts once per process and folder."""
+    # With the process: a fork inherits this set, but not what has died since.
     key = os.getpid(), folder
     if key not in _swept:
         _swept.add(key)
@@ -109,6 +113,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
         path (str | PathLike): Destination; missing folders are made. A link is followed, its target replaced.
         write (Callable[[BinaryIO], Any]): Writes the whole content into the open binary file that it is given.
     """
+    # Replacing a link by a file would cut it from what it points to.
     target = os.path.realpath(os.path.expanduser(os.fspath(path)))
     folder, name = os.path.split(target)
     os.makedirs(folder, exist_ok=True)
@@ -118,6 +123,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
         with os.fdopen(handle, 'wb') as file:
             write(file)
             file.flush()
+            # Before the rename: after a power cut the name must not point to an empty file.
             os.fsync(file.fileno())
         os.chmod(temporary, _mode(target))
         os.replace(temporary, target)
@@ -135,6 +141,7 @@ def _mode(target: str) -> int:
     if os.path.exists(target):
         return os.stat(target).st_mode & 0o777
     mask = os.umask(0)
+    # There is no way to ask for the mask but to set one.
     os.umask(mask)
     return 0o666 & ~mask
 
@@ -203,6 +210,8 @@ def into_folder(target: str | os.PathLike[str], fill: Callable[[Path], None]) ->
         new = part / 'new'
         new.mkdir()
         fill(new)
+        # Another process may fill the name between the two renames; whoever is last wins, and no folder is
+        # ever half there.
         for number in range(100):
             try:
                 os.replace(new, target)  # only an empty folder, or none, can be replaced at once

@@ -73,6 +73,7 @@ def _differences(header: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator
         yield 'tune', f'tune is {list(header["tune"])} in the adapter and {list(here["tune"])} here'
     for key, what in _WHAT.items():
         theirs, ours = model.get(key), plain(here.get(key))
+        # Files of earlier versions do not say everything; what nobody knows cannot differ.
         if theirs is not None and ours is not None and theirs != ours:
             yield key, f'{what}: {_short(theirs)} in the adapter and {_short(ours)} here'
     yield from _parts(model.get('parts') or {}, here.get('parts') or {})
@@ -86,6 +87,7 @@ def _methods(theirs: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> It
     ours: Sequence[Mapping[str, Any]] = here['methods']
     defaults = here.get('defaults') or [{}] * len(ours)
     free = here.get('costs_only') or [()] * len(ours)
+    # mmpetl.LoRA and LoRA are one.
     names = [[str(m.get('type')).split('.')[-1] for m in side] for side in (theirs, ours)]
     if names[0] != names[1]:
         held, has = (', '.join(side) or 'no method' for side in names)
@@ -95,6 +97,7 @@ def _methods(theirs: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> It
         # files of earlier versions name only what was not left to its default
         full = {**plain(default), **{k: v for k, v in their.items() if k != 'type'}}
         for key in dict.fromkeys([*full, *our]):
+            # Names of methods show in the keys of the tensors, which are compared when they are loaded.
             if key in ('type', *_IN_TENSORS, *costs) or (key == 'name' and key not in their):
                 continue
             if full.get(key) != plain(our.get(key)):
@@ -128,6 +131,7 @@ def _classes(theirs: Any, ours: Any) -> Iterator[Difference]:
         yield 'classes', (f'{len(theirs)} classes in the adapter and {len(ours)} here' +
                           (f'; {_short(odd[0])} is in one of them only' if odd else ''))
         return
+    # The first class that differs: names of a thousand classes would be no message.
     at = next(i for i, (a, b) in enumerate(zip(theirs, ours)) if a != b)
     order = ', the same names in another order' if sorted(map(str, theirs)) == sorted(map(str, ours)) else ''
     yield 'classes', f'class {at} is {_short(theirs[at])} in the adapter and {_short(ours[at])} here{order}'
@@ -159,6 +163,7 @@ def _close(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return len(a) == len(b) and all(_close(x, y) for x, y in zip(a, b))
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        # One config says 123.675, another 0.485 * 255.
         return math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-6)
     return bool(a == b)
 
@@ -171,8 +176,10 @@ def pipeline_of(transforms: Any) -> list[dict[str, Any]] | None:
     steps = [{k: v for k, v in plain(t).items() if k not in _SILENT} for t in transforms]
     for step in steps:
         step['type'] = str(step.get('type')).split('.')[-1]
+    # Its result is a mean over several pipelines, which a list of steps cannot say.
     if any(step['type'] == 'TestTimeAug' for step in steps):
         return None
+    # Packing wraps pixels and changes none.
     return [step for step in steps if not step['type'].startswith('Pack')]
 
 

@@ -21,9 +21,11 @@ OPENAI: Rules = (
     (_BLOCK + r'attn\.out_proj\.(weight|bias)', r'layers.\1.attn.proj.\2'),
     (_BLOCK + r'mlp\.c_fc\.(weight|bias)', r'layers.\1.ffn.layers.0.0.\2'),
     (_BLOCK + r'mlp\.c_proj\.(weight|bias)', r'layers.\1.ffn.layers.1.\2'),
+    # Layer scale of some of open_clip's models.
     (_BLOCK + r'ls_1\.gamma', r'layers.\1.attn.gamma1.weight'),
     (_BLOCK + r'ls_2\.gamma', r'layers.\1.ffn.gamma2.weight'),
     (r'ln_post\.(weight|bias)', r'ln1.\1'),
+    # To the space shared with text: not the backbone's, and kept.
     (r'proj', '+proj'),
 )
 OPENAI_IGNORED: Ignored = ((r'input_resolution|image_size', 'not a weight'),)
@@ -40,6 +42,7 @@ HF: Rules = (
     (r'embeddings\.class_embedding', 'cls_token'),
     (r'embeddings\.position_embedding\.weight', 'pos_embed'),
     (r'embeddings\.patch_embedding\.(weight|bias)', r'patch_embed.projection.\1'),
+    # transformers once misspelt the name and kept it.
     (r'pre_layer?norm\.(weight|bias)|pre_layrnorm\.(weight|bias)', r'pre_norm.\1\2'),
     (_HF_LAYER + r'layer_norm([12])\.(weight|bias)', r'layers.\1.ln\2.\3'),
     (_HF_LAYER + r'self_attn\.([qkv])_proj\.(weight|bias)', r'layers.\1.attn.qkv.\3@\2'),
@@ -67,6 +70,7 @@ def from_hf(state: State, report: Report) -> State:
 def _shaped(state: State) -> State:
     """Give class token and position table the batch axis they have in mmpretrain."""
     if 'cls_token' in state:
+        # (C) there, (1, 1, C) here.
         state['cls_token'] = state['cls_token'].reshape(1, 1, -1)
     if 'pos_embed' in state:
         state['pos_embed'] = state['pos_embed'].reshape(1, *state['pos_embed'].shape[-2:])
@@ -74,6 +78,7 @@ def _shaped(state: State) -> State:
 
 
 def _to_openai(state: State) -> State:
+    # The way back of _shaped.
     mapped(state, 'cls_token', lambda tensor: tensor.flatten())
     mapped(state, 'pos_embed', lambda tensor: tensor[0])
     return state
@@ -137,6 +142,7 @@ ARCH = Arch(
                words=HF, arch_of=lambda state: 'clip'),
     },
     exports={
+        # timm has CLIP's towers as its own vision transformers, under the same names.
         'timm': vit.ARCH.exports['timm'],
         'openai': Export(_AS_OPENAI, _to_openai),
         'hf': Export(_AS_HF, _to_hf, _hf_config),

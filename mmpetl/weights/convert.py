@@ -29,6 +29,7 @@ def detect(state_dict: Mapping[str, torch.Tensor]) -> str:
 def _find(state: Mapping[str, torch.Tensor], name: str | None = None) -> tuple[str, str]:
     """Format and prefix of the backbone; with ``name`` only that format is looked for."""
     if name is not None:
+        # People know files by their training (mae, deit), formats are names of key tables.
         name = ALIASES.get(name, name)
         if name not in FORMATS:
             import difflib
@@ -38,6 +39,7 @@ def _find(state: Mapping[str, torch.Tensor], name: str | None = None) -> tuple[s
         if prefixes:
             return name, prefixes[0]
         raise ValueError(f'not a {name} file: no key ends with {FORMATS[name].anchor!r}; {_nearest(state)}')
+    # In order: a later format may fit files of an earlier one.
     for name, known in FORMATS.items():
         for prefix in _prefixes(state, known.anchor):
             if known.fits(_inside(state, prefix)):
@@ -52,6 +54,7 @@ def _prefixes(state: Mapping[str, torch.Tensor], anchor: str) -> list[str]:
     (``teacher``) are those that their authors evaluate.
     """
     found = [key.removesuffix(anchor) for key in state if key.endswith(anchor)]
+    # 'my_cls_token' ends with the anchor 'cls_token', but is another word.
     found = [prefix for prefix in found if not prefix or prefix[-1] in './']
     return sorted(
         found, key=lambda p: ('momentum' in p or 'student' in p or 'ema' in p.split('.') or 'decoder' in p, len(p), p))
@@ -63,6 +66,7 @@ def _inside(state: Mapping[str, torch.Tensor], prefix: str) -> State:
 
 def _nearest(state: Mapping[str, torch.Tensor]) -> str:
     """Say which format shares most words with the keys."""
+    # For a message only: which published names an unknown file comes nearest to.
     words = Counter(word for key in state for word in re.split(r'[./]', key) if not word.isdigit())
     scores = {
         name: sum(words[word] > 0 for word in vocabulary) / len(vocabulary)
@@ -101,6 +105,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
     """
     if arch not in ARCHS:
         raise ValueError(f'no architecture {arch!r}; known: {", ".join(ARCHS)}')
+    # Optimizer states and numbers may stand beside the weights.
     tensors = {key: _single(value) for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
     if not tensors and state_dict:
         raise ValueError(
@@ -112,6 +117,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
         raise ValueError(f'{name} weights do not fit the architecture {arch!r}, which takes {", ".join(fitting)}')
     report = Report(name, arch)
     inside = _gather(tensors, prefix, known, report)
+    # A backbone's state dict may hold methods, which no published file knows.
     shapes = {key: tuple(shape) for key, shape in (target_shapes or {}).items() if not key.startswith('petl.')}
     adapted = target.adapt(known.read(inside, report), shapes, grid, report)
     result = _match(adapted, shapes, report, target.initial(shapes), target.spare)
@@ -120,6 +126,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
 
 
 def _single(tensor: torch.Tensor) -> torch.Tensor:
+    # Half precision is how files are kept small, not how bases are kept here.
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -131,8 +138,10 @@ def _gather(tensors: State, prefix: str, known: Format, report: Report) -> State
             continue
         rule = next(((match, new) for pattern, new in known.outer if (match := re.fullmatch(pattern, key))), None)
         if rule is not None:
+            # setdefault: what stands inside the prefix wins.
             inside.setdefault(rule[0].expand(rule[1]), tensor)
             continue
+        # Of use beside the backbone (zero-shot, CLIP's head), so it is kept as an extra.
         if key.endswith('visual_projection.weight'):
             report.extras['proj'] = tensor.t().contiguous()
             report.left_out[key] = 'projection to the space shared with text, not part of the backbone'
@@ -153,6 +162,7 @@ def _match(state: State, shapes: Shapes, report: Report, initial: Ignored, spare
         ValueError: A shape differs.
     """
     shapes = shapes or {key: tuple(tensor.shape) for key, tensor in state.items()}
+    # Each key is counted once, under what happened to it.
     touched = {key for key, *_ in report.reshaped} | set(report.generated)
     result: State = {}
     for key, shape in shapes.items():
@@ -170,6 +180,7 @@ def _match(state: State, shapes: Shapes, report: Report, initial: Ignored, spare
         result[key] = state[key]
         if key not in touched:
             report.loaded.append(key)
+    # What the file has and the target does not is a fault, unless a reason for it is known.
     for key in state.keys() - shapes.keys():
         reason = next((reason for pattern, reason in spare if re.fullmatch(pattern, key)), None)
         if reason is None:
@@ -190,6 +201,7 @@ def _complain(report: Report, name: str) -> None:
         return
     parts = [f'{len(keys)} keys {word} ({shorten(keys)})' for word, keys in
              (('missing', report.missing), ('unexplained', report.unexpected)) if keys]
+    # The first word that occurs among the keys names the likeliest cause.
     hints = [hint for word, hint in _HINTS if any(word in key for key in [*report.missing, *report.unexpected])]
     raise ValueError(f'{name} weights do not fit the {report.arch!r} backbone: {", ".join(parts)}' +
                      (f'; {hints[0]}' if hints else ''))

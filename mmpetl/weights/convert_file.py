@@ -29,8 +29,10 @@ def read_source(path: str | os.PathLike[str]) -> State:
     path = os.path.expanduser(os.fspath(path))
     if not path.endswith('.onnx'):
         return dict(load_file(path)['state_dict'])
+    # onnx is an extra; other files need nothing of it.
     from .onnx_reader import clip_visual_from_onnx, dinov2_from_onnx
     reasons = []
+    # Graphs carry no name of the model: whoever recognises it, reads it.
     for read in (dinov2_from_onnx, clip_visual_from_onnx):
         try:
             return dict(read(path))
@@ -63,9 +65,11 @@ def write_converted(path: str, state: State, report: Report, source: str, head: 
     Raises:
         WeightFileError: The file has no classifier to write as head.
     """
+    # As a whole OpenMMLab model has it, so that load_from works as well as init_cfg.
     full = {f'backbone.{key}': tensor.contiguous() for key, tensor in state.items()}
     if 'proj' in report.extras:
         full['neck.proj'] = report.extras['proj'].contiguous()
+    # As prompts of a shallow VPT they do exactly what they did, see take_registers.
     if 'register_tokens' in report.extras:
         full['backbone.petl.registers.prompts.0'] = report.extras['register_tokens'][0].contiguous()
     if head is not None:
@@ -82,6 +86,7 @@ def write_converted(path: str, state: State, report: Report, source: str, head: 
     if path.endswith('.safetensors'):
         from safetensors.torch import save
         data = save({
+            # The safetensors library refuses tensors that share memory.
             key: tensor.clone()
             for key, tensor in full.items()
         }, {

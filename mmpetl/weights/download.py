@@ -27,6 +27,7 @@ class _Bar:
 
     def __call__(self, done: int) -> None:
         percent = int(100 * done / self.total) if self.total else 0
+        # A log file gets no bar: every step would be a line of it.
         if sys.stderr.isatty() and percent != self.shown:
             bar = '#' * (percent // 4)
             print(f'\r{self.name} [{bar:25}] {done / 1e6:,.1f} of {self.total / 1e6:,.1f} MB', end='', file=sys.stderr)
@@ -52,11 +53,13 @@ def _request(url: str, start: int, timeout: float) -> Tuple[Any, int]:
     if start:
         headers['Range'] = f'bytes={start}-'
     response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
+    # A server that knows no ranges sends everything from the beginning, with 200.
     return response, start if response.status == 206 else 0
 
 
 def _receive(url: str, part: Path, timeout: float, say: Callable[[str], None]) -> None:
     """Append to ``part`` what is missing of it."""
+    # What a cut download left.
     start = part.stat().st_size if part.is_file() else 0
     try:
         response, start = _request(url, start, timeout)
@@ -76,6 +79,7 @@ def _receive(url: str, part: Path, timeout: float, say: Callable[[str], None]) -
                 done += len(block)
                 bar(done)
         bar.close()
+    # A broken connection may end a read quietly.
     if total and done < total:
         raise OSError(f'the connection ended after {done:,} of {total:,} bytes')
 
@@ -109,9 +113,11 @@ def download(urls: Sequence[str], target: Path, digest: Tuple[str, str] = ('', '
 def _download(urls: Sequence[str], target: Path, digest: Tuple[str, str], size: int,
               check: Optional[Callable[[Path], None]], timeout: float, say: Callable[[str], None]) -> Path:
     if target.is_file():
+        # A file that is there is looked at, too: it may be an old or a broken one.
         wrong = _wrong(target, digest, size, check)
         if not wrong:
             return target
+        # Never overwritten: it may be the user's own.
         raise DownloadError(f'{target} is there but is not the official file ({wrong}): remove it and run again')
     part, reasons = target.with_name(target.name + '.part'), []
     for url in urls:
@@ -125,6 +131,7 @@ def _download(urls: Sequence[str], target: Path, digest: Tuple[str, str], size: 
         if not wrong:
             os.replace(part, target)
             return target
+        # Of another file nothing can be resumed.
         part.unlink()
         reasons.append(f'{url} serves another file ({wrong})')
     raise DownloadError(f'cannot fetch {target.name} ({"; ".join(reasons)}): put the file at {target} by hand, or name '
@@ -138,6 +145,7 @@ def _wrong(path: Path, digest: Tuple[str, str], size: int, check: Optional[Calla
     algorithm, start = digest
     if algorithm:
         found = digest_of(path, algorithm)
+        # Publishers often give only the first digits, in the file's name.
         if not found.startswith(start):
             return f'its {algorithm.upper()} is {found}, published {start}{"" if len(start) >= 32 else "..."}'
     try:

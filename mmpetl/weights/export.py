@@ -39,6 +39,7 @@ def export_names(state: Mapping[str, torch.Tensor], arch: str, library: str) -> 
     """
     if library not in libraries(arch):
         raise ValueError(f'no export of {arch!r} to {library!r}; known for it: {", ".join(libraries(arch)) or "none"}')
+    # Other libraries have no place for methods; leaving them out would be another model.
     unmerged = [key for key in state if key.startswith('petl.')]
     if unmerged:
         raise ValueError(f'{unmerged[0]}: merge the adapter into the backbone before exporting it')
@@ -47,6 +48,7 @@ def export_names(state: Mapping[str, torch.Tensor], arch: str, library: str) -> 
     renamed: State = {}
     strays = []
     for key, tensor in export.prepare(dict(state)).items():
+        # The first rule that matches the whole key decides.
         hit = next(((match, new) for pattern, new in compiled if (match := pattern.fullmatch(key))), None)
         if hit is None:
             strays.append(key)
@@ -54,12 +56,14 @@ def export_names(state: Mapping[str, torch.Tensor], arch: str, library: str) -> 
         renamed.update(_split(hit[0].expand(hit[1]), tensor))
     if strays:
         raise ValueError(f'{library} has no name for {shorten(strays)} of {arch!r}')
+    # Parts of a fused tensor are views of it; a file would store the whole for each.
     return {key: tensor.contiguous() for key, tensor in renamed.items()}
 
 
 def _split(name: str, tensor: torch.Tensor) -> State:
     if '@' not in name:
         return {name: tensor}
+    # CLIP says q_proj, ViT says query.
     words = ('q', 'k', 'v') if '@_proj' in name else ('query', 'key', 'value')
     return {name.replace('@', word): part for word, part in zip(words, tensor.chunk(3))}
 

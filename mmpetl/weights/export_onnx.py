@@ -25,6 +25,7 @@ class _LastOutput(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.module(x)
+        # out_indices: the last output is the deepest.
         return y[-1] if isinstance(y, (tuple, list)) else y
 
 
@@ -47,6 +48,7 @@ def to_onnx(module: nn.Module, example: torch.Tensor, path: str | os.PathLike[st
             is written.
     """
     path = os.fspath(path)
+    # Dropout would be in the graph for ever.
     if module.training:
         raise WeightFileError(path, 'the model is in training mode', 'call model.train(False) first')
     wrapped = _LastOutput(module)
@@ -59,6 +61,7 @@ def to_onnx(module: nn.Module, example: torch.Tensor, path: str | os.PathLike[st
         with torch.no_grad():
             want = wrapped(x)
         difference = max(difference, float((_run(data, x) - want).abs().max()))
+        # Written so that NaN fails too.
         if not difference <= (tolerance or 0.) * max(1., float(want.abs().max())):
             raise WeightFileError(path, f'the exported graph differs from the model by {difference:.1e}',
                                   'report the model that shows it')
@@ -76,6 +79,7 @@ def _exported(module: nn.Module, example: torch.Tensor, path: str, dynamic_batch
         }
     }] if dynamic_batch and example.shape[0] > 1 else []
     error: Exception | None = None
+    # A model that fixes its batch size is exported for the example's, rather than not at all.
     for option in [*options, {}]:
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(
@@ -104,6 +108,7 @@ def _exported(module: nn.Module, example: torch.Tensor, path: str, dynamic_batch
 def _run(data: bytes, example: torch.Tensor) -> torch.Tensor:
     import onnxruntime
     options = onnxruntime.SessionOptions()
+    # Errors only.
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: example.cpu().numpy()})[0])

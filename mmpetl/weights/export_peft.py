@@ -54,11 +54,15 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
     grouped: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
     blocks: dict[str, int] = {}
     for key, tensor in tensors.items():
+        # By name alone: this room knows no methods.
         match = _FACTOR.fullmatch(key)
+        # A head, or tuned parameters, are not the LoRA's; anything else below petl. is a method that peft
+        # has not.
         if match is None:
             if '.petl.' in f'.{key}':
                 raise ValueError(f'{key}: not a factor of LoRA')
             continue
+        # q, k and v of a fused layer come to the same module, and are joined below.
         module = f'{prefix}{block_name.format(match["block"])}.{modules[match["op"]]}'
         blocks[module] = int(match['block'])
         grouped.setdefault(module, {}).setdefault(match['op'], {})[match['factor']] = tensor

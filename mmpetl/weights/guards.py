@@ -57,6 +57,7 @@ def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> Bina
     # without O_NONBLOCK a pipe that nobody writes to would be waited for
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        # Of the open file: what a path names may change between two questions.
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise ValueError(f'{printable(path)} is no regular file: give the file itself')
@@ -99,6 +100,7 @@ def check_zip(path: str, size: int, file: BinaryIO | None = None,
         raise WeightFileError(path, 'two archive members have the same name', 'do not use this file')
     if any(member.flag_bits & 1 for member in members):
         raise WeightFileError(path, 'encrypted archive', 'decrypt it first')
+    # Members that overlap read the same bytes again and again: a small file that unpacks without end.
     packed = sum(member.compress_size for member in members)
     unpacked = sum(member.file_size for member in members if read is None or member.filename in read)
     if packed > size:
@@ -153,6 +155,7 @@ def read_safetensors_header(path: str, size: int) -> tuple[dict[str, tuple[str, 
         WeightFileError: Truncated file, broken header, or shapes and offsets that do not match the bytes present.
     """
     with open_regular(path) as file:
+        # The format begins with the length of its header.
         length = int.from_bytes(file.read(8), 'little')
         if length > size - 8:
             raise WeightFileError(path, f'truncated: header of {length} bytes announced in a file of {size}',
@@ -185,6 +188,7 @@ def _check_entries(path: str, header: dict[str, Any], room: int) -> dict[str, tu
             sane = False
         if not sane or is_escape(key):
             raise WeightFileError(path, f'tensor {key[:80]!r} has an impossible header entry', 'do not use this file')
+        # Before torch is asked for memory by a shape that the bytes do not fill.
         if math.prod(shape) * ITEM_SIZE[dtype] != stop - start:
             raise WeightFileError(path, f'tensor {key[:80]!r}: shape {shape} does not fit its {stop - start} bytes',
                                   'do not use this file')
@@ -194,6 +198,7 @@ def _check_entries(path: str, header: dict[str, Any], room: int) -> dict[str, tu
                                   'download or copy the file again')
         spans.append((start, stop))
         entries[key] = (dtype, tuple(shape))
+    # By their start: neighbours then tell whether any two overlap.
     spans.sort()
     if any(left[1] > right[0] for left, right in zip(spans, spans[1:])):
         raise WeightFileError(path, 'tensors overlap', 'do not use this file')

@@ -70,8 +70,10 @@ def normalise(loaded: Any, path: str = 'state dict') -> dict[str, Any]:
     """
     if not isinstance(loaded, Mapping):
         raise WeightFileError(path, f'holds a {type(loaded).__name__}, not a state dict', 're-save its state_dict()')
+    # What MMEngine writes is the form to which all others are brought.
     if isinstance(loaded.get('state_dict'), Mapping):
         return dict(loaded)
+    # MAE and DeiT say 'model', DeepSpeed 'module'.
     for name in ('model', 'module'):
         if isinstance(loaded.get(name), Mapping):
             return {'state_dict': loaded[name], **{key: value for key, value in loaded.items() if key != name}}
@@ -92,6 +94,7 @@ def _load_safetensors(path: str, size: int, map_location: Any) -> dict[str, Any]
         state._metadata = OrderedDict(backbone=dict(mmpetl_adapter=header))  # type: ignore[attr-defined]
         return {'state_dict': state, 'meta': header}
     plain = read_tensors(path, list(entries))
+    # Written by others there is none, and nothing is compared.
     if metadata.get(FINGERPRINT_KEY) not in (None, fingerprint(plain)):
         raise WeightFileError(path, 'altered or damaged: its tensors differ from the fingerprint that it carries',
                               'download or make the file again')
@@ -108,6 +111,7 @@ def _load_npz(path: str) -> 'OrderedDict[str, torch.Tensor]':
     except ValueError as error:
         raise WeightFileError(path, str(error).removeprefix(f'{path}: ')) from None
     return OrderedDict((name, torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape))
+                       # Floats, integers, unsigned, booleans; texts are notes.
                        for name, array in arrays.items() if array.dtype.kind in 'fiub')
 
 

@@ -37,11 +37,14 @@ def file_kind(path: str) -> str:
     _check_exists(path)
     size = os.path.getsize(path)
     with open_regular(path) as file:
+        # Enough for every mark below.
         head = file.read(32)
     if not head:
         raise WeightFileError(path, 'empty file', 'download or copy it again')
     kind = _kind_of_bytes(path, head, size)
     suffix = os.path.splitext(path)[1].lower()
+    # People open these because they hold no pickle; a pickle under such a name is an attack or a
+    # mistake.
     if suffix in ('.safetensors', '.npz') and kind != suffix[1:]:
         raise WeightFileError(path, f'the name says {suffix}, the content is a {kind} file',
                               'give it the suffix of its content')
@@ -51,6 +54,7 @@ def file_kind(path: str) -> str:
 def _kind_of_bytes(path: str, head: bytes, size: int) -> str:
     if head[:4] == b'PK\x03\x04':
         names = check_zip(path, size)
+        # torch puts everything into one folder, whose name is free.
         tops = {name.split('/', 1)[1] if '/' in name else name for name in names}
         if 'data.pkl' in tops and 'constants.pkl' in tops:
             return 'torchscript'
@@ -59,12 +63,14 @@ def _kind_of_bytes(path: str, head: bytes, size: int) -> str:
         if names and all(name.endswith('.npy') for name in names):
             return 'npz'
         raise WeightFileError(path, 'a zip archive without weights', 'give the weight file inside it')
+    # Behind eight bytes of length a safetensors header is JSON.
     if size > 8 and head[8:9] == b'{':
         return 'safetensors'
     for magic, what in _FOREIGN.items():
         if head.startswith(magic):
             raise WeightFileError(path, f'{what}, not a weight file',
                                   'give a .pth, .pt, .bin, .safetensors or .npz file')
+    # PROTO, and a version from 2 on.
     if head[:1] == b'\x80' and head[1:2] in (b'\x02', b'\x03', b'\x04', b'\x05'):
         return 'legacy'
     if b'PK' == head[:2] or os.path.splitext(path)[1].lower() in ('.safetensors', '.npz'):

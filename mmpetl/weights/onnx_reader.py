@@ -36,6 +36,7 @@ class Graph:
         if not os.path.isfile(self.path):
             raise FileNotFoundError(f'{self.path}: no such weight file')
         try:
+            # An external file would be a path out of the graph.
             graph = onnx.load(self.path, load_external_data=False).graph
         except (DecodeError, ValueError, OSError) as error:
             raise WeightFileError(self.path, f'not an ONNX file: {error}', 'download it again') from None
@@ -46,6 +47,7 @@ class Graph:
         try:
             self.arrays = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
             for node in self.nodes:
+                # Some exporters keep weights as constants.
                 if node.op_type == 'Constant' and node.attribute and node.attribute[0].HasField('t'):
                     self.arrays[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
         except (ValueError, TypeError) as error:
@@ -69,7 +71,9 @@ class Graph:
             arrays = self.inputs(node)
             if node.op_type == 'MatMul' and node.name.endswith('/MatMul') and arrays:
                 yield _module(node.name.removesuffix('/MatMul')), arrays[0].T
+            # Dynamic quantisation writes int8 products under the layer's own name.
             elif node.op_type == 'MatMulInteger' and node.name.endswith('/MatMul_quant') and arrays:
+                # Scale and zero point stand beside it under the same stem.
                 base = node.input[1].removesuffix('_quantized')
                 if f'{base}_scale' not in self.arrays:
                     raise WeightFileError(self.path, f'no scale for the int8 matrix {base}',
@@ -148,6 +152,7 @@ def _positions(graph: Graph, cls_token: torch.Tensor) -> torch.Tensor:
         found = [
             array for array in graph.inputs(node) if array.ndim == 3 and array.shape[-1] == dim and array.shape[1] > 1
         ]
+        # The table is made a map before it is resized: that is where the graph reads it.
         if node.op_type == 'Reshape' and found:
             grid = _tensor(found[0])
             break

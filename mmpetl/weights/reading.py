@@ -46,9 +46,11 @@ def read_text(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> str:
         ValueError: As :func:`open_regular`, or if it is no UTF-8 text.
     """
     try:
+        # Windows editors write a mark in front of the text.
         text = read_bytes(path, limit).decode('utf-8-sig')
     except UnicodeDecodeError as error:
         raise ValueError(f'{printable(path)} is not UTF-8 text: {error.reason} at byte {error.start}') from None
+    # Binary files can be valid UTF-8.
     if '\0' in text:
         raise ValueError(f'{printable(path)} is no text file: it holds zero bytes')
     return text
@@ -81,6 +83,7 @@ def read_arrays(path: str | os.PathLike[str] | bytes,
         ValueError: If it is no ``.npz`` file, damaged, hostile, or holds objects.
     """
     if isinstance(path, bytes):
+        # Members of archives inside archives arrive as bytes.
         return _arrays('the file', io.BytesIO(path), len(path), only)
     with open_regular(path) as file:
         return _arrays(os.fspath(path), file, os.fstat(file.fileno()).st_size, only)
@@ -96,6 +99,7 @@ def _arrays(path: str, file: BinaryIO, size: int, only: Collection[str] | None) 
                 continue
             try:
                 with archive.open(member) as opened:
+                    # First the header alone: an array that claims more than its bytes is never begun.
                     check_array_header(opened, member.file_size)
                 with archive.open(member) as opened:
                     arrays[name] = np.lib.format.read_array(opened, allow_pickle=False)

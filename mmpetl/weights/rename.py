@@ -39,6 +39,7 @@ def rename(state: Mapping[str, torch.Tensor], rules: Rules, ignored: Ignored, re
         hit = next(((match, new) for pattern, new in compiled if (match := pattern.fullmatch(key))), None)
         if hit is not None:
             new = hit[0].expand(hit[1])
+            # The head and its kin: not the backbone's, but worth keeping.
             if new.startswith('+'):
                 report.extras[new[1:]] = tensor
                 report.left_out[key] = HEAD if 'head' in new else 'not part of the backbone'
@@ -60,9 +61,11 @@ def join_thirds(state: State) -> State:
         ValueError: A third of a weight is absent.
     """
     joined = {key: tensor for key, tensor in state.items() if '@' not in key}
+    # A dict and not a set: keys stay in the order of the file.
     for key in {key.split('@')[0]: None for key in state if '@' in key}:
         parts = [state.get(f'{key}@{letter}') for letter in 'qkv']
         present = next(part for part in parts if part is not None)
+        # A missing bias is a zero bias, as for VideoMAE's keys; a missing weight is a broken file.
         if key.endswith('weight') and any(part is None for part in parts):
             raise ValueError(f'{key}: the file lacks one of the query, key and value weights')
         joined[key] = torch.cat([torch.zeros_like(present) if part is None else part for part in parts])
@@ -83,6 +86,7 @@ def relabel(state: Mapping[str, torch.Tensor], rules: Rules) -> State:
 def depth(state: Iterable[str], stem: str) -> int:
     """Number of modules ``stem.0``, ``stem.1``, ... among the keys of a state dict."""
     found = [int(match.group(1)) for key in state if (match := re.match(rf'{re.escape(stem)}\.(\d+)\.', key))]
+    # By the largest number, not by counting: a file may lack a block, and that must show.
     return max(found, default=-1) + 1
 
 

@@ -53,12 +53,14 @@ class Report:
     def _reshaped_lines(self) -> list[str]:
         groups: dict[tuple[tuple[int, ...], tuple[int, ...], str], list[str]] = {}
         for key, old, new, how in self.reshaped:
+            # Twelve tables that were resized alike are one line.
             groups.setdefault((old, new, how), []).append(key)
         return [f'{shorten(keys, 2)} {old} -> {new}: {how}' for (old, new, how), keys in groups.items()]
 
 
 def shorten(keys: list[str], show: int = 3) -> str:
     """``'a, b, c and 7 more'``."""
+    # All of a thousand keys would hide the line.
     rest = len(keys) - show
     return ', '.join(keys[:show]) + (f' and {rest} more' if rest > 0 else '')
 

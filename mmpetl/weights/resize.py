@@ -26,6 +26,7 @@ def resize_grid(table: torch.Tensor, source: tuple[int, int], target: tuple[int,
     """
     if source == target:
         return table
+    # As a picture with C channels, in float32.
     image = table[:, extra:].reshape(1, *source, -1).permute(0, 3, 1, 2).float()
     image = F.interpolate(image, size=target, mode='bicubic', align_corners=False)
     return torch.cat([table[:, :extra], image.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
@@ -34,6 +35,7 @@ def resize_grid(table: torch.Tensor, source: tuple[int, int], target: tuple[int,
 def resize_volume(table: torch.Tensor, source: tuple[int, int, int], target: tuple[int, int, int]) -> torch.Tensor:
     """Resize a 3-D table (1, T * H * W, C): bicubic over space, then linear over time."""
     frames = table.reshape(source[0], source[1] * source[2], -1)
+    # Frame by frame in space first, then along time.
     frames = torch.cat([resize_grid(frame[None], source[1:], target[1:]) for frame in frames])
     if source[0] != target[0]:
         flat = frames.flatten(1).t()[None].float()
@@ -51,6 +53,7 @@ def resize_bias(table: torch.Tensor, source: tuple[int, ...], target: tuple[int,
     Returns:
         Tensor: Same layout for the target window; bicubic over space, linear over time, as in the Swin repository.
     """
+    # A bias table is a map over distances, of which an image window has one in time.
     return resize_volume(table[None], _distances(source), _distances(target))[0]
 
 
@@ -80,10 +83,12 @@ def bias_window(rows: int,
     found = []
     for depth in range(1, 65) if dims == 3 else (1,):
         side = square(rows // (2 * depth - 1)) if rows % (2 * depth - 1) == 0 else None
+        # 2 w - 1 distances: always odd.
         if side and side % 2:
             width = (side + 1) // 2
             if tokens is None or tokens == depth * width * width:
                 found.append((depth, width, width) if dims == 3 else (width, width))
+    # A window one token wide would fit many numbers of rows, and none is published.
     found = [window for window in found if window[-1] > 1] or found
     if like is not None and len(found) > 1:
         near = [window
@@ -101,6 +106,7 @@ def relative_index(window: tuple[int, ...]) -> torch.Tensor:
     difference = coordinates[:, :, None] - coordinates[:, None, :]
     index = torch.zeros_like(difference[0])
     for axis, side in enumerate(window):
+        # Mixed radix over the axes: upstream's order of the table's rows.
         index = index * (2 * side - 1) + difference[axis] + side - 1
     return index
 

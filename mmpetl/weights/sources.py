@@ -109,6 +109,7 @@ _MADE = {
 
 def how_to_get(path: str) -> str:
     """``: 'mmpetl fetch NAME' gets it`` for a file that the recipes read; empty for any other."""
+    # Configs name files by paths of the user's machine; the file's own name tells which it is.
     name = path.replace('\\', '/').rsplit('/', 1)[-1]
     command = f'mmpetl fetch {FILES[name].name}' if name in FILES else _MADE.get(name)
     return f": '{command}' gets it" if command else ''

@@ -25,8 +25,10 @@ ORIGINAL: Rules = (
     (_BLOCK + r'(?:mlp\.)?(fc[12])\.' + _WB, r'layers.\1.blocks.\2.mlp.\3.\4'),
     (_BLOCK + r'attn\.relative_position_(bias_table|index)', r'\g<0>'),
     (r'layers\.\d+\.downsample\.(norm|reduction)\.' + _WB, r'\g<0>'),
+    # OpenMMLab numbers the norms of its outputs.
     (r'norm\d?\.' + _WB, r'\g<0>'),
     (r'head\.(?:fc\.)?' + _WB, r'+head.\1'),
+    # V-PETL's classifier.
     (r'fc\.0\.' + _WB, r'+head.\1'),
 )
 IGNORED: Ignored = (
@@ -58,6 +60,7 @@ HF_IGNORED: Ignored = ((r'embeddings\.mask_token', DECODER), (r'pooler\..*', HEA
 #: Canonical -> mmpretrain, without the reordering in patch merging and without the number of the last norm.
 _TO_MMPRETRAIN: Rules = (
     (r'patch_embed\.proj\.' + _WB, r'patch_embed.projection.\1'),
+    # Upstream's attention sits inside the one that shifts the windows.
     (_BLOCK + r'attn\.(.*)', r'stages.\1.blocks.\2.attn.w_msa.\3'),
     (_BLOCK + r'mlp\.fc1\.' + _WB, r'stages.\1.blocks.\2.ffn.layers.0.0.\3'),
     (_BLOCK + r'mlp\.fc2\.' + _WB, r'stages.\1.blocks.\2.ffn.layers.1.\3'),
@@ -79,6 +82,7 @@ def merge_order_to_mmpretrain(tensor: torch.Tensor) -> torch.Tensor:
     The original concatenates the four pixels (0,0) (1,0) (0,1) (1,1), each with all its channels. mmcv unfolds: every
     channel with its pixels (0,0) (0,1) (1,0) (1,1).
     """
+    # Columns 1 and 2 change places: the original goes down first, mmcv goes right first.
     split = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
     return split.transpose(-1, -2).flatten(-2).contiguous()
 
@@ -98,6 +102,7 @@ def from_timm(state: State, report: Report) -> State:
     """timm since 0.9: patch merging opens a stage instead of closing the one before."""
     moved = {key: tensor for key, tensor in state.items() if '.downsample.' not in key}
     for key in state.keys() - moved.keys():
+        # Merging that opens stage i closes stage i - 1.
         stage = int(key.split('.')[1])
         moved[key.replace(f'layers.{stage}.', f'layers.{stage - 1}.', 1)] = state[key]
     return from_original(moved, report)
@@ -110,7 +115,9 @@ def from_hf(state: State, report: Report) -> State:
 
 def from_mmpretrain(state: State, report: Report) -> State:
     """mmpretrain's own names, patch merging brought back to the original order."""
+    # Buffers that every model builds for its own size.
     kept = {key: tensor for key, tensor in state.items() if not key.endswith('attn_mask')}
+    # Of a four-stage network 3; the norm behind the last stage is the final one.
     last = depth(kept, 'stages') - 1
     renamed = relabel(kept, (*_FROM_MMPRETRAIN, (rf'norm{last}\.' + _WB, r'norm.\1')))
     mapped(renamed, r'layers\.\d+\.downsample\..*', merge_order_from_mmpretrain)
@@ -125,6 +132,7 @@ def number_last_norm(state: State) -> State:
 def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
     """Adapt canonical tensors to one mmpretrain ``SwinTransformer``; bias tables are resized to its windows."""
     mapped(state, r'layers\.\d+\.downsample\..*', merge_order_to_mmpretrain)
+    # Numbered first: afterwards stages have other names, and depth could not be read off.
     state = relabel(number_last_norm(state), _TO_MMPRETRAIN)
     key = 'absolute_pos_embed'
     if key in state and key in shapes and tuple(state[key].shape) != shapes[key]:
@@ -145,10 +153,12 @@ def fit_tables(state: State, shapes: dict[str, tuple[int, ...]], report: Report,
     """
     for key in [key for key in state if key.endswith('relative_position_bias_table')]:
         table, index_key = state[key], key.replace('bias_table', 'index')
+        # The file's index belongs to the file's window; it tells its size and is then of no use.
         stored = state.pop(index_key, None)
         shape = shapes.get(key, tuple(table.shape))
         tokens = shapes[index_key][
             0] if index_key in shapes else None if stored is None or key in shapes else stored.shape[0]
+        # Rows alone may fit several windows; the number of tokens decides.
         target = bias_window(shape[0], tokens, dims=dims)
         if tuple(table.shape) != shape and table.shape[1] == shape[1]:
             source = bias_window(table.shape[0], None if stored is None else stored.shape[0], like=target, dims=dims)

@@ -92,6 +92,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc,name-defined]
         flat = self.storages.get(pending.key)
         if flat is None:
             item = torch.empty((), dtype=pending.dtype).element_size()
+            # check_zip has compared what it would become with the size of the file.
             raw = self.archive.read(f'{self.root}/data/{pending.key}')
             if len(raw) < pending.numel * item:
                 raise ValueError(f'storage {pending.key} has {len(raw)} bytes, {pending.numel * item} announced')
@@ -100,8 +101,10 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc,name-defined]
                 flat = torch.frombuffer(bytearray(raw), dtype=pending.dtype, count=pending.numel)
             self.storages[pending.key] = flat
         shape, stride = tuple(shape), tuple(stride)
+        # A negative stride would read in front of the storage.
         if any(type(value) is not int or value < 0 for value in (*shape, *stride, offset)) or len(shape) != len(stride):
             raise ValueError('a tensor has an impossible shape')
+        # The furthest element that the claim would touch.
         last = offset + sum((extent - 1) * step for extent, step in zip(shape, stride)) if math.prod(shape) else 0
         if last >= max(flat.numel(), 1) or math.prod(shape) > max(flat.numel(), 1):
             raise ValueError(f'a tensor of shape {shape} does not fit its storage of {flat.numel()} elements')
@@ -118,6 +121,7 @@ def _collect(node: Any, prefix: str, found: 'OrderedDict[str, torch.Tensor]', bu
             found[f'{prefix}{name}'] = value
         elif isinstance(value, (_Node, dict)):
             _collect(value, f'{prefix}{name}.', found, busy)
+    # A module may stand at two places, but not inside itself.
     busy.discard(id(state))
 
 
@@ -134,6 +138,7 @@ def load_torchscript(path: str, names: list[str]) -> 'OrderedDict[str, torch.Ten
     Raises:
         WeightFileError: An archive that names anything but modules and tensors, or whose storages are too short.
     """
+    # The folder in the archive has the name of whatever was saved.
     root = next(name for name in names if name.count('/') == 1 and name.endswith('/data.pkl')).split('/')[0]
     try:
         with zipfile.ZipFile(path) as archive:

@@ -15,6 +15,7 @@ def from_video(state: State, report: Report) -> State:
     canonical = from_original(state, report)
     head = report.extras.get('head.weight')
     if head is not None and head.ndim == 5:  # V-PETL classifies by a 1 x 1 x 1 convolution
+        # A convolution of one pixel is a linear layer.
         report.extras['head.weight'] = head.flatten(1)
     return _plain_last_norm(canonical)
 
@@ -43,6 +44,7 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], report: Report) ->
     if target is None or len(target) != 5:
         raise ValueError(f'{kernel}: to inflate image weights give the shapes of the video backbone')
     length, old = target[2], tuple(state[kernel].shape)
+    # Over a tubelet of equal frames the sum is the image's value again.
     state[kernel] = state[kernel][:, :, None].repeat(1, 1, length, 1, 1) / length
     report.reshaped.append((kernel, old, tuple(state[kernel].shape), 'repeated over time, divided by its length'))
     for key in [key for key in state if key.endswith('relative_position_bias_table')]:
@@ -50,9 +52,11 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], report: Report) ->
         stored = state.pop(index_key, None)
         if key not in shapes:
             continue
+        # The target's; its last two axes are what the image table is resized to.
         window = bias_window(shapes[key][0], shapes[index_key][0] if index_key in shapes else None, dims=3)
         old = tuple(state[key].shape)
         source = bias_window(old[0], None if stored is None else stored.shape[0])
+        # The same for every distance in time: the image model knows none.
         state[key] = resize_bias(state[key], source, window[1:]).repeat(2 * window[0] - 1, 1)
         state[index_key] = relative_index(window)
         report.reshaped.append((key, old, tuple(state[key].shape), f'window {source} -> {window}, repeated over time'))
@@ -63,6 +67,7 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], report: Report) ->
 def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
     """Adapt canonical tensors, of images or videos, to one mmaction2 ``SwinTransformer3D``."""
     weight: torch.Tensor | None = state.get('patch_embed.proj.weight')
+    # Images have no axis of time in their patch kernel.
     if weight is not None and weight.ndim == 4:
         return number_last_norm(inflate(state, shapes, report))
     return number_last_norm(fit_tables(state, shapes, report, dims=3))

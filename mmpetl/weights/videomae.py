@@ -20,12 +20,14 @@ ORIGINAL: Rules = (
     (r'patch_embed\.proj\.' + _WB, r'patch_embed.projection.\1'),
     (_B + r'norm([12])\.' + _WB, r'blocks.\1.norm\2.\3'),
     (_B + r'attn\.(qkv\.weight|qkv\.bias|q_bias|v_bias|proj\.weight|proj\.bias)', r'blocks.\1.attn.\2'),
+    # AdaptFormer's and V-PETL's split projections.
     (_B + r'attn\.([qkv])(?:_proj)?\.weight', r'blocks.\1.attn.qkv.weight@\2'),
     (_B + r'attn\.([qkv])(?:_proj)?\.bias', r'blocks.\1.attn.\2_bias'),
     (_B + r'(?:mlp\.)?fc1\.' + _WB, r'blocks.\1.mlp.layers.0.0.\2'),
     (_B + r'(?:mlp\.)?fc2\.' + _WB, r'blocks.\1.mlp.layers.1.\2'),
     (_B + r'gamma_([12])', r'blocks.\1.gamma_\2'),
     (r'norm\.' + _WB, r'norm.\1'),
+    # Norm behind the pooling.
     (r'(?:fc_norm|head_norm)\.' + _WB, r'fc_norm.\1'),
     (r'head\.' + _WB, r'+head.\1'),
 )
@@ -43,6 +45,7 @@ HF: Rules = (
     (_HF_LAYER + r'(?:output\.dense|mlp\.fc2)\.' + _WB, r'blocks.\1.mlp.layers.1.\2'),
     (r'layernorm\.' + _WB, r'norm.\1'),
 )
+# The position table of the hub's files is the fixed one, which the backbone builds.
 HF_IGNORED: Ignored = ((r'embeddings\.(mask_token|position_embeddings|position_ids)', DECODER), *IGNORED)
 
 _KEY_BIAS = 'bias of the keys: adds one constant to all logits of a query, no effect'
@@ -66,8 +69,10 @@ def from_mmaction(state: State, report: Report) -> State:
 def split_bias(state: State, report: Report) -> State:
     """Keep the query and value parts of a fused bias; mmaction2's attention has no key bias, and none is needed."""
     for key in [key for key in state if key.endswith('attn.qkv.bias')]:
+        # In this order all files fuse them.
         query, _, value = state.pop(key).chunk(3)
         stem = key.removesuffix('qkv.bias')
+        # Clones: views would keep the whole fused bias, and be stored with it.
         state[f'{stem}q_bias'], state[f'{stem}v_bias'] = query.clone(), value.clone()
         report.left_out[f'{stem}qkv.bias (keys)'] = _KEY_BIAS
     for key in [key for key in state if key.endswith('attn.k_bias')]:
@@ -114,10 +119,12 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, .
             'place; inflate weights without it (supervised ViT, MAE, DINOv2)')
     take_registers(state, report)
     old = tuple(state[kernel].shape)
+    # Over a tubelet of equal frames the sum is the image's value again.
     state[kernel] = state[kernel][:, :, None].repeat(1, 1, target[2], 1, 1) / target[2]
     report.reshaped.append((kernel, old, tuple(state[kernel].shape), 'repeated over time, divided by its length'))
     if state.pop('cls_token', None) is not None:
         report.left_out['cls_token'] = 'the video backbone has no class token'
+        # Its first row is the class token's.
         state['pos_embed'] = state['pos_embed'][:, 1:]
         report.notes.append('inflated from images: class token dropped, features are averaged over all tokens')
     if 'pos_embed' in shapes:
@@ -125,6 +132,7 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, .
     for part in ('weight', 'bias'):
         final = state.pop(f'ln1.{part}', None)
         pooled = state.pop(f'ln2.{part}', None)
+        # A file has the norm of all tokens or that of their mean; the video backbone norms the mean.
         final = final if pooled is None else pooled
         if final is not None:
             state[f'fc_norm.{part}' if f'fc_norm.{part}' in shapes else f'norm.{part}'] = final
@@ -150,6 +158,7 @@ def _inflate_positions(state: State, shape: tuple[int, ...], grid: tuple[int, ..
 
 def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, ...] | None, report: Report) -> State:
     """Adapt canonical tensors, of images or videos, to one mmaction2 ``VisionTransformer`` (VideoMAE)."""
+    # The common form of images has layers, that of videos blocks.
     if any(key.startswith('layers.') for key in state):
         return inflate(state, shapes, grid, report)
     if shapes and not any('gamma_1' in key for key in shapes):
@@ -161,6 +170,7 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
     if table is None:
         table = _published_table(shapes, grid)
         report.generated['pos_embed'] = 'fixed sine-cosine table'
+    # A fixed table needs no resizing: it is made anew for the other length.
     if tuple(table.shape) != shape and grid is None and _is_sinusoid(table):
         state['pos_embed'] = sinusoid(shape[1], shape[2])
         report.generated['pos_embed'] = 'fixed sine-cosine table'
@@ -178,6 +188,7 @@ def _published_grid(shapes: dict[str, tuple[int, ...]]) -> tuple[int, int, int] 
     """Grid (T, H, W) that the published models were pre-trained with, 16 frames of 224 x 224 pixels; None for models
     of other patches or widths."""
     dim, _, *patch = shapes.get('patch_embed.projection.weight', (0, 0))
+    # Smaller ones are made for tests, or by users, and were pre-trained at their own size.
     if dim < 384 or patch not in ([2, 16, 16], [2, 14, 14]):
         return None
     return 8, 224 // patch[1], 224 // patch[2]
@@ -206,6 +217,7 @@ def _fold_gammas(state: State, report: Report) -> None:
 
 
 def _is_sinusoid(table: torch.Tensor) -> bool:
+    # Files store it rounded, some in half precision.
     return bool(torch.allclose(table.float(), sinusoid(*table.shape[1:]).to(table.device), atol=1e-4))
 
 
@@ -222,6 +234,7 @@ def _grids(length: int, wanted: int, grid: tuple[int, ...] | None,
     target = (grid[0], grid[1], grid[2])
     if published and published[0] * published[1] * published[2] == length:
         return published, target
+    # The same number of steps in time, another square in space?
     side = square(length // target[0]) if length % target[0] == 0 else None
     if side:
         return (target[0], side, side), target

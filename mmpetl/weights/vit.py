@@ -19,19 +19,26 @@ from .resize import resize_grid, square
 
 TIMM: Rules = (
     (r'cls_token|pos_embed', r'\g<0>'),
+    # timm says reg_token, facebookresearch register_tokens.
     (r'reg(?:ister)?_tokens?', 'register_tokens'),
     (r'patch_embed\.proj\.(weight|bias)', r'patch_embed.projection.\1'),
+    # CLIP's norm before the blocks.
     (r'norm_pre\.(weight|bias)', r'pre_norm.\1'),
     (r'blocks\.(\d+)\.norm([12])\.(weight|bias)', r'layers.\1.ln\2.\3'),
     (r'blocks\.(\d+)\.attn\.(qkv|proj)\.(weight|bias)', r'layers.\1.attn.\2.\3'),
     (r'blocks\.(\d+)\.attn\.([qkv])(?:_proj)?\.(weight|bias)', r'layers.\1.attn.qkv.\3@\2'),
+    # BEiT's form: there is no bias of the keys.
     (r'blocks\.(\d+)\.attn\.([qv])_bias', r'layers.\1.attn.qkv.bias@\2'),
+    # AdaptFormer's files lack the level of the mlp.
     (r'blocks\.(\d+)\.(?:mlp\.)?fc1\.(weight|bias)', r'layers.\1.ffn.layers.0.0.\2'),
     (r'blocks\.(\d+)\.(?:mlp\.)?fc2\.(weight|bias)', r'layers.\1.ffn.layers.1.\2'),
+    # Gated networks of DINOv2-giant.
     (r'blocks\.(\d+)\.mlp\.(w12|w3)\.(weight|bias)', r'layers.\1.ffn.\2.\3'),
+    # Layer scale as timm and as BEiT call it.
     (r'blocks\.(\d+)\.(?:ls1\.gamma|gamma_1)', r'layers.\1.attn.gamma1.weight'),
     (r'blocks\.(\d+)\.(?:ls2\.gamma|gamma_2)', r'layers.\1.ffn.gamma2.weight'),
     (r'norm\.(weight|bias)', r'ln1.\1'),
+    # Norm behind the pooling.
     (r'fc_norm\.(weight|bias)', r'ln2.\1'),
     (r'head\.(weight|bias)', r'+head.\1'),
 )
@@ -40,6 +47,7 @@ TIMM_IGNORED: Ignored = (
     (r'decoder.*|mask_token|mask_embed', DECODER), *PETL_NAMES,
 )
 
+# encoder.layer.0 in transformers 4, and in 5 where a model has kept it; else layers.0.
 _HF_LAYER = r'(?:encoder\.)?layers?\.(\d+)\.'
 HF: Rules = (
     (r'embeddings\.cls_token', 'cls_token'),
@@ -53,6 +61,7 @@ HF: Rules = (
     (_HF_LAYER + r'attention\.(?:output\.dense|o_proj)\.(weight|bias)', r'layers.\1.attn.proj.\2'),
     (_HF_LAYER + r'(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)', r'layers.\1.ffn.layers.0.0.\2'),
     (_HF_LAYER + r'(?:output\.dense|mlp\.fc2)\.(weight|bias)', r'layers.\1.ffn.layers.1.\2'),
+    # Gated networks of DINOv2-giant.
     (_HF_LAYER + r'mlp\.weights_in\.(weight|bias)', r'layers.\1.ffn.w12.\2'),
     (_HF_LAYER + r'mlp\.weights_out\.(weight|bias)', r'layers.\1.ffn.w3.\2'),
     (_HF_LAYER + r'layer_scale1\.lambda1', r'layers.\1.attn.gamma1.weight'),
@@ -88,6 +97,7 @@ JAX: Rules = (
     (_JAX_BLOCK + r'MlpBlock_3/Dense_1/bias', r'layers.\1.ffn.layers.1.bias'),
     (r'Transformer/encoder_norm/scale', 'ln1.weight'),
     (r'Transformer/encoder_norm/bias', 'ln1.bias'),
+    # pre_logits: the layer before the classifier of files for ImageNet-21k.
     (r'(head|pre_logits)/kernel', r'+\1.weight'),
     (r'(head|pre_logits)/bias', r'+\1.bias'),
 )
@@ -116,10 +126,13 @@ def from_mmpretrain(state: State, report: Report) -> State:
 
 def _jax_array(key: str, tensor: torch.Tensor) -> torch.Tensor:
     if key == 'embedding/kernel':
+        # JAX: (h, w, in, out).
         return tensor.permute(3, 2, 0, 1).contiguous()
     if key.endswith('/out/kernel'):
+        # JAX: (heads, head_dim, out).
         return tensor.flatten(0, 1).t().contiguous()
     if 'Attention' in key:
+        # JAX: (in, heads, head_dim); biases (heads, head_dim).
         return tensor.flatten(1).t().contiguous() if key.endswith('kernel') else tensor.flatten()
     return tensor.t().contiguous() if key.endswith('kernel') and tensor.ndim == 2 else tensor
 
@@ -127,6 +140,7 @@ def _jax_array(key: str, tensor: torch.Tensor) -> torch.Tensor:
 def _positions(state: State) -> State:
     """Give the class token a zero row where the file's position table covers the patches alone."""
     table = state.get('pos_embed')
+    # A square length is a grid alone; one more is a grid and the row of the class token.
     if table is not None and 'cls_token' in state and square(table.shape[1]) and not square(table.shape[1] - 1):
         state['pos_embed'] = torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
     return state
@@ -134,6 +148,7 @@ def _positions(state: State) -> State:
 
 def fold_layer_scale(state: State, report: Report) -> None:
     """Multiply LayerScale into the linear layer before it, exactly: diag(g) (W x + b) = (diag(g) W) x + g b."""
+    # The scale, and the layer before it: plain networks end in layers.1, gated ones in w3.
     pairs = (('attn.gamma1.weight', 'attn.proj'), ('ffn.gamma2.weight', 'ffn.layers.1'), ('ffn.gamma2.weight',
                                                                                           'ffn.w3'))
     for i in range(depth(state, 'layers')):
@@ -141,6 +156,7 @@ def fold_layer_scale(state: State, report: Report) -> None:
             gamma, name = state.get(f'layers.{i}.{scale}'), f'layers.{i}.{linear}'
             if gamma is None or f'{name}.weight' not in state:
                 continue
+            # Rows are outputs.
             state[f'{name}.weight'] = gamma[:, None] * state[f'{name}.weight']
             if f'{name}.bias' in state:
                 state[f'{name}.bias'] = gamma * state[f'{name}.bias']
@@ -160,6 +176,7 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
     Raises:
         ValueError: Register tokens, for which mmpretrain's ViT has no place, or a grid that cannot be told.
     """
+    # The target was built without layer scale; merged into the layer before, it is the same function.
     if shapes and not any('gamma1.weight' in key for key in shapes):
         fold_layer_scale(state, report)
     take_registers(state, report)
@@ -171,6 +188,7 @@ def to_target(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int,
     if 'pos_embed' in state and 'pos_embed' in shapes and tuple(state['pos_embed'].shape) != shapes['pos_embed']:
         old = tuple(state['pos_embed'].shape)
         state['pos_embed'] = fit_positions(state['pos_embed'], shapes['pos_embed'], 'cls_token' in shapes, grid)
+        # Resizing changes the function a little, so it is reported.
         report.reshaped.append(('pos_embed', old, tuple(state['pos_embed'].shape), 'grid resized, bicubic'))
     return state
 
@@ -185,6 +203,7 @@ def take_registers(state: State, report: Report) -> None:
     Raises:
         ValueError: The file has registers and the format name ``'dinov2-registers'`` was not given.
     """
+    # Popped in any case: mmpretrain has no key for them.
     registers = state.pop('register_tokens', None)
     if registers is None:
         return
@@ -205,6 +224,7 @@ def fit_positions(table: torch.Tensor, shape: tuple[int, ...], with_cls: bool,
     Raises:
         ValueError: One of the grids cannot be told from its length, or the widths differ.
     """
+    # The class token's row comes first and is not resized.
     extra = int(with_cls)
     source = square(table.shape[1] - extra)
     side = square(shape[1] - extra)
@@ -270,6 +290,7 @@ _AS_HF: Rules = (
     (r'cls_token', 'embeddings.cls_token'),
     (r'pos_embed', 'embeddings.position_embeddings'),
     (r'patch_embed\.projection\.' + _WB, r'embeddings.patch_embeddings.projection.\1'),
+    # Files on the hub keep the names of transformers 4, which version 5 renames while it loads.
     (_LAYER + r'attn\.qkv\.' + _WB, r'encoder.layer.\1.attention.attention.@.\2'),
     (_LAYER + r'attn\.proj\.' + _WB, r'encoder.layer.\1.attention.output.dense.\2'),
     (_LAYER + r'ffn\.layers\.0\.0\.' + _WB, r'encoder.layer.\1.intermediate.dense.\2'),
