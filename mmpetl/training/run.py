@@ -23,6 +23,7 @@ from ..tuning import unwrap
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
 from .lifecycle import name_base, prepare
+from .loaders import close_loaders_after
 from .work_dir import claimed, refuse_or_clear
 
 _runs = itertools.count()
@@ -106,6 +107,7 @@ def build_runner(cfg: Config) -> Any:
         runner.logger.info(f'Recomputed in the backward pass: {", ".join(chosen)}')
     elif names:
         runner.register_hook(_checkpointing_hook(names))
+    close_loaders_after(runner, 'train', 'val', 'test')
     compat.warn_environment()
     return runner
 
