@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run ends its data loaders itself, whatever ends it: no worker process outlives ``train()``, ``val()`` or ``test()``.
+"""A run ends its data loaders itself, whatever ends it: no worker outlives ``train()``, ``val()`` or ``test()``.
 
 Left to torch, workers that are kept from epoch to epoch with pinned memory end when the interpreter does: an ``atexit``
 function per worker waits 5 s for a worker that nobody has told to end, then kills it (14 workers: 70 s).
@@ -60,8 +60,8 @@ def close_loaders(loaders: List[DataLoader]) -> None:
     datasets = {id(loader.dataset) for loader in loaders if loader.num_workers}
     if not datasets:
         return
-    # Torch has no public way to end a pass, and a pass that was cut is held by the error's frames alone: this is the one
-    # place that looks for passes and calls their own way of ending, which runs once however often it is called.
+    # Torch has no public way to end a pass, and a pass that was cut is held by the error's frames alone: this is the
+    # one place that looks for passes and calls their own way of ending, which runs once however often it is called.
     passes = [each for each in gc.get_objects() if type(each) is _MultiProcessingDataLoaderIter
               and id(each._dataset) in datasets]
     workers = [worker for each in passes for worker in each._workers]

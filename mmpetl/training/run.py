@@ -20,6 +20,7 @@ from ..datasets.how_to_get import and_get
 from ..hooks.adapter import AdapterHook
 from ..hooks.belongs import BelongsHook
 from ..tuning import unwrap
+from .compiling import compile_blocks_in
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
 from .lifecycle import name_base, prepare
@@ -107,6 +108,7 @@ def build_runner(cfg: Config) -> Any:
         runner.logger.info(f'Recomputed in the backward pass: {", ".join(chosen)}')
     elif names:
         runner.register_hook(_checkpointing_hook(names))
+    compile_blocks_in(runner)
     close_loaders_after(runner, 'train', 'val', 'test')
     compat.warn_environment()
     return runner
