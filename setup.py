@@ -75,7 +75,7 @@ setup(
     keywords=
     'parameter-efficient transfer learning, adapters, prompt tuning, LoRA, vision transformer, video, OpenMMLab',
     packages=find_packages(include=['mmpetl', 'mmpetl.*']),
-    package_data={'mmpetl': ['py.typed']},
+    package_data={'mmpetl': ['py.typed', 'sweeps/page/*']},
     python_requires='>=3.10,<3.13',
     install_requires=requirements('runtime'),
     extras_require=EXTRAS,

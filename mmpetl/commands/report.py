@@ -1,27 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``mmpetl report DIR``: what sweeps have reached, as a table and as a plot."""
+"""``mmpetl report DIR``: what sweeps and runs have reached, as tables, plots and one HTML file."""
 
 import argparse
-from typing import Any
+import os
+from functools import partial
+from typing import Any, List, Optional, Sequence
 
-from ..sweeps.report import read_rows
+from ..sweeps.compare import compare
+from ..sweeps.plan import write_text
+from ..sweeps.report import Row, read_rows
 from ..sweeps.report_files import markdown, write_all
+from ..sweeps.report_pages import run_name, run_page
+from ..sweeps.run_facts import is_run
+from ..weights.io import atomic_write
+from .progress import bar
 
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl report``; status 1 if a run that was planned is missing."""
-    rows = read_rows(args.dirs)
+    runs = [folder for folder in args.dirs if is_run(folder)]
+    for folder in runs:
+        with bar(f'batches of {run_name(folder)}') as tick:
+            page = run_page(folder, not args.no_test, tick)
+        name = f'{run_name(folder).replace("/", "_")}.html' if args.out else 'report.html'
+        path = os.path.join(args.out or folder, name)
+        atomic_write(path, partial(write_text, page))
+        print(path)
+    sweeps = [folder for folder in args.dirs if folder not in runs]
+    return _sweeps(sweeps, args.out, args.compare) if sweeps else 0
+
+
+def _sweeps(folders: Sequence[str], out: Optional[str], pair: Optional[Sequence[str]]) -> int:
+    """The report of sweeps."""
+    rows = read_rows(folders)
     for suite in dict.fromkeys(row.suite for row in rows):
         print(markdown([row for row in rows if row.suite == suite]))
-    if args.out:
-        for path in write_all(rows, args.out):
+    if pair:
+        print(compare(_named(rows, pair[0]), _named(rows, pair[1])))
+    if out:
+        for path in write_all(rows, out):
             print(path)
     return 1 if any(cell.mean is None for row in rows for cell in row.cells.values()) else 0
 
 
+def _named(rows: List[Row], name: str) -> Row:
+    found = [row for row in rows if row.name == name]
+    if len(found) != 1:
+        raise ValueError(f'--compare: no sweep is called {name!r}; there are {", ".join(row.name for row in rows)}')
+    return found[0]
+
+
 def add_parser(subparsers: Any) -> None:
     """Add ``report``."""
-    parser = subparsers.add_parser('report', help='tables and plots of finished sweeps', description=__doc__)
-    parser.add_argument('dirs', nargs='+', metavar='DIR', help='folders of sweeps, or folders that hold some')
-    parser.add_argument('--out', metavar='FOLDER', help='also write <suite>.md, .csv, .tex and .png there')
+    parser = subparsers.add_parser(
+        'report', help='tables, plots and HTML pages of sweeps and runs', description=__doc__)
+    parser.add_argument('dirs', nargs='+', metavar='DIR',
+                        help='work dirs of training runs, folders of sweeps, or folders that hold some sweeps')
+    parser.add_argument(
+        '--out', metavar='FOLDER', help='write <suite>.md, .csv, .tex, .png and .html of the sweeps there, and '
+        '<run>.html of runs (without it: report.html in the folder of each run)')
+    parser.add_argument(
+        '--compare', nargs=2, metavar='NAME', help='compare two sweeps of one suite, paired over data sets and seeds')
+    parser.add_argument(
+        '--no-test', action='store_true', help='runs: without testing the adapter, which classes, confusions and worst '
+        'samples come from')
     parser.set_defaults(run=run)

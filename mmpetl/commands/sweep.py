@@ -110,6 +110,8 @@ def run(args: argparse.Namespace) -> int:
     if args.retry_failed:
         print(f'{forget_failures(plan, work_dir)} failed runs will be tried again')
     from ..sweeps.workers import work
+    from ..training.work_dir import note_command
+    note_command(work_dir, sys.argv)
     work(plan, work_dir, jobs=args.jobs)
     return _close(plan, work_dir)
 

@@ -18,9 +18,10 @@ from ..datasets.tables import get_suite
 from ..evaluation.efficiency import pe_score, ppt_score
 from ..evaluation.means import Mean, mean_of, suite_means
 from ..training.tasks import apply_task
+from .families import OTHER, family_of
 from .plan import PLAN_FILE, read_plan, units
 from .search import as_dict, describe_params
-from .trial import OK
+from .trial import OK, Result, Trial
 
 
 @dataclass
@@ -38,6 +39,10 @@ class Cell:
         chosen: What the search chose, for example 'lr=0.003 weight_decay=0.01'; several few-shot subsets are set apart
             by '; '.
         seconds: Time of all its runs so far, search included.
+        by_run: Score of every finished final run by what tells it from its sisters, for example 'seed=0': what pairs
+            of methods are compared by.
+        folders: Folder of each of them, relative to the sweep's.
+        run_seconds, run_cpu_seconds: Mean time of a finished final run, on the clock and of the processor.
     """
     scores: List[float] = field(default_factory=list)
     best_scores: List[float] = field(default_factory=list)
@@ -48,6 +53,10 @@ class Cell:
     errors: List[str] = field(default_factory=list)
     chosen: str = ''
     seconds: float = 0.
+    by_run: Dict[str, float] = field(default_factory=dict)
+    folders: Dict[str, str] = field(default_factory=dict)
+    run_seconds: Optional[float] = None
+    run_cpu_seconds: Optional[float] = None
 
     @property
     def mean(self) -> Optional[float]:
@@ -71,12 +80,16 @@ class Row:
         tested_often: Whether runs were tested more than once, so that a best epoch can be chosen on test data.
         computed_bytes: Memory of a training step as ``mmpetl plan`` computes it, for the first task; None where it was
             measured.
+        family: What kind of method it is, see :mod:`mmpetl.sweeps.families`.
+        folder: The sweep's folder.
     """
     name: str
     suite: str
     cells: Dict[str, Cell]
     tested_often: bool = False
     computed_bytes: Optional[int] = None
+    family: str = OTHER
+    folder: str = ''
 
     def means(self, best: bool = False) -> Dict[str, Mean]:
         """Means over the suite's tasks, by label; ``best`` takes the epochs chosen on test data."""
@@ -88,6 +101,14 @@ class Row:
     def average(self, name: str, tasks: Iterable[str]) -> Optional[float]:
         """Mean over these tasks of a number of their cells, for example 'mean' or 'params'; None unless all have it."""
         return mean_of(getattr(self.cells[t], name) if t in self.cells else None for t in tasks).value
+
+    def per_run(self, tasks: Sequence[str]) -> Optional[List[float]]:
+        """Means over these tasks of the runs of one seed each; None unless every task has the same complete set."""
+        cells = [self.cells.get(task) for task in tasks]
+        if not cells or any(cell is None or cell.mean is None or set(cell.by_run) != set(cells[0].by_run)
+                            for cell in cells):  # type: ignore[union-attr]
+            return None
+        return [statistics.fmean(cell.by_run[run] for cell in cells if cell) for run in cells[0].by_run]
 
     def efficiency(self, tasks: Sequence[str]) -> Dict[str, Optional[float]]:
         """PE (trainable parameters with heads) and PPT (without) over these tasks, in per cent; None where a task is
@@ -124,29 +145,55 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
         name: Name in the table; default that of the config.
     """
     plan = read_plan(work_dir)
-    row = Row(name or plan['name'], plan['suite'], {})
+    row = Row(name or plan['name'], plan['suite'], {}, folder=work_dir)
     for unit in units(plan, work_dir):
         cell = row.cells.setdefault(unit.task, Cell())
         cell.wanted += len(plan['seeds'])
         cell.seconds += sum(result.seconds for result in map(unit.result, unit.all_trials()) if result is not None)
         chosen = describe_params(as_dict(unit.best() or ())) if unit.searching() else ''
         cell.chosen = '; '.join(filter(None, [cell.chosen, chosen]))
-        for trial in unit.finals():
-            result = unit.result(trial)
-            if result is None:
-                continue
-            if result.status != OK:
-                cell.errors.append(f'{trial.folder()}: {result.error}')
-                continue
-            assert result.score is not None and result.best_score is not None  # a run that is OK has both
-            cell.scores.append(result.score)
-            cell.best_scores.append(result.best_score)
-            cell.params, cell.head_params = result.params, result.head_params
-            cell.peak_bytes = max(cell.peak_bytes or 0,
-                                  result.peak_bytes) if result.peak_bytes is not None else cell.peak_bytes
-            row.tested_often |= len(result.epochs) > 1
+        results = [(trial, unit.result(trial)) for trial in unit.finals()]
+        for trial, result in results:
+            if result is not None:
+                _add(cell, trial, result)
+                row.tested_often |= result.status == OK and len(result.epochs) > 1
         if unit.searching() and unit.best() is None and not unit.waiting():
             cell.errors.append(f'{unit.task} {unit.fold or ""}: every search run failed')
+    _add_config(row, plan)
+    return row
+
+
+def _add(cell: Cell, trial: Trial, result: Result) -> None:
+    """Put a final run into its cell."""
+    if result.status != OK:
+        cell.errors.append(f'{trial.folder()}: {result.error}')
+        return
+    assert result.score is not None and result.best_score is not None  # a run that is OK has both
+    before = len(cell.scores)
+    cell.scores.append(result.score)
+    cell.best_scores.append(result.best_score)
+    run = describe_params({**trial.fold, 'seed': trial.seed}, ', ')
+    cell.by_run[run], cell.folders[run] = result.score, trial.folder()
+    cell.params, cell.head_params = result.params, result.head_params
+    if result.peak_bytes is not None:
+        cell.peak_bytes = max(cell.peak_bytes or 0, result.peak_bytes)
+    cell.run_seconds = _running_mean(cell.run_seconds, result.seconds, before)
+    cell.run_cpu_seconds = _running_mean(cell.run_cpu_seconds, result.cpu_seconds, before)
+
+
+def _running_mean(mean: Optional[float], value: Optional[float], count: int) -> Optional[float]:
+    """Mean of ``count`` values and one more; None as soon as one is unknown."""
+    if value is None or (count and mean is None):
+        return None
+    return ((mean or 0.) * count + value) / (count + 1)
+
+
+def _add_config(row: Row, plan: Mapping[str, Any]) -> None:
+    """What follows from the sweep's config: the family, and the computed memory where none was measured."""
+    try:
+        row.family = family_of(sweep_config(plan))
+    except Exception:  # named below, where the memory misses it too
+        row.family = OTHER
     if all(cell.peak_bytes is None for cell in row.cells.values()):
         try:
             row.computed_bytes = computed_bytes(plan)
@@ -155,7 +202,15 @@ def read_row(work_dir: str, name: Optional[str] = None) -> Row:
                 f'{row.name}: training memory is left out, because {plan["config"]} gives no model now: '
                 f'{type(error).__name__}: '
                 f'{(str(error).splitlines() or [""])[0]}', 'current', logging.WARNING)
-    return row
+
+
+def sweep_config(plan: Mapping[str, Any]) -> Any:
+    """The config of a sweep, with the options that all its runs have."""
+    from mmengine.config import Config
+
+    cfg = Config.fromfile(plan['config'], format_python_code=False)
+    cfg.merge_from_dict(dict(plan['cfg_options']))
+    return cfg
 
 
 def computed_bytes(plan: Mapping[str, Any]) -> Optional[int]:
@@ -165,12 +220,9 @@ def computed_bytes(plan: Mapping[str, Any]) -> Optional[int]:
     Args:
         plan: Contents of the sweep's ``sweep.json``, with the absolute path of its config under 'config'.
     """
-    from mmengine.config import Config
-
-    cfg = Config.fromfile(plan['config'], format_python_code=False)
+    cfg = sweep_config(plan)
     if not cfg.get('train_dataloader'):
         return None
-    cfg.merge_from_dict(dict(plan['cfg_options']))
     cfg.task.update(suite=plan['suite'], name=plan['tasks'][0])
     return costs(apply_task(cfg, plan['cfg_options'])).memory_bytes
 
@@ -222,6 +274,15 @@ def memory_of(rows: Sequence[Row]) -> Tuple[str, List[Optional[float]]]:
     return 'training memory, GiB (computed)', [row.computed_bytes for row in rows]
 
 
+def time_of(rows: Sequence[Row]) -> Tuple[str, List[Optional[float]]]:
+    """Label and seconds of a final run of each row: of the processor where every row knows them, else on the clock."""
+    tasks = tasks_of(rows)
+    cpu = [row.average('run_cpu_seconds', tasks) for row in rows]
+    if all(value is not None for value, row in zip(cpu, rows) if row.average('mean', tasks) is not None):
+        return 'processor time of a run, s (mean)', cpu
+    return 'time of a run, s (mean)', [row.average('run_seconds', tasks) for row in rows]
+
+
 def mean_label(rows: Sequence[Row]) -> str:
     """What the mean over :func:`tasks_of` is called: a part of the suite must not be taken for its mean."""
     suite, count = get_suite(rows[0].suite), len(tasks_of(rows))
@@ -254,6 +315,8 @@ def table(rows: Sequence[Row], pm: str = '±') -> List[List[str]]:
     lines.append(['head (mean)', *[_number(row.average('head_params', tasks), ',.0f') for row in rows]])
     label, memory = memory_of(rows)
     lines.append([label, *[_number(None if m is None else m / 2**30, '.2f') for m in memory]])
+    label, seconds = time_of(rows)
+    lines.append([label, *[_number(s, '.0f') for s in seconds]])
     for label in rows[0].efficiency(tasks):
         lines.append([label, *[_number(row.efficiency(tasks)[label], '.2f') for row in rows]])
     return lines

@@ -6,13 +6,15 @@ import io
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, List, Optional, Sequence, TextIO, Tuple
+from typing import Any, List, Optional, Sequence, TextIO
 
 from ..datasets.tables import get_suite
 from ..names import csv_cell, latex_text, markdown_text, plain_name
 from ..weights.io import atomic_write
 from .plan import write_text
-from .report import Row, mean_label, memory_of, table, tasks_of
+from .report import Row, table, tasks_of
+from .report_pages import sweep_page
+from .report_plots import plot
 
 NOTE = (
     'Scores in per cent, last epoch, mean and sample standard deviation over the seeds. [k/n]: k of n are there; '
@@ -99,72 +101,14 @@ def _plain(value: Optional[float]) -> Any:
     return '' if value is None else value
 
 
-def pareto(points: Sequence[Tuple[float, float]]) -> List[int]:
-    """Positions of the points that no other point beats in both cost (first, lower is better) and score (second), by
-    rising cost."""
-    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
-    front: List[int] = []
-    for i in order:
-        if not front or points[i][1] > points[front[-1]][1]:
-            front.append(i)
-    return front
-
-
-def plot(rows: Sequence[Row], file: BinaryIO) -> None:
-    """Accuracy over trainable parameters, and over peak memory where it is known, as PNG; the front of the best
-    trade-offs is drawn.
-
-    Methods without a complete mean are named, not drawn.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    tasks = tasks_of(rows)
-    scores = {row.name: row.average('mean', tasks) for row in rows}
-    panels = [('trainable parameters, head included', [row.average('params', tasks) for row in rows])]
-    label, memory = memory_of(rows)
-    if any(m is not None for m in memory):
-        panels.append((label, [None if m is None else m / 2**30 for m in memory]))
-    figure = Figure(figsize=(5.5 * len(panels), 4.2), layout='constrained')
-    FigureCanvasAgg(figure)
-    for axes, (label, costs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        points, names = [], []
-        for row, cost in zip(rows, costs):
-            score = scores[row.name]
-            if cost is not None and score is not None:
-                points.append((cost, score))
-                names.append(row.name)
-        axes.scatter([x for x, _ in points], [y for _, y in points], s=28, zorder=3)
-        for point, text in zip(points, names):
-            axes.annotate(text, point, xytext=(4, 4), textcoords='offset points', fontsize=7)
-        front = pareto(points)
-        axes.step(
-            *zip(*[points[i] for i in front]) if front else ((), ()),
-            where='post',
-            linewidth=1,
-            color='0.5',
-            label='best trade-offs')
-        if points and min(x for x, _ in points) > 0 and axes.get_subplotspec().is_first_col():
-            axes.set_xscale('log')
-        axes.set_xlabel(label)
-        axes.set_ylabel(f'{get_suite(rows[0].suite).title}, {mean_label(rows)}, %')
-        axes.margins(0.15)
-        if len(front) > 1:
-            axes.legend(fontsize=7, loc='lower right')
-        axes.tick_params(which='both', labelsize=7)
-        axes.grid(alpha=0.3)
-    absent = [name for name, score in scores.items() if score is None]
-    if absent:
-        figure.supxlabel('incomplete, not drawn: ' + ', '.join(absent), fontsize=7)
-    figure.savefig(file, format='png', dpi=150)
-
-
 def write_all(rows: Sequence[Row], folder: str) -> List[str]:
-    """Write ``<suite>.md``, ``.csv``, ``.tex`` and ``.png`` of every suite; returns the paths."""
+    """Write ``<suite>.md``, ``.csv``, ``.tex``, ``.png`` and ``.html`` of every suite; returns the paths."""
     paths = []
     for suite in dict.fromkeys(row.suite for row in rows):
         mine = [row for row in rows if row.suite == suite]
         for suffix, write in (('md', partial(write_text, markdown(mine))), ('csv', partial(write_text, csv_text(mine))),
-                              ('tex', partial(write_text, latex(mine))), ('png', partial(plot, mine))):
+                              ('tex', partial(write_text, latex(mine))), ('png', partial(plot, mine)),
+                              ('html', partial(write_text, sweep_page(mine)))):
             path = os.path.join(folder, f'{plain_name(Path(suite).stem, "suite")}.{suffix}')
             atomic_write(path, write)
             paths.append(path)

@@ -76,6 +76,8 @@ class Result:
         seconds: Wall time; of a run that was killed and went on, that of its last piece.
         peak_bytes: Peak device memory that PyTorch allocated; None without a GPU.
         error: Why it failed or was skipped, one line.
+        cpu_seconds: ``seconds`` as time of the processor, without that of loader processes: on a busy machine it is the
+            one to compare. None in results of older versions.
     """
     status: str
     score: Optional[float] = None
@@ -87,6 +89,7 @@ class Result:
     seconds: float = 0.
     peak_bytes: Optional[int] = None
     error: str = ''
+    cpu_seconds: Optional[float] = None
 
 
 def read_result(folder: str) -> Optional[Result]:
@@ -108,8 +111,9 @@ def read_result(folder: str) -> Optional[Result]:
 
 def _check_kinds(result: Result) -> None:
     number, whole = (int, float, type(None)), (int, type(None))
-    kinds = dict(status=str, score=number, best_score=number, best_epoch=whole, epochs=list, params=whole,
-                 head_params=whole, seconds=(int, float), peak_bytes=whole, error=str)
+    kinds: Dict[str, Any] = dict(
+        status=str, score=number, best_score=number, best_epoch=whole, epochs=list, params=whole, head_params=whole,
+        seconds=(int, float), cpu_seconds=number, peak_bytes=whole, error=str)
     for key, kind in kinds.items():
         if not isinstance(getattr(result, key), kind):
             raise TypeError(f'{key} is a {type(getattr(result, key)).__name__}')
@@ -250,7 +254,7 @@ def run_trial(plan: Mapping[str, Any], trial: Trial, folder: str) -> Result:
     Returns:
         The result.
     """
-    started = time.time()
+    started, processor = time.time(), time.process_time()
     try:
         result = _train(trial_config(plan, trial, folder))
     except Exception as error:
@@ -258,7 +262,7 @@ def run_trial(plan: Mapping[str, Any], trial: Trial, folder: str) -> Result:
         os.makedirs(folder, exist_ok=True)
         Path(folder, 'error.txt').write_text(traceback.format_exc(), encoding='utf-8')
         result = Result(FAILED, error=one_line(error))
-    result.seconds = round(time.time() - started, 1)
+    result.seconds, result.cpu_seconds = round(time.time() - started, 1), round(time.process_time() - processor, 1)
     _close_logs()
     if not plan.get('keep_checkpoints'):
         _clean(folder, trial.phase)

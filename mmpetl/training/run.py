@@ -5,6 +5,7 @@ import argparse
 import errno
 import itertools
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
 from .lifecycle import name_base, prepare
 from .loaders import close_loaders_after
-from .work_dir import claimed, refuse_or_clear
+from .work_dir import claimed, note_command, refuse_or_clear
 
 _runs = itertools.count()
 
@@ -192,6 +193,8 @@ def run_training(args: argparse.Namespace) -> None:
     with claimed(cfg.work_dir), _naming_data_keys(cfg), _naming_a_full_disk(cfg.work_dir):
         if not cfg.get('resume') and (cfg.train_cfg.get('phases') or ['train'])[0] == 'train':
             refuse_or_clear(cfg.work_dir, args.overwrite)
+        if int(os.environ.get('RANK', 0)) == 0:
+            note_command(cfg.work_dir, sys.argv)
         build_runner(cfg).train()
 
 

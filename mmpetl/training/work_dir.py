@@ -6,20 +6,22 @@ import glob
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Dict, Iterator, List, Optional, Set, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ..hooks.checkpoint import STATE, step_in_name
-from ..weights.atomic import remove_dead_parts
+from ..weights.atomic import atomic_write, remove_dead_parts
 from ..weights.errors import WeightFileError
 from ..weights.guards import parse_json
 from ..weights.io import load_file
 from ..weights.reading import read_text
 
 LOCK = '.in_use'
+COMMANDS = 'command.txt'
 ADAPTERS = ('adapter.safetensors', 'best_adapter.safetensors')
 _held: Set[str] = set()
 
@@ -84,6 +86,29 @@ def remove_leftovers(folder: str) -> None:
     """Remove what processes that died while writing left behind, here and one level below."""
     for part in (folder, *glob.glob(os.path.join(glob.escape(folder), '*', ''))):
         remove_dead_parts(part)
+
+
+# -- how it was made --------------------------------------------------------------------------------------------------
+
+
+def note_command(folder: str, argv: Sequence[str]) -> None:
+    """Add a command line to ``command.txt`` of a folder, unless it is there.
+
+    Args:
+        folder: Of a run or a sweep.
+        argv: The program and its arguments.
+    """
+    line = shlex.join([os.path.basename(argv[0]), *argv[1:]]).replace('\n', ' ')
+    before = read_commands(folder)
+    if line not in before:
+        text = '\n'.join([*before, line, ''])
+        atomic_write(os.path.join(folder, COMMANDS), lambda file: file.write(text.encode()))
+
+
+def read_commands(folder: str) -> List[str]:
+    """The command lines that worked in a folder, oldest first."""
+    path = os.path.join(folder, COMMANDS)
+    return read_text(path).splitlines() if os.path.isfile(path) else []
 
 
 # -- what it holds ----------------------------------------------------------------------------------------------------

@@ -60,6 +60,8 @@ from mmpetl.names import printable
 from mmpetl.pruning.state import PruningFiles
 from mmpetl.sweeps.claims import Claim
 from mmpetl.sweeps.plan import read_plan
+from mmpetl.sweeps.report_pages import texts_of
+from mmpetl.sweeps.run_facts import read_curves
 from mmpetl.sweeps.submission import entry_of
 from mmpetl.sweeps.trial import OK, Result, read_history, read_result
 from mmpetl.training import work_dir
@@ -175,6 +177,9 @@ ROWS = {
     'sweep plan': ('sweep.json', lambda p, m: read_plan(str(p.parent))),
     'trial result': ('result.json', lambda p, m: read_result(str(p.parent))),
     'trial history': ('run/1/vis_data/scalars.json', lambda p, m: read_history(str(p.parents[2]), 'x')),
+    'curves of a run': ('run/1/vis_data/scalars.json', lambda p, m: read_curves(str(p.parents[2]))),
+    'commands of a run': ('command.txt', lambda p, m: work_dir.read_commands(str(p.parent))),
+    'texts of a page': ('config.py', lambda p, m: texts_of(str(p.parent), str(p))),
     'claim': ('claim', lambda p, m: Claim(str(p.parent)).acquire()),
     'scores': ('scores.npz', lambda p, m: entry_of('', [unit_of(p.parent)], 'x', {})),
     'members of an archive': ('x.whl', lambda p, m: from_archive(p, lambda source: [
@@ -255,7 +260,8 @@ EXEMPT = {
     'mmpetl/features/store.py:free_host_bytes': OWN,
     'mmpetl/hooks/checkpoint.py:settle': WRITES,
     'mmpetl/sweeps/claims.py:_started': OWN,
-    'mmpetl/sweeps/report.py:computed_bytes': PROGRAM,
+    'mmpetl/sweeps/report.py:sweep_config': PROGRAM,
+    'mmpetl/sweeps/report_html.py:render': OWN,
     'mmpetl/sweeps/space.py:parse_range': ARGUMENT,
     'mmpetl/sweeps/submission.py:_sizes': PROGRAM,
     'mmpetl/sweeps/submission.py:shots_of': PROGRAM,

@@ -18,7 +18,8 @@ from mmpetl.evaluation import pe_score, ppt_score
 from mmpetl.sweeps import report
 from mmpetl.sweeps.plan import make_plan, units
 from mmpetl.sweeps.report import Cell, cell_text, find_sweeps, read_row, read_rows, table
-from mmpetl.sweeps.report_files import csv_text, latex, markdown, pareto
+from mmpetl.sweeps.report_files import csv_text, latex, markdown
+from mmpetl.sweeps.report_plots import pareto
 from mmpetl.sweeps.submission import submission, validate
 from mmpetl.sweeps.trial import Result, write_result
 
@@ -75,7 +76,8 @@ def test_complete_table(tmp_path, capsys):
     assert float(lines['training memory, GiB (computed)']) == pytest.approx(
         0, abs=0.01) and 'SELECTED ON TEST' not in text
     assert read_row(folder).computed_bytes > 4 * 3000  # the toy's weights alone
-    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['vtab.csv', 'vtab.md', 'vtab.png', 'vtab.tex']
+    assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['vtab.csv', 'vtab.html', 'vtab.md', 'vtab.png',
+                                                                   'vtab.tex']
     assert Image.open(tmp_path / 'out/vtab.png').size[0] > 500
 
 
@@ -143,7 +145,7 @@ def test_latex(tmp_path):
     text = latex(rows)
     assert r'my\_method' in text and r'50.50 $\pm$ 0.71 \\' in text and r'oxford\_flowers102' in text
     body = [line for line in text.splitlines() if line.endswith(r'\\')]
-    assert all(line.count(' & ') == 1 for line in body) and len(body) == 1 + 19 + 5 + 5
+    assert all(line.count(' & ') == 1 for line in body) and len(body) == 1 + 19 + 5 + 6
 
 
 def test_cells_and_pareto():
