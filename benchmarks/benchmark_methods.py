@@ -4,7 +4,8 @@
     python tools/fetch_data.py dinov2-vits14 small-suite
     python benchmarks/benchmark_methods.py      hours on one CPU core; the same command goes on where it was cut
     python benchmarks/benchmark_methods.py --methods LoRA 'E2VPT, 5 tokens' --tasks digits --minutes 20
-    mmpetl report work_dirs/numbers --out work_dirs/numbers/report
+    python benchmarks/benchmark_methods.py --write          what is measured, into docs/numbers.md
+    mmpetl report work_dirs/numbers --tasks digits --out work_dirs/numbers/report
 
 The recipe is configs/small_suite/numbers.py; one worker process runs everything, in the order of ``STAGES``: every
 method on the digits, what the two questions about published code need on the X-rays, then the rest. Every method has
@@ -27,13 +28,18 @@ if (ROOT / 'mmpetl').is_dir():
 from mmpetl.datasets.tables import get_suite  # noqa: E402
 from mmpetl.names import plain_name  # noqa: E402
 from mmpetl.sweeps.claims import Claim  # noqa: E402
+from mmpetl.sweeps.compare import compare, interval  # noqa: E402
 from mmpetl.sweeps.plan import make_plan, units, write_text  # noqa: E402
+from mmpetl.sweeps.report import Cell, Row, only, read_rows  # noqa: E402
+from mmpetl.sweeps.report_plots import plot  # noqa: E402
 from mmpetl.sweeps.trial import describe  # noqa: E402
 from mmpetl.sweeps.workers import Worker  # noqa: E402
-from mmpetl.weights.io import atomic_write  # noqa: E402
+from mmpetl.weights.io import atomic_write, write_json  # noqa: E402
 
 SUITE = ROOT / 'configs' / 'small_suite' / 'suite.json'
 BASE = ROOT / 'configs' / 'small_suite' / 'numbers.py'
+DATA, PAGE = ROOT / 'benchmarks' / 'numbers.json', ROOT / 'docs' / 'numbers.md'
+MARKS = ('<!-- numbers: python benchmarks/benchmark_methods.py --write -->', '<!-- end of numbers -->')
 PIPELINE = [
     dict(type='mmpetl.LoadImage'),
     dict(type='Resize', scale=(42, 42), backend='pillow', interpolation='bicubic'),
@@ -101,6 +107,15 @@ METHODS: Dict[str, Method] = {
     'AdapterPlus': Method([dict(type='AdapterPlus', mid_dims=8)], 3e-3),
     'LayerNorm': Method([], 3e-3, tune=['*ln*']),
     'FacT-TT': Method([dict(type='FacT', kind='tt', rank=16)], 3e-3),
+    'RepAdapter': Method([dict(type='RepAdapter', mid_dims=8)], 3e-3),
+    'LoHa': Method([dict(type='LoHa', rank=4, ops='qv')], 3e-3),
+    'LoKr': Method([dict(type='LoKr', rank=8, ops='qv')], 3e-3),
+    'OFT': Method([dict(type='OFT', block_size=32, ops='qv')], 1e-3),
+    'BOFT': Method([dict(type='BOFT', block_size=8, factors=2, ops='qv')], 1e-3),
+    'DiffFit': Method([dict(type='DiffFit')], 3e-3, tune=['*bias', '*ln*']),
+    'Mona': Method([dict(type='Mona', mid_dims=64)], 1e-3),
+    'ARC': Method([dict(type='ARC', mid_dims=50)], 3e-3),
+    'RLRR': Method([dict(type='RLRR')], 3e-3),
     'E2VPT, 5 tokens': Method(e2vpt(5), 3e-3),
     'E2VPT, pruned': Method(e2vpt(10), 3e-3, more=pruned()),
     'E2VPT, pruned as published': Method(e2vpt(10), 3e-3, more=pruned(variant='released')),
@@ -108,6 +123,8 @@ METHODS: Dict[str, Method] = {
 #: Rows that answer the two questions about published code.
 RULES = ['KAdaptation', 'KAdaptation, released']
 PRUNED = ['E2VPT, 5 tokens', 'E2VPT, pruned', 'E2VPT, pruned as published']
+QUESTIONS = [('KAdaptation', 'KAdaptation, released'), ('E2VPT, pruned', 'E2VPT, pruned as published'),
+             ('E2VPT, pruned', 'E2VPT, 5 tokens')]
 #: (tasks, methods) in the order of work: what stands first is there first if the time is short.
 STAGES: List[Tuple[List[str], List[str]]] = [
     (['digits'], [name for name in METHODS if name not in PRUNED]), (['pneumonia'], RULES), (['digits'], PRUNED),
@@ -148,6 +165,74 @@ def run_method(name: str, tasks: Sequence[str], out: Path, worker: Worker, until
                 print(f'{name}: {describe(trial, worker.run(plan, trial, unit.folder(trial)))}', flush=True)
 
 
+def collect(out: Path) -> Dict[str, Any]:
+    """Everything that docs/numbers.md prints, out of the folders of the sweeps."""
+    methods = {}
+    for row in read_rows([str(out)]):
+        cells = {task: dict(params=cell.params, head=cell.head_params, seconds=cell.run_cpu_seconds, scores=cell.by_run)
+                 for task, cell in row.cells.items() if cell.scores}
+        methods[row.name] = dict(family=row.family, bytes=row.computed_bytes, tasks=cells)
+    known = [name for name in METHODS if name in methods and methods[name]['tasks']]
+    return dict(seeds=3, methods={name: methods[name] for name in known})
+
+
+def rows_of(data: Dict[str, Any]) -> Dict[str, Row]:
+    """The rows of a report, out of what :func:`collect` returned."""
+    rows = {}
+    for name, found in data['methods'].items():
+        cells = {}
+        for task, cell in found['tasks'].items():
+            scores = list(cell['scores'].values())
+            cells[task] = Cell(scores, scores, data['seeds'], cell['params'], cell['head'], by_run=cell['scores'],
+                               run_cpu_seconds=cell['seconds'])
+        rows[name] = Row(name, str(SUITE), cells, computed_bytes=found['bytes'], family=found['family'])
+    return rows
+
+
+def tables(data: Dict[str, Any]) -> str:
+    """The tables of docs/numbers.md: all methods on the digits, and the comparisons on all data sets."""
+    rows = rows_of(data)
+    lines = ['| method | kind | parameters without head | memory, MiB | processor time, s | accuracy on digits, % |',
+             '|---|---|---:|---:|---:|---:|']
+    for name in METHODS:
+        cell = rows[name].cells.get('digits') if name in rows else None
+        if cell is None or cell.mean is None or cell.params is None or cell.run_cpu_seconds is None:
+            lines.append(f'| {name} | | | | | not measured |')
+            continue
+        row, half = rows[name], interval(cell.scores)
+        lines.append(f'| {name} | {row.family} | {cell.params - (cell.head_params or 0):,} | '
+                     f'{(row.computed_bytes or 0) / 2**20:.0f} | {cell.run_cpu_seconds:.0f} | '
+                     f'{cell.mean:.1f} ± {half or 0:.1f} |')
+    lines += ['', '| difference | data sets | pairs | points | paired t-test, p | Wilcoxon, p |',
+              '|---|---|---:|---:|---:|---:|']
+    for first, second in QUESTIONS:
+        try:
+            found = compare(rows[first], rows[second])
+        except (KeyError, ValueError):
+            lines.append(f'| {first} - {second} | | 0 | not measured | | |')
+            continue
+        p, w = ('--' if value is None else f'{value:.3f}' for value in (found.t_test, found.wilcoxon))
+        bound = '' if found.half is None else f' ± {found.half:.1f}'
+        sets = ', '.join(dict.fromkeys(pair.split(', ')[0] for pair in found.pairs))
+        lines.append(f'| {first} - {second} | {sets} | {len(found.pairs)} | {found.mean:+.1f}{bound} | {p} | {w} |')
+    return '\n'.join(lines)
+
+
+def updated(page: str, data: Dict[str, Any]) -> str:
+    """docs/numbers.md with the tables between its marks."""
+    head, tail = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
+    return f'{head}{MARKS[0]}\n{tables(data)}\n{MARKS[1]}{tail}'
+
+
+def write(out: Path) -> None:
+    """Put what is measured into benchmarks/numbers.json, docs/numbers.md and docs/images/numbers.png."""
+    data = collect(out)
+    write_json(DATA, data)
+    atomic_write(PAGE, partial(write_text, updated(PAGE.read_text(encoding='utf-8'), data)))
+    rows = [only(row, ['digits']) for row in rows_of(data).values() if 'digits' in row.cells]
+    atomic_write(PAGE.parent / 'images' / 'numbers.png', partial(plot, rows))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -155,7 +240,11 @@ def main() -> None:
     parser.add_argument('--tasks', nargs='+', help='data sets; default all, in the order of STAGES')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='start no run after so many minutes')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs' / 'numbers')
+    parser.add_argument('--write', action='store_true', help='train nothing: write what is there into docs/numbers.md')
     args = parser.parse_args()
+    if args.write:
+        write(args.out)
+        return
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     until, worker = time.time() + 60 * args.minutes, Worker()
     try:

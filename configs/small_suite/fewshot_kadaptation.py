@@ -3,7 +3,7 @@
     python tools/fetch_data.py dinov2-vits14 small-suite
     mmpetl sweep configs/small_suite/fewshot_kadaptation.py --suite configs/small_suite/suite_fewshot.json --shots 5
 
-Trainable: 27,136 parameters in KAdaptation, 385 per class in the head. Measured: see docs/image_benchmarks.md.
+Trainable: 27,136 parameters in KAdaptation, 385 per class in the head. Measured: see docs/numbers.md.
 """
 
 _base_ = [

@@ -3,7 +3,7 @@
     python tools/fetch_data.py dinov2-vits14 small-suite
     mmpetl sweep configs/small_suite/lora.py --suite configs/small_suite/suite.json
 
-Trainable: 221,184 parameters in LoRA, 385 per class in the head. Measured: see docs/image_benchmarks.md.
+Trainable: 221,184 parameters in LoRA, 385 per class in the head. Measured: see docs/numbers.md.
 """
 
 _base_ = [

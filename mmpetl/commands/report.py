@@ -8,7 +8,7 @@ from typing import Any, List, Optional, Sequence
 
 from ..sweeps.compare import compare
 from ..sweeps.plan import write_text
-from ..sweeps.report import Row, read_rows
+from ..sweeps.report import Row, only, read_rows
 from ..sweeps.report_files import markdown, write_all
 from ..sweeps.report_pages import run_name, run_page
 from ..sweeps.run_facts import is_run
@@ -27,12 +27,15 @@ def run(args: argparse.Namespace) -> int:
         atomic_write(path, partial(write_text, page))
         print(path)
     sweeps = [folder for folder in args.dirs if folder not in runs]
-    return _sweeps(sweeps, args.out, args.compare) if sweeps else 0
+    return _sweeps(sweeps, args.out, args.compare, args.tasks) if sweeps else 0
 
 
-def _sweeps(folders: Sequence[str], out: Optional[str], pair: Optional[Sequence[str]]) -> int:
+def _sweeps(folders: Sequence[str], out: Optional[str], pair: Optional[Sequence[str]],
+            tasks: Optional[Sequence[str]]) -> int:
     """The report of sweeps."""
     rows = read_rows(folders)
+    if tasks:
+        rows = [only(row, tasks) for row in rows]
     for suite in dict.fromkeys(row.suite for row in rows):
         print(markdown([row for row in rows if row.suite == suite]))
     if pair:
@@ -59,6 +62,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--out', metavar='FOLDER', help='write <suite>.md, .csv, .tex, .png and .html of the sweeps there, and '
         '<run>.html of runs (without it: report.html in the folder of each run)')
+    parser.add_argument('--tasks', nargs='+', metavar='TASK', help='report these data sets of the suite alone')
     parser.add_argument(
         '--compare', nargs=2, metavar='NAME', help='compare two sweeps of one suite, paired over data sets and seeds')
     parser.add_argument(

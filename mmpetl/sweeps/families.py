@@ -7,8 +7,8 @@ OTHER = 'other methods'
 #: Family -> the methods of it, by their registered names.
 FAMILIES: Dict[str, Tuple[str, ...]] = {
     'weight updates': ('LoRA', 'DoRA', 'VeRA', 'FacT', 'KAdaptation', 'LoHa', 'LoKr', 'OFT', 'BOFT'),
-    'adapters': ('Adapter', 'AdaptFormer', 'AdapterPlus', 'Compacter', 'Convpass', 'PATT', 'STAdapter', 'RepAdapter', 'Mona',
-                 'ARC'),
+    'adapters': ('Adapter', 'AdaptFormer', 'AdapterPlus', 'Compacter', 'Convpass', 'PATT', 'STAdapter', 'RepAdapter',
+                 'Mona', 'ARC'),
     'prompts': ('VPT', 'E2VPT', 'APT', 'Prefix'),
     'side networks': ('LST', 'SynQT', 'VQT'),
     'scaling': ('SSF', 'IA3', 'RLRR', 'DiffFit'),

@@ -7,14 +7,14 @@ A cell is a mean over seeds, complete or marked; means over tasks exist only whe
 import logging
 import os
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from mmengine.logging import print_log
 
 from ..costs.plan import plan as costs
-from ..datasets.tables import get_suite
+from ..datasets.tables import get_suite, get_task
 from ..evaluation.efficiency import pe_score, ppt_score
 from ..evaluation.means import Mean, mean_of, suite_means
 from ..training.tasks import apply_task
@@ -232,6 +232,17 @@ def read_rows(folders: Sequence[str]) -> List[Row]:
     sweeps = find_sweeps(folders)
     names = [read_plan(s)['name'] for s in sweeps]
     return [read_row(s, f'{n} ({os.path.basename(s)})' if names.count(n) > 1 else n) for s, n in zip(sweeps, names)]
+
+
+def only(row: Row, tasks: Sequence[str]) -> Row:
+    """The row on these tasks of its suite alone.
+
+    Raises:
+        ValueError: If the suite has no such task.
+    """
+    for task in tasks:
+        get_task(row.suite, task)
+    return replace(row, cells={task: cell for task, cell in row.cells.items() if task in tasks})
 
 
 # -- the table as plain text cells ------------------------------------------------------------------------------------

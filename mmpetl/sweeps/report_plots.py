@@ -142,7 +142,9 @@ def plot(rows: Sequence[Row], file: BinaryIO, kind: str = 'png') -> None:
     found = [family for family in ORDER if any(p.family == family for _, points in panels for p in points)]
     for axes, (label, points) in zip(all_axes, panels):
         _draw(axes, label, points)
-    all_axes[0].set_ylabel(f'{printable(get_suite(rows[0].suite).title)}, {mean_label(rows)}, %', parse_math=False)
+    tasks = tasks_of(rows)
+    what = tasks[0] if len(tasks) == 1 else mean_label(rows)
+    all_axes[0].set_ylabel(printable(f'{get_suite(rows[0].suite).title}, {what}, %'), parse_math=False)
     handles = [_handle(family) for family in found]
     if panels:
         figure.legend(

@@ -53,6 +53,7 @@ def test_real_config_names_become_short_and_stay_different():
 
 
 def test_every_method_has_a_family():
+    METHODS.import_from_location()
     assert {name for members in FAMILIES.values() for name in members} >= set(METHODS.module_dict)
     assert len(COLOURS) == len(MARKERS) == len(ORDER)
     for petl, tune, family in (([dict(type='LoRA')], [], 'weight updates'), ([dict(type='mmpetl.VPT')], [], 'prompts'),
