@@ -5,7 +5,7 @@
     python tools/model_zoo.py --write    write them; costs of recipes that have none yet are computed
     python tools/model_zoo.py --write --costs    compute all costs anew
 
-Addresses, digests and licences of the bases come from mmpetl/weights/sources.py, those of the data from
+Addresses, digests and licences of the bases come from mmpetl/weights/bases.py, those of the data from
 mmpetl/datasets/downloads.py, published numbers from the headers of the recipes, costs from mmpetl/costs/plan.py.
 """
 
@@ -27,7 +27,7 @@ from mmengine.config import Config
 from mmpetl.datasets.downloads import DATA
 from mmpetl.datasets.tables import SUITES
 from mmpetl.datasets.tables.video import VIDEO_SETS
-from mmpetl.weights.sources import FILES, Base
+from mmpetl.weights.bases import FILES, Base
 
 PAGE, INDEX = 'docs/model_zoo.md', 'model-index.yml'
 BENCH = 'README of the V-PETL benchmark'

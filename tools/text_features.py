@@ -86,7 +86,7 @@ def base_of(name: str) -> tuple:
     """(weight file, name of the model) of an official base or of a file."""
     from mmpetl.datasets.fetch import cache_dir
     from mmpetl.models.text_features import CLIP_FOLDERS
-    from mmpetl.weights.sources import BASES
+    from mmpetl.weights.bases import BASES
     path = str(cache_dir() / BASES[name].file) if name in BASES else os.path.expanduser(name)
     official = {BASES[base].file: folder for folder, base in CLIP_FOLDERS.items()}
     return path, official.get(Path(path).name, Path(path).stem)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..backbones.attach import attach, build_methods, check_methods, config_of, freeze, give_side
 from ..backbones.family import backbone_in
-from ..backbones.loading import load_base
+from ..backbones.load_hook import load_base
 from ..names import plain_name
 from ..sites import Method, nearest
 from ..tuning import adapter_state, find_backbone, model_facts, unwrap, write_adapter

@@ -15,7 +15,7 @@ from ..sites import BlockSpec
 from ..tuning import find_backbone, unwrap, write_adapter
 from ..weights import adapter_file
 from ..weights.adapter_file import STATE_KEY
-from .belongs import check_adapter, check_head, forced
+from .facts import check_adapter, check_head, forced
 
 
 def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
@@ -77,7 +77,7 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
     # Before anything is loaded: a refusal leaves the model as it is.
     check_head(target, renamed(tensors, header, prefix), path)
     state = OrderedDict(renamed(tensors, header, prefix))
-    # The way in which the load hook gets the header, see mmpetl.backbones.loading.
+    # The way in which the load hook gets the header, see mmpetl.backbones.load_hook.
     state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
     try:
         with backbone.petl.turn.held(), forced(target, force):

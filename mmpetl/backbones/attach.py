@@ -13,7 +13,7 @@ from ..registry import METHODS
 from ..sites import BlockSpec, Method, nearest
 from .container import PETL
 from .family import Family, family_of
-from .loading import install_load_hook
+from .load_hook import install_load_hook
 from .turn import watch
 
 

@@ -10,9 +10,9 @@ from ..datasets.fetch import cache_dir
 from ..datasets.prepare import RECIPES, prepare
 from ..datasets.sources import SOURCES
 from ..suggest import nearest
+from ..weights.bases import BASES, Base
 from ..weights.download import download
 from ..weights.reading import open_regular
-from ..weights.sources import BASES, Base
 
 #: Names that stand for several.
 GROUPS: Dict[str, Sequence[str]] = {

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch import Tensor
 
-from ..adapters.belongs import check_adapter, config_facts
+from ..adapters.facts import check_adapter, config_facts
 from ..adapters.files import header_of
 from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
 from ..names import printable

@@ -16,7 +16,7 @@ from typing import Any, Dict, List, Optional
 
 from ..datasets.tables import SUITES, get_suite
 from ..names import printable
-from ..sweeps.plan import Plan, Unit, budget, failures, forget_failures, make_plan, units, write_text
+from ..sweeps.plan import SweepPlan, Unit, budget, failures, forget_failures, make_plan, units, write_text
 from ..weights.io import atomic_write
 
 
@@ -134,7 +134,7 @@ def _complete(unit: Unit) -> bool:
     return bool(results) and all(r is not None and r.status == 'ok' for r in results)
 
 
-def _close(plan: Plan, work_dir: str) -> int:
+def _close(plan: SweepPlan, work_dir: str) -> int:
     failed = list(failures(plan, work_dir))
     for trial, result in failed:
         print(printable(f'FAILED {trial.folder()}: {result.error}'))

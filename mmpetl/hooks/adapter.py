@@ -9,11 +9,11 @@ from typing import Any, Dict, Iterator, Optional
 from mmengine.dist import is_main_process
 from mmengine.hooks import EMAHook, Hook
 
-from ..adapters.belongs import config_facts
+from ..adapters.facts import config_facts
 from ..registry import HOOKS
 from ..tuning import adapter_header, adapter_keys, find_backbone, summary, write_adapter
 from ..weights.adapter_file import STATE_KEY
-from .belongs import check_run
+from .adapter_check import check_run
 from .guards import guard_of
 
 

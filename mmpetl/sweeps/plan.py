@@ -21,14 +21,15 @@ from .trial import SKIPPED, Result, Trial, read_result, write_result
 
 ALIASES = {'lr': LR, 'wd': DECAY, 'weight_decay': DECAY}
 PLAN_FILE = 'sweep.json'
-Plan = Dict[str, Any]
+#: A sweep as its file holds it.
+SweepPlan = Dict[str, Any]
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
 def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]] = None, root: Optional[str] = None,
-              cfg_options: Optional[Mapping[str, Any]] = None, **changes: Any) -> Plan:
+              cfg_options: Optional[Mapping[str, Any]] = None, **changes: Any) -> SweepPlan:
     """Write the sweep's config and plan into its folder, or check that the plan there is the same.
 
     Args:
@@ -64,7 +65,7 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
         if key not in known:
             raise ValueError(f'sweep.{key} is no option' + nearest(key, known))
     text = Config(cfg.to_dict()).pretty_text
-    plan: Plan = dict(
+    plan: SweepPlan = dict(
         name=Path(config).stem,
         suite=spec.name,
         root=os.path.abspath(os.path.expanduser(root)) if root else None,
@@ -91,7 +92,7 @@ def _filled(entries: Mapping[str, Any], form: str) -> Dict[str, Any]:
                 keep_checkpoints=bool(entries.get('keep_checkpoints', False)))
 
 
-def _store(plan: Plan, text: str, work_dir: str, tasks: Optional[List[str]]) -> None:
+def _store(plan: SweepPlan, text: str, work_dir: str, tasks: Optional[List[str]]) -> None:
     path = os.path.join(work_dir, PLAN_FILE)
     if os.path.isfile(path):
         old = read_plan(work_dir)
@@ -115,7 +116,7 @@ def write_text(text: str, file: BinaryIO) -> None:
     file.write(text.encode())
 
 
-def read_plan(work_dir: str) -> Plan:
+def read_plan(work_dir: str) -> SweepPlan:
     """The plan of a sweep's folder, with the absolute path of its config under 'config'.
 
     Raises:
@@ -129,7 +130,7 @@ def read_plan(work_dir: str) -> Plan:
     return plan
 
 
-def _checked_plan(plan: Any, path: str) -> Plan:
+def _checked_plan(plan: Any, path: str) -> SweepPlan:
     """The contents of a plan file, if they are those of a plan; its tasks and folds become names of folders."""
     kinds = dict(name=str, suite=str, tasks=list, seeds=list, cfg_options=dict, select=str, search=str, grid=dict)
     whole = dict(shot_seeds=(list, type(None)), root=(str, type(None)))
@@ -152,12 +153,12 @@ def _checked_plan(plan: Any, path: str) -> Plan:
 # -- what to run ------------------------------------------------------------------------------------------------------
 
 
-def folds(plan: Plan) -> List[Dict[str, Any]]:
+def folds(plan: SweepPlan) -> List[Dict[str, Any]]:
     """The independent repetitions of search and final runs: the few-shot seeds of ELEVATER, otherwise a single one."""
     return [{'shot_seed': s} for s in plan['shot_seeds']] if plan.get('shot_seeds') else [{}]
 
 
-def search_of(plan: Plan) -> Search:
+def search_of(plan: SweepPlan) -> Search:
     """The plan's search."""
     return build_search(plan)
 
@@ -172,7 +173,7 @@ class Unit:
         fold: Options of the fold.
     """
 
-    def __init__(self, plan: Plan, work_dir: str, task: str, fold: Mapping[str, Any]) -> None:
+    def __init__(self, plan: SweepPlan, work_dir: str, task: str, fold: Mapping[str, Any]) -> None:
         self.plan, self.work_dir, self.task, self.fold = plan, work_dir, task, dict(fold)
         self.search = search_of(plan)
         self._results: Dict[str, Result] = {}
@@ -250,19 +251,19 @@ class Unit:
         return found + self.finals()
 
 
-def units(plan: Plan, work_dir: str) -> List[Unit]:
+def units(plan: SweepPlan, work_dir: str) -> List[Unit]:
     """All tasks and folds of a sweep, in the order of the suite."""
     return [Unit(plan, work_dir, task, fold) for task, fold in itertools.product(plan['tasks'], folds(plan))]
 
 
-def budget(plan: Plan) -> Tuple[int, int]:
+def budget(plan: SweepPlan) -> Tuple[int, int]:
     """Largest number of (search, final) trials of a sweep."""
     count = len(plan['tasks']) * len(folds(plan))
     search = search_of(plan).budget()
     return count * (search if search > 1 else 0), count * len(plan['seeds'])
 
 
-def forget_failures(plan: Plan, work_dir: str) -> int:
+def forget_failures(plan: SweepPlan, work_dir: str) -> int:
     """Delete the results of failed trials, so that they run again; returns their number."""
     count = 0
     for unit in units(plan, work_dir):
@@ -274,7 +275,7 @@ def forget_failures(plan: Plan, work_dir: str) -> int:
     return count
 
 
-def failures(plan: Plan, work_dir: str) -> Iterator[Tuple[Trial, Result]]:
+def failures(plan: SweepPlan, work_dir: str) -> Iterator[Tuple[Trial, Result]]:
     """Failed trials with their results."""
     for unit in units(plan, work_dir):
         for trial in unit.all_trials():

@@ -20,7 +20,7 @@ from ..datasets import Elevater
 from ..datasets.tables import ELEVATER, Suite, get_suite, get_task
 from ..weights.io import atomic_write
 from ..weights.reading import read_arrays
-from .plan import Plan, Unit, read_plan, units
+from .plan import SweepPlan, Unit, read_plan, units
 from .trial import OK
 
 SAME = ('model_name', 'num_params', 'num_visual_params', 'num_backbone_params', 'n_shot')
@@ -73,7 +73,7 @@ def entry_of(work_dir: str, task_units: Sequence[Unit], model_name: str, sizes: 
         predictions=predictions)
 
 
-def shots_of(plan: Plan) -> int:
+def shots_of(plan: SweepPlan) -> int:
     """Images per class of a sweep: -1 for all images, 0 for zero-shot.
 
     Raises:
@@ -123,7 +123,7 @@ def validate(entries: Sequence[Mapping[str, Any]], complete: bool = True, suite:
             raise ValueError(f'{task.name}: a seed occurs twice')
 
 
-def _sizes(plan: Plan) -> Dict[str, int]:
+def _sizes(plan: SweepPlan) -> Dict[str, int]:
     """Parameter counts of the whole model, its image tower (with projection) and its backbone, without method and
     head."""
     import torch
@@ -182,6 +182,6 @@ def submission(work_dir: str, model_name: Optional[str] = None, sizes: Optional[
     return entries
 
 
-def _listed(plan: Plan, tasks: Iterable[str]) -> Dict[str, int]:
+def _listed(plan: SweepPlan, tasks: Iterable[str]) -> Dict[str, int]:
     """Test images of each task by its list file; for suites of one's own, whose numbers no table says."""
     return {name: len(Elevater(name, 'test', suite=plan['suite'], data_root=plan.get('root') or '')) for name in tasks}

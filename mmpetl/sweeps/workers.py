@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Tuple
 
 from ..weights.io import write_json
 from .claims import Claim
-from .plan import Plan, Unit, startable, units
+from .plan import SweepPlan, Unit, startable, units
 from .trial import FAILED, Result, Trial, describe, read_result, write_result
 
 #: Seconds between looks at the folder while other workers hold everything that could run.
@@ -42,7 +42,7 @@ class Worker:
         self.runs = 0
         self.closed = False
 
-    def run(self, plan: Plan, trial: Trial, folder: str) -> Result:
+    def run(self, plan: SweepPlan, trial: Trial, folder: str) -> Result:
         """Run a trial; a process that dies leaves a failed result.
 
         Args:
@@ -104,7 +104,7 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def work(plan: Plan, work_dir: str, jobs: Optional[int] = None) -> None:
+def work(plan: SweepPlan, work_dir: str, jobs: Optional[int] = None) -> None:
     """Run everything of a sweep that has no result. Returns when nothing is left, here or with other workers.
 
     Args:

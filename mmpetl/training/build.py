@@ -12,7 +12,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from .. import registry  # noqa: F401
-from ..adapters.belongs import check_adapter, config_facts, forced
+from ..adapters.facts import check_adapter, config_facts, forced
 from ..adapters.files import header_of, load_adapter
 from ..tuning import find_backbone
 from ..weights.adapter_file import is_adapter

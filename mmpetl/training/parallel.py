@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
 from ..backbones.block import SitedBlock
-from ..backbones.loading import taken_as_it_is
+from ..backbones.load_hook import taken_as_it_is
 from ..compat import cut_config_texts, install_deepspeed_stub
 from ..registry import FUNCTIONS, STRATEGIES
 

@@ -19,7 +19,7 @@ from mmengine.registry import RUNNERS
 from .. import compat
 from ..datasets.how_to_get import and_get
 from ..hooks.adapter import AdapterHook
-from ..hooks.belongs import BelongsHook
+from ..hooks.adapter_check import BelongsHook
 from ..tuning import unwrap
 from .compiling import compile_blocks_in
 from .config import dumps_of, part_of, test_config, train_config

@@ -7,6 +7,6 @@ from .convert import convert, detect
 from .errors import WeightFileError
 from .fingerprint import fingerprint
 from .io import load_file
-from .report import Report
+from .match_report import Report
 
 __all__ = ['Report', 'WeightFileError', 'atomic_write', 'convert', 'detect', 'fingerprint', 'load_file', 'write_json']

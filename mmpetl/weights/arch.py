@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .match_report import Report
 from .rename import Ignored, Rules, State
-from .report import Report
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from . import vit
 from .arch import Arch, Export, Format, has
+from .match_report import Report
 from .rename import Ignored, Rules, State, mapped, rename
-from .report import Report
 
 _TEXT = 'text tower'
 _BLOCK = r'transformer\.resblocks\.(\d+)\.'

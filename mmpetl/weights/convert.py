@@ -13,8 +13,8 @@ import torch
 
 from .arch import Format, Shapes
 from .archs import ALIASES, ARCHS, FORMATS
+from .match_report import Report, shorten
 from .rename import Ignored, State
-from .report import Report, shorten
 
 
 def detect(state_dict: Mapping[str, torch.Tensor]) -> str:

@@ -12,8 +12,8 @@ from .archs import ALIASES, ARCHS, FORMATS
 from .convert import detect
 from .errors import WeightFileError
 from .io import atomic_write, load_file
+from .match_report import Report
 from .rename import State
-from .report import Report
 
 #: Suffixes of the files that :func:`write_converted` writes.
 SUFFIXES = ('.pth', '.safetensors')

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from .archs import ALL_ARCHS, ARCHS, known_elsewhere
+from .match_report import shorten
 from .rename import State, depth
-from .report import shorten
 
 
 def libraries(arch: str) -> list[str]:

@@ -8,10 +8,10 @@ from collections import OrderedDict
 
 import torch
 
+from .bases import how_to_get
 from .errors import WeightFileError
 from .guards import check_zip
 from .reading import open_regular
-from .sources import how_to_get
 
 _FOREIGN = {
     b'version https://git-lfs': 'a Git LFS pointer, not the file itself',

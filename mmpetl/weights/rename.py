@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from .report import Report
+from .match_report import Report
 
 State = dict[str, torch.Tensor]
 #: (pattern, new name); ``\1`` inserts a group. A new name with ``@q``, ``@k`` or ``@v`` at its end is one third of a

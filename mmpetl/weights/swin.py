@@ -11,8 +11,8 @@ import re
 import torch
 
 from .arch import Arch, Export, Format, has
+from .match_report import Report
 from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, mapped, relabel, rename
-from .report import Report
 from .resize import bias_window, relative_index, resize_bias
 from .vit import fit_positions
 

@@ -4,8 +4,8 @@
 import torch
 
 from .arch import Arch, Export, Format, has
+from .match_report import Report
 from .rename import State, depth, relabel
-from .report import Report
 from .resize import bias_window, relative_index, resize_bias
 from .swin import SPARE, fit_tables, from_original, initial_keys, number_last_norm
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .arch import Arch, Export, Format, has
+from .match_report import Report
 from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, relabel, rename
-from .report import Report
 from .resize import resize_grid, resize_volume, sinusoid, square
 from .vit import LORA_HF4, fold_layer_scale, take_registers
 

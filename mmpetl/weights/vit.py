@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from .arch import Arch, Export, Format, has
+from .match_report import Report
 from .rename import DECODER, HEAD, PETL_NAMES, Ignored, Rules, State, depth, rename
-from .report import Report
 from .resize import resize_grid, square
 
 TIMM: Rules = (

@@ -347,8 +347,8 @@ def test_every_function_that_opens_an_adapter_asks():
 
 def test_the_one_function_is_asked_on_every_way(trained, monkeypatch):
     import mmpetl.adapters.bank as in_bank
-    import mmpetl.adapters.belongs as in_adapters
-    import mmpetl.backbones.loading as in_loading
+    import mmpetl.adapters.facts as in_adapters
+    import mmpetl.backbones.load_hook as in_loading
 
     class Asked(Exception):
         pass

@@ -16,9 +16,9 @@ from mmpetl.commands.main import main
 from mmpetl.datasets.downloads import DATA, Data, File, unpack
 from mmpetl.datasets.prepare import RECIPES
 from mmpetl.datasets.tables import ELEVATER, FGVC
+from mmpetl.weights.bases import BASES, FILES, Base
 from mmpetl.weights.download import DownloadError, download
 from mmpetl.weights.io import load_file
-from mmpetl.weights.sources import BASES, FILES, Base
 
 ROOT = Path(__file__).parents[2]
 CONTENT = bytes(range(256)) * 400

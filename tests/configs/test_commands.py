@@ -21,7 +21,7 @@ from mmpetl.sweeps import plan as sweep_plan
 from mmpetl.training import config as training_config
 from mmpetl.training import run
 from mmpetl.training.tasks import find_dicts
-from mmpetl.weights.sources import BASES
+from mmpetl.weights.bases import BASES
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))

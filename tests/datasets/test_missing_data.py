@@ -26,8 +26,8 @@ from mmpetl.datasets.video_io import VideoInit
 from mmpetl.datasets.video_lists import read_video_list
 from mmpetl.datasets.vtab_records import source_folder
 from mmpetl.registry import DATASETS
+from mmpetl.weights.bases import BASES
 from mmpetl.weights.convert_file import read_source
-from mmpetl.weights.sources import BASES
 
 ROOT = Path(__file__).parents[2]
 TASKS = [(suite.name, task) for suite in SUITES.values() for task in suite.tasks]

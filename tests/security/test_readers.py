@@ -23,7 +23,7 @@ from toy_model import CONFIG  # noqa: F401  (the toy models' module prepares the
 
 import mmpetl
 from mmpetl import compat
-from mmpetl.adapters import belongs, peft_folder
+from mmpetl.adapters import facts, peft_folder
 from mmpetl.clean_errors import one_line
 from mmpetl.commands import data_check
 from mmpetl.commands import fetch as fetch_command
@@ -168,7 +168,7 @@ ROWS = {
     'suite file': ('s.json', lambda p, m: get_suite(str(p))),
     'list of a suite': ('a/test.txt', lambda p, m: VTAB1k('a', 'test', suite=own_suite(p.parents[1], 'vtab'))),
     'JSON list of a suite': ('a/test.json', lambda p, m: VTAB1k('a', 'test', suite=own_suite(p.parents[1], 'vtab'))),
-    'class file of a config': ('c.txt', lambda p, m: belongs._class_names(dict(classes=str(p)))),
+    'class file of a config': ('c.txt', lambda p, m: facts._class_names(dict(classes=str(p)))),
     'class file of a suite': ('a/classes.txt', lambda p, m: VTAB1k('a', 'test', suite=own_suite(p.parents[1], 'vtab'))),
     'index of ELEVATER': ('a/test.txt', lambda p, m: Elevater('a', 'test', suite=own_suite(p.parents[1], 'elevater'))),
     'text features': ('f.npz', lambda p, m: load_text_features(str(p))),

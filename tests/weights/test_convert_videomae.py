@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mmpetl.weights import convert, detect, load_file
-from mmpetl.weights.report import Report
+from mmpetl.weights.match_report import Report
 from mmpetl.weights.resize import resize_volume, sinusoid
 from mmpetl.weights.videomae import to_target
 

@@ -6,7 +6,7 @@ from typing import Any, Optional, Sequence
 from mmengine.hooks import Hook
 from mmengine.runner.base_loop import BaseLoop
 
-from ..adapters.belongs import check_adapter, check_head, config_facts
+from ..adapters.facts import check_adapter, check_head, config_facts
 from ..adapters.files import header_of
 from ..registry import HOOKS
 from ..tuning import find_backbone, unwrap
