@@ -54,6 +54,8 @@ class Projections:
         # One product for all three, as upstream: no method is between them.
         if not self.tap.separates:
             return self.tap.qkv(x, *self.fused(x).chunk(3, -1))
+        if self.tap.joins_kv:
+            return self.tap.qkv(x, self._ask(x), *self.keys_and_values(x).chunk(2, -1))
         # The last block of which only the class token is read asks for that token alone; keys and values
         # come from all.
         asking = x[:, :self.tap.queries]
@@ -61,6 +63,43 @@ class Projections:
         q, k, v = (F.linear(t, *self.read(op)) for t, op in zip(inputs, 'qkv'))
         # Methods that read x get what the op itself read, where on_input changed it.
         return self.tap.qkv(x, q, k, v, inputs if self.tap.own_inputs else None)  # type: ignore[arg-type]
+
+    def _ask(self, x: Tensor) -> Tensor:
+        return F.linear(x[:, :self.tap.queries], *self.read('q'))
+
+    def keys_and_values(self, x: Tensor) -> Tensor:
+        """Keys and values by one product, (B, N, C) -> (B, N, 2 C)."""
+        found = held(self.tap, 'qkv')
+        weight, bias = (self.qkv.weight, self.qkv.bias) if found is None else found
+        first = len(weight) // 3
+        if found is not None or bias is not None:
+            return F.linear(x, weight[first:], None if bias is None else bias[first:])
+        of_k, of_v = (self.op_parameters(op)[1] for op in 'kv')
+        if of_v is not None:  # VideoMAE's keys have no bias
+            bias = torch.cat([torch.zeros_like(of_v) if of_k is None else of_k, of_v])
+        return F.linear(x, weight[first:], bias)
+
+    def of_prompts(self, prompts: Optional[Tensor]) -> KeysValues:
+        """Keys and values of prompts, (1 or B, P, C) each; None where there are none."""
+        if prompts is None:
+            return None
+        if not self.tap.joins_kv:
+            return self.project(prompts)[1:]
+        return self.tap.keys_values(prompts, *self.keys_and_values(prompts).chunk(2, -1))
+
+    def project_with(self, x: Tensor, prompts: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor, KeysValues, bool]:
+        """Queries, keys and values of x (B, N, C), and those of prompts (1 or B, P, C) that act as keys and values.
+
+        Returns:
+            q, k, v as of :meth:`project`; keys and values (1 or B, P, C) of the prompts that are still to be joined, or
+            None; and whether k and v begin with those of the prompts.
+        """
+        if prompts is None:
+            return (*self.project(x), None, False)
+        if not self.tap.plain_qkv:
+            return (*self.project(x), self.of_prompts(prompts), False)
+        both = torch.cat([self.keys_and_values(prompts).expand(len(x), -1, -1), self.keys_and_values(x)], 1)
+        return (self._ask(x), *both.chunk(2, -1), None, True)  # type: ignore[return-value]
 
     def output(self, y: Tensor) -> Tensor:
         """Output projection, (B, N, C) -> (B, N, C)."""

@@ -33,16 +33,21 @@ def enter_prompts(tap: Tap, x: Tensor, extra_tokens: int) -> Tuple[Tensor, Optio
     prompts = tap.prompts(len(x))
     if prompts is None:
         return x, None
-    # Under autocast the stream may be in half precision and the learned tokens are not.
-    prompts = prompts.to(x.dtype)
     if tap.prompts_in:
         # What the block before made of its prompts is dropped: these take their place.
         x = torch.cat([x[:, :extra_tokens], x[:, extra_tokens + tap.prompts_in:]], 1)
     # Nobody reads what this block makes of them, so they need no queries and no feed-forward network:
     # same outputs, less work.
     if not tap.prompts_read:
-        return x, prompts
+        return x, prompts if in_autocast(prompts) else prompts.to(x.dtype)
+    # Under autocast the stream may be in another precision than the learned tokens.
+    prompts = prompts.to(x.dtype)
     return torch.cat([x[:, :extra_tokens], prompts.expand(len(x), -1, -1), x[:, extra_tokens:]], 1), None
+
+
+def in_autocast(x: Tensor) -> bool:
+    """Whether autocast casts what products read of x (...)."""
+    return x.device.type in ('cpu', 'cuda') and torch.is_autocast_enabled(x.device.type)
 
 
 def once_in_half(h: Tensor) -> Tensor:

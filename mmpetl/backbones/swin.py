@@ -44,7 +44,7 @@ class SitedWindowMSA(Projections, WindowMSA):
             (B * windows, P + N, C).
         """
         q, k, v = self.project(x)
-        extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
+        extra = join_extra(self.tap, self.of_prompts(prompts), self.num_heads)
         bias = recomputed(
             relative_position_bias, self.relative_position_bias_table, self.relative_position_index, level=LOOK_UP)
         extra_keys = 0 if extra is None else extra[0].shape[-2]

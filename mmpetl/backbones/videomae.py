@@ -35,7 +35,7 @@ class SitedAttention(Projections, Attention):
 
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
-        _, k, v = self.fused(u).chunk(3, -1)
+        k, v = self.keys_and_values(u).chunk(2, -1)
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
@@ -46,13 +46,13 @@ class SitedAttention(Projections, Attention):
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
         """x (B, N, C), prompts as keys and values only (1 or B, P, C) -> (B, N, C)."""
-        q, k, v = self.project(x)
+        q, k, v, inner, joined = self.project_with(x, prompts)
         record_keys_values(self.tap, k, v, self.num_heads)
-        extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
+        extra = join_extra(self.tap, inner, self.num_heads)
         keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
         # Prompts come first among extra keys; in the stream they stand in front of the grid, as there is no
         # class token.
-        start = 0 if prompts is not None else keys - k.shape[1]
+        start = 0 if inner is not None else keys - k.shape[1]
         drop_rate = self.attn_drop.p if self.training else 0.
         y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), drop_rate, self.scale)
         return self.proj_drop(self.output(y))

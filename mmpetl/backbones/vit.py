@@ -14,7 +14,7 @@ from ..recompute import recomputed
 from ..sites import ALL_OPS, OPS, POINTS, BlockSpec
 from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward, gated_feed_forward
-from .cast import apply_linear, held
+from .cast import apply_linear
 from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 
@@ -26,22 +26,19 @@ class SitedMultiheadAttention(Projections, MultiheadAttention):
 
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
-        c = self.embed_dims
-        weight, bias = held(self.tap, 'qkv') or (self.qkv.weight, self.qkv.bias)
-        # Rows of keys and values only: a third of the product is saved.
-        k, v = F.linear(u, weight[c:], None if bias is None else bias[c:]).chunk(2, -1)
+        k, v = self.keys_and_values(u).chunk(2, -1)
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
         """x (B, N, C), prompts as keys and values only (1 or B, P, C) -> (B, N, C), or the leading tokens that are
         read."""
-        q, k, v = self.project(x)
+        q, k, v, inner, joined = self.project_with(x, prompts)
         record_keys_values(self.tap, k, v, self.num_heads)
-        extra = join_extra(self.tap, None if prompts is None else self.project(prompts)[1:], self.num_heads)
+        extra = join_extra(self.tap, inner, self.num_heads)
         keys = k.shape[1] + (0 if extra is None else extra[0].shape[-2])
-        # Prompts come first among the extra keys; prompts in the stream stand behind the extra keys and the class
-        # token.
-        start = 0 if prompts is not None else keys - k.shape[1] + self.extra_tokens
+        # Prompts come first among the extra keys, or among the tokens if joined; prompts in the stream stand behind the
+        # extra keys and the class token.
+        start = 0 if inner is not None else keys - k.shape[1] + (0 if joined else self.extra_tokens)
         # Where a method changes q as a whole, all queries were made; only those that are read attend.
         q = q[:, :self.tap.tokens_read]
         y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start),

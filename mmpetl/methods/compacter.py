@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, positive
+from ..sites import AS_THEY_ARE, SUBS, BlockSpec, HalfCopies, Layers, Method, PerLayer, check_ops, positive
 
 
 def add_rule(module: nn.Module, phm_dim: int, kind: str) -> None:
@@ -60,17 +60,17 @@ class PHMLinear(nn.Module):
             nn.init.zeros_(self.right)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, rule: Optional[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rule: Optional[Tensor], half: HalfCopies = AS_THEY_ARE) -> Tensor:
         """x (..., Cin), shared rule (n, n, n) or None -> (..., Cout)."""
-        rule = self.rule if rule is None else rule
+        rule = half(self.rule if rule is None else rule, frozen=True)
         num, rows, rank = self.left.shape
         # H^T x with x read as a matrix: sum_i A_i^T X B_i. All u_i are applied at once, side by side.
-        code = x.unflatten(-1, (num, rows)) @ self.left.transpose(0, 1).reshape(rows, num * rank)
+        code = x.unflatten(-1, (num, rows)) @ half(self.left).transpose(0, 1).reshape(rows, num * rank)
         # Axes: (rows of A, n, rank, columns of A, columns of w).
-        right = rule.transpose(0, 1)[:, :, None, :, None] * self.right[None, :, :, None, :]
+        right = rule.transpose(0, 1)[:, :, None, :, None] * half(self.right)[None, :, :, None, :]
         # A_i and w_i are small; their products, (n * n * rank, Cout), are what remains of the Kronecker
         # product.
-        return F.linear(code.flatten(-2), right.flatten(0, 2).flatten(1).t(), self.bias)
+        return F.linear(code.flatten(-2), right.flatten(0, 2).flatten(1).t(), half(self.bias))
 
 
 class PHMBottleneck(nn.Module):
@@ -82,13 +82,13 @@ class PHMBottleneck(nn.Module):
         self.down = PHMLinear(dim, mid_dims, phm_dim, rank, rule)
         self.up = PHMLinear(mid_dims, dim, phm_dim, rank, rule)
 
-    def forward(self, x: Tensor, rule: Optional[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rule: Optional[Tensor], half: HalfCopies = AS_THEY_ARE) -> Tensor:
         """x (..., C), shared rule (n, n, n) or None -> (..., C)."""
         # The rule is handed in and not held by the layers: a shared parameter would stand in the state dict
         # once per layer.
-        code = recomputed(self.down, recomputed(self.norm, x), rule, level=SMALL_PRODUCT)
+        code = recomputed(self.down, recomputed(self.norm, x), rule, half, level=SMALL_PRODUCT)
         # The approximation, because ELEVATER's code takes it and published numbers are compared to it.
-        return self.up(recomputed(partial(F.gelu, approximate='tanh'), code), rule)
+        return self.up(recomputed(partial(F.gelu, approximate='tanh'), code), rule, half)
 
 
 @METHODS.register_module()
@@ -160,4 +160,4 @@ class Compacter(Method):
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """y (..., C) -> y + PHM_up(gelu(PHM_down(LN(y)))), (..., C)."""
-        return y + self.blocks[str(i)][sub](y, self.rule)
+        return y + self.blocks[str(i)][sub](y, self.rule, self.half)

@@ -20,7 +20,7 @@ from torchvision.ops import stochastic_depth
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, positive
+from ..sites import AS_THEY_ARE, SUBS, BlockSpec, HalfCopies, Layers, Method, PerLayer, check_ops, positive
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -52,19 +52,22 @@ class ConvBypass(nn.Module):
         for layer in (self.down, self.conv, self.up):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, grid: Tuple[int, ...]) -> Tensor:
+    def forward(self, x: Tensor, grid: Tuple[int, ...], half: HalfCopies = AS_THEY_ARE) -> Tensor:
         """x (B, front + H * W, C) with the token grid (H, W) of this input -> (B, front + H * W, C)."""
-        z = recomputed(quick_gelu, recomputed(self.down, x, level=SMALL_PRODUCT))
+        z = recomputed(quick_gelu, recomputed(
+            F.linear, x, half(self.down.weight), half(self.down.bias), level=SMALL_PRODUCT))
         # From the input at hand and not from the specs: prompts may have come in, and pictures may have
         # another size than the backbone was built for.
         front = z.shape[1] - grid[0] * grid[1]
-        mapped = self.conv(z[:, front:].transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+        weight, bias = half(self.conv.weight), half(self.conv.bias)
+        mapped = F.conv2d(z[:, front:].transpose(1, 2).unflatten(2, grid), weight, bias, padding=1)
+        mapped = mapped.flatten(2).transpose(1, 2)
         if front:
             # A map of one pixel meets the centre of a padded 3 x 3 kernel and zeros: a linear layer, without
             # the convolution.
-            alone = F.linear(z[:, :front], self.conv.weight[:, :, 1, 1], self.conv.bias)
+            alone = F.linear(z[:, :front], weight[:, :, 1, 1], bias)
             mapped = torch.cat([alone, mapped], 1)
-        return self.up(self.drop(recomputed(quick_gelu, mapped)))
+        return half.linear(self.up, self.drop(recomputed(quick_gelu, mapped)))
 
 
 @METHODS.register_module()
@@ -123,7 +126,7 @@ class Convpass(Method):
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """x, y (B, N, C) -> y + scale * drop_path(c(x)), (B, N, C)."""
-        branch = self.blocks[str(i)][sub](x, self.grid(i))
+        branch = self.blocks[str(i)][sub](x, self.grid(i), self.half)
         if self.training and self.drop_path_rates[i] > 0:
             branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')
         # alpha inside the sum: scaling the branch first would be one more tensor of the stream's size.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive, scale_shift
 
 
 class Decomposed(nn.Module):
@@ -40,9 +40,10 @@ class Decomposed(nn.Module):
 
     def gain(self, weight: Tensor, scale: float) -> Tensor:
         """m / ||W + s U D|| of the base's weight W (Cout, Cin), (Cout)."""
-        with torch.no_grad():
-            # W + s U D in one kernel, and without gradients: the paper (section 4.3) takes the norm for a
-            # constant, which saves the memory of a whole weight per op.
+        kind = weight.device.type if weight.device.type in ('cpu', 'cuda') else 'cpu'  # the meta device has no autocast
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
+            # W + s U D in one kernel, in full precision, and without gradients: the paper (section 4.3) takes the norm
+            # for a constant, which saves the memory of a whole weight per op.
             norm = torch.addmm(weight.to(self.up.dtype), self.up, self.down, alpha=scale).norm(dim=1)
         return self.magnitude / norm.to(self.magnitude.dtype)
 
@@ -107,10 +108,11 @@ class DoRA(Method):
         # device.
         weight, bias = self.frozen(i, op)
         gain = factors.gain(weight, scale)
-        code = recomputed(F.linear, self.drop(x), factors.down, level=SMALL_PRODUCT)
+        code = recomputed(F.linear, self.drop(x), self.half(factors.down), level=SMALL_PRODUCT)
         # The bias is in y already and is not scaled.
-        scaled = y * gain if bias is None else torch.addcmul(bias * (1 - gain), y, gain)
-        return add_product(scaled.to(y.dtype), code, (scale * gain)[:, None] * factors.up)
+        shift = torch.zeros_like(gain) if bias is None else torch.addcmul(bias, bias, gain, value=-1)
+        scaled = scale_shift(y, gain, shift)
+        return add_product(scaled, code, gain[:, None] * factors.up, scale)
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

@@ -175,7 +175,7 @@ class E2VPT(Method):
 
     def on_kv(self, i: int) -> Tuple[Tensor, Tensor]:
         """Keys and values (heads, K, head_dim) each; one tensor serves as both where they are shared."""
-        kv = F.dropout(self.kv_prompts[str(i)], self.kv_drop_rate, self.training)
+        kv = F.dropout(self.half(self.kv_prompts[str(i)]), self.kv_drop_rate, self.training)
         # Behind the projections: keys and values go into attention as they are.
         return kv[0], kv[-1]
 

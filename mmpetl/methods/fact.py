@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import OPS, BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import AS_THEY_ARE, OPS, BlockSpec, HalfCopies, Layers, Method, PerLayer, add_product, check_ops, positive
 
 
 @METHODS.register_module()
@@ -118,11 +118,11 @@ class FacT(Method):
                 for matrix in block.values():
                     nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
 
-    def matrix(self, i: int, op: str) -> Tensor:
+    def matrix(self, i: int, op: str, half: HalfCopies = AS_THEY_ARE) -> Tensor:
         """M of one op: (rank, rank), of fc1 (chunks * rank, rank), of fc2 (rank, chunks * rank)."""
         if self.kind == 'tt':
-            return self.blocks[str(i)][op]
-        slices = self.core @ self.mix[:, self.slots[i, op]]  # (rank in, rank out, slices)
+            return half(self.blocks[str(i)][op])
+        slices = half(self.core) @ half(self.mix)[:, self.slots[i, op]]  # (rank in, rank out, slices)
         if op not in ('fc1', 'fc2'):
             return slices[..., 0].t()
         # (rank in, rank out, slices): flattened as it is, the slice is the fastest axis, so fc1 and fc2 are
@@ -136,13 +136,13 @@ class FacT(Method):
         if op == 'fc2':
             # Every chunk of the wide input passes the same U.
             x = x.unflatten(-1, (self.chunks, -1))
-        code = recomputed(F.linear, x, self.u, level=SMALL_PRODUCT)
+        code = recomputed(F.linear, x, self.half(self.u), level=SMALL_PRODUCT)
         code = code.flatten(-2) if op == 'fc2' else code
-        code = self.drop(recomputed(F.linear, code, self.matrix(i, op), level=SMALL_PRODUCT))
+        code = self.drop(recomputed(F.linear, code, self.matrix(i, op, self.half), level=SMALL_PRODUCT))
         if op == 'fc1':
             # Every chunk of the wide output comes from the same V.
             code, y = (t.unflatten(-1, (self.chunks, -1)) for t in (code, y))
-        y = add_product(y, code, self.v, self.scales[i])
+        y = add_product(y, code, self.half(self.v), self.scales[i])
         return y.flatten(-2) if op == 'fc1' else y
 
     def delta(self, i: int, op: str) -> Tensor:

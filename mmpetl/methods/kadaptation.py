@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, PerLayer, add_product, check_ops, positive
 
 
 class Factors(nn.Module):
@@ -155,22 +155,23 @@ class KAdaptation(Method):
         for bias in self.biases.values():
             nn.init.zeros_(bias)
 
-    def factors(self, i: int, op: str) -> Tuple[Tensor, Tensor]:
+    def factors(self, i: int, op: str, half: HalfCopies = AS_THEY_ARE) -> Tuple[Tensor, Tensor]:
         """P (Cin, m) and scale * Q (m, Cout) with H = P Q and m = n * rule_rank * rank."""
         rule = self.rules[self.rule_name(i)][op]
         own = self.blocks[str(i)][self.ops[0] if self.tied else op]
         # Axes: (rows of A, rows of B, n, rule rank, rank) and (n, rule rank, rank, columns of A, columns of B).
         # The Khatri-Rao product by broadcasting: n * rule_rank * rank columns, each a Kronecker product of
         # two vectors.
-        left = rule.left.transpose(0, 1)[:, None, :, :, None] * own.left.transpose(0, 1)[None, :, :, None, :]
-        right = rule.right[:, :, None, :, None] * own.right[:, None, :, None, :]
+        rule_left, own_left = (half(factors.left).transpose(0, 1) for factors in (rule, own))
+        left = rule_left[:, None, :, :, None] * own_left[None, :, :, None, :]
+        right = half(rule.right)[:, :, None, :, None] * half(own.right)[:, None, :, None, :]
         # The scale goes into the smaller side.
         return left.flatten(2).flatten(0, 1), self.scale * right.flatten(0, 2).flatten(1)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """x (..., Cin), y (..., Cout) -> y + scale * H^T x + e, (..., Cout)."""
-        left, right = self.factors(i, op)
-        bias = self.biases[self.bias_name(i, op)] if self.bias else None
+        left, right = self.factors(i, op, self.half)
+        bias = self.half(self.biases[self.bias_name(i, op)]) if self.bias else None
         code, scale = self.drop(recomputed(torch.matmul, x, left, level=SMALL_PRODUCT)), self._post_scale(i, op)
         if self.released:
             return torch.add(y, self._mix_axes(i, F.linear(code, right.t(), bias)), alpha=scale)

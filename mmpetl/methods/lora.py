@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, PerLayer, add_product, check_ops, positive
 
 
 class LowRank(nn.Module):
@@ -40,12 +40,13 @@ class LowRank(nn.Module):
             self.register_buffer('start_down', torch.empty(rank, in_dims))
             self.register_buffer('start_up', torch.empty(out_dims, rank))
 
-    def joined(self) -> Tuple[Tensor, Tensor]:
+    def joined(self, half: HalfCopies = AS_THEY_ARE) -> Tuple[Tensor, Tensor]:
         """Factors whose product is the whole update: (rank, Cin) and (Cout, rank), or twice the rank."""
         if not self.anchored:
-            return self.down, self.up
+            return half(self.down), half(self.up)
         # One product of twice the rank instead of two products: the minus sign goes into the small factor.
-        return torch.cat([self.down, self.start_down]), torch.cat([self.up, -self.start_up], 1)
+        down = half.stack(self.down, self.start_down, frozen=True).flatten(0, 1)
+        return down, torch.cat([half(self.up), -half(self.start_up, frozen=True)], 1)
 
     def start_from(self, weight: Tensor, scale: float) -> None:
         """PiSSA's start from the base's weight (Cout, Cin), unless the factors have left their start."""
@@ -151,7 +152,7 @@ class LoRA(Method):
         """x (..., Cin), y (..., Cout) -> y + s * U D dropout(x), (..., Cout)."""
         # Under autocast all factors of the method are cast by one kernel; otherwise half() hands them
         # through.
-        down, up = (self.half(t) for t in self.blocks[str(i)][op].joined())
+        down, up = self.blocks[str(i)][op].joined(self.half)
         code = recomputed(F.linear, self.drop(x), down, level=SMALL_PRODUCT)
         # Scale and sum inside the product: no tensor of y's size for the update.
         return add_product(y, code, up, self.scales[i])

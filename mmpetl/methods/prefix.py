@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, positive
+from ..sites import BlockSpec, HalfCopies, Layers, Method, PerLayer, positive
 
 KeysValues = Tuple[Tensor, Tensor]
 
@@ -36,11 +36,11 @@ class PrefixTable(nn.Module):
         else:
             self.keys_values = nn.Parameter(torch.empty(2, spec.heads, tokens, spec.head_dim))
 
-    def forward(self) -> KeysValues:
-        """Keys and values, (heads, tokens, head_dim) each."""
+    def forward(self, half: HalfCopies) -> KeysValues:
+        """Parameters as products read them -> keys and values, (heads, tokens, head_dim) each."""
         if hasattr(self, 'keys_values'):
-            return self.keys_values[0], self.keys_values[1]
-        both = self.up(torch.tanh(self.down(self.table)))
+            return half(self.keys_values).unbind()
+        both = half.linear(self.up, torch.tanh(half.linear(self.down, half(self.table))))
         # Keys come first in the MLP's outputs, each with its heads side by side.
         return both.view(len(both), 2, self.heads, -1).permute(1, 2, 0, 3).unbind(0)
 
@@ -131,12 +131,12 @@ class Prefix(Method):
         # A compiler or tracer would bake the cached tensors into its graph, and with gradients the graph of
         # the MLP is needed.
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-            k, v = block()
+            k, v = block(self.half)
             return F.dropout(k, self.drop_rate, self.training), F.dropout(v, self.drop_rate, self.training)
         sources: List[Tensor] = list(block.parameters())
         if any(t.is_inference() for t in sources):  # such tensors count no versions
-            return block()
+            return block(self.half)
         found = self._cache.get(i)
         if found is None or not found.valid(sources):
-            found = self._cache[i] = Cached(sources, block())
+            found = self._cache[i] = Cached(sources, block(self.half))
         return found.result

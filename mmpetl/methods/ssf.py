@@ -10,41 +10,14 @@ after the patch embedding, both norms, q, k, v, proj, fc1 (before the activation
 merges into the weights of the operation before.
 """
 
-from typing import Any, Optional, Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..recompute import recomputed
 from ..registry import METHODS
-from ..sites import ALL_OPS, NORMS, BlockSpec, Layers, Method, check_ops
-
-
-class _ScaleShift(torch.autograd.Function):
-    """scale * y + shift by one kernel, in the precision of y; formed in float32 where y is in half precision."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        ctx.save_for_backward(y, scale)
-        return torch.addcmul(shift, y, scale, out=torch.empty_like(y))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        (y, scale), rows = ctx.saved_tensors, tuple(range(grad.dim() - 1))
-        need_y, need_scale, need_shift = ctx.needs_input_grad
-        return (torch.mul(grad, scale, out=torch.empty_like(grad)) if need_y else None,
-                (grad * y).sum(rows, dtype=scale.dtype) if need_scale else None,
-                grad.sum(rows, dtype=scale.dtype) if need_shift else None)
-
-
-def scale_shift(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale (C) * y (..., C) + shift (C) -> (..., C), in the precision of y; formed in float32 where y is in half
-    precision."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or scale.dtype != shift.dtype:
-        return torch.addcmul(shift, y, scale).to(y.dtype)
-    return _ScaleShift.apply(y, scale, shift)
+from ..sites import ALL_OPS, NORMS, BlockSpec, Layers, Method, check_ops, scale_shift
 
 
 class ScaleShift(nn.Module):

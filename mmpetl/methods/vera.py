@@ -95,12 +95,12 @@ class VeRA(Method):
         """x (..., Cin), y (..., Cout) -> y + l_b * (B (l_d * (A dropout(x)))), (..., Cout)."""
         vectors = self.blocks[str(i)][op]
         # Frozen, unlike a scaled matrix: the product does not keep x.
-        code = recomputed(F.linear, self.drop(x), self.a[:, :x.shape[-1]], level=SMALL_PRODUCT)
+        code = recomputed(F.linear, self.drop(x), self.half(self.a, frozen=True)[:, :x.shape[-1]], level=SMALL_PRODUCT)
         # On the code of ``rank`` numbers per token, which is small.
-        code = recomputed(torch.mul, code, vectors['d'].to(code.dtype))
+        code = recomputed(torch.mul, code, self.half(vectors['d']).to(code.dtype))
         # l_b scales rows of B, not the wide output; that product is the size of a weight, not of the
         # tokens.
-        return add_product(y, code, vectors['b'][:, None] * self.b[:y.shape[-1]])
+        return add_product(y, code, self.half(vectors['b'])[:, None] * self.half(self.b, frozen=True)[:y.shape[-1]])
 
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, diag(l_b) B diag(l_d) A, of shape (Cout, Cin)."""

@@ -109,8 +109,8 @@ class VPT(Method):
 
     def on_prompts(self, i: int) -> Tensor:
         """Prompts (1, P, C), projected and dropped out."""
-        prompts = self.prompts[str(i)]
+        prompts = self.half(self.prompts[str(i)])
         if self.project is not None:
-            prompts = self.project(prompts)
+            prompts = self.half.linear(self.project, prompts)
         # After the projection: the tokens that enter are dropped, not what they are made of.
         return F.dropout(prompts, self.drop_rate, self.training)[None]

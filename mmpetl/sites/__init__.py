@@ -22,12 +22,12 @@ methods, a *sited* class is an upstream class whose forward pass calls taps.
 from .half import AS_THEY_ARE, HalfCopies, new_pass
 from .method import Method
 from .options import Layers, PerLayer, check_ops, nearest, parse_layers, per_layer, positive
-from .product import add_product, own_gradient, scaled_product, scaled_sum
+from .product import add_product, own_gradient, scale_shift, scaled_product, scaled_sum
 from .spec import ALL_OPS, NORMS, OPS, POINTS, SUBS, BlockSpec
 from .tap import RunTime, Tap, plan_prompts
 
 __all__ = [
     'ALL_OPS', 'AS_THEY_ARE', 'BlockSpec', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS', 'POINTS', 'PerLayer',
     'RunTime', 'SUBS', 'Tap', 'add_product', 'check_ops', 'nearest', 'new_pass', 'own_gradient', 'parse_layers',
-    'per_layer', 'plan_prompts', 'positive', 'scaled_product', 'scaled_sum'
+    'per_layer', 'plan_prompts', 'positive', 'scale_shift', 'scaled_product', 'scaled_sum'
 ]

@@ -19,9 +19,10 @@ def new_pass() -> None:
     _passes[0] += 1
 
 
-def _half_of(parameter: Tensor) -> Optional[torch.dtype]:
+def _half_of(parameter: Tensor, frozen: bool) -> Optional[torch.dtype]:
     """Autocast's half precision where a parameter is to be cast, else None."""
-    if torch.compiler.is_compiling() or type(parameter) is not nn.Parameter:
+    buffer = frozen and type(parameter) is Tensor and not parameter.requires_grad
+    if torch.compiler.is_compiling() or not (type(parameter) is nn.Parameter or buffer):
         return None
     kind = parameter.device.type
     if kind not in ('cpu', 'cuda') or parameter.dtype is not torch.float32 or not torch.is_autocast_enabled(kind):
@@ -63,18 +64,19 @@ class HalfCopies:
     def __reduce__(self) -> Any:
         return HalfCopies, ()
 
-    def __call__(self, parameter: Optional[Tensor]) -> Any:
+    def __call__(self, parameter: Optional[Tensor], frozen: bool = False) -> Any:
         """The parameter as a product reads it: a half-precision view of the same shape, or the parameter itself.
 
         Args:
-            parameter: Of any shape; None is returned.
+            parameter: Of any shape (...); None is returned.
+            frozen: Whether it may be a buffer that lives as long as its module.
         """
-        dtype = None if parameter is None else _half_of(parameter)
+        dtype = None if parameter is None else _half_of(parameter, frozen)
         return parameter if dtype is None else self._copy((parameter, ), dtype).view(parameter.shape)
 
-    def stack(self, *parameters: Tensor) -> Tensor:
+    def stack(self, *parameters: Tensor, frozen: bool = False) -> Tensor:
         """Parameters (...) of one shape as one tensor (count, ...), in half precision where :meth:`__call__` is."""
-        dtypes = [_half_of(p) for p in parameters]
+        dtypes = [_half_of(p, frozen) for p in parameters]
         if None in dtypes:
             return torch.stack(parameters)
         return self._copy(parameters, dtypes[0]).view(len(parameters), *parameters[0].shape)
@@ -95,6 +97,8 @@ class HalfCopies:
         device = self._wanted[0][0].device
         chosen = [g for g in self._wanted if all(p.device == device and p.dtype is torch.float32 for p in g)]
         views = _flat(chosen).to(key[1]).split([sum(p.numel() for p in g) for g in chosen])
+        # What is frozen stands beside what is trained, and must get no gradient all the same.
+        views = [v if any(p.requires_grad for p in g) else v.detach() for g, v in zip(chosen, views)]
         made = {tuple(map(id, g)): ((*key[:4], _state(g)), view) for g, view in zip(chosen, views)}
         self._copies = made
         return made
@@ -107,10 +111,10 @@ class HalfCopies:
 class _AsTheyAre(HalfCopies):
     """Hands out the parameters themselves."""
 
-    def __call__(self, parameter: Optional[Tensor]) -> Any:
+    def __call__(self, parameter: Optional[Tensor], frozen: bool = False) -> Any:
         return parameter
 
-    def stack(self, *parameters: Tensor) -> Tensor:
+    def stack(self, *parameters: Tensor, frozen: bool = False) -> Tensor:
         return torch.stack(parameters)
 
 

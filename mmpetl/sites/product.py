@@ -6,6 +6,7 @@ from typing import Any, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class _AddMM(torch.autograd.Function):
@@ -111,3 +112,29 @@ def own_gradient(*tensors: Tensor) -> bool:
         return False
     kind = tensors[0].device.type
     return tensors[0].dtype is not torch.float32 or kind == 'meta' or not torch.is_autocast_enabled(kind)
+
+
+class _ScaleShift(torch.autograd.Function):
+    """scale * y + shift by one kernel, in the precision of y; formed in float32 where y is in half precision."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(y, scale)
+        return torch.addcmul(shift, y, scale, out=torch.empty_like(y))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        (y, scale), rows = ctx.saved_tensors, tuple(range(grad.dim() - 1))
+        need_y, need_scale, need_shift = ctx.needs_input_grad
+        return (torch.mul(grad, scale, out=torch.empty_like(grad)) if need_y else None,
+                (grad * y).sum(rows, dtype=scale.dtype) if need_scale else None,
+                grad.sum(rows, dtype=scale.dtype) if need_shift else None)
+
+
+def scale_shift(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale (C) * y (..., C) + shift (C) -> (..., C), in the precision of y; formed in float32 where y is in half
+    precision."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or scale.dtype != shift.dtype:
+        return torch.addcmul(shift, y, scale).to(y.dtype)
+    return _ScaleShift.apply(y, scale, shift)

@@ -98,6 +98,25 @@ class Tap:
                 or (self.recorder is not None and 'k' in self.recorder))
 
     @property
+    def plain_qkv(self) -> bool:
+        """Whether no method changes queries, keys or values of the tokens themselves."""
+        return not self.own_inputs and len(self._project) == 0
+
+    @property
+    def joins_kv(self) -> bool:
+        """Whether keys and values may be views of one product: nobody gives them inputs of their own, and methods make
+        both anew or neither, so that one does not keep the memory of the other."""
+        anew = [(any(on[op] for _, on, _ in self._project)) for op in (1, 2)]
+        return not self.own_inputs and anew[0] == anew[1] and not any(on_qkv for *_, on_qkv in self._project)
+
+    def keys_values(self, x: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+        """Apply ``on_linear`` of k and v: x (B, N, C), k and v (B, N, C) -> k, v. Where :attr:`joins_kv` holds."""
+        for m, (_, on_k, on_v), _ in self._project:
+            k = m.on_linear(self.index, 'k', x, k) if on_k else k
+            v = m.on_linear(self.index, 'v', x, v) if on_v else v
+        return k, v
+
+    @property
     def queries(self) -> Optional[int]:
         """How many leading tokens ask; None: all. ``on_qkv`` gets the queries of all."""
         return None if any(on_qkv for *_, on_qkv in self._project) else self.tokens_read
