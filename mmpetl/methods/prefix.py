@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, HalfCopies, Layers, Method, PerLayer, positive
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, PerLayer, positive
 
 KeysValues = Tuple[Tensor, Tensor]
 
@@ -36,7 +36,7 @@ class PrefixTable(nn.Module):
         else:
             self.keys_values = nn.Parameter(torch.empty(2, spec.heads, tokens, spec.head_dim))
 
-    def forward(self, half: HalfCopies) -> KeysValues:
+    def forward(self, half: HalfCopies = AS_THEY_ARE) -> KeysValues:
         """Parameters as products read them -> keys and values, (heads, tokens, head_dim) each."""
         if hasattr(self, 'keys_values'):
             return half(self.keys_values).unbind()
