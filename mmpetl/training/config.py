@@ -6,6 +6,7 @@ The scope (and with it the small differences between mmpretrain and mmaction2) i
 """
 
 import argparse
+import importlib.util
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -19,6 +20,7 @@ from ..weights.adapter_file import is_adapter
 from ..weights.errors import WeightFileError
 from ..weights.io import file_kind
 from .check import check_config
+from .flags import LOGGERS
 from .lifecycle import name_base
 from .tasks import apply_task
 
@@ -112,6 +114,23 @@ def _set_amp(cfg: Config) -> None:
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
+def _set_loggers(cfg: Config, names: Sequence[str], run: str) -> None:
+    """Let MMEngine's visualizer write to these loggers beside the files of the work dir.
+
+    Raises:
+        ValueError: If a package is not installed.
+    """
+    for name in names:
+        backend, module, package = LOGGERS[name]
+        if importlib.util.find_spec(module) is None:
+            raise ValueError(f'--log-to {name} needs a package that is not installed: pip install {package}')
+        more = dict(
+            wandb=dict(init_kwargs=dict(project='mmpetl', name=run)), mlflow=dict(exp_name='mmpetl', run_name=run))
+        visualizer = cfg.get('visualizer') or dict(type='Visualizer')
+        backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+        cfg.visualizer = {**visualizer, 'vis_backends': [*backends, dict(type=backend, **more.get(name, {}))]}
+
+
 def train_config(args: argparse.Namespace) -> Config:
     """The config of a training run.
 
@@ -123,6 +142,7 @@ def train_config(args: argparse.Namespace) -> Config:
         raise ValueError('--overwrite begins anew and --resume goes on: give one of them')
     cfg = load_config(args.config)
     _set_common(cfg, args)
+    _set_loggers(cfg, args.log_to or (), Path(args.config).stem)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:

@@ -5,6 +5,12 @@ import argparse
 
 from mmengine.config import DictAction
 
+#: Name of a logger -> MMEngine's backend, the module that it needs, and the package that brings it.
+LOGGERS = {
+    'tensorboard': ('TensorboardVisBackend', 'tensorboard', 'tensorboard'),
+    'wandb': ('WandbVisBackend', 'wandb', 'wandb'),
+    'mlflow': ('MLflowVisBackend', 'mlflow', 'mlflow'),
+}
 #: Help of ``--force`` wherever an adapter is loaded.
 FORCE = 'take an adapter in spite of other arguments, classes or preprocessing than it was trained with'
 
@@ -41,6 +47,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPar
     parser.add_argument(
         '--no-persistent-workers', action='store_true', help='start the dataloader workers anew in every epoch')
     parser.add_argument('--seed', type=int, help='random seed')
+    parser.add_argument('--log-to', nargs='+', choices=sorted(LOGGERS), metavar='WHERE',
+                        help=f'log there too: {", ".join(sorted(LOGGERS))}')
     parser.add_argument('--diff-rank-seed', action='store_true', help='another seed for each process')
     parser.add_argument('--deterministic', action='store_true', help='deterministic algorithms')
     return parser

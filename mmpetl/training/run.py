@@ -26,6 +26,7 @@ from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
 from .lifecycle import name_base, prepare
 from .loaders import close_loaders_after
+from .progress_bar import training_bar
 from .work_dir import claimed, note_command, refuse_or_clear
 
 _runs = itertools.count()
@@ -193,9 +194,11 @@ def run_training(args: argparse.Namespace) -> None:
     with claimed(cfg.work_dir), _naming_data_keys(cfg), _naming_a_full_disk(cfg.work_dir):
         if not cfg.get('resume') and (cfg.train_cfg.get('phases') or ['train'])[0] == 'train':
             refuse_or_clear(cfg.work_dir, args.overwrite)
-        if int(os.environ.get('RANK', 0)) == 0:
+        if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)) or 0) == 0:
             note_command(cfg.work_dir, sys.argv)
-        build_runner(cfg).train()
+        runner = build_runner(cfg)
+        with training_bar(runner):
+            runner.train()
 
 
 def run_test(args: argparse.Namespace) -> dict[str, float]:

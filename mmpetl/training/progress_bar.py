@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The progress bar of a training run on a terminal: epoch, rate, time left, memory, loss."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Optional
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+
+
+def memory_bytes() -> int:
+    """Peak memory so far: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _Rate(TextColumn):
+    """Iterations a second."""
+
+    def render(self, task: Task) -> Any:
+        """As rich asks for it."""
+        speed = task.finished_speed or task.speed
+        return super().render(task).append('' if speed is None else f'{speed:.2f} it/s')
+
+
+class BarHook(Hook):
+    """Moves a bar after every iteration.
+
+    Args:
+        progress: The bar, started.
+    """
+    priority = 'VERY_LOW'
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task = progress.add_task('starting', total=None, more='')
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Show where the run is."""
+        loss = runner.message_hub.log_scalars.get('train/loss')  # a number already: asking a GPU for it would wait
+        more = f'{memory_bytes() / 2**30:.2f} GiB' + ('' if loss is None else f'  loss {loss.current():.3f}')
+        what = f'epoch {runner.epoch + 1}/{runner.max_epochs}' if runner.max_epochs else 'training'
+        self.progress.update(
+            self.task, completed=runner.iter + 1, total=runner.max_iters, more=more, description=what)
+
+    def before_val(self, runner: Any) -> None:
+        """Say why the bar stands still."""
+        self.progress.update(self.task, description='validating')
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is more than the bar shows."""
+    return not record.getMessage().startswith(('Epoch(train)', 'Iter(train)'))
+
+
+@contextmanager
+def training_bar(runner: Any, console: Optional[Console] = None) -> Iterator[None]:
+    """Within the context ``runner`` shows a bar if the output is a terminal; lines of the log stand above it, without
+    those that it replaces. Files receive every line. Elsewhere nothing changes.
+
+    Args:
+        runner: The runner.
+        console: Where the bar goes; None: standard output.
+    """
+    console = console or Console(file=sys.stdout)
+    if not console.is_terminal or not is_main_process():
+        yield
+        return
+    progress = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), _Rate(''),
+                        TimeRemainingColumn(), TextColumn('{task.fields[more]}'), console=console)
+    handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
+    streams = [handler.stream for handler in handlers]
+    with progress:
+        runner.register_hook(BarHook(progress))
+        for handler in handlers:
+            handler.addFilter(_quiet)
+            handler.setStream(sys.stdout)  # rich's, while the bar is there: lines go above it
+        try:
+            yield
+        finally:
+            for handler, stream in zip(handlers, streams):
+                handler.removeFilter(_quiet)
+                handler.setStream(stream)
