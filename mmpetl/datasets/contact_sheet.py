@@ -5,6 +5,7 @@ import io
 from typing import BinaryIO, List, Sequence, Tuple
 
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageDraw
 
 from ..weights.io import atomic_write
@@ -25,16 +26,16 @@ def as_picture(sample: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(sample)
     if values.ndim == 5:
-        values = values[0] if values.shape[1] == 3 else np.moveaxis(values[0], 1, 0)
+        values = values[0] if values.shape[1] == 3 else rearrange(values[0], 't c h w -> c t h w')
         chosen = sorted({0, values.shape[1] // 2, values.shape[1] - 1})
-        values = np.concatenate([values[:, t] for t in chosen], -1)
+        values = rearrange(values[:, chosen], 'c t h w -> c h (t w)')
     if values.ndim != 3 or values.shape[0] not in (1, 3):
         raise ValueError(f'a sample of shape {values.shape} is neither a picture (3, height, width) nor a clip')
     if values.dtype != np.uint8:  # normalised in the pipeline: stretch
         low, high = float(values.min()), float(values.max())
         values = (values - low) * (255 / max(high - low, 1e-9))
     values = np.broadcast_to(values, (3, *values.shape[1:]))
-    return np.ascontiguousarray(np.moveaxis(values, 0, -1)).astype(np.uint8)
+    return np.ascontiguousarray(rearrange(values, 'c h w -> h w c')).astype(np.uint8)
 
 
 def spread(labels: Sequence[int], count: int) -> List[int]:

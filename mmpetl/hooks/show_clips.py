@@ -5,6 +5,7 @@ import math
 import os
 from typing import Any, Optional, Sequence
 
+from einops import rearrange
 from mmengine.hooks import Hook
 from mmengine.visualization import Visualizer
 
@@ -51,7 +52,7 @@ class ShowClipsHook(Hook):
             name = f'{name or "sample"}_{number}'
             Visualizer.get_current_instance().add_datasample(
                 name,
-                video=clip.permute(1, 2, 3, 0).cpu().numpy().astype('uint8'),
+                video=rearrange(clip, 'c t h w -> t h w c').cpu().numpy().astype('uint8'),
                 data_sample=sample,
                 step=0,
                 out_path=os.path.join(self.out_dir, name) if self.out_dir else None,

@@ -5,6 +5,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 
 def square(length: int) -> int | None:
@@ -27,20 +28,21 @@ def resize_grid(table: torch.Tensor, source: tuple[int, int], target: tuple[int,
     if source == target:
         return table
     # As a picture with C channels, in float32.
-    image = table[:, extra:].reshape(1, *source, -1).permute(0, 3, 1, 2).float()
+    image = rearrange(table[:, extra:], '1 (h w) c -> 1 c h w', h=source[0]).float()
     image = F.interpolate(image, size=target, mode='bicubic', align_corners=False)
-    return torch.cat([table[:, :extra], image.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+    return torch.cat([table[:, :extra], rearrange(image, '1 c h w -> 1 (h w) c').to(table.dtype)], dim=1)
 
 
 def resize_volume(table: torch.Tensor, source: tuple[int, int, int], target: tuple[int, int, int]) -> torch.Tensor:
     """Resize a 3-D table (1, T * H * W, C): bicubic over space, then linear over time."""
-    frames = table.reshape(source[0], source[1] * source[2], -1)
+    frames = rearrange(table, '1 (t n) c -> t n c', t=source[0])
     # Frame by frame in space first, then along time.
     frames = torch.cat([resize_grid(frame[None], source[1:], target[1:]) for frame in frames])
     if source[0] != target[0]:
-        flat = frames.flatten(1).t()[None].float()
-        frames = F.interpolate(flat, size=target[0], mode='linear', align_corners=False)[0].t().to(table.dtype)
-    return frames.reshape(1, math.prod(target), -1)
+        flat = rearrange(frames, 't n c -> 1 (n c) t').float()
+        flat = F.interpolate(flat, size=target[0], mode='linear', align_corners=False).to(table.dtype)
+        frames = rearrange(flat, '1 (n c) t -> t n c', n=frames.shape[1])
+    return rearrange(frames, 't n c -> 1 (t n) c')
 
 
 def resize_bias(table: torch.Tensor, source: tuple[int, ...], target: tuple[int, ...]) -> torch.Tensor:

@@ -9,6 +9,7 @@ Canonical form: the original repository's names (``layers.i.blocks.j.attn.qkv``,
 import re
 
 import torch
+from einops import rearrange
 
 from .arch import Arch, Export, Format, has
 from .match_report import Report
@@ -82,15 +83,12 @@ def merge_order_to_mmpretrain(tensor: torch.Tensor) -> torch.Tensor:
     The original concatenates the four pixels (0,0) (1,0) (0,1) (1,1), each with all its channels. mmcv unfolds: every
     channel with its pixels (0,0) (0,1) (1,0) (1,1).
     """
-    # Columns 1 and 2 change places: the original goes down first, mmcv goes right first.
-    split = tensor.unflatten(-1, (4, -1))[..., [0, 2, 1, 3], :]
-    return split.transpose(-1, -2).flatten(-2).contiguous()
+    return rearrange(tensor, '... (column row c) -> ... (c row column)', row=2, column=2).contiguous()
 
 
 def merge_order_from_mmpretrain(tensor: torch.Tensor) -> torch.Tensor:
     """Inverse of :func:`merge_order_to_mmpretrain`: (..., 4 C) -> (..., 4 C)."""
-    split = tensor.unflatten(-1, (-1, 4)).transpose(-1, -2)
-    return split[..., [0, 2, 1, 3], :].flatten(-2).contiguous()
+    return rearrange(tensor, '... (c row column) -> ... (column row c)', row=2, column=2).contiguous()
 
 
 def from_original(state: State, report: Report) -> State:

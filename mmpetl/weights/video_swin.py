@@ -2,6 +2,7 @@
 """Video Swin: the original and mmaction2's names, V-PETL's files, and image Swin weights inflated in time."""
 
 import torch
+from einops import repeat
 
 from .arch import Arch, Export, Format, has
 from .match_report import Report
@@ -45,7 +46,7 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], report: Report) ->
         raise ValueError(f'{kernel}: to inflate image weights give the shapes of the video backbone')
     length, old = target[2], tuple(state[kernel].shape)
     # Over a tubelet of equal frames the sum is the image's value again.
-    state[kernel] = state[kernel][:, :, None].repeat(1, 1, length, 1, 1) / length
+    state[kernel] = repeat(state[kernel], 'o i h w -> o i t h w', t=length) / length
     report.reshaped.append((kernel, old, tuple(state[kernel].shape), 'repeated over time, divided by its length'))
     for key in [key for key in state if key.endswith('relative_position_bias_table')]:
         index_key = key.replace('bias_table', 'index')
@@ -57,7 +58,7 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], report: Report) ->
         old = tuple(state[key].shape)
         source = bias_window(old[0], None if stored is None else stored.shape[0])
         # The same for every distance in time: the image model knows none.
-        state[key] = resize_bias(state[key], source, window[1:]).repeat(2 * window[0] - 1, 1)
+        state[key] = repeat(resize_bias(state[key], source, window[1:]), 'd h -> (t d) h', t=2 * window[0] - 1)
         state[index_key] = relative_index(window)
         report.reshaped.append((key, old, tuple(state[key].shape), f'window {source} -> {window}, repeated over time'))
         report.generated[index_key] = 'fixed index of pairs of tokens'

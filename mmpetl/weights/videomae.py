@@ -6,6 +6,7 @@ V-PETL's split projections, and image transformers inflated in time.
 from typing import Any
 
 import torch
+from einops import repeat
 
 from .arch import Arch, Export, Format, has
 from .match_report import Report
@@ -120,7 +121,7 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, .
     take_registers(state, report)
     old = tuple(state[kernel].shape)
     # Over a tubelet of equal frames the sum is the image's value again.
-    state[kernel] = state[kernel][:, :, None].repeat(1, 1, target[2], 1, 1) / target[2]
+    state[kernel] = repeat(state[kernel], 'o i h w -> o i t h w', t=target[2]) / target[2]
     report.reshaped.append((kernel, old, tuple(state[kernel].shape), 'repeated over time, divided by its length'))
     if state.pop('cls_token', None) is not None:
         report.left_out['cls_token'] = 'the video backbone has no class token'
@@ -151,7 +152,7 @@ def _inflate_positions(state: State, shape: tuple[int, ...], grid: tuple[int, ..
     if grid is None or grid[0] * grid[1] * grid[2] != shape[1]:
         raise ValueError(
             f'pos_embed: {shape[1]} video positions; give grid=(T, H, W) to inflate a {side} x {side} image grid')
-    state['pos_embed'] = resize_grid(table, (side, side), (grid[1], grid[2])).repeat(1, grid[0], 1)
+    state['pos_embed'] = repeat(resize_grid(table, (side, side), (grid[1], grid[2])), '1 n c -> 1 (t n) c', t=grid[0])
     report.reshaped.append(('pos_embed', tuple(table.shape), tuple(state['pos_embed'].shape),
                             f'resized to {grid[1:]}, repeated over time'))
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 
 from .arch import Arch, Export, Format, has
 from .match_report import Report
@@ -126,14 +127,13 @@ def from_mmpretrain(state: State, report: Report) -> State:
 
 def _jax_array(key: str, tensor: torch.Tensor) -> torch.Tensor:
     if key == 'embedding/kernel':
-        # JAX: (h, w, in, out).
-        return tensor.permute(3, 2, 0, 1).contiguous()
+        return rearrange(tensor, 'h w i o -> o i h w').contiguous()
     if key.endswith('/out/kernel'):
-        # JAX: (heads, head_dim, out).
-        return tensor.flatten(0, 1).t().contiguous()
+        return rearrange(tensor, 'heads d o -> o (heads d)').contiguous()
     if 'Attention' in key:
-        # JAX: (in, heads, head_dim); biases (heads, head_dim).
-        return tensor.flatten(1).t().contiguous() if key.endswith('kernel') else tensor.flatten()
+        if key.endswith('kernel') and tensor.ndim == 3:
+            return rearrange(tensor, 'i heads d -> (heads d) i').contiguous()
+        return tensor.t().contiguous() if key.endswith('kernel') else tensor.flatten()
     return tensor.t().contiguous() if key.endswith('kernel') and tensor.ndim == 2 else tensor
 
 
