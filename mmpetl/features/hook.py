@@ -316,7 +316,9 @@ class FeatureCacheHook(Hook):
         return samples, store
 
     def _features(self, runner: Any, model: nn.Module, data: Dict[str, Any]) -> Any:
-        ready = model.data_preprocessor(data, False)
+        # of copies: mmpretrain's preprocessor moves the labels of the samples that it is given to its device
+        samples = [sample.clone() for sample in data['data_samples']]
+        ready = model.data_preprocessor({**data, 'data_samples': samples}, False)
         with runner.optim_wrapper.optim_context(runner.model):
             return self._feed.capture(lambda: model(**ready, mode='tensor'))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmpretrain.models import ClsDataPreprocessor
 
 from mmpetl import compat
 from mmpetl.features import store as feature_cache
@@ -149,6 +150,26 @@ def test_disk_is_used_again_and_only_for_the_same_data_and_trunk(toy, tmp_path):
     finally:
         picture.write_bytes(content)
     assert len(list((tmp_path / 'features').iterdir())) == 3
+
+
+def test_a_preprocessor_that_moves_labels_leaves_those_of_the_cache(toy, tmp_path, monkeypatch):
+    """mmpretrain's preprocessor writes labels of its own device into the samples; the cache hands out samples of which
+    it saw a few only, and labels of two devices make no batch."""
+    preprocessor = ClsDataPreprocessor.forward
+
+    def moving(self, data, training=False):
+        ready = preprocessor(self, data, training)
+        for sample in data['data_samples']:
+            sample.gt_label = sample.gt_label.to('meta')
+        return ready
+
+    hook = FeatureCacheHook(place='host')
+    runner = Runner.from_cfg(config(toy, tmp_path))
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    monkeypatch.setattr(ClsDataPreprocessor, 'forward', moving)
+    hook.before_train(runner)
+    labels = [runner.train_loop.dataloader.dataset[i]['data_samples'].gt_label for i in range(24)]
+    assert {label.device.type for label in labels} == {'cpu'}
 
 
 def test_everything_is_given_back(toy, tmp_path):
