@@ -127,14 +127,19 @@ class Recomputing:
         self.outer_unpack: Optional[Callable[[Any], Tensor]] = None
 
     def __enter__(self) -> 'Recomputing':
-        if self.level and torch.is_grad_enabled() and torch._C._autograd._saved_tensors_hooks_is_enabled():
-            outer = torch._C._autograd._top_saved_tensors_default_hooks(False)
-            if outer is not None:
-                self.outer_pack, self.outer_unpack = outer
-            hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.load())
+        if not self.level or not torch.is_grad_enabled():
+            return self
+        # No public function shows the hooks outside, which get what is kept after all.
+        outer = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        if outer is not None:
+            self.outer_pack, self.outer_unpack = outer
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.load())
+        try:
             hooks.__enter__()
-            self.before = [hooks, _current.scope]
-            _current.scope = self
+        except RuntimeError:  # disabled, as under torch.func
+            return self
+        self.before = [hooks, _current.scope]
+        _current.scope = self
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -2,7 +2,7 @@
 """How much a forward pass keeps for the backward pass."""
 
 import gc
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
@@ -67,13 +67,13 @@ def on_meta() -> Iterator[None]:
 def saved_bytes(module: nn.Module, x: Tensor) -> int:
     """Bytes that a forward pass keeps for the backward pass, besides parameters, buffers, input and output.
 
-    Each storage counts once, however many views of it are kept. Attention counts as a fused kernel keeps it. What a
-    recomputed part of the model holds on to in order to run again counts too, although autograd itself does not know of
-    it.
+    Each storage counts once, however many views of it are kept. On the meta device attention counts as a fused kernel
+    keeps it. What a recomputed part of the model holds on to in order to run again counts too, although autograd itself
+    does not know of it.
 
     Args:
-        module: Module on the meta device.
-        x: Its input (B, ...), on the meta device.
+        module: Module on any device; on the meta device nothing is computed.
+        x: Its input (B, ...), on the same device.
     """
     own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers(), x)}
     kept: Dict[int, Tensor] = {}
@@ -86,14 +86,15 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
 
     gc.freeze()  # what lives now is not looked at below
     try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), _Fused():
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(
+                pack, lambda t: t), _Fused() if x.is_meta else nullcontext():
             out = module(x)
         gc.collect()
         shown = {
             t.untyped_storage()._cdata
             for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)
         }
-        held = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and o.is_meta]
+        held = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and o.device == x.device]
     finally:
         gc.unfreeze()
     kept.update({key: t for t in held for key in [t.untyped_storage()._cdata] if key not in own and key not in shown})

@@ -21,6 +21,7 @@ shot_seed  seed of the few-shot subset (ELEVATER)
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional
 
@@ -51,44 +52,62 @@ def find_dicts(node: Any, kind: str) -> Iterator[Dict[str, Any]]:
             yield from find_dicts(child, kind)
 
 
-def _read(cfg: Config) -> ConfigDict:
-    """``cfg.task`` with its defaults filled in.
+@dataclass(frozen=True)
+class Choice:
+    """What ``cfg.task`` asks for, found out once; :func:`apply_task` writes it into the config."""
+    suite: Suite
+    task: Task
+    asked: Mapping[str, Any]  # cfg.task, completed
+    datasets: Mapping[str, Mapping[str, Any]]  # loader -> entries of its datasets
+    base: Optional[Config]  # the suite's base file, where the config holds data of another suite
+    row: Mapping[str, Any]  # the task's row of cfg.per_task, config key -> value
+
+
+def choose(cfg: Config) -> Optional[Choice]:
+    """What ``cfg.task`` asks for; None for a config without one. The config is not changed.
 
     Raises:
-        ValueError: If a key is unknown or the suite is not said.
+        ValueError: If suite, task, phase or option is unknown, or the config does not fit the suite.
     """
-    task = ConfigDict(dict(zip(
-        ('suite', 'name'), cfg.task.rsplit('/', 1)))) if isinstance(cfg.task, str) else ConfigDict(cfg.task)
-    for key in task:
+    if not cfg.get('task'):
+        return None
+    asked = dict(zip(('suite', 'name'), cfg.task.rsplit('/', 1))) if isinstance(cfg.task, str) else dict(cfg.task)
+    for key in asked:
         if key not in KEYS:
             raise ValueError(f'task.{key} is no option' + nearest(key, KEYS))
-    if 'suite' not in task or 'name' not in task:
+    if 'suite' not in asked or 'name' not in asked:
         raise ValueError(
             "task needs 'suite' and 'name', for example task=dict(suite='vtab', name='cifar') or task='vtab/cifar'")
-    return task
-
-
-def _set_data(cfg: Config, suite: Suite, task: ConfigDict) -> None:
-    phase = task.get('phase', 'final')
+    suite = get_suite(asked['suite'])
+    task, base = get_task(suite, asked['name']), _other_base(cfg, suite)
+    asked = asked if base is None else _asked_of(base, asked)
+    if suite.name != suite.form and _is_default(asked.get('root')):
+        asked['root'] = suite.root
+    phase = asked.get('phase', 'final')
     if phase not in suite.phases:
         raise ValueError(f'task.phase={phase!r} is none of {", ".join(suite.phases)}')
+    entries = dict(task=task.name, suite=suite.name if suite.name != suite.form else None, data_root=asked.get('root'),
+                   **{key: asked.get(key) for key in ('shots', 'shot_seed') if suite.form == 'elevater'})
+    entries = {key: value for key, value in entries.items() if value is not None and value != ''}
     train, evaluated = suite.phases[phase]
-    for name, split in (('train_dataloader', train), ('val_dataloader', evaluated), ('test_dataloader', evaluated)):
-        datasets = list(find_dicts(cfg.get(name), suite.dataset))
-        if cfg.get(name) is not None and not datasets:
-            raise ValueError(
-                f'{name} holds no dataset of type {suite.dataset!r}, which task.suite={suite.name!r} needs')
-        for dataset in datasets:
-            dataset.update(task=task.name, split=split)
-            if suite.name != suite.form:
-                dataset['suite'] = suite.name
-            if task.get('root'):
-                dataset['data_root'] = task.root
-            dataset.update(
-                {key: task[key]
-                 for key in ('shots', 'shot_seed') if suite.form == 'elevater' and key in task})
-            if get_task(suite, task.name).resize == 'squash':
-                dataset['pipeline'] = squash(dataset['pipeline'])
+    datasets = {name: dict(entries, split=s) for name, s in zip(LOADERS, (train, evaluated, evaluated))}
+    return Choice(suite, task, asked, datasets, base, _row(cfg, task.name))
+
+
+def _row(cfg: Config, task: str) -> Mapping[str, Any]:
+    """A task's row of ``cfg.per_task``."""
+    table: Optional[Mapping[str, Any]] = cfg.get('per_task')
+    if not table:
+        return {}
+    if set(table) != {'columns', 'rows'}:
+        raise ValueError("per_task needs exactly 'columns' (config keys) and 'rows' (task -> values)")
+    row = table['rows'].get(task)
+    if row is None:
+        print_log(f'per_task has no row for {task!r}: the config stands as written', 'current')
+        return {}
+    if len(row) != len(table['columns']):
+        raise ValueError(f"per_task.rows.{task} has {len(row)} values for {len(table['columns'])} columns")
+    return dict(zip(table['columns'], row))
 
 
 def prepare_suite(cfg: Config, suite: Suite) -> None:
@@ -100,40 +119,96 @@ def prepare_suite(cfg: Config, suite: Suite) -> None:
     if not cfg.get('task'):
         raise ValueError(
             f"the config has no 'task': begin it with _base_/datasets/{suite.form}.py, or another suite's base")
-    if not list(find_dicts([cfg.get(name) for name in LOADERS], suite.dataset)):
-        _switch_suite(cfg, suite)
+    base = _other_base(cfg, suite)
+    if base is not None:
+        _take_data(cfg, base)
+        cfg.task = ConfigDict(_asked_of(base, cfg.task))
 
 
-def _switch_suite(cfg: Config, suite: Suite) -> None:
-    """Take data and normalisation of another suite from its base file beside the config; batch sizes and workers stay.
-
-    Raises:
-        ValueError: If no base file of that suite lies beside the config.
-    """
+def _other_base(cfg: Config, suite: Suite) -> Optional[Config]:
+    """The suite's base file beside a config that holds data of another; None where it holds the suite's own."""
+    if list(find_dicts([cfg.get(name) for name in LOADERS], suite.dataset)):
+        return None
     folders = Path(cfg.filename).resolve().parents if cfg.filename else ()
-    found = [folder / f'_base_/datasets/{suite.form}.py' for folder in folders]
-    base = next((path for path in found if path.is_file()), None)
-    if base is None:
+    found = [path for folder in folders if (path := folder / f'_base_/datasets/{suite.form}.py').is_file()]
+    if not found:
         raise ValueError(f'the config has no data of the suite {suite.name!r}, and no folder above it holds '
                          f'_base_/datasets/{suite.form}.py: begin the config with that base')
-    theirs = Config.fromfile(str(base))
-    for name in LOADERS:
-        if cfg.get(name) is not None:
-            kept = {
-                key: cfg[name][key]
-                for key in ('batch_size', 'num_workers', 'persistent_workers', 'drop_last') if key in cfg[name]
-            }
-            cfg[name] = ConfigDict({**theirs[name], **kept})
-    for name in ('val_evaluator', 'test_evaluator', 'data_preprocessor'):
-        cfg[name] = theirs[name]
+    return Config.fromfile(str(found[0]))
+
+
+def _asked_of(base: Config, asked: Mapping[str, Any]) -> Dict[str, Any]:
     # The root written for the config's own suite is not this suite's.
-    kept = {key: value for key, value in cfg.task.items() if key != 'root' or not _is_default(value)}
-    cfg.task = ConfigDict({**theirs.task, **kept})
+    return {**base.task, **{key: value for key, value in asked.items() if key != 'root' or not _is_default(value)}}
 
 
 def _is_default(root: Optional[str]) -> bool:
     """Whether a root is unset or the one that a base file writes for a published suite."""
     return not root or root in [s.root for s in SUITES.values()]
+
+
+def _take_data(cfg: Config, base: Config) -> None:
+    """Data and normalisation of a base file; batch sizes and workers stay."""
+    for name in LOADERS:
+        if cfg.get(name) is not None:
+            own = ('batch_size', 'num_workers', 'persistent_workers', 'drop_last')
+            cfg[name] = ConfigDict({**base[name], **{key: cfg[name][key] for key in own if key in cfg[name]}})
+    for name in ('val_evaluator', 'test_evaluator', 'data_preprocessor'):
+        cfg[name] = base[name]
+
+
+def apply_task(cfg: Config, cfg_options: Optional[Mapping[str, Any]] = None) -> Config:
+    """Rewrite a config, its options merged, for the task that ``cfg.task`` names. Twice changes nothing.
+
+    Args:
+        cfg: The config, changed in place.
+        cfg_options: What the user set by hand; merged once more at the end, so that it wins over the task's published
+            settings.
+
+    Returns:
+        ``cfg``.
+
+    Raises:
+        ValueError: If suite, task, phase or option is unknown, or the config does not fit the suite.
+    """
+    choice = choose(cfg)
+    if choice is None:
+        return cfg
+    if choice.base is not None:
+        _take_data(cfg, choice.base)
+    cfg.task = ConfigDict(choice.asked)
+    _set_data(cfg, choice)
+    _set_model(cfg, choice.task)
+    cfg.merge_from_dict(choice.row)
+    cfg.merge_from_dict(
+        {k: v for k, v in (cfg_options or {}).items() if k.split('.')[0] not in ('task', 'work_dir')})
+    # After the options, which may name a file per task.
+    for head in _heads(cfg.get('model')):
+        if isinstance(head.get('text_features'), str):
+            head['text_features'] = head['text_features'].replace('{task}', choice.task.name)
+    # Runs of several tasks with one config must not overwrite each other.
+    stem, work_dir = Path(cfg.filename).stem if cfg.filename else None, cfg.get('work_dir')
+    if stem and (work_dir is None or os.path.normpath(work_dir) == os.path.join('work_dirs', stem)):
+        cfg.work_dir = os.path.join('work_dirs', stem, choice.task.name)
+    return cfg
+
+
+def _set_data(cfg: Config, choice: Choice) -> None:
+    for name, entries in choice.datasets.items():
+        datasets = list(find_dicts(cfg.get(name), choice.suite.dataset))
+        if cfg.get(name) is not None and not datasets:
+            raise ValueError(f'{name} holds no dataset of type {choice.suite.dataset!r}, which '
+                             f'task.suite={choice.suite.name!r} needs')
+        for dataset in datasets:
+            dataset.update(entries)
+            if choice.task.resize == 'squash':
+                dataset['pipeline'] = squash(dataset['pipeline'])
+    for name in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(name) is not None:
+            metrics = cfg[name].get('metrics', [cfg[name]]) if isinstance(cfg[name], dict) else cfg[name]
+            dumps = [m for m in (metrics if isinstance(metrics, (list, tuple)) else [metrics])
+                     if str(m.get('type')).split('.')[-1] in ('DumpResults', 'DumpScores')]
+            cfg[name] = [ConfigDict(METRICS[choice.task.metric]), *dumps]
 
 
 def squash(pipeline: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -172,78 +247,3 @@ def _set_model(cfg: Config, spec: Task) -> None:
     for owner in (cfg, cfg.get('model') or {}):
         if isinstance(owner.get('data_preprocessor'), dict):
             owner['data_preprocessor']['num_classes'] = spec.num_classes
-
-
-def _set_rows(cfg: Config, spec: Task) -> None:
-    """Merge this task's row of ``cfg.per_task``.
-
-    Raises:
-        ValueError: If rows and columns do not match.
-    """
-    table: Optional[Mapping[str, Any]] = cfg.get('per_task')
-    if not table:
-        return
-    if set(table) != {'columns', 'rows'}:
-        raise ValueError("per_task needs exactly 'columns' (config keys) and 'rows' (task -> values)")
-    row = table['rows'].get(spec.name)
-    if row is None:
-        print_log(f'per_task has no row for {spec.name!r}: the config stands as written', 'current')
-        return
-    if len(row) != len(table['columns']):
-        raise ValueError(f"per_task.rows.{spec.name} has {len(row)} values for {len(table['columns'])} columns")
-    cfg.merge_from_dict(dict(zip(table['columns'], row)))
-
-
-def apply_task(cfg: Config, cfg_options: Optional[Mapping[str, Any]] = None) -> Config:
-    """Rewrite a config for the task that ``cfg.task`` names; a config without ``task`` is returned as it is.
-
-    Call it after ``--cfg-options`` are merged and before the runner is built. Applying it twice changes nothing.
-
-    Args:
-        cfg: The config, changed in place.
-        cfg_options: What the user set by hand; merged once more at the end, so that it wins over the task's published
-            settings.
-
-    Returns:
-        ``cfg``.
-
-    Raises:
-        ValueError: If suite, task, phase or option is unknown, or the config does not fit the suite.
-    """
-    if not cfg.get('task'):
-        return cfg
-    task = _read(cfg)
-    suite = get_suite(task.suite)
-    spec = get_task(suite, task.name)
-    cfg.task = task
-    prepare_suite(cfg, suite)
-    if suite.name != suite.form and _is_default(cfg.task.get('root')):
-        cfg.task.root = suite.root
-    _set_data(cfg, suite, cfg.task)
-    _set_model(cfg, spec)
-    for name in ('val_evaluator', 'test_evaluator'):
-        if cfg.get(name) is not None:
-            metrics = cfg[name].get('metrics', [cfg[name]]) if isinstance(cfg[name], dict) else cfg[name]
-            kept = [m for m in (metrics if isinstance(metrics, (list, tuple)) else [metrics]) if _is_dump(m)]
-            cfg[name] = [ConfigDict(METRICS[spec.metric]), *kept]
-    _set_rows(cfg, spec)
-    if cfg_options:
-        cfg.merge_from_dict({k: v for k, v in cfg_options.items() if k.split('.')[0] not in ('task', 'work_dir')})
-    # After the options, which may name a file per task.
-    for head in _heads(cfg.get('model')):
-        if isinstance(head.get('text_features'), str):
-            head['text_features'] = head['text_features'].replace('{task}', spec.name)
-    _set_work_dir(cfg, spec)
-    return cfg
-
-
-def _is_dump(metric: Mapping[str, Any]) -> bool:
-    return str(metric.get('type')).split('.')[-1] in ('DumpResults', 'DumpScores')
-
-
-def _set_work_dir(cfg: Config, spec: Task) -> None:
-    """Runs of several tasks with one config must not overwrite each other: the default folder gets the task's name."""
-    stem = Path(cfg.filename).stem if cfg.filename else None
-    work_dir = cfg.get('work_dir')
-    if stem and (work_dir is None or os.path.normpath(work_dir) == os.path.join('work_dirs', stem)):
-        cfg.work_dir = os.path.join('work_dirs', stem, spec.name)
