@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two ways of keeping less for the backward pass: announced results that are computed again (mmpetl/recompute.py), and
 torch's checkpoint of every block with a policy that says which operations' results are kept.
 

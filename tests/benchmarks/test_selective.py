@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Torch's selective checkpointing beside ours: the page's table is the stored one, and both give the same gradients."""
 
 import json
