@@ -315,11 +315,11 @@ METHODS: List[Case] = [
         note='Swins: one ladder width is undefined over changing widths'),
     Case(
         'VQT', [dict(type='VQT', num_tokens=2, drop_rate=0.)],
-        on=('vit', 'clip'),
+        on=VITS,
         identity=False,
         real=[dict(type='VQT', num_tokens=1)],
-        counts=dict(vit=9_216),
-        note='its feature starts with the class token, which only ViT and CLIP have'),
+        counts=dict(vit=9_216, videomae=9_216),
+        note='Swins: queries across windows are undefined in the paper'),
     Case(
         'RepAdapter', [dict(type='RepAdapter', mid_dims=4, drop_rate=0.)],
         folds=True,

@@ -240,6 +240,8 @@ def _check_streams(plans: Mapping[Any, Sequence[Tap]]) -> None:
     if len(set(kinds.values())) > 1:
         a, b = list(kinds)[:2]
         raise ValueError(f'adapters {a!r} and {b!r} let their prompts into different blocks and cannot be mixed')
+    if len(plans) > 1 and any(taps[-1].prompts_alone for taps in plans.values()):
+        raise ValueError("pool_prompts='only' cannot be mixed with other adapters")
     if any(read or into for s in kinds.values() for read, into in s):
         if len(plans) > len(prompting) and any(taps[-1].prompts_pooled for taps in prompting.values()):
             raise ValueError('pooled prompts cannot be mixed with samples that have none')
@@ -253,6 +255,8 @@ def _check_streams(plans: Mapping[Any, Sequence[Tap]]) -> None:
 def _place(petl: Any, mixed: Sequence[MixedTap], plans: Mapping[Any, Sequence[Tap]]) -> None:
     """Set what depends on the neighbours, and hand the taps to the modules."""
     carried = 0
+    last = mixed[-1].taps[-1]
+    mixed[-1].prompts_alone, mixed[-1].grid_dropped = last.prompts_alone, last.grid_dropped
     for tap, following in zip(mixed, [*mixed[1:], None]):
         own = [t for t in tap.taps if t.num_prompts]
         tap.prompts_in = carried

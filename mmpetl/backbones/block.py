@@ -146,6 +146,8 @@ class SitedBlock:
         if tap.prompts_dropped:
             first = self.spec.extra_tokens
             x = torch.cat([x[:, :first], x[:, first + tap.prompts_dropped:]], 1)
+        if tap.grid_dropped:
+            x = x[:, :self.spec.extra_tokens + tap.prompts_pooled]
         return x
 
     def _residual(self, sub: str, x: Tensor, h: Tensor, y: Tensor) -> Tensor:

@@ -120,9 +120,11 @@ class PETL(ModuleDict):
         # The first method that has an opinion; otherwise the published form of the backbone.
         chosen = [m.pool_prompts for m in methods.values() if m.pool_prompts is not None]
         pooled = chosen[0] if chosen else family.pools_prompts(backbone)
-        plan_prompts(taps, pooled, self.full_prompts)
+        plan_prompts(taps, bool(pooled), self.full_prompts)
+        if pooled == 'only' and taps[-1].prompts_pooled:
+            taps[-1].prompts_alone, taps[-1].grid_dropped = True, not family.merges_prompts
         if any(tap.num_prompts and tap.prompts_read for tap in taps):
-            family.check_prompts(backbone, pooled)
+            family.check_prompts(backbone, bool(pooled))
         return taps
 
     def place(self, taps: Sequence[Tap]) -> None:

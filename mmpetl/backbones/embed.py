@@ -29,7 +29,8 @@ class SitedFinalNorm(nn.LayerNorm):
     """The last norm. Prompts that are pooled with the grid tokens are merged here.
 
     A later mean over the L grid tokens must equal the mean over P prompts and L grid tokens, so each grid token becomes
-    (L * token + sum of prompts) / (P + L). That keeps the feature map's shape, whatever neck follows.
+    (L * token + sum of prompts) / (P + L); where prompts alone are pooled, their mean. That keeps the feature map's
+    shape, whatever neck follows.
     """
 
     tap: Tap
@@ -44,6 +45,8 @@ class SitedFinalNorm(nn.LayerNorm):
             return y
         # Without a class token, so prompts come first.
         prompts, tokens = y.split([pooled, y.shape[1] - pooled], 1)
+        if self.tap.prompts_alone:
+            return prompts.mean(1, keepdim=True).expand_as(tokens)
         return (tokens * tokens.shape[1] + prompts.sum(1, keepdim=True)) / y.shape[1]
 
 

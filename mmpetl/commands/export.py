@@ -170,7 +170,7 @@ def export_peft(model: nn.Module, library: str, folder: str, prefix: str = '') -
 
     Args:
         model: Model with loaded weights.
-        library: Library of the base model: 'timm', 'hf', 'hf4' or 'mmpretrain'.
+        library: Library of the base model: 'timm', 'hf', 'hf4', 'mmpretrain', 'mmaction2' or 'original'.
         folder: Gets ``adapter_model.safetensors`` and ``adapter_config.json``.
         prefix: What stands before the block names in the base model, see :func:`lora_to_peft`.
 
@@ -184,8 +184,10 @@ def export_peft(model: nn.Module, library: str, folder: str, prefix: str = '') -
     if petl.tune:
         raise ValueError(
             f'the adapter also changes base parameters ({", ".join(petl.tune[:3])}), which a peft LoRA cannot hold')
+    stages = [block.spec.stage for block in petl.blocks]
+    depths = [stages.count(stage) for stage in sorted(set(stages))]
     state, config = lora_to_peft(
-        adapter_state(model), header['methods'], arch, library, prefix, header['base'].get('id'), scales)
+        adapter_state(model), header['methods'], arch, library, prefix, header['base'].get('id'), scales, depths)
     write_peft(folder, state, config)
     return [f'{len(state)} factors for {library}; the head is not part of it']
 
@@ -198,7 +200,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('-o', '--out', required=True, help='file; a folder for hf and peft')
     parser.add_argument('--to', choices=TARGETS, help='default from the suffix of --out: onnx or safetensors')
     parser.add_argument(
-        '--library', default='timm', help='library of the base model, for peft: timm, hf, hf4, mmpretrain')
+        '--library', default='timm',
+        help='library of the base model, for peft: timm, hf, hf4, mmpretrain, mmaction2, original')
     parser.add_argument(
         '--prefix', default='', help="what stands before the block names in the base model, for peft, such as 'vit.'")
     parser.add_argument(

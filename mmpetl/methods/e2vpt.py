@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from ..registry import METHODS
 from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, positive
-from .vpt import check_per_sample, prompt_bound
+from .vpt import Pool, check_choices, check_per_sample, draw_prompts, owners, prompt_bound
 
 LAYOUTS = ('interleaved', 'contiguous')
 KV_INITS = ('kaiming', 'xavier', 'trunc_normal')
 VARIANTS = ('paper', 'released')
 PRUNED = ('auto', 'all', 'first')
+SHARED = ('prompts', 'kv')
 
 
 def _one_of(value: Any, known: Sequence[str], name: str) -> str:
@@ -48,6 +49,8 @@ class E2VPT(Method):
         segments: Segments S into which a prompt's channels are divided.
         segment_layout: 'interleaved' (channel c belongs to segment c mod S, as published) or 'contiguous'.
         share_kv: Whether one tensor serves as keys and values.
+        shared: What all adapted blocks use together: any of 'prompts' and 'kv'; published: nothing.
+        init: Start of the prompts: 'uniform' as published, or 'trunc_normal' (0.02).
         deep: Give every adapted block its own prompts; otherwise only the first, and they stay in the stream.
         kv_init: 'kaiming' (bound sqrt(6 / (K * head_dim))), 'xavier' (sqrt(6 / (3 h w + 16)) for patches (h, w)) or
             'trunc_normal' (0.02).
@@ -61,8 +64,8 @@ class E2VPT(Method):
             all.
         variant: 'paper' removes pruned tokens. 'released' does as the published code does: masks are trained together
             with the prompts until :meth:`prune`, and pruned tokens stay in the sequence as zeros.
-        pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published
-            form.
+        pool_prompts: Whether a mean pooling after the last block includes the prompts; 'only': over them alone; None: the
+            backbone's published form.
         stack: Allow a second prompt method beside this one.
         layers: Adapted blocks.
 
@@ -82,6 +85,8 @@ class E2VPT(Method):
                  segments: int = 16,
                  segment_layout: str = 'interleaved',
                  share_kv: bool = True,
+                 shared: Sequence[str] = (),
+                 init: str = 'uniform',
                  deep: bool = True,
                  kv_init: str = 'kaiming',
                  drop_rate: float = 0.,
@@ -90,7 +95,7 @@ class E2VPT(Method):
                  pruned: str = 'auto',
                  kept: Optional[Mapping[str, Any]] = None,
                  variant: str = 'paper',
-                 pool_prompts: Optional[bool] = None,
+                 pool_prompts: Pool = None,
                  stack: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
@@ -103,9 +108,12 @@ class E2VPT(Method):
         self.drop_rate, self.sample_drop_rate = (0., drop_rate) if drop_per_sample else (drop_rate, 0.)
         if drop_per_sample:
             check_per_sample(self.specs, 'E2VPT')
-        self.pool_prompts, self.stack = pool_prompts, stack
+        check_choices(init, pool_prompts, 'E2VPT')
+        shared = tuple(_one_of(part, SHARED, 'shared') for part in ((shared, ) if isinstance(shared, str) else shared))
+        self.init, self.pool_prompts, self.stack = init, pool_prompts, stack
         own = self.layers if deep else self.layers[:1]
-        tokens = {str(i): torch.empty(num_tokens, self.specs[i].dim) for i in own}
+        self.held = owners(own, {i: (num_tokens, self.specs[i].dim) for i in own}, 'prompts' in shared, 'E2VPT', 'prompts')
+        tokens = {i: torch.empty(num_tokens, self.specs[int(i)].dim) for i in dict.fromkeys(self.held.values())}
         self.prompts = nn.ParameterDict({i: nn.Parameter(t) for i, t in tokens.items()})
         same = len({t.shape for t in tokens.values()}) == 1
         # Masks are shared by all pruned blocks, which must therefore have one shape; Swin's stages differ,
@@ -117,9 +125,10 @@ class E2VPT(Method):
                 raise ValueError(f'E2VPT: segments={segments} must divide the width {tokens[i].shape[1]} of block {i}')
         lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: 0 if n == 0 else positive(n, *names))
         copies = 1 if share_kv else 2
+        sizes = {i: (copies, self.specs[i].heads, n, self.specs[i].head_dim) for i, n in lengths.items() if n}
+        self.kv_held = owners(sizes, sizes, 'kv' in shared and bool(sizes), 'E2VPT', 'keys and values')
         self.kv_prompts = nn.ParameterDict({
-            str(i): nn.Parameter(torch.empty(copies, self.specs[i].heads, n, self.specs[i].head_dim))
-            for i, n in lengths.items() if n
+            key: nn.Parameter(torch.empty(sizes[int(key)])) for key in dict.fromkeys(self.kv_held.values())
         })
         masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
         for name, mask in masks.items():
@@ -141,7 +150,7 @@ class E2VPT(Method):
         bound = prompt_bound(self.specs[0], self.specs[0].dim)
         for prompts in self.prompts.values():
             # as many numbers whatever is pruned, so that what is drawn next stays the same
-            drawn = nn.init.uniform_(prompts.new_empty(self.num_tokens, prompts.shape[1]), -bound, bound)
+            drawn = draw_prompts(prompts.new_empty(self.num_tokens, prompts.shape[1]), self.init, bound)
             prompts.data.copy_(drawn if len(prompts) == self.num_tokens else drawn[self.kept])
         height, width = self.specs[0].patch[-2:]
         for kv in self.kv_prompts.values():
@@ -167,22 +176,22 @@ class E2VPT(Method):
         return tokens.bool(), segments.bool()
 
     def active(self, point: str, index: int) -> bool:
-        held: Dict[str, nn.ParameterDict] = dict(prompts=self.prompts, kv=self.kv_prompts)
-        return point in held and str(index) in held[point]
+        held: Dict[str, Dict[int, str]] = dict(prompts=self.held, kv=self.kv_held)
+        return point in held and index in held[point]
 
     def num_prompts(self, index: int) -> int:
-        return len(self.prompts[str(index)]) if str(index) in self.prompts else 0
+        return len(self.prompts[self.held[index]]) if index in self.held else 0
 
     def on_kv(self, i: int) -> Tuple[Tensor, Tensor]:
         """Keys and values (heads, K, head_dim) each; one tensor serves as both where they are shared."""
-        kv = F.dropout(self.half(self.kv_prompts[str(i)]), self.kv_drop_rate, self.training)
+        kv = F.dropout(self.half(self.kv_prompts[self.kv_held[i]]), self.kv_drop_rate, self.training)
         # Behind the projections: keys and values go into attention as they are.
         return kv[0], kv[-1]
 
     def on_prompts(self, i: int) -> Tensor:
         """Prompts (1, P, C), or (B, P, C) under per-sample gates."""
-        prompts = F.dropout(self.prompts[str(i)], self.drop_rate, self.training)
-        if str(i) not in self.pruned_layers:
+        prompts = F.dropout(self.prompts[self.held[i]], self.drop_rate, self.training)
+        if self.held[i] not in self.pruned_layers:
             return prompts[None]
         token_gate, segment_gate = self._gates
         # Rows of pruned tokens are gone from the prompts, so their masks must not be multiplied in.

@@ -11,14 +11,18 @@ block.
 """
 
 import math
-from typing import Optional, Sequence
+from typing import Any, Dict, Iterable, Optional, Sequence, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, positive
+
+#: How prompts start: 'uniform' as published.
+INITS = ('uniform', 'trunc_normal')
+Pool = Union[None, bool, str]
 
 
 def prompt_bound(spec: BlockSpec, dims: int) -> float:
@@ -40,6 +44,46 @@ def check_per_sample(specs: Sequence[BlockSpec], owner: str) -> None:
                          'batch: leave it out')
 
 
+def check_choices(init: str, pool_prompts: Pool, owner: str) -> None:
+    """Refuse an unknown start of the prompts, or an unknown pooling.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    if init not in INITS:
+        raise ValueError(f'{owner}: unknown init {init!r}' + nearest(init, INITS))
+    if pool_prompts not in (None, True, False, 'only'):
+        raise ValueError(f"{owner}: pool_prompts must be True, False, 'only' or None, got {pool_prompts!r}")
+
+
+def owners(blocks: Iterable[int], sizes: Dict[int, Any], shared: bool, owner: str, what: str) -> Dict[int, str]:
+    """Block -> key of the block that holds its parameters: its own, or the first one's where they are ``shared``.
+
+    Args:
+        blocks: Blocks in order.
+        sizes: Shape of the parameters by block.
+        shared: Whether all blocks use the first one's.
+        owner: Method, for the error message.
+        what: What is shared, for the error message.
+
+    Raises:
+        ValueError: If blocks that share differ in shape.
+    """
+    blocks = list(blocks)
+    found = sorted({sizes[i] for i in blocks})
+    if shared and len(found) > 1:
+        raise ValueError(f'{owner}: {what} shared by all blocks need one shape, this backbone has '
+                         f'{", ".join(map(str, found))}')
+    return {i: str(blocks[0] if shared else i) for i in blocks}
+
+
+def draw_prompts(prompts: Tensor, init: str, bound: float) -> Tensor:
+    """Initial values of prompts (P, C), written into them: U(-bound, bound), or a truncated normal of 0.02."""
+    if init == 'trunc_normal':
+        return nn.init.trunc_normal_(prompts, std=0.02)
+    return nn.init.uniform_(prompts, -bound, bound)
+
+
 @METHODS.register_module()
 class VPT(Method):
     """Visual prompt tuning.
@@ -54,14 +98,16 @@ class VPT(Method):
             cheaper and published on Swin.
         project: Train prompts of this smaller width and project them with one Linear shared by all blocks; None: no
             projection.
-        pool_prompts: Whether a mean pooling after the last block includes the prompts; None: the backbone's published
-            form.
+        init: 'uniform' as published, or 'trunc_normal' (0.02).
+        shared: Use one set of prompts in all adapted blocks (the paper's ablation).
+        pool_prompts: Whether a mean pooling after the last block includes the prompts; 'only': over them alone; None: the
+            backbone's published form.
         stack: Allow a second prompt method beside this one.
         layers: Adapted blocks.
 
     Raises:
-        ValueError: If ``num_tokens`` or ``project`` < 1, or ``project`` is set on a backbone whose blocks differ in
-            width.
+        ValueError: If ``num_tokens`` or ``project`` < 1, ``project`` or ``shared`` is set on a backbone whose blocks
+            differ in width, or an option is unknown.
     """
 
     def __init__(self,
@@ -71,13 +117,16 @@ class VPT(Method):
                  drop_rate: float = 0.,
                  drop_per_sample: bool = False,
                  project: Optional[int] = None,
-                 pool_prompts: Optional[bool] = None,
+                 init: str = 'uniform',
+                 shared: bool = False,
+                 pool_prompts: Pool = None,
                  stack: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         # Shallow prompts are given once and stay in the stream; later blocks then bring none.
         self.layers = self.layers if deep else self.layers[:1]
-        self.pool_prompts, self.stack = pool_prompts, stack
+        check_choices(init, pool_prompts, 'VPT')
+        self.init, self.pool_prompts, self.stack = init, pool_prompts, stack
         # Only one of the two drops: a mask per sample is drawn by the tap, which knows the batch.
         self.drop_rate, self.sample_drop_rate = (0., drop_rate) if drop_per_sample else (drop_rate, 0.)
         if drop_per_sample:
@@ -90,26 +139,27 @@ class VPT(Method):
         self.project = None if project is None else nn.Linear(project, self.specs[self.layers[0]].dim)
         # With the narrow width where prompts are projected, as published.
         self.bound = prompt_bound(self.specs[0], project or self.specs[0].dim)
+        sizes = {i: (tokens[i], project or self.specs[i].dim) for i in self.layers}
+        self.held = owners(self.layers, sizes, shared, 'VPT', 'prompts')
         self.prompts = nn.ParameterDict({
-            str(i): nn.Parameter(torch.empty(tokens[i], project or self.specs[i].dim))
-            for i in self.layers
+            key: nn.Parameter(torch.empty(sizes[int(key)])) for key in dict.fromkeys(self.held.values())
         })
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for prompts in self.prompts.values():
-            nn.init.uniform_(prompts, -self.bound, self.bound)
+            draw_prompts(prompts, self.init, self.bound)
         if self.project is not None:
             self.project.reset_parameters()
             # Published for the projection; its bias keeps torch's default.
             nn.init.kaiming_normal_(self.project.weight, a=0, mode='fan_out')
 
     def num_prompts(self, index: int) -> int:
-        return len(self.prompts[str(index)]) if index in self.layers else 0
+        return len(self.prompts[self.held[index]]) if index in self.held else 0
 
     def on_prompts(self, i: int) -> Tensor:
         """Prompts (1, P, C), projected and dropped out."""
-        prompts = self.half(self.prompts[str(i)])
+        prompts = self.half(self.prompts[self.held[i]])
         if self.project is not None:
             prompts = self.half.linear(self.project, prompts)
         # After the projection: the tokens that enter are dropped, not what they are made of.

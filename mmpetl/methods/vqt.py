@@ -7,6 +7,9 @@ tokens and pass the frozen feed-forward network; the image tokens never see them
 
     p = dropout(Q_i);   h = attention(p -> x_i);   q_i = p + h + ffn(p + h)
     feature = [ class token after the final norm ; q_0 ; ... ; q_{L-1} ],   each of the L + 1 groups scaled to length 1
+
+Where a backbone has no class token (VideoMAE), the mean of its tokens after the final norm stands in its place, as in
+its own output.
 """
 
 import math
@@ -103,8 +106,7 @@ class VQT(Method):
         layers: Blocks that are read.
 
     Raises:
-        ValueError: If ``num_tokens`` < 1, ``context`` is unknown, the blocks differ in width or there is no class
-            token.
+        ValueError: If ``num_tokens`` < 1, ``context`` is unknown, or the blocks differ in width.
     """
 
     costs_only = ('context', 'checkpoint')
@@ -119,10 +121,7 @@ class VQT(Method):
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
         dim = one_width(specs, 'VQT')
-        # The first group of the feature is the class token; a mean in its place would be another method.
-        if specs[-1].extra_tokens < 1:
-            raise ValueError('VQT: its feature starts with the class token, but this backbone has none')
-        # 'out' of the last block holds the class token.
+        # 'out' of the last block holds the class token, or the tokens whose mean stands for it.
         self.memory = MemoryForm(context, checkpoint, 'VQT')
         self.num_tokens = positive(num_tokens, 'num_tokens', 'VQT')
         self.normalize = normalize
@@ -160,7 +159,9 @@ class VQT(Method):
         """What every block gave to read: k and v (B, heads, N, head_dim), or u (B, N, C), and the last block's ``out``
         (B, N, C) -> feature (B, C * (1 + P * blocks))."""
         # Norm of one token only; a LayerNorm treats every token alone.
-        norm, token = blocks[-1].final_norm, reads[-1]['out'][:, 0]
+        norm, out = blocks[-1].final_norm, reads[-1]['out']
+        # mean, then norm: the order of VideoMAE's own output
+        token = out[:, 0] if self.specs[-1].extra_tokens else out.mean(1)
         token = token if norm is None else norm(token)
         found = torch.stack([
             recompute(self.memory.recomputes, self._query, blocks[i], reads[i], q)

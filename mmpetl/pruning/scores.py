@@ -217,7 +217,7 @@ def set_gates(petl: Any, method: Any, gates: Optional[Tensor]) -> None:
     for tap in petl.taps:
         if tap.num_prompts:
             carried = None
-            if gates is not None and str(tap.index) in method.pruned_layers:
+            if gates is not None and method.held.get(tap.index) in method.pruned_layers:
                 counts = [(m, m.num_prompts(tap.index)) for m in petl.values()]
                 carried = torch.cat([gates if m is method else gates.new_zeros(len(gates), n) for m, n in counts if n],
                                     1)

@@ -2,7 +2,7 @@
 """The base class of all methods."""
 
 import inspect
-from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Sequence, Tuple, Union
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -31,8 +31,9 @@ class Method(BaseModule):
     #: What ``on_side`` reads of every block: any of 'x' (block input), 'u' (norm1(x)), 'k', 'v', 'out' (last block's
     #: output).
     side_reads: Tuple[str, ...] = ()
-    #: Whether the final pooling averages prompts with the grid tokens; None leaves it to the backbone's published form.
-    pool_prompts: Optional[bool] = None
+    #: Whether the final pooling averages prompts with the grid tokens ('only': prompts alone); None leaves it to the
+    #: backbone's published form.
+    pool_prompts: Union[None, bool, str] = None
     #: Whether other prompt methods may add their tokens to this method's.
     stack = False
     #: Rate of dropout on prompts with a mask of its own for every sample; the tap applies it, which knows the batch.

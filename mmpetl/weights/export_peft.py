@@ -9,7 +9,7 @@ the whole: factors are stacked, ranks add up.
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,8 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
                  library: str,
                  prefix: str = '',
                  base: str | None = None,
-                 scales: Mapping[int, float] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+                 scales: Mapping[int, float] | None = None,
+                 depths: Sequence[int] | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Translate the LoRA of an adapter file.
 
     Args:
@@ -42,6 +43,7 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
             'videomae.' in a VideoMAEForVideoClassification, 'vision_model.' in a CLIPVisionModelWithProjection.
         base (str | None): Name of the base model, noted in the config.
         scales (Mapping | None): Scale of each block's update; needed only where ``alpha`` differs between blocks.
+        depths (Sequence | None): Blocks of each stage, for bases with stages (the Swins).
 
     Returns:
         tuple: Tensors with peft's names and its config.
@@ -63,7 +65,8 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
                 raise ValueError(f'{key}: not a factor of LoRA')
             continue
         # q, k and v of a fused layer come to the same module, and are joined below.
-        module = f'{prefix}{block_name.format(match["block"])}.{modules[match["op"]]}'
+        block = block_name.format(*_place(int(match['block']), block_name, depths))
+        module = f'{prefix}{block}.{modules[match["op"]]}'
         blocks[module] = int(match['block'])
         grouped.setdefault(module, {}).setdefault(match['op'], {})[match['factor']] = tensor
     if not grouped:
@@ -71,7 +74,7 @@ def lora_to_peft(tensors: Mapping[str, torch.Tensor],
     state, ranks, alphas = {}, {}, {}
     for module, ops in grouped.items():
         rank = next(iter(ops.values()))['down'].shape[0]
-        down, up = _joined({op: _whole(f) for op, f in ops.items()}, fused=module.endswith('attn.qkv'))
+        down, up = _joined({op: _whole(f) for op, f in ops.items()}, fused=module.endswith('.qkv'))
         state[f'base_model.model.{module}.lora_A.weight'], state[f'base_model.model.{module}.lora_B.weight'] = down, up
         ranks[module], alphas[module] = down.shape[0], _scale(method, blocks[module], rank, scales) * down.shape[0]
     return state, peft_config(ranks, alphas, float(method.get('drop_rate', 0.)), base)
@@ -90,6 +93,18 @@ def _modules(arch: str, library: str) -> tuple[str, dict[str, str]]:
         pairs = ', '.join(f'{name} of {other}' for name, entry in ALL_ARCHS.items() for other in entry.lora)
         raise ValueError(f'no peft export for {arch!r} of {library!r}; known: {pairs}')
     return known.lora[library]
+
+
+def _place(block: int, name: str, depths: Sequence[int] | None) -> tuple[int, ...]:
+    """What the name of a block is formatted with: its number, or its stage and its number there."""
+    if name.count('{}') == 1:
+        return (block, )
+    if not depths or not block < sum(depths):
+        raise ValueError(f'block {block} lies in no stage of depths={depths}: give the number of blocks of each stage')
+    stage = 0
+    while block >= depths[stage]:
+        block, stage = block - depths[stage], stage + 1
+    return stage, block
 
 
 def _only_lora(methods: list[dict[str, Any]]) -> dict[str, Any]:

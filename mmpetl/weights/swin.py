@@ -220,6 +220,15 @@ _AS_HF: Rules = (
     (r'head\.' + _WB, r'classifier.\1'),
 )
 
+#: Modules of the ops in the original, which timm and mmaction2 kept.
+LORA = {op: 'attn.qkv' for op in 'qkv'} | {'proj': 'attn.proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+_LORA_MMPRETRAIN = {op: 'attn.w_msa.qkv' for op in 'qkv'} | {
+    'proj': 'attn.w_msa.proj', 'fc1': 'ffn.layers.0.0', 'fc2': 'ffn.layers.1'}
+_LORA_HF5 = {op: f'attention.{op}_proj' for op in 'qkv'} | {
+    'proj': 'attention.o_proj', 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}
+_LORA_HF4 = {op: f'attention.self.{name}' for op, name in zip('qkv', ('query', 'key', 'value'))} | {
+    'proj': 'attention.output.dense', 'fc1': 'intermediate.dense', 'fc2': 'output.dense'}
+
 _PROJ = 'patch_embed.proj.weight'
 _HF_PROJECTION = 'embeddings.patch_embeddings.projection.weight'
 ARCH = Arch(
@@ -244,5 +253,12 @@ ARCH = Arch(
         'original': Export(((r'(patch_embed|layers|norm|head|absolute_pos_embed)(\..*)?', r'\g<0>'), ), _canonical),
         'timm': Export(_AS_TIMM, _to_timm),
         'hf': Export(_AS_HF, _canonical),
+    },
+    lora={
+        'original': ('layers.{}.blocks.{}', LORA),
+        'timm': ('layers.{}.blocks.{}', LORA),
+        'mmpretrain': ('stages.{}.blocks.{}', _LORA_MMPRETRAIN),
+        'hf': ('encoder.layers.{}.blocks.{}', _LORA_HF5),
+        'hf4': ('encoder.layers.{}.blocks.{}', _LORA_HF4),
     },
 )

@@ -8,7 +8,7 @@ from .arch import Arch, Export, Format, has
 from .match_report import Report
 from .rename import State, depth, relabel
 from .resize import bias_window, relative_index, resize_bias
-from .swin import SPARE, fit_tables, from_original, initial_keys, number_last_norm
+from .swin import LORA, SPARE, fit_tables, from_original, initial_keys, number_last_norm
 
 
 def from_video(state: State, report: Report) -> State:
@@ -87,4 +87,5 @@ ARCH = Arch(
                outer=((r'cls_head\.fc_cls\.(weight|bias)', r'head.\1'), ), aliases=('mmaction-video-swin', 'v-petl')),
     },
     exports={'original': Export(((r'(patch_embed|layers|norm|head)\..*', r'\g<0>'), ), _plain_last_norm)},
+    lora={library: ('layers.{}.blocks.{}', LORA) for library in ('original', 'mmaction2')},
 )

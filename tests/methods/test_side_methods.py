@@ -344,7 +344,6 @@ def test_works_without_a_final_norm():
     (lambda: SynQT(VIT_B, context='both'), "'kv' or 'absorb'"),
     (lambda: SynQT(VIT_B, layers='11'), 'at least 2 blocks'),
     (lambda: VQT(VIT_B, -1), 'num_tokens must be'),
-    (lambda: VQT([BlockSpec(0, 0, 8, 2, 32)]), 'class token'),
     (lambda: LST(VIT_B, 7), 'does not divide'),
     (lambda: LST(VIT_B, 256), 'heads'),
     (lambda: LST(VIT_B, temperature=0), 'temperature'),
@@ -456,8 +455,21 @@ def test_videomae(name):
         img_size=32, patch_size=16, embed_dims=24, depth=2, num_heads=3, num_frames=4, petl=[METHODS[name]])
     model.eval()
     assert model(torch.randn(2, 3, 4, 32, 32)).shape == (2, 24)
-    with pytest.raises(ValueError, match='class token'):
-        VideoMAE(img_size=32, patch_size=16, embed_dims=24, depth=2, num_heads=3, num_frames=4, petl=[METHODS['VQT']])
+
+
+def test_vqt_reads_the_mean_token_of_videomae():
+    """Without a class token the first group is the base's own feature: the norm of the mean of its tokens."""
+    torch.manual_seed(0)
+    model = VideoMAE(img_size=32, patch_size=16, embed_dims=24, depth=2, num_heads=3, num_frames=4,
+                     petl=[dict(type='VQT', num_tokens=2, normalize=False)])
+    model.eval()
+    x = torch.randn(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        feature = model(x)
+        with model.petl.disabled():
+            plain = model(x)
+    assert feature.shape == (2, 24 * 5) == (2, model.petl.vqt.out_dims)
+    torch.testing.assert_close(feature[:, :24], plain)
 
 
 @pytest.mark.parametrize('cfg', [dict(type='SynQT'), dict(type='LST', reduction=4), dict(type='VQT')],

@@ -18,7 +18,7 @@ def adapted(kind, lora, **more):
     base = dict(img_size=16, patch_size=4, petl=[dict(type='LoRA', **lora)])
     if kind == 'VideoMAE':
         base |= dict(embed_dims=32, depth=2, num_heads=2, mlp_ratio=4, qkv_bias=True, num_frames=4)
-    else:
+    elif kind != 'SwinTransformer':
         base |= dict(arch=dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=128), out_type='raw')
     backbone = MODELS.build(dict(type=f'mmpetl.{kind}', **{**base, **more}))
     generator = torch.Generator().manual_seed(0)
@@ -43,7 +43,8 @@ def opened(peer, state, config, folder):
     model = peft.PeftModel.from_pretrained(peer, folder)
     loaded = {key for key in model.state_dict() if 'lora_' in key}
     assert len(loaded) == len(state), 'peft made or missed factors'
-    return model.train(False)
+    model.train(False)
+    return model
 
 
 def difference(a, b):
@@ -134,13 +135,83 @@ def test_transformers(image, tmp_path, arch, lora):
     assert difference(got, want) < TOL
 
 
+SWIN = dict(embed_dims=16, depths=[1, 2], num_heads=[2, 4])
+
+
+def swin_peer(library):
+    """A Swin of another library: (base, keyword of its input, output -> (B, N, C) or (B, C))."""
+    if library == 'mmpretrain':
+        from mmpretrain.models import SwinTransformer
+        return SwinTransformer(arch=SWIN, img_size=32, window_size=4, out_indices=(1, )), None, lambda y: y[0]
+    if library == 'timm':
+        from timm.models.swin_transformer import SwinTransformer
+        return SwinTransformer(
+            img_size=32, window_size=4, embed_dim=16, depths=(1, 2), num_heads=(2, 4), num_classes=0, global_pool=''
+        ), None, lambda y: y.permute(0, 3, 1, 2)
+    from transformers import SwinConfig, SwinModel
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=4)
+    return SwinModel(config, add_pooling_layer=False), 'pixel_values', lambda y: y.last_hidden_state.transpose(
+        1, 2).unflatten(2, (4, 4))
+
+
+@pytest.mark.parametrize('lora', LORAS[:2])
+@pytest.mark.parametrize('library', ['mmpretrain', 'timm', 'hf'])
+def test_swin(image, tmp_path, library, lora):
+    """A block's number among all becomes its stage and its number there."""
+    pytest.importorskip(dict(hf='transformers').get(library, library))
+    backbone = adapted('SwinTransformer', lora, arch=SWIN, img_size=32, patch_size=4, window_size=4, out_indices=(1, ))
+    trunk, adapter = split(backbone)
+    peer, keyword, feature = swin_peer(library)
+    if library == 'hf':
+        from safetensors.torch import save_file
+        save_file(export_names(trunk, 'swin', 'hf'), tmp_path / 'model.safetensors', {'format': 'pt'})
+        peer.config.save_pretrained(tmp_path)
+        peer = type(peer).from_pretrained(tmp_path, add_pooling_layer=False)
+    else:
+        peer.load_state_dict(trunk if library == 'mmpretrain' else export_names(trunk, 'swin', library), strict=False)
+    state, config = lora_to_peft(adapter, [dict(type='LoRA', **lora)], 'swin', library, depths=SWIN['depths'])
+    x = image(2, 3, 32, 32)
+    with torch.no_grad():
+        want, plain = backbone(x)[0], feature(peer.train(False)(**{keyword: x} if keyword else {'x': x}))
+        model = opened(peer, state, config, tmp_path / 'adapter').base_model.model
+        got = feature(model(**{keyword: x} if keyword else {'x': x}))
+    assert difference(got, want) < TOL and difference(plain, want) > 1e-2
+
+
+@pytest.mark.parametrize('lora', LORAS[:2])
+def test_stock_video_swin(image, tmp_path, lora):
+    from mmaction.models.backbones.swin import SwinTransformer3D
+    size = dict(arch=SWIN, window_size=(2, 4, 4), out_indices=(1, ), drop_path_rate=0.)
+    from mmengine.registry import init_default_scope
+    init_default_scope('mmaction')
+    torch.manual_seed(0)
+    backbone = MODELS.build(dict(type='mmpetl.SwinTransformer3D', petl=[dict(type='LoRA', **lora)], **size))
+    with torch.no_grad():
+        for parameter in backbone.petl.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    trunk, adapter = split(backbone)
+    peer = SwinTransformer3D(pretrained2d=False, **size)
+    peer.load_state_dict(trunk, strict=True)
+    state, config = lora_to_peft(adapter, [dict(type='LoRA', **lora)], 'video_swin', 'mmaction2', depths=SWIN['depths'])
+    x = image(1, 3, 4, 32, 32)
+    peer.eval(), backbone.eval()
+    with torch.no_grad():
+        want, plain = backbone(x), peer(x)
+        model = opened(peer, state, config, tmp_path)
+        model.base_model.model.eval()
+        assert difference(model.base_model.model(x), want) < TOL and difference(plain, want) > 1e-2
+
+
 def test_refusals():
     factors = {f'backbone.petl.lora.blocks.0.q.{name}': torch.ones(2, 2) for name in ('down', 'up')}
     lora = [dict(type='LoRA', rank=2)]
     with pytest.raises(ValueError, match='would have no effect'):
         lora_to_peft(factors, lora, 'videomae', 'mmaction2')
-    with pytest.raises(ValueError, match="no peft export for 'swin' of 'timm'"):
-        lora_to_peft(factors, lora, 'swin', 'timm')
+    with pytest.raises(ValueError, match="no peft export for 'video_swin' of 'timm'"):
+        lora_to_peft(factors, lora, 'video_swin', 'timm')
+    for depths in (None, []):
+        with pytest.raises(ValueError, match='give the number of blocks of each stage'):
+            lora_to_peft(factors, lora, 'swin', 'timm', depths=depths)
     with pytest.raises(ValueError, match='this adapter holds LoRA, VPT'):
         lora_to_peft(factors, [*lora, dict(type='VPT')], 'vit', 'timm')
     with pytest.raises(ValueError, match='not a factor of LoRA'):

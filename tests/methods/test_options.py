@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of published methods that the table of cases does not hold: each goes through files, half precision, copies,
+and another input size, and is refused by name where it is not defined."""
+
+import copy
+
+import pytest
+import torch
+from cases import BACKBONE, features, perturb
+
+import mmpetl
+from mmpetl.methods.e2vpt import E2VPT
+from mmpetl.methods.vpt import VPT
+from mmpetl.sites import BlockSpec
+
+VIT_B = [BlockSpec(i, 0, 768, 12, 3072, 1, (14, 14)) for i in range(12)]
+DIMS = [128] * 2 + [256] * 2 + [512] * 18 + [1024] * 2
+SWIN_B = [BlockSpec(i, 0, d, d // 32, 4 * d, 0, (56, 56), (7, 7), (4, 4)) for i, d in enumerate(DIMS)]
+AVERAGE = dict(out_type='avg_featmap', final_norm=False)
+#: name -> (method, backbones that carry it, options of the backbone)
+OPTIONS = {
+    'VPT shared': (dict(type='VPT', num_tokens=3, shared=True), ('vit', 'videomae'), {}),
+    'VPT shared, projected': (dict(type='VPT', num_tokens=3, shared=True, project=4), ('vit', ), {}),
+    'VPT normal': (dict(type='VPT', num_tokens=3, init='trunc_normal'), ('vit', 'swin'), {}),
+    'VPT pooled alone': (dict(type='VPT', num_tokens=3, pool_prompts='only'), ('swin', ), {}),
+    'VPT pooled alone, ViT': (dict(type='VPT', num_tokens=3, pool_prompts='only'), ('vit', ), AVERAGE),
+    'E2VPT shared': (dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4, shared=['prompts', 'kv']),
+                     ('vit', 'videomae'), {}),
+    'E2VPT shared kv': (dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4, shared='kv', share_kv=False),
+                        ('clip', ), {}),
+}
+ROWS = [(name, backbone) for name, (_, on, _) in OPTIONS.items() for backbone in on]
+rows = pytest.mark.parametrize('name, on', ROWS, ids=[f'{n}-{b}' for n, b in ROWS])
+
+
+def build(name, on, **options):
+    petl, _, extra = OPTIONS[name]
+    torch.manual_seed(0)
+    model = BACKBONE[on].build([petl], **{**extra, **options})
+    model.init_weights()
+    return model
+
+
+@rows
+def test_through_files_half_precision_and_copies(name, on, tmp_path):
+    model, x = build(name, on), BACKBONE[on].inputs()
+    perturb(model.petl)
+    model.eval()
+    with torch.no_grad():
+        expected = features(model(x))
+        with mmpetl.disabled(model):
+            assert (features(model(x)) - expected).abs().max() > 1e-4
+    with pytest.raises(ValueError, match='cannot be merged'):
+        mmpetl.merge(model)
+    mmpetl.save_adapter(model, str(tmp_path / 'a.safetensors'))
+    other = build(name, on)
+    mmpetl.load_adapter(other, str(tmp_path / 'a.safetensors'))
+    copied = copy.deepcopy(model)
+    perturb(model.petl, 0.5, seed=3)
+    for again in (other, copied):
+        again.eval()
+        with torch.no_grad():
+            assert torch.equal(features(again(x)), expected)
+    other.train()
+    with torch.autocast('cpu', torch.bfloat16):
+        half = features(other(x))
+    half.float().square().sum().backward()
+    assert (half.float() - expected).norm() <= 0.1 * expected.norm()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in other.petl.parameters())
+
+
+@rows
+def test_prompts_as_keys_equal_prompts_in_the_stream(name, on):
+    model, x = build(name, on).double(), BACKBONE[on].inputs(dtype=torch.float64)
+    perturb(model.petl, 0.1)
+    model.eval()
+    found = []
+    for full in (False, True):
+        model.petl.full_prompts = full
+        model.petl.refresh()
+        y = features(model(x))
+        found.append([y, *torch.autograd.grad(y.square().sum(), list(model.petl.parameters()))])
+    for short, textbook in zip(*found):
+        torch.testing.assert_close(short, textbook, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize('name', [n for n, (_, on, extra) in OPTIONS.items() if 'vit' in on])
+def test_another_input_size(name):
+    model = build(name, 'vit')
+    assert features(model(torch.randn(2, 3, 48, 40))).shape == (2, 32)
+
+
+def test_shared_prompts_are_one_tensor_in_every_block():
+    model = build('E2VPT shared', 'vit')
+    method = model.petl.e2vpt
+    assert {n for n, _ in method.named_parameters()} == {'prompts.0', 'kv_prompts.0'}
+    assert all(tap.num_prompts == 3 for tap in model.petl.taps)
+    assert all(torch.equal(method.on_prompts(i), method.on_prompts(0)) for i in range(3))
+    own = BACKBONE['vit'].build([dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4)])
+    own.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith('petl.')}, strict=False)
+    with torch.no_grad():
+        for kind in ('prompts', 'kv_prompts'):
+            for value in getattr(own.petl.e2vpt, kind).values():
+                value.copy_(getattr(method, kind)['0'])
+    model.eval(), own.eval()
+    x = BACKBONE['vit'].inputs()
+    assert torch.equal(features(model(x)), features(own(x)))
+    method.prune(torch.tensor([True, False, True]), torch.ones(3, 4).bool())
+    model.petl.refresh()
+    assert [tap.num_prompts for tap in model.petl.taps] == [2, 2, 2] and len(method.prompts['0']) == 2
+
+
+@pytest.mark.parametrize('method, count', [
+    (lambda: VPT(VIT_B, 50, shared=True), 768 * 50),
+    (lambda: VPT(VIT_B, 50, shared=True, project=64), 64 * 50 + 768 * 64 + 768),
+    (lambda: E2VPT(VIT_B, 10, 5, shared='prompts'), 768 * 10 + 9216 * 5),
+    (lambda: E2VPT(VIT_B, 10, 5, shared=('prompts', 'kv')), 768 * 15),
+    (lambda: E2VPT(SWIN_B, 10, 0, shared='kv'), 12032 * 10)])
+def test_counts(method, count):
+    assert sum(p.numel() for p in method().parameters()) == count
+
+
+def test_prompts_of_a_normal_start():
+    for made in (VPT(VIT_B, 50, init='trunc_normal'), E2VPT(VIT_B, 50, init='trunc_normal')):
+        assert made.prompts['3'].std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_pooling_over_prompts_alone_is_their_mean():
+    """The published "prompt_pool": the mean of the last block's prompts alone, then the norm behind the pooling."""
+    model = build('VPT pooled alone, ViT', 'vit', arch=dict(
+        embed_dims=32, num_layers=1, num_heads=4, feedforward_channels=64))
+    model.eval()
+    x = BACKBONE['vit'].inputs()
+    with torch.no_grad(), model.petl.disabled():
+        tokens = torch.cat([model.cls_token.expand(2, -1, -1), model.patch_embed(x)[0]], 1) + model.pos_embed
+        prompts = model.petl.vpt.prompts['0'].expand(2, -1, -1)
+        out = model.layers[0](torch.cat([tokens[:, :1], prompts, tokens[:, 1:]], 1))
+        expected = model.ln2(out[:, 1:4].mean(1))
+    torch.testing.assert_close(features(model(x)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('method, message', [
+    (lambda: VPT(SWIN_B, shared=True), r'VPT: prompts shared by all blocks need one shape'),
+    (lambda: VPT(VIT_B, {'0-5': 2, 'default': 3}, shared=True), 'need one shape'),
+    (lambda: E2VPT(SWIN_B, shared='prompts'), 'E2VPT: prompts shared'),
+    (lambda: E2VPT(SWIN_B, shared=['kv']), 'E2VPT: keys and values shared'),
+    (lambda: E2VPT(VIT_B, shared=['keys']), "E2VPT: unknown shared 'keys'"),
+    (lambda: VPT(VIT_B, init='uniforn'), "did you mean 'uniform'"),
+    (lambda: E2VPT(VIT_B, init='zeros'), "E2VPT: unknown init 'zeros'"),
+    (lambda: VPT(VIT_B, pool_prompts='alone'), "pool_prompts must be True, False, 'only' or None"),
+    (lambda: BACKBONE['vit'].build([dict(type='VPT', pool_prompts='only')]), "needs out_type='avg_featmap'")])
+def test_refusals(method, message):
+    with pytest.raises(ValueError, match=message) as error:
+        method()
+    assert '\n' not in str(error.value)
