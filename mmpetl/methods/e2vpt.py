@@ -64,8 +64,8 @@ class E2VPT(Method):
             all.
         variant: 'paper' removes pruned tokens. 'released' does as the published code does: masks are trained together
             with the prompts until :meth:`prune`, and pruned tokens stay in the sequence as zeros.
-        pool_prompts: Whether a mean pooling after the last block includes the prompts; 'only': over them alone; None: the
-            backbone's published form.
+        pool_prompts: Whether a mean pooling after the last block includes the prompts; 'only': over them alone; None:
+            the backbone's published form.
         stack: Allow a second prompt method beside this one.
         layers: Adapted blocks.
 
@@ -112,7 +112,7 @@ class E2VPT(Method):
         shared = tuple(_one_of(part, SHARED, 'shared') for part in ((shared, ) if isinstance(shared, str) else shared))
         self.init, self.pool_prompts, self.stack = init, pool_prompts, stack
         own = self.layers if deep else self.layers[:1]
-        self.held = owners(own, {i: (num_tokens, self.specs[i].dim) for i in own}, 'prompts' in shared, 'E2VPT', 'prompts')
+        self.held = owners(own, {i: self.specs[i].dim for i in own}, 'prompts' in shared, 'E2VPT', 'prompts')
         tokens = {i: torch.empty(num_tokens, self.specs[int(i)].dim) for i in dict.fromkeys(self.held.values())}
         self.prompts = nn.ParameterDict({i: nn.Parameter(t) for i, t in tokens.items()})
         same = len({t.shape for t in tokens.values()}) == 1

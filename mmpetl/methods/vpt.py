@@ -100,8 +100,8 @@ class VPT(Method):
             projection.
         init: 'uniform' as published, or 'trunc_normal' (0.02).
         shared: Use one set of prompts in all adapted blocks (the paper's ablation).
-        pool_prompts: Whether a mean pooling after the last block includes the prompts; 'only': over them alone; None: the
-            backbone's published form.
+        pool_prompts: Whether a mean pooling after the last block includes the prompts; 'only': over them alone; None:
+            the backbone's published form.
         stack: Allow a second prompt method beside this one.
         layers: Adapted blocks.
 

@@ -80,7 +80,7 @@ class Tap:
         self.prompts_dropped = 0
         #: Prompt tokens that the final pooling averages together with the grid tokens.
         self.prompts_pooled = 0
-        #: Whether that pooling leaves the grid tokens out: the last block drops them, or the final norm, as it is asked.
+        #: Whether that pooling leaves the grid tokens out: the last block drops them, or the final norm does.
         self.prompts_alone = self.grid_dropped = False
         #: Log-gates (B or 1, num_prompts) added to the attention logits of this block's prompt keys, or None. Scoring
         #: uses it.

@@ -53,6 +53,10 @@ def to_onnx(module: nn.Module, example: torch.Tensor, path: str | os.PathLike[st
         raise WeightFileError(path, 'the model is in training mode', 'call model.train(False) first')
     wrapped = _LastOutput(module)
     wrapped.train(False)
+    # Window masks and the like, which a model makes once per shape and keeps, must not be made while the exporter
+    # traces: what it keeps then is no data.
+    with torch.no_grad():
+        wrapped(example)
     data = _exported(wrapped, example, path, dynamic_batch)
     difference = float('nan') if tolerance is None else 0.
     # On the example alone, a value that the exporter froze into the graph would go unnoticed.

@@ -39,6 +39,39 @@ def test_equal_outputs_and_free_batch(randomise, image, tmp_path, build, shape):
     assert [entry.name for entry in tmp_path.iterdir()] == ['m.onnx']
 
 
+class Masked(nn.Module):
+    """Makes a mask once per shape and keeps it, as Video Swin does."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = {}
+
+    def forward(self, x):
+        if x.shape[1] not in self.kept:
+            self.kept[x.shape[1]] = (torch.arange(x.shape[1]) > 1).float()
+        return x * self.kept[x.shape[1]]
+
+
+def test_what_a_model_keeps_is_made_before_the_export(tmp_path, image):
+    model = Masked().eval()
+    assert to_onnx(model, image(2, 4), tmp_path / 'm.onnx') == 0
+    assert type(model.kept[4]) is torch.Tensor and torch.equal(model(torch.ones(1, 4)), torch.tensor([[0., 0, 1, 1]]))
+
+
+@pytest.mark.slow
+def test_video_swin(tmp_path, image):
+    """Merged and stock alike: shifted windows, several clips, any batch."""
+    import cases
+    model = cases.BACKBONE['video_swin'].build([dict(type='PATT', mid_dims=4)])
+    cases.perturb(model, 0.02)
+    model.eval()
+    x = cases.BACKBONE['video_swin'].inputs(3)
+    assert to_onnx(model, x[:2], tmp_path / 'm.onnx') < 1e-4
+    session = runtime.InferenceSession(tmp_path / 'm.onnx', providers=['CPUExecutionProvider'])
+    got = torch.from_numpy(session.run(None, {'x': x.numpy()})[0])
+    torch.testing.assert_close(got, model(x).detach(), atol=1e-4, rtol=1e-4)
+
+
 def test_refusals_write_nothing(tmp_path, image):
     with pytest.raises(WeightFileError, match='training mode'):
         to_onnx(nn.Linear(4, 4), torch.ones(2, 4), tmp_path / 'm.onnx')
