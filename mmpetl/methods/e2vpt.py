@@ -123,13 +123,7 @@ class E2VPT(Method):
         for i in self.pruned_layers:
             if tokens[i].shape[1] % segments:
                 raise ValueError(f'E2VPT: segments={segments} must divide the width {tokens[i].shape[1]} of block {i}')
-        lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: 0 if n == 0 else positive(n, *names))
-        copies = 1 if share_kv else 2
-        sizes = {i: (copies, self.specs[i].heads, n, self.specs[i].head_dim) for i, n in lengths.items() if n}
-        self.kv_held = owners(sizes, sizes, 'kv' in shared and bool(sizes), 'E2VPT', 'keys and values')
-        self.kv_prompts = nn.ParameterDict({
-            key: nn.Parameter(torch.empty(sizes[int(key)])) for key in dict.fromkeys(self.kv_held.values())
-        })
+        self._make_kv(num_kv_tokens, 1 if share_kv else 2, 'kv' in shared)
         masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
         for name, mask in masks.items():
             if variant == 'released' and kept is None:
@@ -142,6 +136,15 @@ class E2VPT(Method):
         self.reset_parameters()
         if kept is not None:
             self.prune(*self._masks(kept))
+
+    def _make_kv(self, num_kv_tokens: PerLayer, copies: int, shared: bool) -> None:
+        """Key/value prompts of every adapted block, ``copies`` tensors each (2: own keys and values)."""
+        lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: 0 if n == 0 else positive(n, *names))
+        sizes = {i: (copies, self.specs[i].heads, n, self.specs[i].head_dim) for i, n in lengths.items() if n}
+        self.kv_held = owners(sizes, sizes, shared and bool(sizes), 'E2VPT', 'keys and values')
+        self.kv_prompts = nn.ParameterDict({
+            key: nn.Parameter(torch.empty(sizes[int(key)])) for key in dict.fromkeys(self.kv_held.values())
+        })
 
     def reset_parameters(self) -> None:
         """Draw prompts and key/value prompts anew and, in the released variant, set trained masks to one; pruning
