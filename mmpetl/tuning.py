@@ -22,7 +22,7 @@ from .weights.belongs import plain
 
 #: The norm that a linear op reads.
 _NORM_OF = dict(q='norm1', k='norm1', v='norm1', fc1='norm2', gate='norm2')
-POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'stream', 'side')
+POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'stream', 'entry', 'side')
 
 
 def find_backbone(model: nn.Module) -> Tuple[nn.Module, str]:
@@ -354,7 +354,10 @@ def probe_for(backbone: nn.Module, batch: int = 2) -> Tensor:
     # the patch embedding, which knows whether pictures are grey, coloured or multispectral
     channels = next((m.in_channels for m in backbone.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), 3)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, channels, *(c * p for c, p in zip(cells, spec.patch)), generator=generator).to(weight)
+    sizes = [c * p for c, p in zip(cells, spec.patch)]
+    if spec.frames:  # a backbone for images that reads clips
+        sizes = [spec.frames, *sizes]
+    x = torch.randn(batch, channels, *sizes, generator=generator).to(weight)
     axes = backbone.petl.family.clip_axes
     return x if axes is None else axes(backbone, x)
 

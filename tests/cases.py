@@ -34,7 +34,7 @@ class Backbone:
 
     def carries(self, case: 'Case') -> bool:
         """Whether a case runs on this base of timm or transformers."""
-        return self.like in case.on and case.name not in self.without and (not self.only or case.name in self.only)
+        return bool({self.like, self.name} & set(case.on)) and case.name not in self.without and (not self.only or case.name in self.only)
 
     def build(self, petl: Sequence[Any] = (), **options: Any) -> Any:
         from mmpetl.registry import MODELS
@@ -59,6 +59,20 @@ def _clip(**kwargs: Any) -> Any:
         norm_cfg=dict(type='LN', eps=1e-5),
         layer_cfgs=dict(act_cfg=dict(type='mmpretrain.QuickGELU')),
         **kwargs)
+
+
+def _clip_frames(frames: int, **kwargs: Any) -> Any:
+    """CLIP over the frames of clips, one by one, and the mean of their features."""
+    model = _clip(**kwargs)
+
+    class OverFrames(type(model)):  # type: ignore[misc]
+
+        def forward(self, x: torch.Tensor) -> Any:
+            forward = super().forward
+            return (torch.stack([forward(x[:, :, t])[-1] for t in range(x.shape[2])]).mean(0), )
+
+    model.__class__ = OverFrames
+    return model
 
 
 def _swin(**kwargs: Any) -> Any:
@@ -147,7 +161,12 @@ FOREIGN: List[Backbone] = [
     _foreign('hf_vjepa2', _VJEPA2, 'transformers `VJEPA2Model`', (3, 4, 32, 32), like='videomae', without=SIDE,
            only=ONE_PER_POINT),
 ]
+FOREIGN.append(
+    Backbone('clip_frames', 'mmpetl.CLIPVisionTransformer', dict(frames=4, **_VIT), (3, 4, 32, 32), 32,
+             'mmpretrain ViT and CLIP over the frames of clips (`frames=T`)', _clip_frames, dict(arch='base', frames=8),
+             like='clip', without=SIDE, only=('LoRA', 'AIM', 'ST-Adapter')))
 BACKBONE = {b.name: b for b in BACKBONES}
+ROW = {b.name: b for b in [*BACKBONES, *FOREIGN]}
 ALL = tuple(BACKBONE)
 VITS = ('vit', 'clip', 'videomae')
 IMAGES = ('vit', 'clip', 'swin')
@@ -231,10 +250,18 @@ METHODS: List[Case] = [
         counts=dict(vit=165_984)),
     Case(
         'ST-Adapter', [dict(type='STAdapter', mid_dims=4, kernel=(3, 3, 3), subs=('attn', 'ffn'))],
-        on=('videomae', 'video_swin'),
+        on=('videomae', 'video_swin', 'clip_frames'),
         real=[dict(type='STAdapter')],
         counts=dict(videomae=7_110_144),
-        note='images: the convolution runs over time'),
+        # Behind the last attention the class token of CLIP reads no grid token any more.
+        without_gradient=('blocks.2.ffn', ),
+        note='images: the convolution runs over time; it runs over clips of them, see below'),
+    Case(
+        'AIM', [dict(type='AIM', mid_dims=4)],
+        on=('clip_frames', ),
+        real=[dict(type='AIM')],
+        counts=dict(clip_frames=10_657_536),
+        note='it adapts a backbone for images to clips, see below'),
     Case(
         'PATT', [dict(type='PATT', ops='kv', mid_dims=4)],
         identity=False,
@@ -396,10 +423,10 @@ METHODS: List[Case] = [
         identity=False),
 ]
 CASE = {c.name: c for c in METHODS}
-PAIRS: List[Tuple[Case, Backbone]] = [(case, BACKBONE[name]) for case in METHODS for name in case.on]
+PAIRS: List[Tuple[Case, Backbone]] = [(c, BACKBONE[name]) for c in METHODS for name in c.on if name in BACKBONE]
 REFUSED: List[Tuple[Case, Backbone]] = [(case, b) for case in METHODS for b in BACKBONES if b.name not in case.on]
 REFUSED += [(case, other) for other in FOREIGN for case in METHODS
-            if other.like not in case.on or case.name in other.without]
+            if not {other.like, other.name} & set(case.on) or case.name in other.without]
 PAIRS += [(case, other) for other in FOREIGN for case in METHODS if other.carries(case)]
 PAIR_IDS = [f'{case.name}-{b.name}' for case, b in PAIRS]
 

@@ -2,12 +2,12 @@
 """Trainable parameters at published sizes, on the meta device, against published and derived numbers."""
 
 import pytest
-from cases import BACKBONE, METHODS, real_size
+from cases import BACKBONE, METHODS, ROW, real_size
 
 import mmpetl
 from mmpetl.registry import MODELS
 
-COUNTS = [(case, BACKBONE[name], number) for case in METHODS for name, number in case.counts.items()]
+COUNTS = [(case, ROW[name], number) for case in METHODS for name, number in case.counts.items()]
 
 
 def _build(backbone, **options):

@@ -17,10 +17,10 @@ from .family import FAMILIES
 def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
 
     def builder(petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval', with_cp: Optional[bool] = None,
-                memory: str = 'standard', **kwargs: Any) -> nn.Module:
+                memory: str = 'standard', frames: int = 0, frame_pool: str = 'after_norm', **kwargs: Any) -> nn.Module:
         # By name and only now: a family imports its upstream package, which may not be installed.
         module = __import__(f'{__name__}.{family}', fromlist=[build])
-        return attach(getattr(module, build)(**kwargs), petl, tune, trunk, with_cp, memory)
+        return attach(getattr(module, build)(**kwargs), petl, tune, trunk, with_cp, memory, frames, frame_pool)
 
     # Registries and tracebacks show the type's name, not 'builder'.
     builder.__name__ = builder.__qualname__ = name
@@ -32,6 +32,8 @@ def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
         trunk: 'eval' or 'train', the mode of the frozen base while training.
         with_cp: Recompute each block in the backward pass.
         memory: 'standard', 'light' or 'lightest', see :func:`mmpetl.backbones.attach.attach`.
+        frames: Frames of the clips that a backbone for images reads.
+        frame_pool: Where they are averaged.
         **kwargs: Arguments of the upstream backbone.
     """
     return MODELS.register_module(name=name)(builder)

@@ -2,6 +2,7 @@
 """``attach``: specialise a backbone in place, build its methods, freeze the base."""
 
 import inspect
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Union
 
@@ -165,6 +166,9 @@ def _specialise(backbone: nn.Module, family: Family, methods: Mapping[str, Metho
         if sited is not None:
             # In place: parameters, hooks and the object's identity stay as they are.
             module.__class__ = sited
+    entry = family.entry(backbone)
+    if entry is not None:
+        entry.__class__ = family.entry_class
     final = family.final_norm(backbone)
     if issubclass(family.final_class, type(final)):
         final.__class__ = family.final_class
@@ -207,6 +211,27 @@ def _move_to(backbone: nn.Module) -> None:
 
     # Half precision is left out on purpose: small updates would be lost in the rounding of the weights.
     backbone.petl.to(device=base.device, dtype=torch.float64 if base.dtype is torch.float64 else None)
+
+
+def _check_frames(backbone: nn.Module, family: Family, methods: Mapping[str, Method], frames: Any, pool: str) -> None:
+    """Refuse clips that a backbone for images cannot read frame by frame.
+
+    Raises:
+        ValueError: Names the option or the method.
+    """
+    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+        raise ValueError(f'frames must be a whole number >= 1, got {frames!r}')
+    if pool not in ('after_norm', 'before_norm'):
+        raise ValueError(f"frame_pool must be 'after_norm' or 'before_norm', got {pool!r}")
+    if type(backbone) not in family.clips:
+        raise ValueError(f'frames={frames}: {type(backbone).__name__} cannot read clips frame by frame')
+    out_type, inner = backbone.out_type, [i for i in backbone.out_indices if i != len(backbone.layers) - 1]
+    if out_type not in ('cls_token', 'avg_featmap') or inner:
+        raise ValueError(f"frames={frames}: one feature per frame is averaged, so out_type must be 'cls_token' or "
+                         f"'avg_featmap' and out_indices -1; got {out_type!r} and {list(backbone.out_indices)}")
+    sides = [type(m).__name__ for m in methods.values() if 'side' in m.points()]
+    if sides:
+        raise ValueError(f'{sides[0]} is not defined over the frames of a clip')
 
 
 def give_side(backbone: nn.Module, family: Family) -> None:
@@ -256,7 +281,9 @@ def attach(backbone: nn.Module,
            tune: Sequence[str] = (),
            trunk: str = 'eval',
            with_cp: Optional[bool] = None,
-           memory: str = 'standard') -> nn.Module:
+           memory: str = 'standard',
+           frames: int = 0,
+           frame_pool: str = 'after_norm') -> nn.Module:
     """Give a backbone its methods, in place.
 
     Args:
@@ -270,6 +297,10 @@ def attach(backbone: nn.Module,
             computed again in the backward pass, which repeats no product of the base but the attention's output;
             'lightest': also the first product of the feed-forward network. Same gradients; ``with_cp`` goes further and
             repeats the whole block.
+
+        frames: For backbones for images: read clips (B, 3, T, H, W) of this many frames, each an image, and give the
+            mean of their features (B, C). Methods may act over time.
+        frame_pool: Where the frames are averaged: 'after_norm' or 'before_norm', the last norm.
 
     Returns:
         The same object; its base is frozen, its methods live in ``backbone.petl``.
@@ -288,10 +319,16 @@ def attach(backbone: nn.Module,
     _check_blocks(backbone, family)
     family.check(backbone)
     specs = family.specs(backbone)
+    if frames:
+        specs = [replace(spec, frames=frames) for spec in specs]
     # Before anything is changed: a refusal leaves the model as it came.
     methods = build_methods([petl] if isinstance(petl, Mapping) else petl, specs)
     check_methods(methods, family, backbone)
+    if frames:
+        _check_frames(backbone, family, methods, frames, frame_pool)
     _specialise(backbone, family, methods)
+    if frames:
+        backbone.__class__ = family.clips[type(backbone)]
     if any('side' in m.points() for m in methods.values()):
         give_side(backbone, family)
     for block, spec in zip(family.blocks(backbone), specs):
@@ -303,6 +340,7 @@ def attach(backbone: nn.Module,
     _make_drop_path_traceable(family.blocks(backbone))
     # Last of the children: train() of the backbone reaches it after all others, see PETL.train.
     backbone.petl = PETL(backbone, family_name, {}, trunk)
+    backbone.petl.frame_pool = frame_pool
     backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
     _put_in(backbone, methods, petl)
     # After the methods are in: from now on every way in of weights passes these hooks.

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..recompute import ELEMENTWISE, LARGE_PRODUCT, Recomputing, is_recomputed, recomputed
 from ..sites import BlockSpec, Tap
+from .attention import attend
 from .cast import apply_linear, held, hold, release
 
 
@@ -59,6 +60,10 @@ def once_in_half(h: Tensor) -> Tensor:
     return h
 
 
+#: Token grid and frames per clip of the input at hand.
+Where = Tuple[Tuple[int, ...], int]
+
+
 class SitedBlock:
     """Mixin for blocks; sets the order of norm, attention, feed-forward and points. Abstract: see the members below."""
 
@@ -79,6 +84,13 @@ class SitedBlock:
         """Normed input h (B, N, C) -> attention output (B, N, C) before drop-path; ``prompts`` (1 or B, P, C): normed
         prompts acting as keys and values only."""
         raise NotImplementedError
+
+    def frozen_attention(self, x: Tensor, change: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+        """Norm and attention of x (B, N, C) by frozen weights alone, no method acting -> (B, N, C), before drop-path;
+        for methods that attend along another axis. ``change`` stands between the two, (B, N, C) -> (B, N, C)."""
+        h = once_in_half(recomputed(self.norm1, x))
+        q, k, v = self.attn.fused(h if change is None else change(h)).chunk(3, -1)
+        return self.attention_output(attend(q, k, v, self.spec.heads))
 
     def attention_output(self, y: Tensor) -> Tensor:
         """What attention gathered (B, N, C) -> attention output (B, N, C) before drop-path, by frozen weights alone;
@@ -106,29 +118,29 @@ class SitedBlock:
             finally:
                 release(self)
         # Bound here and not read in the backward pass, when another input may have come in between.
-        grid = self.grid_of(x, *context)
+        where = self.grid_of(x, *context), self.tap.run_time.frames
         if self.with_cp and torch.is_grad_enabled():
             # Reentrant checkpointing gives no gradient at all when the block's input needs none, as in a frozen base.
-            return checkpoint(self._run, x, grid, *context, use_reentrant=False)
+            return checkpoint(self._run, x, where, *context, use_reentrant=False)
         # The user's setting, what never pays to keep in this kind of block, and what its methods ask for.
         level = max(self.recompute_level, self.least_level, ELEMENTWISE if self.tap.recomputes else 0)
         if level and not torch.compiler.is_compiling():
             with Recomputing(level):
-                return self._run(x, grid, *context)
-        return self._run(x, grid, *context)
+                return self._run(x, where, *context)
+        return self._run(x, where, *context)
 
-    def _run(self, x: Tensor, grid: Tuple[int, ...], *context: Any) -> Tensor:
+    def _run(self, x: Tensor, where: Where, *context: Any) -> Tensor:
         if not hold(self, x):
-            return self._steps(x, grid, *context)
+            return self._steps(x, where, *context)
         try:
-            return self._steps(x, grid, *context)
+            return self._steps(x, where, *context)
         finally:
             release(self)
 
-    def _steps(self, x: Tensor, grid: Tuple[int, ...], *context: Any) -> Tensor:
+    def _steps(self, x: Tensor, where: Where, *context: Any) -> Tensor:
         tap = self.tap
         # Also in a recomputed pass: checkpointing calls this with the grid of that pass.
-        tap.grid = grid
+        tap.grid, tap.frames = where
         x = tap.stream(x)
         x, prompts = enter_prompts(tap, x, self.spec.extra_tokens)
         h = once_in_half(tap.norm('norm1', recomputed(self.norm1, x)))

@@ -44,6 +44,8 @@ class PETL(ModuleDict):
         self.base: Dict[str, Any] = {}
         self.configs: Dict[str, Dict[str, Any]] = {}
         self.tune: Tuple[str, ...] = ()
+        #: Where the frames of a clip are averaged, see :func:`mmpetl.backbones.attach.attach`.
+        self.frame_pool = 'after_norm'
 
     @property
     def backbone(self) -> nn.Module:
@@ -81,7 +83,7 @@ class PETL(ModuleDict):
             heads=[spec.heads for spec in specs],
             dims=[spec.dim for spec in specs],
             # Of the first block: later ones follow from it.
-            grid=plain(specs[0].grid) or None,
+            grid=plain((specs[0].frames, *specs[0].grid) if specs[0].frames else specs[0].grid) or None,
             window=[plain(spec.window) for spec in specs] if specs[0].window else None,
             output=plain(getattr(backbone, 'out_type', None)))
 
@@ -131,6 +133,8 @@ class PETL(ModuleDict):
         """Hand one tap per block to all sited modules: the only place where modules get their taps."""
         family, backbone, blocks = self.family, self.backbone, self.blocks
         run_time = RunTime(blocks[0].spec.grid)
+        run_time.frames, run_time.mean_first = blocks[0].spec.frames, self.frame_pool == 'before_norm'
+        self.run_time = run_time
         sited = tuple(family.classes.values())
         for block, tap in zip(blocks, taps):
             tap.run_time, tap.grid = run_time, block.spec.grid
@@ -140,6 +144,9 @@ class PETL(ModuleDict):
                     module.tap, module.extra_tokens = tap, block.spec.extra_tokens
         # What acts on the patch embedding belongs to block 0, and the final norm to the last.
         family.embed(backbone).tap = taps[0]
+        entry = family.entry(backbone)
+        if entry is not None:
+            entry.tap = taps[0]
         final = family.final_norm(backbone)
         if isinstance(final, family.final_class):
             final.tap = taps[-1]  # type: ignore[attr-defined]

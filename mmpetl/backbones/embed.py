@@ -25,6 +25,18 @@ class SitedPatchEmbed(PatchEmbed):
         return self.tap.norm('embed', x), grid
 
 
+class SitedEntry(nn.Dropout):
+    """The dropout behind the position table: the last module before the first norm."""
+
+    tap: Tap
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, C) -> (B, N, C)."""
+        # The first block has not bound them yet.
+        self.tap.grid, self.tap.frames = self.tap.run_time.grid, self.tap.run_time.frames
+        return self.tap.entry(super().forward(x))
+
+
 class SitedFinalNorm(nn.LayerNorm):
     """The last norm. Prompts that are pooled with the grid tokens are merged here.
 
@@ -39,6 +51,8 @@ class SitedFinalNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, C), or (..., C) where no prompts are pooled -> same shape, (B, N - P, C) once P prompts are
         merged."""
+        if self.tap.run_time.mean_first:
+            x = x.unflatten(0, (-1, self.tap.run_time.frames)).mean(1)
         y = self.tap.norm('final', super().forward(x))
         pooled = self.tap.prompts_pooled
         if not (pooled and self.merges_prompts):

@@ -46,6 +46,9 @@ class Family:
         head: Names of children that are the model's head: they train, as everything outside a backbone does.
         own_names: For backbones that are not converted from other formats: backbone, state dict -> the state dict under
             the names that its library gives now.
+        entry: Backbone -> the module behind the position table, where ``on_entry`` acts; None where it cannot.
+        entry_class: Class that replaces it.
+        clips: Upstream backbone class for images -> its subclass that reads clips, frame by frame.
         clip_axes: Where the backbone takes clips in another order of axes: backbone, (B, 3, T, H, W) -> its own order.
     """
     name: str
@@ -71,6 +74,9 @@ class Family:
     check_side: Callable[[nn.Module], None] = _nothing
     head: Tuple[str, ...] = ()
     own_names: Optional[Callable[[nn.Module, Dict[str, Tensor]], Dict[str, Tensor]]] = None
+    entry: Callable[[nn.Module], Optional[nn.Module]] = _nothing
+    entry_class: Optional[type] = None
+    clips: Dict[type, type] = field(default_factory=dict)
     clip_axes: Optional[Callable[[nn.Module, Tensor], Tensor]] = None
 
     def arch(self, backbone: nn.Module) -> str:

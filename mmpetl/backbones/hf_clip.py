@@ -82,7 +82,7 @@ def _fold_embed_shift(model: nn.Module, shift: Tensor) -> Tuple[Tensor, Tensor]:
 _MODELS = (clip.CLIPVisionModel, siglip.SiglipVisionModel)
 FAMILY = Family(
     name='hf_clip',
-    points=frozenset(POINTS),
+    points=frozenset(POINTS) - {'entry'},
     classes={
         **sited(globals(), 'Sited', TowerLayer, clip.CLIPEncoderLayer, siglip.SiglipEncoderLayer),
         **sited(globals(), 'Sited', TowerAttention, clip.CLIPAttention, siglip.SiglipAttention),

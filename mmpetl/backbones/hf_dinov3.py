@@ -89,7 +89,7 @@ def _specs(model: nn.Module) -> List[BlockSpec]:
 FAMILY = Family(
     name='hf_dinov3',
     # Side methods read keys of bare projections; here they are rotated first.
-    points=frozenset(POINTS) - {'side'},
+    points=frozenset(POINTS) - {'entry', 'side'},
     classes={
         **sited(globals(), 'Sited', RotaryLayer, dinov3.DINOv3ViTLayer),
         **sited(globals(), 'Sited', RotaryAttention, dinov3.DINOv3ViTAttention),

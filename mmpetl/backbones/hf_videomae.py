@@ -88,7 +88,7 @@ def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
 _ATTENTION = sited(globals(), 'Sited', VideoAttention, videomae.VideoMAEAttention)
 FAMILY = Family(
     name='hf_videomae',
-    points=frozenset(POINTS),
+    points=frozenset(POINTS) - {'entry'},
     classes={
         **sited(globals(), 'Sited', VideoLayer, videomae.VideoMAELayer),
         **_ATTENTION,

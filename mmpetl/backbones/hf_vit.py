@@ -99,7 +99,7 @@ def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
 _MODELS = (vit.ViTModel, dinov2.Dinov2Model, registers.Dinov2WithRegistersModel, vivit.VivitModel)
 FAMILY = Family(
     name='hf_vit',
-    points=frozenset(POINTS),
+    points=frozenset(POINTS) - {'entry'},
     classes={
         **sited(globals(), 'Sited', PlainLayer, vit.ViTLayer, vivit.VivitLayer),
         **sited(globals(), 'Sited', ScaledLayer, dinov2.Dinov2Layer, registers.Dinov2WithRegistersLayer),

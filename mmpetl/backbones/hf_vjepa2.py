@@ -111,7 +111,7 @@ def _embed(model: nn.Module) -> nn.Module:
 
 FAMILY = Family(
     name='hf_vjepa2',
-    points=frozenset(POINTS) - {'side'},
+    points=frozenset(POINTS) - {'entry', 'side'},
     classes={
         **sited(globals(), 'Sited', RotaryLayer, vjepa2.VJEPA2Layer),
         **sited(globals(), 'Sited', RotaryAttention, vjepa2.VJEPA2RopeAttention),

@@ -192,7 +192,7 @@ def _check_prompts(model: SwinTransformer, pooled: bool) -> None:
 FAMILY = Family(
     name='swin',
     # Side methods need blocks of one width.
-    points=frozenset(POINTS) - {'side'},
+    points=frozenset(POINTS) - {'entry', 'side'},
     global_attention=False,
     classes={
         SwinBlock: SitedSwinBlock,

@@ -170,7 +170,7 @@ class FormEva(TimmForm, Eva):
 
 FAMILY = Family(
     name='timm_eva',
-    points=frozenset(POINTS) - {'side'},
+    points=frozenset(POINTS) - {'entry', 'side'},
     classes={
         EvaBlock: SitedEvaBlock,
         EvaAttention: SitedEvaAttention,

@@ -141,7 +141,7 @@ class FormTimmVisionTransformer(TimmForm, VisionTransformer):
 
 FAMILY = Family(
     name='timm_vit',
-    points=frozenset(POINTS),
+    points=frozenset(POINTS) - {'entry'},
     classes={Block: SitedTimmBlock, Attention: SitedTimmAttention, PatchEmbed: SitedTimmPatchEmbed},
     sides={VisionTransformer: SideTimmVisionTransformer},
     forms={VisionTransformer: FormTimmVisionTransformer},

@@ -125,7 +125,7 @@ def _embed_parameters(model: SwinTransformer3D) -> Tuple[Tensor, Optional[Tensor
 
 FAMILY = Family(
     name='video_swin',
-    points=frozenset(POINTS) - {'prompts', 'side'},
+    points=frozenset(POINTS) - {'entry', 'prompts', 'side'},
     global_attention=False,
     classes={
         SwinTransformerBlock3D: SitedSwinBlock3D,

@@ -122,7 +122,7 @@ class SideVideoMAE(VisionTransformer):
 
 FAMILY = Family(
     name='videomae',
-    points=frozenset(POINTS),
+    points=frozenset(POINTS) - {'entry'},
     classes={Block: SitedVideoBlock, Attention: SitedAttention, PatchEmbed: SitedPatchEmbed},
     sides={VisionTransformer: SideVideoMAE},
     blocks=lambda model: list(model.blocks),

@@ -15,7 +15,7 @@ from ..sites import ALL_OPS, OPS, POINTS, BlockSpec
 from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward, gated_feed_forward
 from .cast import apply_linear
-from .embed import SitedFinalNorm, SitedPatchEmbed
+from .embed import SitedEntry, SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 
 
@@ -150,6 +150,25 @@ def _fold_embed_shift(model: VisionTransformer, shift: Tensor) -> Tuple[Tensor, 
     return patches, patches + shift
 
 
+class ClipVisionTransformer(VisionTransformer):
+    """A VisionTransformer over the frames of clips; its feature is the mean of theirs."""
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """x (B, 3, T, H, W) -> one feature (B, C).
+
+        Raises:
+            ValueError: If x is no batch of clips.
+        """
+        if x.dim() != 5:
+            raise ValueError(f'the backbone reads clips (B, 3, T, H, W) by frames, got an input of {tuple(x.shape)}')
+        run_time = self.petl.run_time
+        run_time.frames = x.shape[2]
+        features = super().forward(x.transpose(1, 2).flatten(0, 1))
+        if run_time.mean_first:  # the last norm has averaged
+            return features
+        return tuple(f.unflatten(0, (len(x), -1)).mean(1) for f in features)
+
+
 class SideVisionTransformer(VisionTransformer):
     """A VisionTransformer whose output is the feature of a side method; the base runs without gradients."""
 
@@ -170,6 +189,9 @@ FAMILY = Family(
     },
     tokens_read=_tokens_read,
     sides={VisionTransformer: SideVisionTransformer},
+    clips={VisionTransformer: ClipVisionTransformer},
+    entry=lambda model: model.drop_after_pos,
+    entry_class=SitedEntry,
     blocks=lambda model: list(model.layers),
     specs=_specs,
     embed=lambda model: model.patch_embed,

@@ -7,7 +7,7 @@ equation 4; the published code has no activation in it::
     x <- x + W_up conv3d(W_down x + b_down) + b_up        x: the grid tokens of the stream before the sublayer
 
 The convolution and all biases are zero at the start, so it is exact. Tokens in front of the grid (class token, prompts)
-pass by.
+pass by. The paper adapts CLIP's image tower over the frames of a clip: ``frames=T`` of the backbone.
 """
 
 from typing import Sequence, Tuple, Union
@@ -38,8 +38,15 @@ class SpaceTimeBottleneck(nn.Module):
         for zero in (self.conv.weight, self.conv.bias, self.down.bias, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor, grid: Tuple[int, ...]) -> Tensor:
-        """x (B, front + T * H * W, C), or (B, T, H, W, C), with the grid (T, H, W) -> same shape."""
+    def forward(self, x: Tensor, grid: Tuple[int, ...], frames: int = 0) -> Tensor:
+        """x (B, front + T * H * W, C), or (B, T, H, W, C), with the grid (T, H, W), or the frames
+        (B T, front + H * W, C) of clips of ``frames`` with the grid (H, W) -> same shape."""
+        if frames:
+            front = x.shape[1] - grid[0] * grid[1]
+            z = recomputed(self.down, x[:, front:], level=SMALL_PRODUCT)
+            clip = z.unflatten(1, grid).unflatten(0, (-1, frames))
+            y = self.up(self.conv(clip.movedim(-1, 1)).movedim(1, -1).flatten(2, 3).flatten(0, 1))
+            return F.pad(y, (0, 0, front, 0)) if front else y
         # Video Swin's stream is a grid already.
         if x.dim() == 5:
             z = recomputed(self.down, x, level=SMALL_PRODUCT)
@@ -57,7 +64,7 @@ class STAdapter(Method):
     """Space-time adapter.
 
     Args:
-        specs: Blocks of the backbone; their token grid must be (T, H, W).
+        specs: Blocks of the backbone; their token grid must be (T, H, W), or the backbone reads clips frame by frame.
         mid_dims: Channels of the convolution; per layer where wanted.
         kernel: Size of the convolution, three odd numbers (t, h, w).
         subs: Sublayers before which an adapter stands, 'attn', 'ffn' or both.
@@ -83,7 +90,8 @@ class STAdapter(Method):
         if not all(isinstance(k, int) and k > 0 and k % 2 for k in size):
             raise ValueError(f'STAdapter: kernel must be three odd numbers (t, h, w), got {kernel!r}')
         for i in self.layers:
-            if len(self.specs[i].grid or self.specs[i].window or ()) != 3:
+            spec = self.specs[i]
+            if len(spec.grid or spec.window or ()) != 3 and not (spec.frames and len(spec.grid) == 2):
                 raise ValueError(f'STAdapter: needs a (T, H, W) token grid, but block {i} of the backbone has '
                                  f'{self.specs[i].grid or "none"}')
         mids = self.spread(mid_dims, 'mid_dims', positive)
@@ -106,9 +114,9 @@ class STAdapter(Method):
 
     def on_stream(self, i: int, x: Tensor) -> Tensor:
         """x (B, front + T * H * W, C) or (B, T, H, W, C), the stream before attention -> same shape."""
-        return x + self.blocks[str(i)]['attn'](x, self.grid(i))
+        return x + self.blocks[str(i)]['attn'](x, self.grid(i), self.frames(i))
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """residual, y, as :meth:`on_stream`, (B, front + T * H * W, C) or (B, T, H, W, C): y and the branch of the
         stream after attention."""
-        return y + self.blocks[str(i)]['ffn'](residual + y, self.grid(i))
+        return y + self.blocks[str(i)]['ffn'](residual + y, self.grid(i), self.frames(i))

@@ -11,6 +11,7 @@ Order of the points in one block (``T`` = tap; an empty tap is the identity at n
     ffn(h) - T.branch('ffn') -(+)-->
                                +---------------------------------------------------------+
                                +---------------------------------------------------------+
+    block 0 gets: tokens with class token and positions - T.entry
     op(h):        T.input - W h + b - T.linear                            op: q, k, v, proj, fc1, fc2, gate
     attention(h): q, k, v - T.qkv - heads - rotation - T.kv - softmax(q k^T + bias) v - proj - drop-path
     ffn(h):       fc1 - act - fc2 - drop-path, or act(gate) * fc1 - fc2 - drop-path

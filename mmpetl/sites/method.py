@@ -118,6 +118,26 @@ class Method(BaseModule):
         method that is not attached, the grid of its specs."""
         return self.base_blocks[i].tap.grid if self.base_blocks else self.specs[i].grid
 
+    def frames(self, i: int) -> int:
+        """Frames T of the clips at hand in block ``i`` of a backbone for images, whose batch holds B T frames, clip by
+        clip; 0: no clips. Of a method that is not attached, that of its specs."""
+        return self.base_blocks[i].tap.frames if self.base_blocks else self.specs[i].frames
+
+    def frozen_attention(self, i: int, x: Tensor, change: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+        """The base's own norm and attention of block ``i``, untouched by any method: x (B, N, C) -> (B, N, C).
+
+        Args:
+            i: Block.
+            x: What the norm reads.
+            change: Between the two, (B, N, C) -> (B, N, C).
+
+        Raises:
+            ValueError: If the method is not attached.
+        """
+        if not self.base_blocks:
+            raise ValueError(f'{type(self).__name__} is not attached to a backbone, so it has no frozen attention')
+        return self.base_blocks[i].frozen_attention(x, change)
+
     # -- what the method touches --------------------------------------------------------------------------------------
 
     @classmethod
@@ -194,6 +214,10 @@ class Method(BaseModule):
 
         Grid tokens come last; see :meth:`grid`.
         """
+        return x
+
+    def on_entry(self, x: Tensor) -> Tensor:
+        """x (B, N, C), the tokens of block 0 with class token and positions, before the first norm -> (B, N, C)."""
         return x
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:

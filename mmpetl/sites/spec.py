@@ -10,7 +10,7 @@ OPS = ('q', 'k', 'v', 'proj', 'fc1', 'fc2')
 ALL_OPS = (*OPS, 'gate')
 NORMS = ('embed', 'norm1', 'norm2', 'final')
 SUBS = ('attn', 'ffn')
-POINTS = ('qkv', 'linear', 'input', 'norm', 'branch', 'kv', 'prompts', 'stream', 'side')
+POINTS = ('qkv', 'linear', 'input', 'norm', 'branch', 'kv', 'prompts', 'stream', 'entry', 'side')
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class BlockSpec:
         patch: Pixels per token at the patch embedding, (h, w) or (t, h, w). Prompt initialisers need it.
         key_bias: Whether the base's key projection has a bias (VideoMAE has none).
         ops: Linear ops of the block.
+        frames: Frames of the clips for which a backbone for images was built, each an image in the batch; 0: no clips.
     """
     index: int
     stage: int
@@ -42,6 +43,7 @@ class BlockSpec:
     patch: Tuple[int, ...] = (16, 16)
     key_bias: bool = True
     ops: Tuple[str, ...] = OPS
+    frames: int = 0
 
     @property
     def head_dim(self) -> int:

@@ -18,10 +18,14 @@ class RunTime:
 
     Attributes:
         grid: Token grid behind the patch embedding, which sets it; (H, W) or (T, H, W).
+        frames: Frames T of each clip where the batch holds the B T frames of B clips, clip by clip; 0: no clips.
+        mean_first: Whether the last norm averages the frames of a clip before it norms them.
     """
 
     def __init__(self, grid: Sequence[int] = ()) -> None:
         self.grid: Tuple[int, ...] = tuple(grid)
+        self.frames = 0
+        self.mean_first = False
 
 
 class Tap:
@@ -54,6 +58,7 @@ class Tap:
         self._kv = on['kv']
         self._prompts = on['prompts']
         self._stream = on['stream']
+        self._entry = on['entry']
         #: Whether q, k and v have inputs of their own.
         self.own_inputs = any(len(self._input[op]) > 0 for op in 'qkv')
         # A plain bool, because a compiler cannot tell whether a tuple is empty.
@@ -64,6 +69,8 @@ class Tap:
         self.tokenwise = all(m.tokenwise for m in (*on['linear'], *on['input'], *on['norm'], *on['branch']))
         #: Token grid of the input at hand in this block, set by the block.
         self.grid: Tuple[int, ...] = ()
+        #: Frames of the clips at hand, set by the block; 0: no clips.
+        self.frames = 0
         #: What the taps of one backbone share.
         self.run_time = RunTime()
         #: How many leading tokens somebody reads after this block; None: all. Set for the last block.
@@ -127,6 +134,12 @@ class Tap:
         """Apply ``on_stream``: (B, N, C) or (B, T, H, W, C) -> same shape."""
         for m in self._stream:
             x = m.on_stream(self.index, x)
+        return x
+
+    def entry(self, x: Tensor) -> Tensor:
+        """Apply ``on_entry``: (B, N, C) -> (B, N, C)."""
+        for m in self._entry:
+            x = m.on_entry(x)
         return x
 
     def input(self, op: str, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ WITHOUT = {'swin': ('Adapter', 'Prefix', 'VPT', 'E2VPT', 'APT', 'Convpass', 'VPT
            'video_swin': ('Adapter', 'Prefix', 'APT', *ON_NORMS_AND_INPUTS)}
 NOWHERE = ('IA3', 'DoRA', 'VeRA', 'Adapter+', 'ST-Adapter', 'DoRA + LoRA')
 PAIRS = [(case, BACKBONE[name]) for case in METHODS for name in case.on
-         if case.name not in (*WITHOUT.get(name, ()), *NOWHERE)]
+         if name in BACKBONE and case.name not in (*WITHOUT.get(name, ()), *NOWHERE)]
 RULES = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from cases import BACKBONE, BACKBONES, CASE, METHODS, perturb
+from cases import BACKBONE, BACKBONES, CASE, METHODS, ROW, perturb
 from torch import nn
 from toy_model import write_adapter, write_config
 
@@ -39,7 +39,7 @@ def test_macs_of_vit_base():
 
 @pytest.mark.parametrize('case', METHODS, ids=[c.name for c in METHODS])
 def test_every_method_can_be_planned(case):
-    backbone = BACKBONE[case.on[-1]]
+    backbone = ROW[case.on[-1]]
     with on_meta():
         model = backbone.build(case.petl)
     assert macs(model, backbone.shape) > 0

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AIM: an image transformer over the frames of a clip, whose frozen attention is used a second time, along time.
+
+Yang et al., "AIM: Adapting Image Models for Efficient Video Action Recognition", https://arxiv.org/abs/2302.03024,
+section 3.3::
+
+    x <- x + A_t(attention(LN(x)))                  along the T frames of every token; A_t without skip connection
+    x <- x + A_s(attention(LN(x)))                  along the tokens of every frame; A_s with skip connection
+    x <- x + ffn(LN(x)) + s A_m(LN(x))              A_m without skip connection
+
+    A(z) = W_up gelu(W_down z + b_down) + b_up, and z + A(z) with skip connection
+
+Both attentions and norms are the base's own. With ``temporal_input`` a further adapter with skip connection stands
+before the attention along time, the form for Something-Something. A table of T rows is added to the tokens of each
+frame before the first block. Down-projections are drawn from N(0, 0.02^2), all else is zero: the start is exact.
+"""
+
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
+
+from ..recompute import SMALL_PRODUCT, recomputed
+from ..registry import METHODS
+from ..sites import BlockSpec, HalfCopies, Layers, Method, PerLayer, positive
+
+
+class FrameAdapter(nn.Module):
+    """A(z) without skip connection."""
+
+    def __init__(self, dim: int, mid_dims: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(dim, mid_dims)
+        self.up = nn.Linear(mid_dims, dim)
+
+    def reset_parameters(self) -> None:
+        """The published start."""
+        nn.init.trunc_normal_(self.down.weight, std=0.02)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, z: Tensor, half: HalfCopies, scale: float = 1.) -> Tensor:
+        """z (..., C) -> scale * A(z), (..., C)."""
+        code = recomputed(F.linear, z, half(self.down.weight), half(self.down.bias), level=SMALL_PRODUCT)
+        weight, bias = half(self.up.weight), half(self.up.bias)
+        if scale != 1:
+            weight, bias = weight * scale, bias * scale
+        return F.linear(recomputed(F.gelu, code), weight, bias)
+
+
+@METHODS.register_module()
+class AIM(Method):
+    """Spatial, temporal and joint adaptation of an image model.
+
+    Args:
+        specs: Blocks of a backbone for images that reads clips (``frames=T``).
+        mid_dims: Hidden width of the adapters; None: a quarter of the block's, as published. Per layer where wanted.
+        scale: Factor s of the joint adapter; per layer where wanted.
+        temporal_input: A further adapter before the attention along time.
+        drop_path_rate: Probability of dropping the temporal branch of a clip and the joint branch of a frame; per layer
+            where wanted. The published runs rise from 0 to 0.2.
+        layers: Adapted blocks.
+
+    Raises:
+        ValueError: If the backbone reads no clips, ``mid_dims`` < 1, or a block lies outside the backbone.
+    """
+
+    inside_drop_path = False
+    tokenwise = True
+
+    def __init__(self,
+                 specs: Sequence[BlockSpec],
+                 mid_dims: PerLayer = None,
+                 scale: PerLayer = 0.5,
+                 temporal_input: bool = False,
+                 drop_path_rate: PerLayer = 0.,
+                 layers: Layers = None) -> None:
+        super().__init__(specs, layers)
+        if not self.specs[0].frames:
+            raise ValueError('AIM: needs a backbone for images that reads clips: set frames of the backbone')
+        given = self.spread(mid_dims, 'mid_dims')
+        mids = {i: self.specs[i].dim // 4 if mid is None else mid for i, mid in given.items()}
+        self.scales = {i: float(s) for i, s in self.spread(scale, 'scale').items()}
+        self.drop_path_rates = {i: float(r) for i, r in self.spread(drop_path_rate, 'drop_path_rate').items()}
+        parts = ('time', 'space', 'joint', *(('time_in', ) if temporal_input else ()))
+        self.temporal_input = temporal_input
+        self.blocks = self.for_parts(
+            parts, lambda i, part: FrameAdapter(self.specs[i].dim, positive(mids[i], 'mid_dims', 'AIM')))
+        self.table = nn.Parameter(torch.empty(self.specs[0].frames, self.specs[0].dim))
+        self.reset_parameters()
+
+    def active(self, point: str, index: int) -> bool:
+        return super().active(point, index) or point == 'entry' and index == 0
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.table)
+        for block in self.blocks.values():
+            for adapter in block.values():
+                adapter.reset_parameters()
+
+    def on_entry(self, x: Tensor) -> Tensor:
+        """x (B T, N, C) plus the row of its frame -> (B T, N, C).
+
+        Raises:
+            ValueError: If clips have another number of frames than the table.
+        """
+        if self.frames(0) != len(self.table):
+            raise ValueError(f'AIM: made for clips of {len(self.table)} frames, got {self.frames(0)}: set frames of '
+                             'the backbone')
+        return (x.unflatten(0, (-1, len(self.table))) + self.table[:, None].to(x.dtype)).flatten(0, 1)
+
+    def on_stream(self, i: int, x: Tensor) -> Tensor:
+        """x (B T, N, C) plus the adapted attention along the frames of every token -> (B T, N, C)."""
+        adapters, frames = self.blocks[str(i)], self.frames(i)
+        before = adapters['time_in'] if self.temporal_input else None
+        along = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
+        change = None if before is None else (lambda h: h + before(h, self.half))
+        branch = adapters['time'](self.frozen_attention(i, along, change), self.half)
+        branch = branch.unflatten(0, (-1, x.shape[1])).transpose(1, 2)
+        if self.training and self.drop_path_rates[i] > 0:
+            branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')
+        return x + branch.flatten(0, 1)
+
+    def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """x, y (B T, N, C) -> y + A_s(y) after attention, y + s A_m(x) after the feed-forward network, (B T, N, C)."""
+        adapters = self.blocks[str(i)]
+        if sub == 'attn':
+            return y + adapters['space'](y, self.half)
+        branch = adapters['joint'](x, self.half, self.scales[i])
+        if self.training and self.drop_path_rates[i] > 0:
+            branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')
+        return y + branch
