@@ -1,4 +1,4 @@
-"""CLIP's image tower ViT-B/16 over the 16 frames of a clip, without its projection; mean over the frames -> linear head.
+"""CLIP's image tower ViT-B/16 over the 16 frames of a clip, without its projection; mean over frames -> linear head.
 
 Weights: mmpetl fetch clip-vit-base-p16
 """
