@@ -13,8 +13,10 @@ Columns: trainable parameters; MiB that one training step keeps for the backward
 kernel where the form uses one), its ratio to full fine-tuning and to the plain form; GFLOP of one forward and backward
 pass per input, two per multiply-add, attention included; with ``--steps`` the median step time of the rounds as a ratio
 to full fine-tuning and to the plain form with the smallest and largest round; on a GPU the peak of memory that a step
-takes. The plain form (benchmarks/benchmark_plain.py) is the published formula written out. ``--memory`` adds rows of
-the forms that compute again what they do not keep ('light', 'lightest', or whole 'blocks'). Writes a table,
+takes. ``--kernels`` adds kernels, casts and synchronisations of a bf16 step at tiny size, ours and plain, with ratios
+to the plain form and to full fine-tuning. The plain form (benchmarks/benchmark_plain.py) is the published formula
+written out. ``--memory`` adds rows of the forms that compute again what they do not keep ('light', 'lightest', or whole
+'blocks'). Writes a table,
 methods.json (backbones that are not measured again stay in it) and a plot.
 """
 
@@ -45,6 +47,7 @@ from benchmark_costs import (
 )
 from benchmark_plain import plain
 from benchmark_report import plot, show, write_docs
+from kernels import Kernels, counted
 
 import mmpetl
 from mmpetl.costs.memory import on_meta, saved_bytes
@@ -70,6 +73,17 @@ def static_costs(backbone: Any, row: Dict[str, Any], size: str, memory: str, bat
         found['plain_kept'] = saved_bytes(textbook, x) / batch
         found['plain_forward'], found['plain_backward'] = flops(textbook, x[:1])
     return found
+
+
+def kernel_counts(backbone: Any, row: Dict[str, Any]) -> Dict[str, Any]:
+    """Kernels of one bf16 training step of our form and of the plain one (None: there is none), on the CPU and at the
+    sizes of tests/cases.py, which have as many operations per block as the real ones."""
+
+    def columns(found: Kernels) -> Dict[str, int]:
+        return dict(forward=found.forward, backward=found.backward, casts=found.casts, syncs=found.syncs)
+
+    ours, textbook = counted(backbone, row)
+    return dict(kernels=columns(ours), plain_kernels=None if textbook is None else columns(textbook))
 
 
 def timed(backbone: Any, rows: List[Dict[str, Any]], args: argparse.Namespace) -> None:
@@ -112,6 +126,10 @@ def methods_table(args: argparse.Namespace, before: Dict[str, Any]) -> Dict[str,
             costs: Dict[str, Any] = {}
             for memory in args.memory:  # the plain form belongs to all settings
                 costs = costs | static_costs(backbone, row, args.sizes, memory, args.batch)
+                if args.kernels and memory == 'standard':
+                    costs.update(kernel_counts(backbone, row))
+                elif args.kernels:
+                    costs.update(kernels=None)  # counted in the standard setting
                 name = row['name'] if memory == 'standard' else f'{row["name"]} {memory}'
                 rows.append(dict(name=name, row=row, memory=memory, **costs))
         settings = f'{args.sizes} size, bytes at batch {args.batch}'
@@ -148,6 +166,8 @@ def parse() -> argparse.Namespace:
         choices=list(MEMORY)[1:],
         default=[],
         help='memory settings that are counted but not timed')
+    parser.add_argument(
+        '--kernels', action='store_true', help='columns of kernels, casts and synchronisations of a bf16 step')
     parser.add_argument('--amp', choices=['bf16', 'fp16'], help='autocast of the timed steps; default none')
     parser.add_argument('--targets', action='store_true', help='print the table of cost targets instead')
     parser.add_argument(

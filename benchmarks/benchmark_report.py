@@ -37,7 +37,7 @@ milliseconds are given for GPUs only.
 
 def number(value: Optional[float], form: str = '.2f', scale: float = 1.) -> str:
     """A figure, or a dash."""
-    return '–' if value is None else format(value / scale, form)
+    return '–' if value is None else format(value if form == 'd' else value / scale, form)
 
 
 def spread(found: Optional[Dict[str, float]]) -> str:
@@ -48,12 +48,28 @@ def spread(found: Optional[Dict[str, float]]) -> str:
     return f'{found["median"]:{form}} ({found["low"]:{form}}-{found["high"]:{form}})'
 
 
+#: Columns of ``--kernels``: of ours, of the plain form.
+KERNELS = ('kernels fwd', 'bwd', 'casts', 'syncs')
+
+
+def kernel_cells(row: Dict[str, Any], full: Dict[str, int]) -> List[str]:
+    """Cells of ``--kernels``; of full is ours over our full fine-tuning."""
+    own, textbook = row.get('kernels'), row.get('plain_kernels')
+    totals = [None if each is None else each['forward'] + each['backward'] for each in (own, textbook, full)]
+    cells = [number(None if each is None else each[key], 'd') for each in (own, textbook)
+             for key in ('forward', 'backward', 'casts', 'syncs')]
+    shares = [None if totals[0] is None or base is None else totals[0] / base for base in totals[1:]]
+    return [*cells, *(number(share) for share in shares)]
+
+
 def method_columns(rows: Sequence[Dict[str, Any]]) -> Tuple[List[str], List[List[str]]]:
     """Header and cells of one backbone's table; the first row is full fine-tuning."""
     timing, gpu = 'time_of_full' in rows[0], 'peak' in rows[0]
     header = [
         'method', 'trainable', 'kept MiB', 'of full', 'plain MiB', 'of plain', 'GFLOP fwd', 'bwd', 'plain fwd', 'bwd'
     ]
+    counted = rows[0].get('kernels')
+    header += [*KERNELS, *(f'plain {name}' for name in KERNELS), 'of plain', 'of full'] if counted else []
     header += ['step of full', 'step of plain'] if timing else []
     header += ['step ms', 'peak MiB', 'plain peak MiB'] if gpu else []
     table = []
@@ -67,6 +83,7 @@ def method_columns(rows: Sequence[Dict[str, Any]]) -> Tuple[List[str], List[List
             number(of_plain, '.3f')
         ]
         cells += [number(row[key], '.4g', 1e9) for key in ('forward', 'backward', 'plain_forward', 'plain_backward')]
+        cells += kernel_cells(row, counted) if counted else []
         cells += [spread(row.get('time_of_full')), spread(row.get('time_of_plain'))] if timing else []
         if gpu:
             cells += [

@@ -24,6 +24,7 @@ from ..tuning import unwrap
 from .compiling import compile_blocks_in
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
+from .graphs import graph_backbone_of
 from .lifecycle import name_base, prepare
 from .loaders import close_loaders_after
 from .progress_bar import training_bar
@@ -111,6 +112,7 @@ def build_runner(cfg: Config) -> Any:
     elif names:
         runner.register_hook(_checkpointing_hook(names))
     compile_blocks_in(runner)
+    graph_backbone_of(runner)
     close_loaders_after(runner, 'train', 'val', 'test')
     compat.warn_environment()
     return runner

@@ -132,3 +132,20 @@ def test_trunks_are_shared():
     biases = [m.layers[0].attn.qkv.bias.data_ptr() for m in models]
     assert len(set(weights)) == 1 and biases[0] == biases[1] != biases[2]
     assert models[0].petl.lora.blocks['0']['q'].down.data_ptr() != models[1].petl.lora.blocks['0']['q'].down.data_ptr()
+
+
+def test_columns_of_kernels():
+    """Ours, plain and full, as benchmarks/kernels.json holds them; a row without a plain form, one of a memory setting."""
+    torch.set_num_threads(1)
+    stored = json.loads((ROOT / 'benchmarks' / 'kernels.json').read_text())['vit: LoRA']
+    row = next(row for row in benchmark_costs.variants(['LoRA']) if row['name'] == 'LoRA')
+    found = benchmark.kernel_counts(BACKBONE['vit'], row)
+    ours, plain = found['kernels'], found['plain_kernels']
+    assert ours['forward'] + ours['backward'] <= 1.05 * stored['kernels'] and ours['syncs'] == 0
+    assert plain['forward'] + plain['backward'] == pytest.approx(stored['plain'], rel=0.05)
+    full = dict(forward=10, backward=20, casts=1, syncs=0)
+    own = dict(forward=6, backward=9, casts=2, syncs=0)
+    assert benchmark_report.kernel_cells(dict(kernels=own, plain_kernels=full), full) == [
+        '6', '9', '2', '0', '10', '20', '1', '0', '0.50', '0.50']
+    assert benchmark_report.kernel_cells(dict(kernels=own, plain_kernels=None), full)[-2:] == ['–', '0.50']
+    assert set(benchmark_report.kernel_cells(dict(kernels=None), full)) == {'–'}
