@@ -64,6 +64,7 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
         ValueError: If base, methods and their arguments, heads of attention, head, classes or preprocessing are others
             than those with which it was trained, in a line that names both values; the model keeps its weights.
     """
+    # Whole and checked, before the model is touched.
     tensors, header = adapter_file.load(path)
     target = unwrap(model)
     try:

@@ -233,6 +233,7 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
     base = getattr(backbone, 'base_name', None) or getattr(getattr(target, 'config', None), '_name_or_path', None)
     slots = layer_slots(target)
     state, config = kind.write(target, slots, base or None)
+    # Layers that upstream fuses in another way have no place in a folder of peft.
     if not state:
         raise ValueError(f'no linear layer of {type(target).__name__} holds an adapted op, so peft has no effect')
     state = {f'base_model.{"" if _SHARED.fullmatch(f"base_model.{key}") else "model."}{key}': value

@@ -75,6 +75,7 @@ def held_methods(model: nn.Module, slots: Slots) -> Iterator[Held]:
     """
     backbone, _ = find_backbone(model)
     for layer, held in slots.items():
+        # One layer may hold several ops, and several methods may act on one op.
         parts = [(slot, method) for slot in held for method in backbone.petl.values()
                  if slot.block in method.layers and slot.op in method.ops]
         if parts:

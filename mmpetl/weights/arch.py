@@ -57,6 +57,7 @@ class Export:
         config (Callable): (state, entries that all models have) -> all entries of transformers' ``config.json``.
     """
     rules: Rules
+    # A copy: what is renamed belongs to the caller.
     prepare: Callable[[State], State] = dict
     config: Callable[[State, dict[str, Any]], dict[str, Any]] | None = None
 

@@ -95,6 +95,7 @@ _ALL = (
     _videomae('base', 'ssv2', 2400, '1I18dY_7rSalGL8fPWV82c0-foRUDzJJk'),
 )
 
+# By the name that 'mmpetl fetch' takes, and by the file that configs name.
 BASES: Dict[str, Base] = {base.name: base for base in _ALL}
 FILES: Dict[str, Base] = {base.file: base for base in _ALL}
 

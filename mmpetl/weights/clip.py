@@ -64,6 +64,7 @@ def from_openai(state: State, report: Report) -> State:
 
 def from_hf(state: State, report: Report) -> State:
     """``vision_model.*`` of Hugging Face's CLIP, prefix removed."""
+    # transformers keeps QuickGELU in its config, which a weight file does not hold.
     return _shaped(rename(state, HF, HF_IGNORED, report))
 
 

@@ -119,8 +119,11 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
     inside = _gather(tensors, prefix, known, report)
     # A backbone's state dict may hold methods, which no published file knows.
     shapes = {key: tuple(shape) for key, shape in (target_shapes or {}).items() if not key.startswith('petl.')}
+    # Two steps: from the published names to the family's common form, from there to the target's names
+    # and sizes.
     adapted = target.adapt(known.read(inside, report), shapes, grid, report)
     result = _match(adapted, shapes, report, target.initial(shapes), target.spare)
+    # At the end, so that one message names all keys.
     _complain(report, name)
     return result, report
 

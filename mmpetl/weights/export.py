@@ -94,6 +94,7 @@ def hf_config(state: Mapping[str, torch.Tensor],
     if known is None or finish is None:
         able = sorted(name for name, other in ARCHS.items() if 'hf' in other.exports and other.exports['hf'].config)
         raise ValueError(f'no transformers config for {arch!r}; known: {", ".join(able)}')
+    # Sizes are read off the tensors, so that config and weights cannot disagree.
     kernel = state['patch_embed.projection.weight']
     config = finish(state, dict(
         hidden_size=kernel.shape[0],

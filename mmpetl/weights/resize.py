@@ -30,6 +30,7 @@ def resize_grid(table: torch.Tensor, source: tuple[int, int], target: tuple[int,
     # As a picture with C channels, in float32.
     image = rearrange(table[:, extra:], '1 (h w) c -> 1 c h w', h=source[0]).float()
     image = F.interpolate(image, size=target, mode='bicubic', align_corners=False)
+    # Rows without a place are handed on as they are.
     return torch.cat([table[:, :extra], rearrange(image, '1 c h w -> 1 (h w) c').to(table.dtype)], dim=1)
 
 

@@ -98,6 +98,7 @@ def from_original(state: State, report: Report) -> State:
 
 def from_timm(state: State, report: Report) -> State:
     """timm since 0.9: patch merging opens a stage instead of closing the one before."""
+    # Renamed apart: layers.1 -> layers.0 must not meet a key that is still to move.
     moved = {key: tensor for key, tensor in state.items() if '.downsample.' not in key}
     for key in state.keys() - moved.keys():
         # Merging that opens stage i closes stage i - 1.

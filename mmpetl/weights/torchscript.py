@@ -98,6 +98,7 @@ class _Reader(pickle._Unpickler):  # type: ignore[misc,name-defined]
                 raise ValueError(f'storage {pending.key} has {len(raw)} bytes, {pending.numel * item} announced')
             flat = torch.empty(0, dtype=pending.dtype)
             if pending.numel:
+                # bytearray: torch would warn of tensors over read-only memory.
                 flat = torch.frombuffer(bytearray(raw), dtype=pending.dtype, count=pending.numel)
             self.storages[pending.key] = flat
         shape, stride = tuple(shape), tuple(stride)

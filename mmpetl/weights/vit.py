@@ -116,6 +116,7 @@ def from_hf(state: State, report: Report) -> State:
 
 def from_jax(state: State, report: Report) -> State:
     """``ViT-B_16.npz`` and its kin: kernels are (in, out) or split into heads, the patch kernel is (h, w, in, out)."""
+    # Before renaming: the published names tell what the axes mean.
     shaped = {key: _jax_array(key, tensor) for key, tensor in state.items()}
     return rename(shaped, JAX, (), report)
 
