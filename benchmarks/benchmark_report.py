@@ -7,31 +7,27 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from mmpetl.weights import atomic_write
+from mmpetl.weights.io import write_json
 
 #: Files that the commands write, in the order of the page, with their headings.
 SECTIONS = (('targets.json', 'Targets'), ('methods.json', 'Every method'), ('peers.json', 'Peers'),
             ('compile.json', 'torch.compile'), ('data.json', 'Data path'))
+#: Methods that the page shows; all are in the tables beside it.
+GLANCE = ('full', 'linear probe', 'LoRA', 'AdaptFormer', 'VPT', 'SSF', 'FacT-TT', 'SynQT')
 HEAD = """# Benchmarks
-
-Written by `python benchmarks/benchmark.py --write-docs` from measured results; do not edit. The commands that measure:
-
+Written by `python benchmarks/benchmark.py --write-docs` from the tables in `docs/benchmarks/`; do not edit. The commands that measure:
 ```bash
-# every method: counted only on most backbones, also timed on ViT
-python benchmarks/benchmark.py --memory light lightest --batch 2 --backbones clip swin videomae video_swin
-python benchmarks/benchmark.py --memory light lightest --steps 2 --timed-batch 2 --untimed lightest
+python benchmarks/benchmark.py --memory light lightest --batch 2 --backbones clip swin videomae video_swin   # counted only
+python benchmarks/benchmark.py --memory light lightest --steps 2 --timed-batch 2 --untimed lightest          # ViT, timed
 python benchmarks/benchmark.py --targets --timed-batch 4
-python benchmarks/benchmark_peers.py --skip-startup     # peft, timm, mmpretrain, mmaction2; the start of a process is among the targets
-python benchmarks/benchmark_compile.py                  # what torch.compile saves
+python benchmarks/benchmark_peers.py --skip-startup     # peft, timm, mmpretrain, mmaction2
+python benchmarks/benchmark_compile.py
 python benchmarks/data_throughput.py --rounds 3         # decoding, cache, transforms
 ```
 
-*Kept* are the bytes that one training step holds for the backward pass per input (each storage once; parameters, input, head and loss
-apart), counted on torch's meta device; attention counts as the fused kernel keeps it where a form uses one. *Plain* is the published
-formula of the same method written out (`benchmarks/benchmark_plain.py`; tests show equal outputs and gradients): explicit softmax, prompts in
-every feed-forward network, Kronecker products formed, nothing recomputed. *light* and *lightest* are the memory settings of a backbone
-that compute again in the backward pass what they do not keep. GFLOP count two per multiply-add, attention included, recomputation as
-backward. Times are medians of interleaved rounds in one process, as ratios, with the smallest and largest round in brackets;
-milliseconds are given for GPUs only.
+*Kept*: bytes that a training step holds for the backward pass per input, without parameters, input, head and loss, counted on torch's meta
+device. *Plain*: the published formula written out (`benchmarks/benchmark_plain.py`; tests show equal outputs and gradients). Times: ratios of
+medians of interleaved rounds in one process, with the smallest and largest round.
 """
 
 
@@ -154,37 +150,63 @@ def machine(found: Dict[str, Any]) -> str:
     return f'{device}{found["cpu"]}, {found["cores"]} of its cores, {threads}, torch {found["torch"]}'
 
 
-def section(name: str, results: Dict[str, Any]) -> str:
-    """Body of one section."""
+def tables_of(name: str, results: Dict[str, Any]) -> Dict[str, Any]:
+    """What is stored beside the page: ``{'machine', 'settings', 'tables': [{'title', 'header', 'rows', 'note'}]}``."""
     if name == 'methods.json':
-        parts = [f'{machine(results["hardware"])}.']
+        tables = []
         for found in results['backbones'].values():
-            parts += [f'#### {found["title"]}: {found["settings"]}', markdown(*method_columns(found['rows']))]
-        return '\n\n'.join(parts)
-    parts = [f'{machine(results["hardware"])}; {results["settings"]}.']
-    for table in results['tables']:
-        parts += ([f'#### {table["title"]}'] if table.get('title') else []) + [markdown(table['header'], table['rows'])]
-        parts += [table['note']] if table.get('note') else []
-    return '\n\n'.join(parts)
+            header, rows = method_columns(found['rows'])
+            tables.append(dict(title=f'{found["title"]}: {found["settings"]}', header=header, rows=rows))
+    else:
+        tables = results['tables']
+    return dict(machine=machine(results['hardware']), device=results['hardware']['gpu'] or results['hardware']['cpu'],
+                settings=results.get('settings', ''), tables=tables)
+
+
+def section(name: str, stored: Dict[str, Any]) -> str:
+    """Body of one section of the page: of the targets, how many are met; of the methods, some; else the first table."""
+    table = stored['tables'][0]
+    header, rows = table['header'], table['rows']
+    if name == 'targets.json':
+        at = header.index('met')
+        missed = [row[0] for row in rows if row[at] == 'missed']
+        return f'{sum(row[at].startswith("met") for row in rows)} of {len(rows)} are met.' + (
+            f' Missed: {"; ".join(missed)}.' if missed else '')
+    if name == 'methods.json':
+        wanted = [i for i, column in enumerate(header) if i == 0 or column.startswith(('of ', 'step of '))]
+        rows = [[row[i] for i in wanted] for row in rows if row[0] in GLANCE]
+        header = [{'of full': 'kept of full', 'of plain': 'kept of plain'}.get(header[i], header[i]) for i in wanted]
+    title = f'{table["title"]}.\n\n' if table.get('title') else ''
+    return title + markdown(header, rows)
 
 
 def write_docs(out: Path, page: Path) -> Path:
-    """Write the page from all results below ``out``, one folder per machine.
+    """Store the results below ``out``, one folder per machine, as tables beside the page, and write the page from all
+    that are stored.
 
     Raises:
         SystemExit: If there are none.
     """
-    folders = sorted(f.parent for f in out.glob('*/*.json') if f.name in dict(SECTIONS))
-    folders = list(dict.fromkeys(folders))
+    beside = page.with_suffix('')
+    for file in sorted(f for f in out.glob('*/*.json') if f.name in dict(SECTIONS)):
+        write_json(beside / file.parent.name / file.name, tables_of(file.name, json.loads(file.read_text())))
+    folders = sorted({f.parent for f in beside.glob('*/*.json') if f.name in dict(SECTIONS)})
     if not folders:
         raise SystemExit(f'no results below {out}: run the commands of benchmarks/benchmark.py first')
-    parts = [HEAD]
-    for folder in folders:
-        found = [(name, title, json.loads((folder / name).read_text())) for name, title in SECTIONS
-                 if (folder / name).exists()]
-        here = found[0][2]['hardware']
-        parts.append(f'## {here["gpu"] or here["cpu"]}\n')
-        parts += [f'### {title}\n\n{section(name, results)}\n' for name, title, results in found]
-    text = '\n'.join(parts)
+    text = page_of(folders)
     atomic_write(page, lambda file: file.write(text.encode()))
     return page
+
+
+def page_of(folders: Sequence[Path]) -> str:
+    """The page, from the stored tables of every machine."""
+    parts = [HEAD]
+    for folder in folders:
+        found = [(name, title, json.loads((folder / name).read_text(encoding='utf-8'))) for name, title in SECTIONS
+                 if (folder / name).exists()]
+        parts.append(f'## {found[0][2]["device"]}\n{found[0][2]["machine"]}.')
+        for name, title, stored in found:
+            settings = f'{stored["settings"]}; ' if stored['settings'] else ''
+            link = f'{folder.parent.name}/{folder.name}/{name}'
+            parts.append(f'### {title}\n{settings}[all tables]({link}). {section(name, stored)}\n')
+    return '\n'.join(parts)

@@ -2,6 +2,7 @@
 """The benchmark's columns against closed formulas and what is known; its files and its page."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -108,8 +109,21 @@ def test_run_and_page(tmp_path, monkeypatch, capsys):
     assert found['hardware']['torch'] == torch.__version__ and path.with_name(
         'kept_over_parameters.png').stat().st_size > 10_000
     page = benchmark_report.write_docs(tmp_path, tmp_path / 'page.md').read_text()
-    assert f'torch {torch.__version__}' in page and page.count('| VPT light |') == 1 and 'ms' not in page.split(
+    assert f'torch {torch.__version__}' in page and page.count('| VPT |') == 1 and 'ms' not in page.split(
         '### Every method')[1]
+    (stored, ) = (tmp_path / 'page').glob('*/methods.json')
+    assert [row[0] for row in json.loads(stored.read_text())['tables'][0]['rows']] == ['full', 'full light', 'VPT',
+                                                                                      'VPT light']
+    assert f'({stored.relative_to(tmp_path)})' in page
+
+
+def test_the_page_is_of_the_tables_beside_it():
+    page = ROOT / 'docs/benchmarks.md'
+    folders = sorted({f.parent for f in page.with_suffix('').glob('*/*.json')})
+    text = page.read_text(encoding='utf-8')
+    assert text == benchmark_report.page_of(folders) and len(text.splitlines()) <= 62
+    for link in re.findall(r'\]\(([^)]+)\)', text):
+        assert (page.parent / link).is_file(), link
 
 
 def test_page_without_results(tmp_path):
