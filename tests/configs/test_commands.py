@@ -93,6 +93,10 @@ def shrink(cfg):
     if cfg.get('train_cfg'):
         pruning = 'E2VPTLoop' in cfg.train_cfg.type if 'type' in cfg.train_cfg else False
         cfg.train_cfg.update(max_epochs=1, val_interval=1, **(dict(search_epochs=1, percents=[50]) if pruning else {}))
+    schedules = cfg.get('param_scheduler') or []
+    for schedule in schedules if isinstance(schedules, list) else [schedules]:
+        if schedule.get('start_factor', 1) < 0.1:  # the only epoch would be the one at a rate of nearly 0
+            schedule.start_factor = 0.1
     if 'per_task' in cfg:  # a batch of two whatever the task's own is
         cfg.per_task.columns = [c for c in cfg.per_task.columns if c != 'train_dataloader.batch_size']
         cfg.per_task.rows = {k: v[:len(cfg.per_task.columns)] for k, v in cfg.per_task.rows.items()}
