@@ -13,14 +13,14 @@ Block_i is a pre-norm transformer block of width d with as many heads and the sa
 gradient enters the frozen network.
 """
 
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, positive
+from ..sites import OPS, BlockSpec, Layers, Method, nearest, positive
 from .vqt import one_width, recompute
 
 
@@ -44,6 +44,52 @@ class SideBlock(nn.Module):
         return y + self.fc2(F.gelu(self.fc1(self.norm2(y))))
 
 
+Weights = Dict[str, Tuple[Tensor, Optional[Tensor]]]
+
+
+def strongest(importance: Tensor, groups: int, count: int) -> Tensor:
+    """Indices (groups * count, ), in order, of the ``count`` largest of each of ``groups`` equal parts of importance
+    (C, )."""
+    parts = importance.view(groups, -1)
+    return (parts.topk(count).indices.sort().values + torch.arange(groups).to(parts.device)[:, None] * parts.shape[1]
+            ).flatten()
+
+
+def stream_importance(block: Weights) -> Tensor:
+    """Sum of the absolute weights that read or write each channel of the stream, (C, )."""
+    read = [block[op][0].abs().sum(0) for op in ('q', 'k', 'v', 'fc1')]
+    return torch.stack(read + [block[op][0].abs().sum(1) for op in ('proj', 'fc2')]).sum(0)
+
+
+def prune_into(rung: SideBlock, block: Weights, channels: Tensor) -> None:
+    """Write a block's strongest rows and columns into a rung.
+
+    Args:
+        rung: Block of width d.
+        block: The base's weights (Cout, Cin) and biases (Cout) by op.
+        channels: Channels of the stream that are kept, (d, ).
+    """
+    heads, width = rung.heads, len(channels) // rung.heads
+
+    def inner(ops: Sequence[str], out: str = '', groups: int = heads, count: int = width) -> Tensor:
+        made = sum(block[op][0].abs().sum(1) for op in ops)
+        return strongest(made if not out else made + block[out][0].abs().sum(0), groups, count)
+
+    # Queries and keys meet in one product, values and the output projection in another: each pair keeps one choice.
+    keys, values = inner('qk'), inner('v', 'proj')
+    hidden = inner(('fc1', ), 'fc2', 1, rung.fc1.out_features)
+    rows = torch.cat([block[op][0][chosen][:, channels] for op, chosen in zip('qkv', (keys, keys, values))])
+    biases = [torch.zeros_like(block[op][0][:, 0]) if block[op][1] is None else block[op][1] for op in 'qkv']
+    rung.qkv.weight.copy_(rows)
+    rung.qkv.bias.copy_(torch.cat([b[chosen] for b, chosen in zip(biases, (keys, keys, values))]))
+    for linear, op, into, out in ((rung.proj, 'proj', channels, values), (rung.fc1, 'fc1', hidden, channels),
+                                  (rung.fc2, 'fc2', channels, hidden)):
+        weight, bias = block[op]
+        linear.weight.copy_(weight[into][:, out])
+        if bias is not None:
+            linear.bias.copy_(bias[into])
+
+
 @METHODS.register_module()
 class LST(Method):
     """Ladder side tuning; the feature is C wide: the class token, or the mean of all tokens where the backbone has
@@ -53,18 +99,21 @@ class LST(Method):
         specs: Blocks of the backbone.
         reduction: r, the backbone's width over the ladder's.
         temperature: T of the gates.
+        init: Start of the rungs: 'random', or 'pruned': the base's own blocks, of which the rows and columns with the
+            largest sums of absolute weights are kept (structured pruning, as the paper does for its language models).
         checkpoint: Recompute each rung in the backward pass.
         layers: Blocks whose output feeds a rung (the others have no rung).
 
     Raises:
         ValueError: If ``reduction`` < 1, the width does not divide by it, the ladder's width does not divide by the
-            number of heads, or the blocks differ in width.
+            number of heads, the blocks differ in width, ``init`` is unknown, or a gated block is to be pruned.
     """
 
     def __init__(self,
                  specs: Sequence[BlockSpec],
                  reduction: int = 8,
                  temperature: float = 0.1,
+                 init: str = 'random',
                  checkpoint: bool = False,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
@@ -77,6 +126,11 @@ class LST(Method):
                 f'LST: the ladder is {width} wide, which does not divide by {first.heads} heads; choose another '
                 f'reduction '
                 f'than {reduction}')
+        if init not in ('random', 'pruned'):
+            raise ValueError(f'LST: unknown init {init!r}' + nearest(init, ('random', 'pruned')))
+        if init == 'pruned' and any('gate' in spec.ops for spec in specs):
+            raise ValueError("LST: init='pruned' needs blocks of two linear layers, this backbone has gated ones")
+        self.init = init
         if not temperature > 0:
             raise ValueError(f'LST: temperature must be > 0, got {temperature!r}')
         # The output of a block is the input of the next, so only the last block's must be kept on its own.
@@ -107,6 +161,17 @@ class LST(Method):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
         nn.init.zeros_(self.gates)
+
+    @torch.no_grad()
+    def on_loaded(self) -> None:
+        """Rungs start from the base's weights, if so wanted and not trained since: training moves the gates first."""
+        if self.init != 'pruned' or self.gates.any():
+            return
+        blocks = {i: {op: self.frozen(i, op) for op in OPS} for i in self.layers}
+        importance = torch.stack([stream_importance(block) for block in blocks.values()]).sum(0)
+        channels = strongest(importance, 1, self.stem.out_features)
+        for i, block in blocks.items():
+            prune_into(self.rungs[str(i)], block, channels)
 
     def _rung(self, i: int, y: Tensor, x: Tensor, gate: Tensor) -> Tensor:
         """Ladder state (B, N, d) and block output (B, N, C) -> next state; the last rung returns only the tokens that

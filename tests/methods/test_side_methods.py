@@ -2,13 +2,14 @@
 """SynQT, VQT and LST on real backbones: published arrays, textbook forms, counts, gradients, kept bytes."""
 
 import copy
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cases import BACKBONE
+from cases import BACKBONE, features
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,7 +20,7 @@ from mmpetl.methods.lst import LST  # noqa: E402
 from mmpetl.methods.qsm import QSM  # noqa: E402
 from mmpetl.methods.synqt import Combine, SynQT  # noqa: E402
 from mmpetl.methods.vqt import VQT  # noqa: E402
-from mmpetl.sites import BlockSpec  # noqa: E402
+from mmpetl.sites import ALL_OPS, BlockSpec  # noqa: E402
 
 GOLDEN = Path(__file__).parents[3] / 'shared' / 'golden'
 ARCH = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=96)
@@ -301,6 +302,49 @@ def test_vqt_and_lst_start_as_published():
     assert torch.equal(LST(VIT_B[:2]).gates, torch.zeros(2))
 
 
+@pytest.mark.parametrize('name', ['vit', 'videomae'])
+def test_rungs_start_from_pruned_weights(name, tmp_path):
+    """At the base's own width a rung is the block; at half of it, what was made strong is kept, in order."""
+    import mmpetl
+    backbone = BACKBONE[name]
+
+    def made(**options):
+        torch.manual_seed(0)
+        return backbone.build([dict(type='LST', init='pruned', **options)])
+
+    whole = made(reduction=1)
+    whole.init_weights()
+    for block, rung in zip(whole.petl.blocks, whole.petl.lst.rungs.values()):
+        for op, part in zip('qkv', rung.qkv.weight.chunk(3)):
+            assert torch.equal(part, block.op_parameters(op)[0])
+        for op in ('proj', 'fc1', 'fc2'):
+            assert torch.equal(getattr(rung, op).weight, block.op_parameters(op)[0]), op
+    half, channels = made(reduction=2), torch.arange(1, 32, 2)
+    with torch.no_grad():
+        for block in half.petl.blocks:
+            for op in ('q', 'k', 'v', 'fc1'):
+                block.op_parameters(op)[0][:, channels] *= 100
+            block.op_parameters('fc1')[0][:32] *= 100
+            block.op_parameters('v')[0][[0, 1, 2, 3, 12, 13, 14, 15]] *= 100
+    half.petl.loaded()
+    block, rung = half.petl.blocks[1], half.petl.lst.rungs['1']
+    assert torch.equal(rung.fc1.weight, block.op_parameters('fc1')[0][:32][:, channels])
+    values = rung.qkv.weight.chunk(3)[2].unflatten(0, (4, 4))
+    assert torch.equal(values[0], block.op_parameters('v')[0][:4][:, channels])
+    assert torch.equal(values[1], block.op_parameters('v')[0][12:16][:, channels])
+    with torch.no_grad():
+        half.petl.lst.gates.add_(0.1)
+        half.petl.lst.rungs['1'].fc1.weight.zero_()
+    half.petl.loaded()
+    assert not half.petl.lst.rungs['1'].fc1.weight.any(), 'a trained ladder is left alone'
+    mmpetl.save_adapter(half, str(tmp_path / 'a.safetensors'))
+    other = made(reduction=2)
+    other.load_state_dict({k: v for k, v in half.state_dict().items() if not k.startswith('petl.')}, strict=False)
+    mmpetl.load_adapter(other, str(tmp_path / 'a.safetensors'))
+    half.eval(), other.eval()
+    assert torch.equal(features(half(backbone.inputs())), features(other(backbone.inputs())))
+
+
 # -- the head's norm starts from the backbone's -----------------------------------------------------------------------
 
 
@@ -347,6 +391,8 @@ def test_works_without_a_final_norm():
     (lambda: LST(VIT_B, 7), 'does not divide'),
     (lambda: LST(VIT_B, 256), 'heads'),
     (lambda: LST(VIT_B, temperature=0), 'temperature'),
+    (lambda: LST(VIT_B, init='prune'), "did you mean 'pruned'"),
+    (lambda: LST([dataclasses.replace(s, ops=ALL_OPS) for s in VIT_B], init='pruned'), 'gated'),
     (lambda: SynQT([BlockSpec(0, 0, 8, 2, 32), BlockSpec(1, 1, 16, 2, 64)]), 'one width'),
     (lambda: build(METHODS['SynQT'], SwinTransformer, arch='tiny', img_size=32, patch_size=4), 'SynQT'),
 ])
