@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -124,7 +125,7 @@ def _set_loggers(cfg: Config, names: Sequence[str], run: str) -> None:
         backend, module, package = LOGGERS[name]
         if importlib.util.find_spec(module) is None:
             raise ValueError(f'--log-to {name} needs a package that is not installed: pip install {package}')
-        more = dict(
+        more: dict[str, Any] = dict(
             wandb=dict(init_kwargs=dict(project='mmpetl', name=run)), mlflow=dict(exp_name='mmpetl', run_name=run))
         visualizer = cfg.get('visualizer') or dict(type='Visualizer')
         backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
