@@ -270,6 +270,7 @@ EXEMPT = {
     'mmpetl/training/config.py:load_config': PROGRAM,
     'mmpetl/training/data_report.py:check_collection': ROWED,
     'mmpetl/training/lifecycle.py:name_base': ROWED,
+    'mmpetl/training/own_config.py:_reads_beside_text': OWN,
     'mmpetl/training/own_config.py:bases': OWN,
     'mmpetl/training/tasks.py:_switch_suite': PROGRAM,
     'mmpetl/weights/atomic.py:sync_folder': OWN,
