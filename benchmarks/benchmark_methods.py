@@ -15,6 +15,7 @@ budgets; they are no best results.
 
 import argparse
 import os
+import statistics
 import sys
 import time
 from functools import partial
@@ -197,7 +198,9 @@ def tables(data: Dict[str, Any]) -> str:
     for name in METHODS:
         cell = rows[name].cells.get('digits') if name in rows else None
         if cell is None or cell.mean is None or cell.params is None or cell.run_cpu_seconds is None:
-            lines.append(f'| {name} | | | | | not measured |')
+            few = cell.scores if cell else []
+            part = f', {len(few)} of {data["seeds"]} seeds: {statistics.fmean(few):.1f}' if few else ''
+            lines.append(f'| {name} | | | | | not measured{part} |')
             continue
         row, half = rows[name], interval(cell.scores)
         lines.append(f'| {name} | {row.family} | {cell.params - (cell.head_params or 0):,} | '

@@ -181,9 +181,10 @@ def _draw(axes: Any, label: str, points: Sequence[Point]) -> None:
     if len(front) > 1:
         axes.step(*zip(*front), where='post', linewidth=1, color='0.55', zorder=2)
     low, high = min(p.cost for p in points), max(p.cost for p in points)
-    if high > 8 * low:
+    if high > 3 * low:
         axes.set_xscale('log')
     axes.set_xlabel(label, fontsize=9)
     axes.margins(x=.14, y=.1)
+    axes.set_ylim(max(axes.get_ylim()[0], -1), min(axes.get_ylim()[1], 101))  # per cent, whatever the bars say
     axes.tick_params(which='both', labelsize=8)
     axes.grid(alpha=.25)
