@@ -46,6 +46,8 @@ class MixedTap(Tap):
         self.own_inputs = any(tap.own_inputs for tap in taps)
         # What Tap.separates asks; the lists of methods that it is made of are empty here.
         self._splits = self.own_inputs
+        # Each sample's keys and values go through its own adapter.
+        self.joins_kv = self.plain_qkv = False
         #: Width C of this block.
         self.width = 0
         #: The block before, where this one keeps the prompts that arrive from it.

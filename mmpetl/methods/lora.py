@@ -14,7 +14,7 @@ values, and their product is taken off W. Here W stays as it is and the start is
 """
 
 import math
-from typing import Optional, Sequence, Tuple, Union
+from typing import Any, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -152,10 +152,18 @@ class LoRA(Method):
         """x (..., Cin), y (..., Cout) -> y + s * U D dropout(x), (..., Cout)."""
         # Under autocast all factors of the method are cast by one kernel; otherwise half() hands them
         # through.
-        down, up = self.blocks[str(i)][op].joined(self.half)
+        return self.on_part(self.part(i, op), x, y)
+
+    def part(self, i: int, op: str) -> Any:
+        return self.blocks[str(i)][op], self.scales[i]
+
+    def on_part(self, part: Any, x: Tensor, y: Tensor) -> Tensor:
+        """As :meth:`on_linear` with the factors and scale of one place: x (..., Cin), y (..., Cout) -> (..., Cout)."""
+        factors, scale = part
+        down, up = factors.joined(self.half)
         code = recomputed(F.linear, self.drop(x), down, level=SMALL_PRODUCT)
         # Scale and sum inside the product: no tensor of y's size for the update.
-        return add_product(y, code, up, self.scales[i])
+        return add_product(y, code, up, scale)
 
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, s U D or s (U D - U_0 D_0), of shape (Cout, Cin)."""

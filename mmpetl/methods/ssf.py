@@ -88,11 +88,18 @@ class SSF(Method):
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """y (..., Cout) -> scale * y + shift, (..., Cout)."""
-        return self.blocks[str(i)][op](y)
+        return self.on_part(self.part(i, op), x, y)
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
         """y (..., C) -> scale * y + shift, (..., C)."""
-        return self.blocks[str(i)][op](y)
+        return self.on_part(self.part(i, op), y, y)
+
+    def part(self, i: int, op: str) -> nn.Module:
+        return self.blocks[str(i)][op]
+
+    def on_part(self, part: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """y (..., C) -> scale * y + shift of one place, (..., C)."""
+        return part(y)
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

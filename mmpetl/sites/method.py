@@ -189,6 +189,18 @@ class Method(BaseModule):
         """x (..., Cin), y (..., Cout), the op's input and output -> (..., Cout)."""
         return y
 
+    def part(self, i: int, op: str) -> Any:
+        """What :meth:`on_part` reads of this method in block ``i`` at ``op``, or None.
+
+        Compiled code that is handed a module in place of a block's number and an op's name serves all blocks and ops.
+        """
+        return None
+
+    def on_part(self, part: Any, x: Tensor, y: Tensor) -> Tensor:
+        """What ``on_linear`` (x (..., Cin), y (..., Cout)) and ``on_norm`` (x and y are one (..., C)) do where
+        :meth:`part` gives something -> like y."""
+        raise NotImplementedError
+
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
         """y (..., C), the output of a norm or of the patch embedding -> (..., C)."""
         return y

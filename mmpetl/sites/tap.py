@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one block sees of all methods."""
 
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +42,21 @@ class Tap:
     def __init__(self, methods: Sequence[Method] = (), index: int = 0) -> None:
         self.index = index
         on = {p: tuple(m for m in methods if m.active(p, index)) for p in POINTS}
-        self._linear = {op: tuple(m for m in on['linear'] if op in m.linear_ops(index)) for op in ALL_OPS}
+        # With what a method has for this place, so that a compiler sees no number or name of the place.
+        self._linear = {
+            op: tuple((m, _part(m, 'on_linear', index, op)) for m in on['linear'] if op in m.linear_ops(index))
+            for op in ALL_OPS
+        }
         self._input = {op: tuple(m for m in on['input'] if op in m.input_ops(index)) for op in ALL_OPS}
         # One entry per method that touches q, k or v, so that list order holds across the two points.
         self._project = tuple(
-            entry for entry in ((m, tuple(m in self._linear[op] for op in 'qkv'), m in on['qkv']) for m in methods)
-            if any(entry[1]) or entry[2])
-        self._norm = {op: tuple(m for m in on['norm'] if op in m.norm_ops(index)) for op in NORMS}
+            (m, acts, m in on['qkv']) for m in methods
+            for acts in [tuple([part for n, part in self._linear[op] if n is m] for op in 'qkv')]
+            if any(acts) or m in on['qkv'])
+        self._norm = {
+            op: tuple((m, _part(m, 'on_norm', index, op)) for m in on['norm'] if op in m.norm_ops(index))
+            for op in NORMS
+        }
         self._branch = {
             (sub, inside): tuple(m for m in on['branch']
                                  if sub in m.branch_subs(index) and m.inside_drop_path is inside)
@@ -63,6 +71,14 @@ class Tap:
         self.own_inputs = any(len(self._input[op]) > 0 for op in 'qkv')
         # A plain bool, because a compiler cannot tell whether a tuple is empty.
         self._splits = self.own_inputs or len(self._project) > 0 or len(self._kv) > 0
+        whole = any(on_qkv for *_, on_qkv in self._project)
+        anew = [any(len(acts[op]) > 0 for _, acts, _ in self._project) for op in (1, 2)]
+        #: Whether keys and values may be views of one product: nobody gives them inputs of their own, and methods make
+        #: both anew or neither, so that one does not keep the memory of the other.
+        self.joins_kv = not self.own_inputs and anew[0] == anew[1] and not whole
+        #: Whether no method changes queries, keys or values of the tokens themselves.
+        self.plain_qkv = not self.own_inputs and len(self._project) == 0
+        self._whole = whole
         #: Whether elementwise results of this block are computed again in the backward pass by default.
         self.recomputes = any(m.recomputes for m in methods if index in m.layers)
         #: Whether every method here is content with the tokens that are read.
@@ -106,29 +122,19 @@ class Tap:
         return (self._splits or (self.num_prompts > 0 and not self.prompts_read) or self.tokens_read is not None
                 or (self.recorder is not None and 'k' in self.recorder))
 
-    @property
-    def plain_qkv(self) -> bool:
-        """Whether no method changes queries, keys or values of the tokens themselves."""
-        return not self.own_inputs and len(self._project) == 0
-
-    @property
-    def joins_kv(self) -> bool:
-        """Whether keys and values may be views of one product: nobody gives them inputs of their own, and methods make
-        both anew or neither, so that one does not keep the memory of the other."""
-        anew = [(any(on[op] for _, on, _ in self._project)) for op in (1, 2)]
-        return not self.own_inputs and anew[0] == anew[1] and not any(on_qkv for *_, on_qkv in self._project)
-
     def keys_values(self, x: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
         """Apply ``on_linear`` of k and v: x (B, N, C), k and v (B, N, C) -> k, v. Where :attr:`joins_kv` holds."""
         for m, (_, on_k, on_v), _ in self._project:
-            k = m.on_linear(self.index, 'k', x, k) if on_k else k
-            v = m.on_linear(self.index, 'v', x, v) if on_v else v
+            for part in on_k:
+                k = self._linear_at(m, part, 'k', x, k)
+            for part in on_v:
+                v = self._linear_at(m, part, 'v', x, v)
         return k, v
 
     @property
     def queries(self) -> Optional[int]:
         """How many leading tokens ask; None: all. ``on_qkv`` gets the queries of all."""
-        return None if any(on_qkv for *_, on_qkv in self._project) else self.tokens_read
+        return None if self._whole else self.tokens_read
 
     def stream(self, x: Tensor) -> Tensor:
         """Apply ``on_stream``: (B, N, C) or (B, T, H, W, C) -> same shape."""
@@ -161,26 +167,29 @@ class Tap:
         """
         x_q, x_k, x_v = (x[:, :q.shape[1]], x, x) if inputs is None else inputs
         for m, (on_q, on_k, on_v), on_qkv in self._project:
-            if on_q:
-                q = m.on_linear(self.index, 'q', x_q, q)
-            if on_k:
-                k = m.on_linear(self.index, 'k', x_k, k)
-            if on_v:
-                v = m.on_linear(self.index, 'v', x_v, v)
+            for part in on_q:
+                q = self._linear_at(m, part, 'q', x_q, q)
+            for part in on_k:
+                k = self._linear_at(m, part, 'k', x_k, k)
+            for part in on_v:
+                v = self._linear_at(m, part, 'v', x_v, v)
             if on_qkv:
                 q, k, v = m.on_qkv(self.index, x, q, k, v)
         return q, k, v
 
+    def _linear_at(self, m: Method, part: Any, op: str, x: Tensor, y: Tensor) -> Tensor:
+        return m.on_linear(self.index, op, x, y) if part is None else m.on_part(part, x, y)
+
     def linear(self, op: str, x: Tensor, y: Tensor) -> Tensor:
         """Apply ``on_linear``: x (..., Cin), y (..., Cout) -> (..., Cout)."""
-        for m in self._linear[op]:
-            y = m.on_linear(self.index, op, x, y)
+        for m, part in self._linear[op]:
+            y = self._linear_at(m, part, op, x, y)
         return y
 
     def norm(self, op: str, y: Tensor) -> Tensor:
         """Apply ``on_norm``: (..., C) -> (..., C)."""
-        for m in self._norm[op]:
-            y = m.on_norm(self.index, op, y)
+        for m, part in self._norm[op]:
+            y = m.on_norm(self.index, op, y) if part is None else m.on_part(part, y, y)
         return y
 
     def branch(self, sub: str, residual: Tensor, x: Tensor, y: Tensor, inside: bool) -> Tensor:
@@ -211,6 +220,12 @@ class Tap:
             return found[0] if found else None
         batch = max(len(p) for p in found)  # a method may give each sample its own
         return torch.cat([p.expand(batch, -1, -1) for p in found], 1)
+
+
+def _part(method: Method, point: str, index: int, op: str) -> Any:
+    """What a method has for one place; None where a subclass overrides the point itself."""
+    owners = {name: next(c for c in type(method).__mro__ if name in c.__dict__) for name in ('part', point)}
+    return method.part(index, op) if issubclass(owners['part'], owners[point]) else None
 
 
 def _drop(method: Method, prompts: Tensor, batch: int) -> Tensor:
