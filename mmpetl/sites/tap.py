@@ -67,18 +67,7 @@ class Tap:
         self._prompts = on['prompts']
         self._stream = on['stream']
         self._entry = on['entry']
-        #: Whether q, k and v have inputs of their own.
-        self.own_inputs = any(len(self._input[op]) > 0 for op in 'qkv')
-        # A plain bool, because a compiler cannot tell whether a tuple is empty.
-        self._splits = self.own_inputs or len(self._project) > 0 or len(self._kv) > 0
-        whole = any(on_qkv for *_, on_qkv in self._project)
-        anew = [any(len(acts[op]) > 0 for _, acts, _ in self._project) for op in (1, 2)]
-        #: Whether keys and values may be views of one product: nobody gives them inputs of their own, and methods make
-        #: both anew or neither, so that one does not keep the memory of the other.
-        self.joins_kv = not self.own_inputs and anew[0] == anew[1] and not whole
-        #: Whether no method changes queries, keys or values of the tokens themselves.
-        self.plain_qkv = not self.own_inputs and len(self._project) == 0
-        self._whole = whole
+        self._join()
         #: Whether elementwise results of this block are computed again in the backward pass by default.
         self.recomputes = any(m.recomputes for m in methods if index in m.layers)
         #: Whether every method here is content with the tokens that are read.
@@ -112,6 +101,21 @@ class Tap:
         self.cast: Dict[int, Dict[str, Tuple[Tensor, Optional[Tensor]]]] = {}
         #: Where a block's frozen activations are stored for side methods, or None.
         self.recorder: Optional[Dict[str, Tensor]] = None
+
+    def _join(self) -> None:
+        """What is known beforehand of keys and values; plain bools, which a compiler can tell."""
+        #: Whether q, k and v have inputs of their own.
+        self.own_inputs = any(len(self._input[op]) > 0 for op in 'qkv')
+        # A plain bool, because a compiler cannot tell whether a tuple is empty.
+        self._splits = self.own_inputs or len(self._project) > 0 or len(self._kv) > 0
+        whole = any(on_qkv for *_, on_qkv in self._project)
+        anew = [any(len(acts[op]) > 0 for _, acts, _ in self._project) for op in (1, 2)]
+        #: Whether keys and values may be views of one product: nobody gives them inputs of their own, and methods make
+        #: both anew or neither, so that one does not keep the memory of the other.
+        self.joins_kv = not self.own_inputs and anew[0] == anew[1] and not whole
+        #: Whether no method changes queries, keys or values of the tokens themselves.
+        self.plain_qkv = not self.own_inputs and len(self._project) == 0
+        self._whole = whole
 
     @property
     def separates(self) -> bool:
