@@ -63,10 +63,7 @@ class Tap:
             for sub in SUBS
             for inside in (True, False)
         }
-        self._kv = on['kv']
-        self._prompts = on['prompts']
-        self._stream = on['stream']
-        self._entry = on['entry']
+        self._kv, self._prompts, self._stream, self._entry = (on[p] for p in ('kv', 'prompts', 'stream', 'entry'))
         self._join()
         #: Whether elementwise results of this block are computed again in the backward pass by default.
         self.recomputes = any(m.recomputes for m in methods if index in m.layers)
