@@ -319,7 +319,7 @@ def nonreentrant_checkpointing(model: nn.Module, names: Union[str, Sequence[str]
         ]
         if not found:
             near = difflib.get_close_matches(pattern, modules, n=3)
-            hint = f'; near names: {", ".join(near)}' if near else ''
+            hint = f'; near names: {", ".join(near)}' if near else '; name some, such as backbone.layers.*'
             raise ValueError(f'petl_checkpointing: no submodule is called {pattern!r}{hint}')
         chosen += [n for n in found if n not in chosen]
     for name in chosen:

@@ -53,7 +53,8 @@ def find_config(name: str) -> str:
     if path.suffix == '.py' or (path.parent != Path('.') and not known):
         local = [p.name for p in path.parent.glob('*.py')] if inside else []
         hint = nearest(path.name, local) if local else '' if inside else f'; there is no folder {path.parent}'
-        raise FileNotFoundError(f'config {name} does not exist{hint if "did you mean" in hint or not inside else ""}')
+        hint = hint if 'did you mean' in hint or not inside else '; name a file, or a config of `mmpetl config list`'
+        raise FileNotFoundError(f'config {name} does not exist{hint}')
     alike = [key for key in known if key.endswith(f'/{name}')]
     hint = f'; did you mean {" or ".join(map(repr, alike))}?' if alike else nearest(name, known)
     hint = hint if 'did you mean' in hint else '; `mmpetl config list` names them'

@@ -10,7 +10,7 @@ import platform
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -32,6 +32,8 @@ def find_backbone(model: nn.Module) -> Tuple[nn.Module, str]:
         ValueError: If nothing is attached.
     """
     model = unwrap(model)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'{model!r:.80} is no model: give a torch.nn.Module that holds a backbone')
     for module, prefix in ((model, ''), (getattr(model, 'backbone', None), 'backbone.')):
         if _is_attached(module):
             return module, prefix
@@ -209,6 +211,10 @@ def adapter_header(model: nn.Module,
         extra: Anything else that JSON can hold.
     """
     backbone, _ = find_backbone(model)
+    if classes is not None and (isinstance(classes, str) or not isinstance(classes, Iterable)):
+        raise ValueError(f'classes={classes!r:.80}: give a list of names in label order')
+    if not isinstance(metrics or {}, Mapping):
+        raise ValueError(f"metrics={metrics!r:.80}: give a dict such as {{'accuracy/top1': 90.}}")
     petl, counted = backbone.petl, summary(model)
     cfg = backbone.init_cfg if isinstance(getattr(backbone, 'init_cfg', None), dict) else {}
     checkpoint = cfg.get('checkpoint') if cfg.get('type') == 'Pretrained' else None
@@ -401,6 +407,11 @@ def merge(model: nn.Module,
         ValueError: If a method cannot be merged (it is named) or the verification fails; the model is unchanged then.
     """
     backbone, _ = find_backbone(model)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
+        raise ValueError(f'tolerance={tolerance!r:.80}: give a number above 0')
+    if probe is not None and (not isinstance(probe, Tensor) or probe.dim() not in (4, 5)):
+        shape = tuple(probe.shape) if isinstance(probe, Tensor) else repr(probe)[:80]
+        raise ValueError(f'probe={shape}: give an input of the backbone, (B, 3, H, W) or (B, 3, T, H, W)')
     petl = backbone.petl
     culprit = _culprit(dict(petl.items()))
     if culprit:

@@ -4,12 +4,14 @@ and schedule stay. Data of the right form and a random base are written beside i
 
 from pathlib import Path
 
+import mmcv
 import numpy as np
 import suite_data
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
+from mmpetl.datasets.loading import read_bytes
 from mmpetl.datasets.motion_clips import write_mp4
 from mmpetl.datasets.tables import get_suite
 from mmpetl.training.build import build_model
@@ -24,13 +26,16 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 TASKS = dict(vtab='kitti', fgvc='OxfordFlowers', elevater='mnist')
 
 
-def write_data(folder: Path, cfg: Config) -> None:
-    """A few pictures or clips in the form that the config's data sets read; ``cfg`` is pointed at them."""
+def write_data(folder: Path, cfg: Config, images: int = 4) -> None:
+    """A few pictures or clips in the form that the config's data sets read; ``cfg`` is pointed at them.
+
+    ``images`` are trained on where the form leaves their number open.
+    """
     if cfg.get('task'):
         suite, root = get_suite(cfg.task.suite), str(folder)
         name = TASKS.get(suite.name, 'pneumonia')
         if suite.form == 'vtab':
-            suite_data.write_vtab(root, name, dict(train800=4, val200=2, test=3), suite=cfg.task.suite)
+            suite_data.write_vtab(root, name, dict(train800=images, val200=2, test=3), suite=cfg.task.suite)
         elif suite.form == 'fgvc':
             suite_data.write_fgvc(root, name, dict(train=1, val=1, test=1))
         else:
@@ -41,15 +46,15 @@ def write_data(folder: Path, cfg: Config) -> None:
         dataset = cfg[loader].dataset
         dataset.data_root = str(folder)
         part, lines = Path(dataset.ann_file).stem, []
-        for i in range(4):
+        for i in range(images if part == 'train' else 4):
             if cfg.default_scope == 'mmaction':
                 name, frames = f'{part}_{i}.mp4', np.random.default_rng(i).integers(0, 256, (9 + 8 * i, 48, 64, 3))
                 write_mp4(folder / name, np.repeat(frames, 3, 0).astype(np.uint8))
-                lines.append(f'{folder / name} {i}')
+                lines.append(f'{folder / name} {i % 4}')
             else:
                 name = f'{part}/{i}.png'
                 suite_data.put(str(folder / name), suite_data.image_bytes(i, i, (30, 24)))
-                lines.append(f'{name} {i}')
+                lines.append(f'{name} {i % 4}')
         suite_data.put_text(str(folder / dataset.ann_file), lines)
         if isinstance(dataset.get('classes'), str):
             suite_data.put_text(str(folder / dataset.classes), [f'class {c}' for c in range(cfg.model.head.num_classes)])
@@ -81,7 +86,7 @@ def _shrink_methods(cfg: Config) -> None:
                 method[key] = min(small, method[key]) if key != 'phm_dim' else small
 
 
-def shrink(path: str, folder: Path, **more: object) -> Path:
+def shrink(path: str, folder: Path, images: int = 4, **more: object) -> Path:
     """Write the shrunk config of ``path`` with its data and base into ``folder``; ``more`` is merged at the end.
 
     Returns:
@@ -89,7 +94,7 @@ def shrink(path: str, folder: Path, **more: object) -> Path:
     """
     cfg = Config.fromfile(str(ROOT / path))
     folder.mkdir(parents=True, exist_ok=True)
-    write_data(folder, cfg)
+    write_data(folder, cfg, images)
     apply_task(cfg)
     width = _shrink_backbone(cfg)
     _shrink_methods(cfg)
@@ -157,6 +162,29 @@ def stir(cfg: Config, seed: int = 1) -> torch.nn.Module:
     return model.eval()
 
 
+def array_of(path: str) -> np.ndarray:
+    """A file as a user's own code reads it: RGB."""
+    if path.endswith('.mp4'):
+        import av
+        with av.open(path) as container:
+            return np.stack([f.to_ndarray(format='rgb24') for f in container.decode(video=0)])
+    return mmcv.imfrombytes(read_bytes(path), backend='pillow', channel_order='rgb')
+
+
+def cover(features: dict) -> set:
+    """A small set of configs in which every feature of every config occurs: greedily the one with most that are new.
+
+    Args:
+        features: Config -> its features.
+    """
+    left, chosen = set().union(*features.values()), set()
+    while left:
+        best = max(features, key=lambda path: (len(features[path] & left), path))
+        chosen.add(best)
+        left -= features[best]
+    return chosen
+
+
 def paths_of(cfg: Config) -> list:
     """The files of the config's test set, in order."""
     from mmengine.registry import DATASETS
@@ -165,4 +193,4 @@ def paths_of(cfg: Config) -> list:
     return [dataset.get_data_info(i).get('img_path') or dataset.get_data_info(i)['filename'] for i in range(len(dataset))]
 
 
-__all__ = ['CONFIGS', 'ROOT', 'find_dicts', 'paths_of', 'shrink', 'stir']
+__all__ = ['CONFIGS', 'ROOT', 'array_of', 'cover', 'find_dicts', 'paths_of', 'shrink', 'stir']

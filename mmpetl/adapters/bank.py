@@ -27,7 +27,7 @@ from ..sites import Method, nearest
 from ..tuning import adapter_state, find_backbone, model_facts, unwrap, write_adapter
 from ..weights import adapter_file
 from ..weights.belongs import check_belongs
-from .combine import COMBINATIONS, combine_deltas, deltas_of
+from .combine import COMBINATIONS, check_factors, combine_deltas, deltas_of
 from .files import load_adapter, methods_of, renamed
 from .mixed import mixed_taps, rows_of
 
@@ -410,8 +410,7 @@ class AdapterBank:
         self._check_name(name)
         if how not in COMBINATIONS:
             raise ValueError(f'unknown combination {how!r}' + nearest(how, COMBINATIONS))
-        if not weights:
-            raise ValueError('nothing to combine: give at least one adapter and its factor')
+        check_factors(weights)
         before, changes = self._active, []
         for key in weights:
             with self.using(key):

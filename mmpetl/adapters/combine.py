@@ -5,7 +5,8 @@ Yadav et al., "TIES-Merging", https://arxiv.org/abs/2306.01708, algorithm 1; Yu 
 Mario" (DARE), https://arxiv.org/abs/2311.03099, equation 1. Both work on each weight matrix by itself.
 """
 
-from typing import Dict, List, Mapping, Sequence
+import math
+from typing import Any, Dict, List, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,19 @@ from torch import Tensor, nn
 from ..tuning import _culprit, _merged
 
 COMBINATIONS = ('linear', 'ties', 'dare')
+
+
+def check_factors(weights: Mapping[str, Any]) -> None:
+    """Refuse factors of adapters that are no finite numbers.
+
+    Raises:
+        ValueError: Naming the adapter and its factor; also if there is none.
+    """
+    if not weights:
+        raise ValueError('nothing to combine: give at least one adapter and its factor')
+    for key, factor in weights.items():
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
+            raise ValueError(f'weights[{key!r}]={factor!r:.80}: give a finite number')
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ..weights.errors import WeightFileError
 from ..weights.export_peft import write_peft
 from ..weights.guards import read_safetensors_header
 from ..weights.kinds import file_kind, read_tensors
-from ..weights.reading import read_json
+from ..weights.reading import as_path, read_json
 from . import peft_factors, peft_low_rank
 from .peft_layers import CONFIG, Slot, check_called, layer_slots
 
@@ -120,9 +120,10 @@ def read_folder(folder: str) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
         FileNotFoundError: If a file is missing.
         WeightFileError: If the config cannot be read, is of another kind, or has a setting that is not known here.
     """
-    path = os.path.join(os.path.expanduser(folder), CONFIG)
+    folder = as_path(folder, 'folder')
+    path = os.path.join(folder, CONFIG)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{folder} has no {CONFIG}: a folder of peft holds it and {TENSORS}')
+        raise FileNotFoundError(f'{folder} has no {CONFIG}: name a folder of peft, which holds it and {TENSORS}')
     config = read_json(path, MAX_CONFIG)
     if not isinstance(config, dict):
         raise WeightFileError(path, 'not a table', 'save the adapter again')

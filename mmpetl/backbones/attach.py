@@ -4,9 +4,10 @@
 import inspect
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Set, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import torch
+from mmengine.model import ModuleDict
 from torch import nn
 
 from ..recompute import LEVELS
@@ -39,11 +40,13 @@ def build_method(cfg: Union[Method, Mapping[str, Any]], specs: Sequence[BlockSpe
     """
     if isinstance(cfg, Method):
         return cfg
+    if not isinstance(cfg, Mapping) or not cfg.get('type'):
+        raise ValueError(f"petl: {cfg!r:.80} is no method: give dicts such as dict(type='LoRA', rank=8)")
     cfg = dict(cfg)
-    kind = cfg.pop('type', None)
     # A config may hold the class itself; adapter files never do, see from_data.
+    kind = cfg.pop('type')
     cls: Any = kind if inspect.isclass(kind) else METHODS.get(str(kind))
-    if cls is None:
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
         raise ValueError(f'unknown method {kind!r}' + nearest(str(kind).split('.')[-1], METHODS.module_dict))
     # Checked here and not left to Python, whose TypeError names neither the method as configured nor
     # the nearest argument.
@@ -54,9 +57,15 @@ def build_method(cfg: Union[Method, Mapping[str, Any]], specs: Sequence[BlockSpe
     return cls(specs, **cfg)
 
 
+#: What a container of methods has already.
+_TAKEN = frozenset(dir(ModuleDict()))
+
+
 def _name(method: Method, cfg: Any, taken: Mapping[str, Any]) -> str:
     wished = cfg.get('name') if isinstance(cfg, Mapping) else None
     name = wished or type(method).__name__.lower()
+    if not isinstance(name, str) or name in _TAKEN:
+        raise ValueError(f'name={name!r:.80} of a {type(method).__name__} cannot be used: give another word')
     if name in taken and wished:
         raise ValueError(f'two methods are named {name!r}: give each its own name')
     number = 2
@@ -76,6 +85,8 @@ def build_methods(petl: Sequence[Any], specs: Sequence[BlockSpec]) -> Dict[str, 
     Raises:
         ValueError: See :func:`build_method`; also if two methods share a name.
     """
+    if isinstance(petl, str) or not isinstance(petl, Iterable):
+        raise ValueError(f"petl={petl!r:.80}: give a list of method configs such as [dict(type='LoRA', rank=8)]")
     methods: Dict[str, Method] = {}
     for cfg in petl:
         plain = {k: v for k, v in cfg.items() if k != 'name'} if isinstance(cfg, Mapping) else cfg
@@ -205,6 +216,18 @@ def _check_blocks(backbone: nn.Module, family: Family) -> None:
                                  f'which is not one of {known}')
 
 
+def _check_heads(specs: Sequence[BlockSpec]) -> None:
+    """Upstream finds out in the first forward pass.
+
+    Raises:
+        ValueError: If the heads of a block do not share its width equally.
+    """
+    for spec in specs:
+        if spec.heads < 1 or spec.dim % spec.heads:
+            raise ValueError(f'num_heads={spec.heads} does not divide the width {spec.dim} of block {spec.index}: give '
+                             'embed_dims and num_heads that divide')
+
+
 def _move_to(backbone: nn.Module) -> None:
     """Methods to the base's device, and to float64 where the base has it; otherwise they stay float32."""
     base = next(p for n, p in backbone.named_parameters() if not n.startswith('petl.'))
@@ -250,6 +273,18 @@ def give_side(backbone: nn.Module, family: Family) -> None:
     backbone.__class__ = family.sides[type(backbone)]
 
 
+def patterns_of(tune: Any) -> Tuple[str, ...]:
+    """The patterns of ``tune``, one or several.
+
+    Raises:
+        ValueError: If they are no texts.
+    """
+    found = [tune] if isinstance(tune, str) else tune
+    if not isinstance(found, (list, tuple)) or not all(isinstance(pattern, str) for pattern in found):
+        raise ValueError(f"tune={tune!r:.80}: give a list of patterns on parameter names such as ['*bias*']")
+    return tuple(found)
+
+
 def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
     """Freeze the base except the parameters whose names match a pattern of ``tune``; methods and heads always train.
 
@@ -261,8 +296,7 @@ def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
     Raises:
         ValueError: If a pattern matches nothing.
     """
-    if isinstance(tune, str):
-        tune = [tune]
+    tune = patterns_of(tune)
     # timm keeps the head inside the model; elsewhere it stands outside the backbone and is never frozen
     # here.
     always = ('petl', *family_of(backbone)[1].head)
@@ -310,7 +344,10 @@ def attach(backbone: nn.Module,
     """
     if trunk not in ('eval', 'train'):
         raise ValueError(f"trunk must be 'eval' or 'train', got {trunk!r}")
-    if memory not in LEVELS:
+    if with_cp is not None and not isinstance(with_cp, bool):
+        raise ValueError(f'with_cp={with_cp!r:.80}: give True, False or None')
+    patterns = patterns_of(tune)
+    if not isinstance(memory, str) or memory not in LEVELS:
         raise ValueError(f'unknown memory setting {memory!r}' + nearest(memory, LEVELS))
     if isinstance(getattr(backbone, 'petl', None), PETL):
         raise ValueError(
@@ -319,6 +356,7 @@ def attach(backbone: nn.Module,
     _check_blocks(backbone, family)
     family.check(backbone)
     specs = family.specs(backbone)
+    _check_heads(specs)
     if frames:
         specs = [replace(spec, frames=frames) for spec in specs]
     # Before anything is changed: a refusal leaves the model as it came.
@@ -341,7 +379,7 @@ def attach(backbone: nn.Module,
     # Last of the children: train() of the backbone reaches it after all others, see PETL.train.
     backbone.petl = PETL(backbone, family_name, {}, trunk)
     backbone.petl.frame_pool = frame_pool
-    backbone.petl.tune = tuple([tune] if isinstance(tune, str) else tune)
+    backbone.petl.tune = patterns
     _put_in(backbone, methods, petl)
     # After the methods are in: from now on every way in of weights passes these hooks.
     install_load_hook(backbone)

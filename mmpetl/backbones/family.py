@@ -184,6 +184,8 @@ def backbone_in(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: If there is more than one (their names are listed).
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'{model!r:.80} is no model: give a torch.nn.Module that holds a backbone')
     # The two usual cases first: walking all submodules of a large model takes time.
     for module in (model, getattr(model, 'backbone', None)):
         if family_name(module):

@@ -36,18 +36,17 @@ def run_list(args: argparse.Namespace) -> int:
     for name, path in found.items():
         print(name if args.names else f'{name}\n    {first_line(path)}')
     if not found:
-        raise ValueError(f'no shipped config has all of {" ".join(args.words)} in its path')
+        raise ValueError(f'no shipped config has all of {" ".join(args.words)} in its path; give fewer words, '
+                         '`mmpetl config list` names all')
     return 0
 
 
 def run_show(args: argparse.Namespace) -> int:
     """Print a config as it is read, with its bases."""
     path = find_config(args.config)
-    from mmengine.config import Config, DictAction
-    cfg = Config.fromfile(path)
-    if args.cfg_options:
-        options = argparse.Namespace()
-        DictAction(['--cfg-options'], 'cfg_options')(argparse.ArgumentParser(), options, args.cfg_options)
-        cfg.merge_from_dict(options.cfg_options)
+    from ..training.config import load_config
+    from ..training.options import merge_options, parse_options
+    cfg = load_config(path)
+    merge_options(cfg, parse_options(args.cfg_options))
     print(f'# {path}\n{cfg.pretty_text}')
     return 0

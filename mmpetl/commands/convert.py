@@ -17,17 +17,20 @@ def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int
     Raises:
         ValueError: The config's backbone is none of mmpetl's.
     """
-    from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
     from ..backbones.family import family_of
     from ..registry import MODELS
-    config = Config.fromfile(path)
+    from ..training.config import load_config
+    config = load_config(path)
+    if not isinstance((config.get('model') or {}).get('backbone'), dict):
+        raise ValueError(f'{path}: the config has no model with a backbone: give one that has')
     init_default_scope(config.get('default_scope', 'mmpretrain'))
     settings = {key: value for key, value in config.model.backbone.items() if key not in ('init_cfg', 'petl', 'tune')}
     kind = settings['type']
     if not str(kind).startswith('mmpetl.'):
-        raise ValueError(f'{path}: the backbone is {kind!r}, not one of mmpetl')
+        raise ValueError(f'{path}: the backbone is {kind!r}, not one of mmpetl: give a config whose backbone is '
+                         f'mmpetl.{kind}')
     backbone: Any = MODELS.build(settings)
     shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items() if not key.startswith('petl.')}
     family = family_of(backbone)[1]
@@ -72,8 +75,11 @@ def run(args: argparse.Namespace) -> None:
     if args.config:
         arch, shapes, grid = config_target(args.config)
         if args.arch and args.arch != arch:
-            raise ValueError(f'{args.config}: its backbone is {arch!r}, --arch says {args.arch!r}')
-    converted, report = convert(state, shapes, arch or natural_arch(state, args.as_name), args.as_name, grid)
+            raise ValueError(f'{args.config}: its backbone is {arch!r}, --arch says {args.arch!r}: leave --arch out')
+    try:
+        converted, report = convert(state, shapes, arch or natural_arch(state, args.as_name), args.as_name, grid)
+    except ValueError as error:
+        raise ValueError(str(error) if args.src in str(error) else f'{args.src}: {error}') from error
     write_converted(args.dst, converted, report, args.src, args.head)
     print(report)
     print(f'wrote {args.dst}: {len(converted)} tensors, {sum(t.numel() for t in converted.values()):,} numbers')

@@ -19,6 +19,7 @@ from ..names import printable
 from ..weights.io import write_json
 from ..weights.reading import sha256_of
 from . import data_make, own_check, video_check
+from .numbers import whole
 
 
 @dataclass
@@ -284,11 +285,11 @@ def add_parser(subparsers: Any) -> None:
                        + ', '.join([*SUITES, *VIDEO_SETS]))
     check.add_argument(
         '--root', help="folder of the suite's data; default " + ', '.join(s.root for s in SUITES.values()))
-    check.add_argument('--samples', type=int, default=24, help='samples in the picture (default 24)')
+    check.add_argument('--samples', type=whole(1), default=24, help='samples in the picture (default 24)')
     check.add_argument('--sheet', metavar='PNG', help='where the picture goes (default work_dirs/data_check/)')
     check.add_argument('--task', nargs='+', default=[], help='only these tasks')
     check.add_argument('--no-decode', action='store_true', help='do not open the images')
-    check.add_argument('--jobs', type=int, default=4, help='threads that read images (default 4)')
+    check.add_argument('--jobs', type=whole(1), default=4, help='threads that read images (default 4)')
     check.add_argument('--json', metavar='FILE', help='also write everything to this file')
     video_check.add_arguments(check)
     check.set_defaults(run=run)

@@ -12,7 +12,9 @@ from ..datasets.make import Lists, cut, write_lists
 from ..datasets.split import PARTS
 from ..datasets.survey import Survey, extent, survey_pictures, survey_videos
 from ..datasets.video_lists import write_text
+from ..names import plain_name
 from ..training.own_config import Choice, choose, config_text
+from .numbers import whole
 from .progress import bar
 
 
@@ -95,6 +97,9 @@ def run(args: argparse.Namespace) -> int:
     """``mmpetl data make``."""
     source = Path(args.source).expanduser().resolve()
     name = args.name or re.sub(r'\W+', '-', source.stem if source.is_file() else source.name).strip('-').lower()
+    plain_name(name, '--name')
+    if args.out and os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise ValueError(f'--out {args.out} is a file: name a folder')
     args.out = args.out or os.path.join('own_data', name)
     columns = {key: getattr(args, f'{key}_column') for key in ('path', 'label', 'group', 'split')}
     found = collect(str(source), args.kind, args.classes, args.root, columns)
@@ -125,14 +130,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         '(default LoRA)')
     parser.add_argument('--val', type=float, default=0.2, help='share of each class for validation (default 0.2)')
     parser.add_argument('--test', type=float, default=0.2, help='share of each class for testing (default 0.2)')
-    parser.add_argument('--seed', type=int, default=0, help='of the cut (default 0)')
-    parser.add_argument('--epochs', type=int, default=0, help='default: by the number of samples')
+    parser.add_argument('--seed', type=whole(0), default=0, help='of the cut (default 0)')
+    parser.add_argument('--epochs', type=whole(0), default=0, help='default: by the number of samples')
     parser.add_argument('--kind', default='', choices=['', *KINDS], help='where a folder holds pictures and videos')
     parser.add_argument('--classes', default='', metavar='FILE', help='class names, one a line')
     parser.add_argument('--root', default='', help='folder that the paths of a list start from (default: its own)')
     for key in ('path', 'label', 'group', 'split'):
         parser.add_argument(f'--{key}-column', default='', metavar='NAME', help='column of a list with a header')
-    parser.add_argument('--bands', nargs='+', type=int, help='red, green and blue of pictures of several bands, from 1')
+    parser.add_argument('--bands', nargs='+', type=whole(1),
+                        help='red, green and blue of pictures of several bands, from 1')
     parser.add_argument('--skip-unreadable', action='store_true', help='leave out files that cannot be read')
     parser.add_argument('--overwrite', action='store_true', help='replace lists and config')
-    parser.add_argument('--jobs', type=int, default=4, help='threads that read (default 4)')
+    parser.add_argument('--jobs', type=whole(1), default=4, help='threads that read (default 4)')

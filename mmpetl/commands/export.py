@@ -8,10 +8,10 @@ import sys
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
-from mmengine.config import DictAction
 from torch import Tensor, nn
 
 from ..training.build import FORCE, build_model, check_output, load_trained, read_config, write_state
+from ..training.options import ConfigOptions
 from ..tuning import MergeReport, adapter_header, adapter_state, find_backbone, merge, probe_for
 from ..version import __version__
 from ..weights import write_json
@@ -209,7 +209,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--force', action='store_true', help=FORCE)
     parser.add_argument('--backbone-only', action='store_true', help='leave out neck and head')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config')
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override entries of the config')
     parser.set_defaults(run=run)
 
 

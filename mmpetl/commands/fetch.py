@@ -2,6 +2,7 @@
 """``mmpetl fetch NAME...``: official weights and data, or what to do by hand for what stands behind a form."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
@@ -121,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
     if not args.names:
         show()
         return 0
+    if args.root and os.path.exists(args.root) and not os.path.isdir(args.root):
+        raise ValueError(f'--root {args.root} is a file: name a folder')
     known = [*BASES, *DATA, *GROUPS, *RECIPES, *SOURCES]
     names = [n for name in args.names for n in GROUPS.get(name, [name])]
     for name in names:

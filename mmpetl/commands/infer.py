@@ -28,7 +28,10 @@ def files_of(given: List[str]) -> List[str]:
     found = []
     for path in given:
         if os.path.isdir(path):
-            found += sorted(os.path.join(path, n) for n in os.listdir(path) if not n.startswith('.'))
+            inside = sorted(os.path.join(path, n) for n in os.listdir(path) if not n.startswith('.'))
+            if not inside:
+                raise FileNotFoundError(f'{path} holds no files: give pictures or videos, or a folder of them')
+            found += inside
         else:
             found.append(path)
     return found

@@ -6,12 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import Any, Dict, Tuple
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import nn
 
 from ..training.build import FORCE, build_model, check_output, load_trained, read_config, write_state
+from ..training.options import ConfigOptions
 from ..tuning import MergeReport, adapter_header, find_backbone, merge
 from ..version import __version__
+from .numbers import positive
 
 
 def load_and_merge(cfg: Config, path: str, base: str = '', verify: bool = True,
@@ -64,9 +66,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument('--force', action='store_true', help=FORCE)
     parser.add_argument('--no-verify', action='store_true', help='do not compare the merged with the unmerged backbone')
     parser.add_argument(
-        '--tolerance', type=float, default=1e-3, help='largest accepted difference, relative to the largest output')
+        '--tolerance', type=positive, default=1e-3, help='largest accepted difference, relative to the largest output')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of the config')
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override entries of the config')
     return parser
 
 

@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, List, Mapping, Optional, Sequence, Tuple
 
-from mmengine.config import DictAction
-
 from ..costs.compare import Choice, budget_bytes, compare
 from ..costs.plan import Plan, plan
 from ..training.build import read_config
+from ..training.options import ConfigOptions
 from .progress import bar
 
 
@@ -70,7 +69,7 @@ def add_parser(subparsers: Any) -> None:
         '--input', nargs='+', type=int, metavar='N', help='size of one input, H W or T H W; default that of the config')
     parser.add_argument(
         '--cfg-options',
-        '--set', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override entries of every config')
+        '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override entries of every config')
     parser.add_argument('--compare', action='store_true', help='one config with every method and memory setting')
     parser.add_argument('--methods', nargs='+', default=[], metavar='NAME', help='compare these methods only')
     parser.add_argument(

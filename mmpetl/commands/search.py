@@ -12,7 +12,8 @@ from typing import Any
 
 def add_parser(subparsers: Any) -> None:
     """Add ``search``."""
-    from mmengine.config import DictAction
+    from ..training.options import ConfigOptions
+    from .numbers import positive, whole
     parser = subparsers.add_parser('search', help='find rate, size and method on the validation part',
                                    description=__doc__)
     parser.add_argument('config', help='config file, or the name of a shipped one')
@@ -22,12 +23,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--samples', type=int, default=16, help='runs (default 16)')
     parser.add_argument('--metric', default='accuracy/top1', help='score to raise (default accuracy/top1)')
     parser.add_argument('--work-dir', help='folder of the search; default work_dirs/search/<config>')
-    parser.add_argument('--cfg-options', '--set', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
                         help='config options of every run')
-    parser.add_argument('--gpus-per-run', type=float, default=1., help='may be a fraction (default 1)')
-    parser.add_argument('--cpus-per-run', type=float, default=1., help='CPU cores of a run (default 1)')
+    parser.add_argument('--gpus-per-run', type=positive, default=1., help='may be a fraction (default 1)')
+    parser.add_argument('--cpus-per-run', type=positive, default=1., help='CPU cores of a run (default 1)')
     parser.add_argument('--address', help="a Ray cluster, or 'auto'; default this machine")
-    parser.add_argument('--seed', type=int, default=0, help='seed of the samples')
+    parser.add_argument('--seed', type=whole(0), default=0, help='seed of the samples')
     parser.add_argument('--on-test', action='store_true', help='allow a validation part that is the test set')
     parser.set_defaults(run=run)
 

@@ -18,6 +18,7 @@ from ..datasets.tables import SUITES, get_suite
 from ..names import printable
 from ..sweeps.plan import SweepPlan, Unit, budget, failures, forget_failures, make_plan, units, write_text
 from ..weights.io import atomic_write
+from .numbers import whole
 
 
 def _parse_grid(texts: Optional[List[str]]) -> Optional[Dict[str, List[Any]]]:
@@ -81,6 +82,10 @@ def slurm_script(argv: List[str], work_dir: str, name: str, jobs: int, lines: Li
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl sweep``; status 1 if a final run is missing in the end."""
+    if args.root and not os.path.isdir(os.path.expanduser(args.root)):
+        raise FileNotFoundError(f'--root {args.root} does not exist: prepare the data there, or name their folder')
+    if args.shots is not None and args.shots < 1 and args.shots != -1:
+        raise ValueError(f'--shots {args.shots}: give a whole number >= 1, or -1 for all images')
     work_dir = args.work_dir or os.path.join('work_dirs', 'sweeps', f'{Path(args.config).stem}-{Path(args.suite).stem}')
     changes = dict(
         grid=_parse_grid(args.grid),
@@ -149,7 +154,7 @@ def _close(plan: SweepPlan, work_dir: str) -> int:
 
 def add_parser(subparsers: Any) -> None:
     """Add ``sweep``."""
-    from mmengine.config import DictAction
+    from ..training.options import ConfigOptions
     parser = subparsers.add_parser(
         'sweep',
         help='search and final seeds on every task of a suite',
@@ -165,20 +170,23 @@ def add_parser(subparsers: Any) -> None:
         nargs='+',
         metavar='KEY=V,V',
         help='values to search in place of the published ones; lr and wd for short')
-    parser.add_argument('--seeds', nargs='+', type=int, help='seeds of the final runs')
+    parser.add_argument('--seeds', nargs='+', type=whole(0), help='seeds of the final runs')
     parser.add_argument('--shots', type=int, help='ELEVATER: images per class, -1 for all')
-    parser.add_argument('--shot-seeds', nargs='+', type=int, help='ELEVATER: seeds of the few-shot subsets')
-    parser.add_argument('--search-epochs', type=int, help='epochs of a search run (recipes with a constant rate only)')
+    parser.add_argument('--shot-seeds', nargs='+', type=whole(0),
+                        help='ELEVATER: seeds of the few-shot subsets')
+    parser.add_argument('--search-epochs', type=whole(1),
+                        help='epochs of a search run (recipes with a constant rate only)')
     parser.add_argument(
-        '--test-every', type=int, help='also test every so many epochs: fills the column that is chosen on test data')
+        '--test-every', type=whole(1),
+        help='also test every so many epochs: fills the column that is chosen on test data')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='config options of every run')
+        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='config options of every run')
     parser.add_argument(
         '--keep-checkpoints', action='store_true', help='do not delete the checkpoints of finished runs')
     parser.add_argument('--retry-failed', action='store_true', help='run failed trials again')
-    parser.add_argument('--jobs', type=int, help='runs at a time on this machine; default one per GPU, else 1')
+    parser.add_argument('--jobs', type=whole(1), help='runs at a time on this machine; default one per GPU, else 1')
     parser.add_argument('--slurm', metavar='FILE', help='write a Slurm array script and stop')
-    parser.add_argument('--slurm-jobs', type=int, default=8, help='size of the array (default 8)')
+    parser.add_argument('--slurm-jobs', type=whole(1), default=8, help='size of the array (default 8)')
     parser.add_argument('--slurm-line', action='append', default=[], metavar='OPTION',
                         help='further line of the script, for example --slurm-line=--gres=gpu:1')
     parser.add_argument('--dry-run', action='store_true', help='write the plan, print what would start, and stop')

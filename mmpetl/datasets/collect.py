@@ -87,7 +87,8 @@ def collect(source: str,
     elif os.path.isfile(source):
         found = _from_list(source, kind, names, os.path.expanduser(root), columns or {})
     else:
-        raise FileNotFoundError(f'{source} is neither a folder nor a list')
+        raise FileNotFoundError(f'{source} is neither a folder nor a list: name a folder with one folder per class, '
+                                'or a list')
     present = {item.label for item in found.items}
     if len(present) < 2:
         only = ', '.join(found.classes[label] for label in present)
@@ -106,7 +107,8 @@ def _kind_of(names: Sequence[str], kind: str, source: str) -> str:
         raise ValueError(f'{source} holds {counts["picture"]} pictures and {counts["video"]} videos: choose by --kind '
                          'picture or --kind video')
     if not any(counts.values()):
-        raise ValueError(f'{source} holds no picture ({" ".join(PICTURES)}) and no video ({" ".join(VIDEOS)})')
+        raise ValueError(f'{source} holds no picture ({" ".join(PICTURES)}) and no video ({" ".join(VIDEOS)}): name a '
+                         'folder that does')
     return max(counts, key=lambda k: counts[k])
 
 

@@ -54,6 +54,10 @@ class BelongsHook(Hook):
         model = getattr(getattr(runner, 'strategy', None), 'whole', runner.model)
         try:
             find_backbone(model)
-        except ValueError:
-            return  # nothing is attached: a run of stock types
+        except ValueError:  # nothing is attached: a run of stock types
+            if header_of(checkpoint) is None:
+                return
+            raise ValueError(f'{getattr(runner, "_load_from", None) or "the file"} holds an adapter, and the backbone '
+                             f'of the config ({type(getattr(unwrap(model), "backbone", model)).__name__}) takes none: '
+                             'use the config with which it was trained') from None
         check_run(runner, checkpoint, model)

@@ -8,7 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from .half import HalfCopies
-from .options import Layers, PerLayer, parse_layers, per_layer
+from .options import Layers, PerLayer, check_arguments, parse_layers, per_layer
 from .spec import NORMS, OPS, POINTS, SUBS, BlockSpec
 
 
@@ -60,6 +60,8 @@ class Method(BaseModule):
                 bound = inspect.signature(cls.__init__).bind(method, *args, **kwargs)
             except TypeError:
                 return method  # __init__ is about to raise it
+            check_arguments(cls.__init__, cls.__name__, {k: v for k, v in bound.arguments.items()
+                                                         if k not in ('self', 'specs')})
             bound.apply_defaults()
             method.__dict__['arguments'] = {k: v for k, v in bound.arguments.items() if k not in ('self', 'specs')}
         return method

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of methods: blocks, values per block, ops, whole numbers; and how a wrong one is answered."""
 
-from typing import Any, Dict, List, Mapping, Sequence, Tuple, Union
+import math
+import typing
+from functools import lru_cache
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Callable, Dict, List, Mapping, Sequence, Tuple, Union
 
 from ..suggest import nearest
 from .spec import ALL_OPS
@@ -41,7 +46,7 @@ def parse_layers(layers: Layers, num_layers: int, owner: str = 'layers') -> Tupl
         raise ValueError(
             f'{owner}={layers!r} names block {outside[0]}, but the backbone has blocks 0..{num_layers - 1}')
     if not resolved:
-        raise ValueError(f'{owner}={layers!r} selects no block')
+        raise ValueError(f'{owner}={layers!r} selects no block: name at least one')
     return tuple(sorted(set(resolved)))
 
 
@@ -107,3 +112,82 @@ def positive(value: Any, name: str, owner: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f'{owner}: {name} must be a whole number >= 1, got {value!r}')
     return value
+
+
+# -- all arguments of a method ----------------------------------------------------------------------------------------
+
+#: Options that multiply what a method adds: at 0 it does nothing, and nothing of it trains.
+FACTORS = ('alpha', 'scale')
+_WORDS = {bool: 'True or False', int: 'a whole number', float: 'a finite number', str: 'a text'}
+
+
+def check_arguments(build: Callable[..., Any], owner: str, arguments: Mapping[str, Any]) -> None:
+    """Compare the arguments of a method with the annotations of its constructor, before anything is made of them.
+
+    Args:
+        build: The constructor.
+        owner: Name of the method, for messages.
+        arguments: What it is given.
+
+    Raises:
+        ValueError: Naming method, option and value: another kind of value, a number that is not finite, a rate outside
+            0..1, a factor of 0.
+    """
+    kinds = annotations_of(build)
+    for name, value in arguments.items():
+        kind = kinds.get(name, Any)
+        if not is_a(value, kind):
+            raise ValueError(f'{owner}: {name}={value!r:.80}: give {kind_words(kind)}')
+        for one in _items(value):
+            if name.endswith(('drop_rate', 'drop_path_rate')) and not (is_a(one, float) and 0 <= one < 1):
+                raise ValueError(f'{owner}: {name}={value!r:.80}: give a rate from 0 to below 1')
+            if name in FACTORS and not (one is None and name == 'alpha') and not (is_a(one, float) and one):
+                raise ValueError(f'{owner}: {name}={value!r:.80}: give a finite number other than 0, with which '
+                                 'nothing would train')
+
+
+@lru_cache(maxsize=None)
+def annotations_of(build: Callable[..., Any]) -> Dict[str, Any]:
+    """Argument -> annotated kind; {} where the annotations cannot be read."""
+    try:
+        return typing.get_type_hints(build)
+    except Exception:  # names that only a type checker imports
+        return {}
+
+
+def _items(value: Any) -> List[Any]:
+    """One value, or those of a list or mapping of blocks."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of the annotated kind."""
+    if kind is Any or not (kind in _WORDS or typing.get_origin(kind)):
+        return True if kind is not type(None) else value is None
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) in (Union, UnionType):
+        return any(is_a(value, option) for option in inner)
+    if kind in _WORDS:
+        if kind in (bool, str):
+            return isinstance(value, kind)
+        fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return fits and math.isfinite(value)
+    if isinstance(value, Mapping) or typing.get_origin(kind) is not typing.get_origin(Sequence[int]):
+        return isinstance(value, typing.get_origin(kind))
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(is_a(item, inner[0]) for item in value)
+
+
+def kind_words(kind: Any) -> str:
+    """What a kind of value is called: 'a whole number'."""
+    return ' or '.join(dict.fromkeys(_words(kind)))
+
+
+def _words(kind: Any) -> List[str]:
+    """What a kind of value is called."""
+    if typing.get_origin(kind) in (Union, UnionType):
+        return [word for option in typing.get_args(kind) for word in _words(option)]
+    if typing.get_origin(kind):
+        return [f'a list of {_words(part)[0].removeprefix("a ")}s' for part in typing.get_args(kind)[:1]]
+    return ['None'] if kind is type(None) else [_WORDS.get(kind, 'another value')]

@@ -2,6 +2,7 @@
 """The plan of a sweep, and what there is to run next. All state is on disk: it follows from the plan and the result
 files alone."""
 
+import copy
 import hashlib
 import itertools
 import os
@@ -12,12 +13,14 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Seque
 from ..datasets.tables import get_suite, get_task
 from ..names import plain_name
 from ..sites import nearest
+from ..training.check import check_config
 from ..training.config import load_config
+from ..training.options import merge_options
 from ..training.tasks import prepare_suite
 from ..weights.io import atomic_write, write_json
 from ..weights.reading import read_json
 from .search import DECAY, LR, Params, Scores, Search, as_dict, build_search, diverges
-from .trial import SKIPPED, Result, Trial, read_result, write_result
+from .trial import SKIPPED, Result, Trial, check_search_epochs, read_result, write_result
 
 ALIASES = {'lr': LR, 'wd': DECAY, 'weight_decay': DECAY}
 PLAN_FILE = 'sweep.json'
@@ -26,6 +29,20 @@ SweepPlan = Dict[str, Any]
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
+
+
+def _check_grid(cfg: Any, grid: Optional[Mapping[str, Sequence[Any]]], source: str) -> None:
+    """Every value of a grid has a place in the config and suits it.
+
+    Raises:
+        ValueError: Naming the key and the value.
+    """
+    for short, values in (grid or {}).items():
+        key = dict(lr=LR, wd=DECAY).get(short, short)
+        for value in values:
+            trial = copy.deepcopy(cfg)
+            merge_options(trial, {key: value}, '--grid')
+            check_config(trial, source)
 
 
 def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]] = None, root: Optional[str] = None,
@@ -54,9 +71,10 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
     for task in tasks or ():
         get_task(spec, task)
     cfg = load_config(config)
-    if cfg_options:
-        cfg.merge_from_dict(dict(cfg_options))
+    merge_options(cfg, cfg_options)
+    check_config(cfg, config)
     prepare_suite(cfg, spec)
+    _check_grid(cfg, changes.get('grid'), config)
     own = dict(cfg.pop('sweep', None) or {})
     entries = {**own, **{k: v for k, v in changes.items() if v is not None}}
     known = ('grid', 'search', 'lrs', 'select', 'seeds', 'shot_seeds', 'shots', 'search_epochs', 'test_every',
@@ -73,6 +91,10 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
         digest=hashlib.sha256(text.encode()).hexdigest(),
         **_filled(entries, spec.form))
     build_search(plan)
+    if entries.get('search_epochs'):
+        check_search_epochs(cfg, entries['search_epochs'])
+    if 'shots' in entries and spec.form != 'elevater':
+        raise ValueError(f'sweep.shots={entries["shots"]}: {spec.title} has no few-shot subsets: leave it out')
     if 'shots' in entries:
         plan['cfg_options']['task.shots'] = entries['shots']
     _store(plan, text, work_dir, tasks)
@@ -124,7 +146,7 @@ def read_plan(work_dir: str) -> SweepPlan:
     """
     path = os.path.join(work_dir, PLAN_FILE)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{work_dir} holds no sweep ({PLAN_FILE} is missing)')
+        raise FileNotFoundError(f'{work_dir} holds no sweep ({PLAN_FILE} is missing): name the folder of one')
     plan = _checked_plan(read_json(path), path)
     plan['config'] = os.path.abspath(os.path.join(work_dir, 'config.py'))
     return plan

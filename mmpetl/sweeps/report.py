@@ -132,7 +132,7 @@ def find_sweeps(folders: Sequence[str]) -> List[str]:
     for folder in folders:
         here = sorted(str(p.parent) for p in Path(folder).glob(f'**/{PLAN_FILE}'))
         if not here:
-            raise FileNotFoundError(f'{folder} holds no sweep ({PLAN_FILE} is missing)')
+            raise FileNotFoundError(f'{folder} holds no sweep ({PLAN_FILE} is missing): name the folder of one')
         found += [h for h in here if h not in found]
     return found
 

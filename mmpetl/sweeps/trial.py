@@ -173,15 +173,24 @@ def _set_loaders(cfg: Any) -> None:
             cfg[name]['persistent_workers'] = bool(cfg[name].get('num_workers'))
 
 
+def check_search_epochs(cfg: Any, epochs: int) -> None:
+    """A search run may be shortened where the rate is constant.
+
+    Raises:
+        ValueError: If the recipe has a schedule.
+    """
+    if cfg.get('param_scheduler'):
+        raise ValueError(f'search_epochs={epochs} shortens a run without its schedule: it is for recipes with a '
+                         'constant rate; use recipes of the wanted length instead')
+
+
 def _set_epochs(cfg: Any, plan: Mapping[str, Any], trial: Trial) -> None:
     """Length, evaluation and checkpoints of the run."""
     if not cfg.get('train_cfg'):
         return
     epochs = plan.get('search_epochs') if trial.phase == 'search' else None
-    if epochs and cfg.get('param_scheduler'):
-        raise ValueError(
-            'search_epochs shortens a run without its schedule: it is for recipes with a constant rate; use recipes of '
-            'the wanted length instead')
+    if epochs:
+        check_search_epochs(cfg, epochs)
     cfg.train_cfg.max_epochs = epochs or cfg.train_cfg.max_epochs
     last = cfg.train_cfg.max_epochs
     every = (1 if plan.get('select') == 'best' else None) if trial.phase == 'search' else plan.get('test_every')

@@ -12,7 +12,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from ..training.check import check_config
 from ..training.config import load_config
+from ..training.options import merge_options
 from ..training.run import build_runner
 from ..training.tasks import apply_task
 from ..weights.io import atomic_write, write_json
@@ -132,7 +134,8 @@ def search(config: str, work_dir: str, texts: Sequence[str] = (), samples: int =
     except ImportError:
         raise ValueError(_MISSING) from None
     cfg = load_config(config)
-    cfg.merge_from_dict(dict(options or {}))
+    merge_options(cfg, options)
+    check_config(cfg, config)
     check(cfg, on_test)
     space, epochs = space_of(cfg, texts), int(cfg.train_cfg.max_epochs)
     folder = Path(os.path.abspath(work_dir)) / 'ray'

@@ -18,8 +18,11 @@ from ..tuning import find_backbone
 from ..weights.adapter_file import is_adapter
 from ..weights.errors import WeightFileError
 from ..weights.io import atomic_write, load_file
+from .check import check_config
 from .config import load_config
 from .flags import FORCE  # noqa: F401  (of merge and export)
+from .naming import naming_keys, source_of
+from .options import merge_options
 from .tasks import apply_task
 
 #: Suffixes that :func:`write_state` writes.
@@ -34,11 +37,11 @@ def read_config(path: str, options: Optional[Mapping[str, Any]] = None) -> Confi
         ValueError: If the config has no model, or its task does not fit.
     """
     cfg = load_config(path)
-    if options:
-        cfg.merge_from_dict(dict(options))
-    if not isinstance(cfg.get('model'), dict):
-        raise ValueError(f'{path} has no model: give a config with which a model is trained')
-    return apply_task(cfg, options)
+    merge_options(cfg, options)
+    apply_task(cfg, options)
+    # the rest of a config may be incomplete: only the model is built of it
+    check_config({key: cfg[key] for key in ('model', 'data_preprocessor', 'default_scope') if key in cfg}, path)
+    return cfg
 
 
 def build_model(cfg: Config, weights: bool = True) -> nn.Module:
@@ -52,9 +55,15 @@ def build_model(cfg: Config, weights: bool = True) -> nn.Module:
     Raises:
         ValueError: If the model has no attached backbone.
     """
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import init_default_scope
 
     init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    with naming_keys(cfg, source_of(cfg)):
+        return _build(cfg, weights)
+
+
+def _build(cfg: Config, weights: bool) -> nn.Module:
+    from mmengine.registry import MODELS
     settings = copy.deepcopy(cfg.model)
     if settings.get('data_preprocessor') is None and cfg.get('data_preprocessor'):
         settings['data_preprocessor'] = cfg.data_preprocessor

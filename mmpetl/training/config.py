@@ -8,6 +8,7 @@ The scope (and with it the small differences between mmpretrain and mmaction2) i
 import argparse
 import importlib.util
 import os
+import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -19,10 +20,11 @@ from mmengine.config import Config, ConfigDict
 from ..recipes import find_config
 from ..weights.adapter_file import is_adapter
 from ..weights.errors import WeightFileError
-from ..weights.io import file_kind
-from .check import check_config
+from ..weights.io import file_kind, load_file
+from .check import check_complete, check_config, check_sections
 from .flags import LOGGERS
 from .lifecycle import name_base
+from .options import merge_options
 from .tasks import apply_task
 
 
@@ -34,20 +36,32 @@ def load_config(path: str) -> Config:
         ValueError: If it, or a base of it, is no valid Python, or a base names itself.
     """
     file = find_config(path)
+    if os.path.isdir(file):
+        raise FileNotFoundError(f'{file} is a folder: name a config file in it')
     try:
         return Config.fromfile(file)
-    except (SyntaxError, NameError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+    except Exception as error:  # a config is a program, which may raise anything
         circle = isinstance(error, RecursionError)
         cause = '_base_ goes round in a circle' if circle else ' '.join(str(error).split())
-        raise ValueError(f'{file}: the config cannot be read: {type(error).__name__}: {cause}; mend it, or the file '
-                         'that its _base_ names') from error
+        cause = cause.split(', the current sys.path is')[0]
+        raise ValueError(f'{file}: the config cannot be read: {type(error).__name__}: {cause:.300}; mend it, or the '
+                         'file that its _base_ names') from error
 
 
-def _check_checkpoint(path: str) -> None:
+def _check_checkpoint(path: str, resume: bool = False) -> None:
     """Look at a local checkpoint before anything expensive is built; other addresses are left to the runner."""
     # the latter: a folder that DeepSpeed wrote
-    if '://' not in path and not os.path.isfile(os.path.join(path, 'latest')):
-        file_kind(os.path.expanduser(path))
+    if '://' in path or os.path.isfile(os.path.join(path, 'latest')):
+        return
+    path = os.path.expanduser(path)
+    file_kind(path)
+    if not resume:
+        return
+    how = 'give --resume a checkpoint (epoch_N.pth), or begin a run with load_from=...'
+    if is_adapter(path):
+        raise WeightFileError(path, 'an adapter file cannot be resumed, it has no optimizer and no step', how)
+    if not {'epoch', 'iter'} <= set(load_file(path).get('meta') or {}):
+        raise WeightFileError(path, 'no checkpoint of a run, it says neither epoch nor iteration', how)
 
 
 def _set_common(cfg: Config, args: argparse.Namespace) -> None:
@@ -81,8 +95,7 @@ def _finish(cfg: Config, args: argparse.Namespace) -> Config:
     exist."""
     if getattr(args, 'force', False):
         cfg.force_adapter = True
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     apply_task(cfg, args.cfg_options)
     for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(field)
@@ -142,19 +155,16 @@ def train_config(args: argparse.Namespace) -> Config:
     if args.overwrite and args.resume is not None:
         raise ValueError('--overwrite begins anew and --resume goes on: give one of them')
     cfg = load_config(args.config)
+    check_sections(cfg, args.config)
     _set_common(cfg, args)
     _set_loggers(cfg, args.log_to or (), Path(args.config).stem)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if args.amp:
+    if args.amp and cfg.get('optim_wrapper') is not None:
         _set_amp(cfg)
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-    if args.auto_scale_lr:
-        if cfg.get('auto_scale_lr') is None:
-            raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr=dict(base_batch_size=...)')
-        cfg.auto_scale_lr.enable = True
     chosen = dict(seed=args.seed, diff_rank_seed=args.diff_rank_seed or None, deterministic=args.deterministic or None)
     cfg.randomness = {
         **(cfg.get('randomness') or dict(seed=None)),
@@ -165,11 +175,14 @@ def train_config(args: argparse.Namespace) -> Config:
     }
     _set_dataloaders(cfg, ('train_dataloader', 'val_dataloader', 'test_dataloader'), args)
     _finish(cfg, args)
+    check_complete(cfg, args.config)
+    if args.auto_scale_lr and not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise ValueError(f'--auto-scale-lr: {args.config} has no auto_scale_lr=dict(base_batch_size=...): write it, '
+                         'or leave the flag out')
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
     if cfg.get('resume') and cfg.get('load_from'):
-        _check_checkpoint(cfg.load_from)
-        if os.path.isfile(cfg.load_from) and is_adapter(cfg.load_from):
-            raise WeightFileError(cfg.load_from, 'an adapter file cannot be resumed, it has no optimizer and no step',
-                                  'give --resume a checkpoint (epoch_N.pth), or begin a run with load_from=...')
+        _check_checkpoint(cfg.load_from, resume=True)
     return cfg
 
 
@@ -244,7 +257,7 @@ def _set_dumps(cfg: Config, args: argparse.Namespace) -> None:
     for path in dumps_of(args):
         if not path.endswith(('.pkl', '.pickle')):
             hint = '; for the metrics add --out-item metrics' if path == args.out else ''
-            raise ValueError(f'predictions are written to .pkl files, got {path}{hint}')
+            raise ValueError(f'predictions are written to .pkl files, got {path}: name it so{hint}')
         metric = dict(type='DumpResults', out_file_path=part_of(path))
         evaluator = cfg.get('test_evaluator')
         if isinstance(evaluator, dict) and 'metrics' in evaluator:
@@ -255,10 +268,15 @@ def _set_dumps(cfg: Config, args: argparse.Namespace) -> None:
                 *(evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []), metric
             ]
     if args.out_item == 'metrics' and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl', '.pickle')):
-        raise ValueError(f'metrics are written to .json, .yaml or .pkl files, got {args.out}')
+        raise ValueError(f'metrics are written to .json, .yaml or .pkl files, got {args.out}: name it so')
     for path in [*dumps_of(args), args.out]:
-        if path:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        folder = os.path.dirname(os.path.abspath(path)) if path else ''
+        try:
+            os.makedirs(folder or '.', exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder or '.'):
+                pass
+        except OSError as error:
+            raise ValueError(f'{path} cannot be written: {error.strerror}; name another file') from error
 
 
 def test_config(args: argparse.Namespace) -> Config:
@@ -269,6 +287,7 @@ def test_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: If the config or the checkpoint does not exist.
     """
     cfg = load_config(args.config)
+    check_sections(cfg, args.config)
     _set_common(cfg, args)
     if args.checkpoint is not None:
         _check_checkpoint(args.checkpoint)
@@ -291,5 +310,6 @@ def test_config(args: argparse.Namespace) -> Config:
         cfg.pop('strategy', None)
         cfg.pop('runner_type', None)
     _finish(cfg, args)
+    check_complete(cfg, args.config, 'test')
     _leave_out_metrics(cfg, args)  # what the command line says of the data included
     return cfg

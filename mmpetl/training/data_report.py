@@ -119,7 +119,8 @@ def check_config(path: str, decode: bool = True, jobs: int = 4, shown: int = 24,
         except (ValueError, OSError) as error:
             report.problems.append(f'{loader}: {" ".join(str(error).split())}')
     if not datasets and not report.problems:
-        raise ValueError(f'{path} has no data: none of {", ".join(LOADERS.values())} has a dataset')
+        raise ValueError(f'{path} has no data: none of {", ".join(LOADERS.values())} has a dataset; '
+                         'name a config that trains')
     rows = {part: _rows(dataset) for part, dataset in datasets.items()}
     for part, dataset in datasets.items():
         report.classes = report.classes or (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()

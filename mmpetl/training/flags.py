@@ -3,7 +3,7 @@
 
 import argparse
 
-from mmengine.config import DictAction
+from .options import ConfigOptions
 
 #: Name of a logger -> MMEngine's backend, the module that it needs, and the package that brings it.
 LOGGERS = {
@@ -21,7 +21,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         '--set',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='override entries of the config, for example model.backbone.petl.0.rank=4 or key="[(a,b),(c,d)]"')
     parser.add_argument('--force', action='store_true', help=FORCE)

@@ -18,6 +18,7 @@ from mmengine.utils import ProgressBar
 from torch import nn
 
 from ..datasets.video_io import spread
+from ..weights.reading import as_path
 from .build import build_model, load_trained, read_config
 
 ORDERS = ('rgb', 'bgr')
@@ -48,11 +49,13 @@ class Predictor:
         if channel_order not in ORDERS:
             raise ValueError(f"channel_order={channel_order!r} must be 'rgb' or 'bgr'")
         self.channel_order = channel_order
-        self.cfg = read_config(os.fspath(config), cfg_options)
-        self.dataset = test_dataset(self.cfg, os.fspath(config))
+        where = _device(device)
+        config, adapter = as_path(config, 'config'), as_path(adapter, 'adapter')
+        self.cfg = read_config(config, cfg_options)
+        self.dataset = test_dataset(self.cfg, config)
         self.model = build_model(self.cfg)
-        header = load_trained(self.model, os.fspath(adapter), self.cfg, force)
-        self.model.to(device or get_device()).eval()
+        header = load_trained(self.model, adapter, self.cfg, force)
+        self.model.to(where).eval()
         #: Names of the classes in label order, or None.
         self.classes = (header or {}).get('classes')
         self.video = self.cfg.get('default_scope') == 'mmaction'
@@ -89,7 +92,8 @@ class Predictor:
             plain = path.partition('.zip@')
             path = plain[0] + '.zip' if plain[1] else path
             if '://' not in path and not os.path.isfile(path):
-                what = 'is a folder: give the files in it' if os.path.isdir(path) else 'no such file'
+                what = 'is a folder: give the files in it' if os.path.isdir(path) else (
+                    'no such file; give the path of a picture or video')
                 raise FileNotFoundError(f'{path}: {what}')
         elif isinstance(one, np.ndarray):
             wanted, form = (4, '(T, H, W, 3)') if self.video else (3, '(H, W, 3)')
@@ -113,7 +117,11 @@ class Predictor:
         if self.video:
             results.update(modality=self.dataset.get('modality', 'RGB'), start_index=self.dataset.get('start_index', 0))
         for transform in self.transforms:
-            results = transform(results) if array is None else _on_array(transform, results)
+            try:
+                results = transform(results) if array is None else _on_array(transform, results)
+            except (AssertionError, UnicodeDecodeError, SyntaxError) as error:  # so libraries say: no picture
+                raise ValueError(f'{one if array is None else "the array"}: {type(transform).__name__} cannot read it '
+                                 f'({str(error) or type(error).__name__}): give a whole picture or video') from error
             if results is None:
                 raise ValueError(f'{one if array is None else "the array"}: {type(transform).__name__} left nothing')
         return results
@@ -209,6 +217,22 @@ def _on_array(transform: Any, results: Any) -> Any:
     results['imgs'] = spread(list(results['array']), wanted)
     results['img_shape'] = results['original_shape'] = results['imgs'][0].shape[:2]
     return results
+
+
+def _device(name: Optional[str]) -> str:
+    """A device that is there.
+
+    Raises:
+        ValueError: If it is none, or this machine lacks it.
+    """
+    if name is None:
+        return get_device()
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device={name!r:.80} cannot be used ({str(error).splitlines()[0]:.100}): give 'cpu', or "
+                         "'cuda:0' on a machine with a GPU") from error
+    return name
 
 
 def _is_picture(one: Any) -> bool:

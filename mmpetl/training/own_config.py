@@ -107,7 +107,7 @@ def choose(kind: str, base: str = '', methods: Sequence[str] = ()) -> Choice:
         chosen.append(names[name.lower()])
     alone = [name for name in chosen if not METHODS.get(name, [name])]
     if alone and len(chosen) > 1:
-        raise ValueError(f'--method {" ".join(chosen)}: {alone[0]} stands alone')
+        raise ValueError(f'--method {" ".join(chosen)}: {alone[0]} stands alone: give it without the others')
     petl = [dict(cfg) for name in chosen for cfg in METHODS.get(name, [dict(type=name)])]
     return Choice(base, chosen, petl, TUNE.get(chosen[0], []))
 

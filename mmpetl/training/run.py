@@ -27,6 +27,7 @@ from .flags import test_parser, train_parser
 from .graphs import graph_backbone_of
 from .lifecycle import name_base, prepare
 from .loaders import close_loaders_after
+from .naming import naming_keys
 from .progress_bar import training_bar
 from .work_dir import claimed, note_command, refuse_or_clear
 
@@ -193,7 +194,8 @@ def run_training(args: argparse.Namespace) -> None:
     cfg = train_config(args)
     if not cfg.get('resume'):
         name_base(cfg)
-    with claimed(cfg.work_dir), _naming_data_keys(cfg), _naming_a_full_disk(cfg.work_dir):
+    with claimed(cfg.work_dir), naming_keys(cfg, args.config), _naming_data_keys(cfg), _naming_a_full_disk(
+            cfg.work_dir):
         if not cfg.get('resume') and (cfg.train_cfg.get('phases') or ['train'])[0] == 'train':
             refuse_or_clear(cfg.work_dir, args.overwrite)
         if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)) or 0) == 0:
@@ -206,7 +208,7 @@ def run_training(args: argparse.Namespace) -> None:
 def run_test(args: argparse.Namespace) -> dict[str, float]:
     """Test with parsed arguments; see :func:`test`."""
     cfg = test_config(args)
-    with _naming_data_keys(cfg):
+    with naming_keys(cfg, args.config), _naming_data_keys(cfg):
         runner = build_runner(cfg)
         if cfg.load_from is None:
             _init_untrained(runner.model, args.config)

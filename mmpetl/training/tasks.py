@@ -71,6 +71,8 @@ def choose(cfg: Config) -> Optional[Choice]:
     """
     if not cfg.get('task'):
         return None
+    if not isinstance(cfg.task, (str, dict)):
+        raise ValueError(f"task={cfg.task!r:.80}: give dict(suite='vtab', name='cifar') or 'vtab/cifar'")
     asked = dict(zip(('suite', 'name'), cfg.task.rsplit('/', 1))) if isinstance(cfg.task, str) else dict(cfg.task)
     for key in asked:
         if key not in KEYS:

@@ -43,7 +43,10 @@ def claimed(work_dir: str) -> Iterator[None]:
     if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)) or 0) > 0 or folder in _held:
         yield
         return
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'{work_dir} cannot be a folder: {error.strerror}: name another one by --work-dir') from error
     path = os.path.join(folder, LOCK)
     while True:
         file = open(path, 'a+', encoding='utf-8', errors='replace')  # noqa: SIM115  (held as long as the run lasts)

@@ -20,6 +20,7 @@ from .errors import WeightFileError
 from .fingerprint import fingerprint
 from .guards import parse_json, read_safetensors_header
 from .kinds import file_kind, read_tensors
+from .reading import as_path
 
 METADATA_KEY = 'mmpetl'
 #: Metadata key of the SHA-256 of the header's text.
@@ -74,7 +75,7 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
         WeightFileError: A header or a path that :func:`load` would refuse; nothing is written.
     """
     from safetensors.torch import save as to_bytes
-    path = os.fspath(path)
+    path = as_path(path)
     if not path.endswith('.safetensors'):
         raise WeightFileError(path, 'an adapter file is named *.safetensors', 'change the suffix')
     # A file without tensors would load on anything and change nothing.
@@ -112,9 +113,9 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[st
         WeightFileError: Not an adapter file, damaged (one changed byte is noticed), written by a newer mmpetl, or a
             header that contradicts its tensors.
     """
-    path = os.path.expanduser(os.fspath(path))
+    path = as_path(path)
     if file_kind(path) != 'safetensors':
-        raise WeightFileError(path, 'not an adapter file', 'adapter files are *.safetensors written by mmpetl')
+        raise WeightFileError(path, 'not an adapter file', 'give a *.safetensors that mmpetl wrote')
     header = read_header(path)
     # Checked before the library opens the file, which trusts its header.
     entries, _ = read_safetensors_header(path, os.path.getsize(path))

@@ -111,7 +111,8 @@ def _only_lora(methods: list[dict[str, Any]]) -> dict[str, Any]:
     others = [str(method.get('type')) for method in methods if str(method.get('type')).split('.')[-1] != 'LoRA']
     if others or len(methods) != 1:
         held = ', '.join(str(method.get('type')) for method in methods) or 'no method'
-        raise ValueError(f'peft opens one LoRA; this adapter holds {held}')
+        raise ValueError(f'peft opens one LoRA; this adapter holds {held}: leave the others out, or keep the adapter '
+                         'file')
     return methods[0]
 
 

@@ -89,7 +89,7 @@ def _check_exists(path: str) -> None:
         raise FileNotFoundError(f'{path} is missing{known}')
     near = difflib.get_close_matches(name, os.listdir(folder) if os.path.isdir(folder) else [], n=1)
     hint = f'; did you mean {near[0]}?' if near else (
-        '' if os.path.isdir(folder) else f'; folder {folder} does not exist either')
+        '; name a file that is there' if os.path.isdir(folder) else f'; folder {folder} does not exist either')
     raise FileNotFoundError(f'{path}: no such weight file{hint}')
 
 

@@ -15,13 +15,24 @@ from ..names import printable
 from .guards import check_zip, open_regular, parse_json
 
 __all__ = [
-    'MAX_LIST', 'MAX_TEXT', 'check_array_header', 'open_regular', 'read_arrays', 'read_bytes', 'read_json', 'read_text',
-    'sha256_of'
+    'MAX_LIST', 'MAX_TEXT', 'as_path', 'check_array_header', 'open_regular', 'read_arrays', 'read_bytes', 'read_json',
+    'read_text', 'sha256_of'
 ]
 
 #: Longest list or index that is read as a whole, and longest other text: plans, results, suites (bytes). A few bytes of
 #: JSON can ask for twenty times their memory.
 MAX_LIST, MAX_TEXT = 1 << 30, 8 << 20
+
+
+def as_path(path: Any, what: str = 'path') -> str:
+    """The path of a file as text, ``~`` expanded.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise ValueError(f'{what}={path!r:.80}: give the path of a file, a text or a pathlib.Path')
+    return os.path.expanduser(os.fspath(path))
 
 
 def read_bytes(path: str | os.PathLike[str], limit: int | None = None) -> bytes:

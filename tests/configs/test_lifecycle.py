@@ -18,9 +18,10 @@ from mmengine.registry import HOOKS
 
 import mmpetl
 from mmpetl.clean_errors import run_cleanly
+from mmpetl.commands.main import main
 from mmpetl.training import run
 from mmpetl.training.build import build_model, load_trained, read_config
-from mmpetl.tuning import POINTS_THAT_STAY, find_backbone
+from mmpetl.tuning import POINTS_THAT_STAY, find_backbone, write_adapter
 from mmpetl.weights import adapter_file
 from mmpetl.weights.io import load_file
 
@@ -40,25 +41,33 @@ class DieInTheMiddle(Hook):
             raise InterruptedError('died in the middle')
 
 
-def kind(path):
-    """Folder, backbone, data set and kind of methods of a config."""
+def kinds(path):
+    """What decides how a config lives: folder, backbone, data, methods, model, head, loop, optimizer."""
     cfg = Config.fromfile(str(shipped.ROOT / path))
-    backbone = cfg.model.backbone
+    model, backbone = cfg.model, cfg.model.backbone
     data = cfg.get('task', {}).get('suite') or cfg.test_dataloader.dataset.get('ann_file')
-    methods = tuple(m.type for m in backbone.get('petl') or []) or ('tuned' if backbone.get('tune') else 'linear')
-    return Path(path).parent.name, backbone.type, str(data), methods
+    methods = [m.type for m in backbone.get('petl') or []] or ['tuned' if backbone.get('tune') else 'linear']
+    head = model.get('head') or model.get('cls_head') or {}
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    found = dict(folder=Path(path).parent.name, backbone=backbone.type, data=str(data), head=head.get('type'),
+                 neck=(model.get('neck') or {}).get('type'), loop=(cfg.get('train_cfg') or {}).get('type'),
+                 optimizer=optimizer.get('type'))
+    return {*found.items(), *(('method', name) for name in methods)}
 
 
-def chosen():
-    first = {}
-    for path in shipped.CONFIGS:
-        folder, backbone, data, methods = kind(path)
-        # one config for every pair, and not for every triple: methods do not look at data, nor data at methods
-        first.setdefault(('backbone and methods', backbone, methods), path)
-        first.setdefault(('data', folder, data), path)
-    default = set(first.values())
+#: Config -> its kinds; one of every kind runs by default.
+KINDS = {path: kinds(path) for path in shipped.CONFIGS}
+DEFAULT = shipped.cover(KINDS)
+#: One config of every data set and folder.
+DATA = shipped.cover({path: {k for k in found if k[0] in ('folder', 'data')} for path, found in KINDS.items()})
+#: One config for every pair of backbone and methods.
+PAIRS = set({tuple(sorted(map(str, (k for k in found if k[0] in ('backbone', 'method'))))): path
+             for path, found in reversed(KINDS.items())}.values())
+
+
+def chosen(default=DEFAULT, among=shipped.CONFIGS):
     return [pytest.param(p, marks=() if p in default else pytest.mark.slow, id=f'{Path(p).parent.name}-{Path(p).stem}')
-            for p in shipped.CONFIGS]
+            for p in among]
 
 
 def scores_of(config, file, folder, name):
@@ -78,8 +87,9 @@ def without_pooled_norm(config):
     torch.save(loaded, path)
 
 
-def train_config(path, folder):
-    config = shipped.shrink(path, folder)
+def train_config(path, folder, **more):
+    """Two epochs of a shrunk config, as ``whole.py``, and as ``config.py``, which dies in its second epoch."""
+    config = shipped.shrink(path, folder, **more)
     text = config.read_text()
     cfg = Config.fromfile(str(config))
     loop = cfg.train_cfg
@@ -87,10 +97,34 @@ def train_config(path, folder):
                                  else {}))
     if 'val_interval' in loop:
         loop.val_interval = min(loop.val_interval, 2)
-    config.write_text(f'{text}\ntrain_cfg = {loop.to_dict()!r}\ncustom_hooks = [*custom_hooks, '
-                      "dict(type='DieInTheMiddle')]\nlog_level = 'WARNING'\n")
+    text += f"\ntrain_cfg = {loop.to_dict()!r}\nlog_level = 'WARNING'\nrandomness = dict(randomness, seed=3)\n"
+    (folder / 'whole.py').write_text(text)
+    config.write_text(f"{text}custom_hooks = [*custom_hooks, dict(type='DieInTheMiddle')]\n")
     without_pooled_norm(config)
     return config
+
+
+def lives_and_dies(config, work, *more):
+    """Train, die, resume."""
+    words = [str(config), '--work-dir', str(work), *more]
+    assert run_cleanly(run.train, words) == 1 and (work / 'died').exists()
+    torch.manual_seed(99)
+    assert run_cleanly(run.train, [*words, '--resume']) == 0
+
+
+def same_bits(one, other):
+    """Two runs ended with the same weights, scores and random numbers."""
+    whole, found = load_file(str(one / 'epoch_2.pth')), load_file(str(next(iter(
+        [*other.glob('epoch_2.pth'), *other.glob('iter_*.pth')]))))
+    assert whole['meta']['iter'] == found['meta']['iter'] and whole['state_dict'].keys() == found['state_dict'].keys()
+    assert all(torch.equal(v, found['state_dict'][k]) for k, v in whole['state_dict'].items())
+    (tensors, header), (others, other_header) = (adapter_file.load(w / 'adapter.safetensors') for w in (one, other))
+    assert tensors.keys() == others.keys() and all(torch.equal(v, others[k]) for k, v in tensors.items())
+    assert header['metrics'] == other_header['metrics']
+
+
+INSIDE = ('--cfg-options', 'default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=1',
+          'default_hooks.checkpoint.max_keep_ckpts=1')
 
 
 @pytest.mark.parametrize('path', chosen())
@@ -105,10 +139,13 @@ def test_whole_life(path, tmp_path, monkeypatch):
         assert np.isfinite(scores_of(config, None, tmp_path, 'zero')).all()
         return
     work = tmp_path / 'work'
-    words = [str(config), '--work-dir', str(work)]
-    assert run_cleanly(run.train, words) == 1 and (work / 'died').exists()
-    assert run_cleanly(run.train, words) == 1, 'a folder that holds a run was taken'
-    assert run_cleanly(run.train, [*words, '--resume']) == 0
+    lives_and_dies(config, work)
+    assert run_cleanly(run.train, [str(config), '--work-dir', str(work)]) == 1, 'a folder that holds a run was taken'
+    assert run_cleanly(run.train, [str(tmp_path / 'run/whole.py'), '--work-dir', str(tmp_path / 'whole')]) == 0
+    same_bits(tmp_path / 'whole', work)
+    lives_and_dies(config, tmp_path / 'inside', *INSIDE)
+    same_bits(tmp_path / 'whole', tmp_path / 'inside')
+
     adapter = work / 'adapter.safetensors'
     tensors, header = adapter_file.load(adapter)
     last = work / 'epoch_2.pth'
@@ -117,12 +154,30 @@ def test_whole_life(path, tmp_path, monkeypatch):
 
     scores = scores_of(config, adapter, tmp_path, 'adapter')
     np.testing.assert_allclose(scores_of(config, last, tmp_path, 'checkpoint'), scores, atol=1e-5)
-    results = mmpetl.infer(str(config), str(adapter), files[:2], device='cpu')
-    for result, wanted in zip(results, scores, strict=False):
+    given = [*files[:2], *map(shipped.array_of, files[:2])]
+    results = mmpetl.infer(str(config), str(adapter), given, device='cpu')
+    for result, wanted in zip(results, [*scores[:2], *scores[:2]], strict=True):
         np.testing.assert_allclose(result['pred_scores'], wanted, atol=1e-5)
         if header['classes']:
             assert result['pred_class'] == header['classes'][result['pred_label']]
+    exported_scores(config, adapter, tmp_path, scores)
     merged_scores(config, adapter, tmp_path, scores)
+
+
+def exported_scores(config, adapter, folder, scores):
+    """The exported file has the same scores in the config without methods; what cannot be folded is refused by name."""
+    out = folder / 'exported.safetensors'
+    model = build_model(read_config(str(config)))
+    backbone = find_backbone(model)[0]
+    stays = any(m.active(p, i) for m in backbone.petl.values() for p in POINTS_THAT_STAY for i in range(len(m.specs)))
+    status = main(['export', str(config), str(adapter), '-o', str(out)])
+    assert status == (1 if stays else 0) and out.exists() is not stays
+    if stays:
+        return
+    plain = folder / 'run/plain.py'
+    text = (folder / 'run/whole.py').read_text()
+    plain.write_text(f"{text}model['backbone'].update(petl=[], tune=[])\n")
+    np.testing.assert_allclose(scores_of(plain, out, folder, 'exported'), scores, atol=1e-5)
 
 
 def merged_scores(config, adapter, folder, scores):
@@ -180,19 +235,38 @@ def test_every_config_is_here():
 
 
 @pytest.mark.parametrize('images', [1, 3, 16])
-def test_a_few_images_train(images, tmp_path, monkeypatch):
-    """Few-shot sizes with the quickstart's own batch and schedule: one iteration per epoch, a warm-up of none."""
-    import suite_data
+@pytest.mark.parametrize('path', chosen(('configs/quickstart/lora.py', ), sorted(DATA | {'configs/quickstart/lora.py'})))
+def test_a_few_images_train(path, images, tmp_path, monkeypatch):
+    """Few-shot sizes with the recipe's own batch and schedule: one iteration per epoch, a warm-up of none."""
+    if 'zeroshot' in path:
+        pytest.skip('nothing trains')
     monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
-    config = shipped.shrink('configs/quickstart/lora.py', tmp_path / 'run', **{'train_dataloader.batch_size': 32})
-    cfg = Config.fromfile(str(config))
-    dataset = cfg.train_dataloader.dataset
-    lines = []
-    for i in range(images):
-        suite_data.put(f'{dataset.data_root}/few/{i}.png', suite_data.image_bytes(i, i, (30, 24)))
-        lines.append(f'few/{i}.png {i % cfg.model.head.num_classes}')
-    suite_data.put_text(f'{dataset.data_root}/{dataset.ann_file}', lines)
+    batch = Config.fromfile(str(shipped.ROOT / path)).train_dataloader.batch_size
+    config = train_config(path, tmp_path / 'run', images=images, **{'train_dataloader.batch_size': batch})
     work = tmp_path / 'work'
-    assert run_cleanly(run.train, [str(config), '--work-dir', str(work)]) == 0
+    assert run_cleanly(run.train, [str(tmp_path / 'run/whole.py'), '--work-dir', str(work)]) == 0
     header = adapter_file.read_header(work / 'adapter.safetensors')
-    assert header['metrics'] and load_file(str(work / 'epoch_3.pth'))['meta']['iter'] == 3
+    per_epoch = load_file(str(work / 'epoch_2.pth'))['meta']['iter'] / 2
+    assert header['metrics'] and per_epoch >= 1 and (batch < 16 or per_epoch == 1), config
+
+
+TARGETS = ('timm', 'hf', 'openai', 'original', 'peft')
+
+
+@pytest.mark.parametrize('path', chosen(('configs/quickstart/lora.py', )))
+def test_every_export_is_written_or_refused_in_a_line(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
+    if 'zeroshot' in path:
+        pytest.skip('there is no adapter to export')
+    config = shipped.shrink(path, tmp_path / 'run')
+    adapter = str(tmp_path / 'adapter.safetensors')
+    write_adapter(shipped.stir(Config.fromfile(str(config))), adapter)
+    written = []
+    for target in (*TARGETS, *(('onnx', ) if path in PAIRS else ())):
+        out = tmp_path / dict(hf='hf', peft='peft', onnx='model.onnx').get(target, f'{target}.pth')
+        status = main(['export', str(config), adapter, '-o', str(out), '--to', target])
+        said = capsys.readouterr().err.splitlines()
+        last = said[-1] if said else ''
+        assert status == 0 and out.exists() or status == 1 and last.startswith('error: ') and 'Error: ' not in last, last
+        written += [target] if status == 0 else []
+    assert 'onnx' in written or path not in PAIRS

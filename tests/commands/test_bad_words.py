@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad command lines of ``mmpetl``, in the process: one line that names the file or option, the value, and how to mend it."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import bad_inputs  # noqa: E402
+import bad_words  # noqa: E402
+import toy_chance  # noqa: E402
+from toy_chance import plain_config_texts  # noqa: E402, F401
+
+from mmpetl.commands.main import main  # noqa: E402
+from mmpetl.training import run  # noqa: E402
+
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory):
+    """A folder with a trained toy, and files that are damaged, foreign or empty."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp('words')
+    config = toy_chance.write(folder)
+    config.write_text(config.read_text() + '\ntrain_cfg.update(max_epochs=1)\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run.train([str(config), '--work-dir', 'w'])
+        shutil.copy('w/adapter.safetensors', 'a.safetensors')
+        shutil.copy('w/epoch_1.pth', 'c.pth')
+        picture = next(folder.glob('data/*/*.png'))
+        shutil.copy(picture, 'a.png')
+        noise = b'\xff' + os.urandom(3000)
+        for name, content in {
+                'noise.pth': noise, 'noise.png': noise, 'bin.py': noise, 'empty.pth': b'', 'text.txt': b'hello\n',
+                'cut.safetensors': Path('a.safetensors').read_bytes()[:-50], 'cut.pth': Path('c.pth').read_bytes()[:2000],
+                'cutpic.png': picture.read_bytes()[:200], 'nomodel.py': b'x = 3\n', 'syntax.py': b'model = dict(\n',
+                'utf16.py': 'x = 3\n'.encode('utf-16'), 'suite.json': b'{', 'list.csv': b'path,label\nnowhere.png,0\n',
+                'rank.py': (config.read_text() + "\nmodel['backbone']['petl'][0]['rank'] = 4\n").encode(),
+                'stock.py': (folder / 'toy.py').read_bytes()}.items():
+            Path(name).write_bytes(content)
+        Path('emptydir').mkdir()
+        yield folder
+
+
+@pytest.mark.parametrize('words, said', bad_words.ROWS, ids=[words for words, _ in bad_words.ROWS])
+def test_a_bad_command_line_is_one_line(here, words, said):
+    words = words.replace('SWEEP', bad_words.SWEEP)
+    status, lines = bad_inputs.outcome(lambda: main(shlex.split(words)))
+    lines = [line.replace(f'{here}/', '').replace(bad_words.SWEEP, 'SWEEP') for line in lines]
+    problem = bad_inputs.fault(status, lines, said)
+    assert not problem, problem
+    assert not any((here / name).exists() for name in ('m.pth', 'm.safetensors', 'm.onnx', 'x.pth', 't.pth', 'o1', 'sw'))
