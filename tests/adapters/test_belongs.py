@@ -310,6 +310,7 @@ def test_scopes_and_silent_keys_are_no_difference():
 
 #: Function -> why it may read tensors of an adapter, or put tensors into a model, without asking.
 READS = {
+    'mmpetl/training/config.py:_check_checkpoint': 'looks for epoch and iteration; the runner loads it, and its hook asks',
     'mmpetl/compat.py:load_from_local': 'reads for MMEngine, whose models ask in their load hook',
     'mmpetl/commands/inspect.py:inspect_file': 'describes a file; with a config, _try asks',
     'mmpetl/pruning/state.py:get': 'reads the search of a pruning run',
