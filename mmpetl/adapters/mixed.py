@@ -183,7 +183,7 @@ class MixedTap(Tap):
         return (both[0], both[1]), hidden if padding else None
 
 
-def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str], everywhere: bool) -> None:
+def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str]) -> None:
     if tune:
         raise ValueError(
             f'adapter {name!r} changes base parameters ({", ".join(tune[:3])}), which all samples of a batch share: '
@@ -195,10 +195,6 @@ def _refuse(name: Any, methods: Mapping[str, Method], tune: Sequence[str], every
                 f'adapter {name!r}: {key} ({type(method).__name__}) replaces the output of the base and cannot be '
                 f'mixed'
             )
-        if points & {'kv', 'prompts'} and not everywhere:
-            raise ValueError(
-                f'adapter {name!r}: {key} ({type(method).__name__}) adds keys or prompts, which can be mixed in '
-                'global attention only, not in windows')
 
 
 def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Method], Sequence[str]]],
@@ -217,7 +213,7 @@ def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Me
         raise ValueError('adapter_ids is empty: give one name per sample')
     petl, plans = backbone.petl, {}
     for name, (methods, tune) in adapters.items():
-        _refuse(name, methods, tune, petl.family.global_attention)
+        _refuse(name, methods, tune)
         # Each adapter by itself: whether its prompts travel is decided without the others, and compared
         # below.
         plans[name] = petl.plan(methods)

@@ -264,7 +264,8 @@ def attend_windows(q: Tensor,
         windows: Windows along each axis; needed with ``mask``.
         shifted: Which axes are shifted; needed with ``mask``.
         prompts: P. Prompts see and are seen by all tokens of the window.
-        extra: Extra keys and values (h or 1, K, d), which all tokens see; they come first.
+        extra: Extra keys and values (h or 1, K, d), which all tokens see, with a batch axis where samples differ;
+            they come first.
         drop_rate: Dropout on the attention weights.
         scale: Factor of the logits.
         gate: Added to the logits of the keys, (B * windows or 1, 1, 1, K + P + N), see :func:`gate_bias`.
@@ -276,7 +277,7 @@ def attend_windows(q: Tensor,
     front = (prompts, prompts + (0 if extra is None else extra[0].shape[-2]))
     if mask is None:
         whole = recomputed(window_bias, bias, None, gate, front, q.dtype, level=LOOK_UP)
-        return attend(q, k, v, heads, extra, whole, drop_rate, scale)
+        return attend(q, k, v, heads, _per_window(extra, len(q)), whole, drop_rate, scale)
     # A gate per sample cannot share one mask over the batch.
     grouped = gate is not None and len(gate) > 1
     shared = extra is None or extra[0].dim() == 3 or len(extra[0]) == 1
@@ -296,10 +297,21 @@ def attend_windows(q: Tensor,
         part_bias = recomputed(window_bias, bias, group_mask, part_gate, front, q.dtype, level=LOOK_UP)
         # Slices are copies: as they can be cut again, they are not kept.
         part_qkv = (recomputed(lambda t, i: t[i].flatten(0, len(windows)), t, index) for t in (q, k, v))
-        part = attend(*part_qkv, heads, extra, part_bias, drop_rate, scale)  # type: ignore[call-arg]
+        samples = len(q) * torch.Size(s.stop - s.start for s in group).numel()
+        own = _per_window(extra, samples)
+        part = attend(*part_qkv, heads, own, part_bias, drop_rate, scale)  # type: ignore[call-arg]
         parts.append(part.view(-1, *(s.stop - s.start for s in group), *part.shape[1:]))
     lengths = [2 if s and n > 1 else 1 for n, s in zip(windows, shifted)]
     return recomputed(lambda *parts: _join(list(parts), lengths).flatten(0, len(windows)), *parts)
+
+
+def _per_window(extra: KeysValues, windows: int) -> KeysValues:
+    """Extra keys and values of each sample (B, h or 1, K, d), once for each of its windows (``windows`` of all samples
+    together); those that all samples share stay as they are."""
+    if extra is None or extra[0].dim() == 3 or len(extra[0]) == 1:
+        return extra
+    keys, values = (t.repeat_interleave(windows // len(t), 0) for t in extra)
+    return keys, values
 
 
 def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, heads: int, extra: KeysValues, bias: Tensor, drop_rate: float,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..recompute import LOOK_UP, recomputed
 from ..sites import POINTS, BlockSpec, Tap
-from .attention import Projections, attend_windows, join_extra, relative_position_bias
+from .attention import Projections, attend_windows, gate_bias, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm
 from .family import Family
@@ -38,9 +38,14 @@ class SitedWindowAttention3D(Projections, WindowAttention3D):
             # Short clips have smaller windows, whose pairs stand in the upper left, as upstream reads them.
             self.relative_position_index[:n, :n],
             level=LOOK_UP)
+        extra = join_extra(self.tap, None, self.num_heads)
+        # Extra keys come first, and so does what hides the padding of those that samples of a batch have of their own.
+        gate = gate_bias(self.tap, k.shape[1] + (0 if extra is None else extra[0].shape[-2]), 0)
+        if gate is not None and len(gate) > 1:
+            gate = gate.repeat_interleave(len(q) // len(gate), 0)
         y = attend_windows(
-            q, k, v, self.num_heads, bias, mask, windows, shifted, 0, join_extra(self.tap, None, self.num_heads),
-            self.attn_drop.p if self.training else 0., self.scale)
+            q, k, v, self.num_heads, bias, mask, windows, shifted, 0, extra,
+            self.attn_drop.p if self.training else 0., self.scale, gate)
         return self.proj_drop(self.output(y))
 
 

@@ -312,6 +312,22 @@ def test_keys_and_prompts_in_one_batch(name):
     check_mixed(model, bank, ['apt', 'apt'], BACKBONE[name])
 
 
+def test_keys_and_prompts_in_windows():
+    """Every window of a sample sees the sample's own keys and prompts; shifted windows and their masks stay."""
+    kinds = {name: [dict(cfg, **(dict(pool_prompts=False) if 'VPT' in cfg['type'] else {})) for cfg in petl]
+             for name, petl in KEYS.items()}
+    backbone = BACKBONE['swin']
+    model, bank = mixed_bank(backbone, {**kinds, 'lora': ROWS['lora']})
+    check_mixed(model, bank, ['vpt', 'apt', 'lora', 'vpt5', None, 'two', 'prefix', 'e2vpt', 'apt'], backbone)
+    check_mixed(model, bank, ['vpt', 'two', 'vpt'], backbone)
+    model, bank = mixed_bank(backbone, {'a': KEYS['vpt'], 'b': KEYS['vpt']})
+    check_mixed(model, bank, ['a', 'b', 'a'], backbone)
+    backbone = BACKBONE['video_swin']
+    model, bank = mixed_bank(backbone, {**{k: KEYS[k] for k in ('apt', 'prefix')}, 'lora': ROWS['lora']})
+    check_mixed(model, bank, ['apt', 'lora', None, 'prefix', 'apt'], backbone)
+    check_mixed(model, bank, ['apt', 'apt'], backbone)
+
+
 def test_shallow_prompts_in_one_batch():
     kinds = {
         'three': [dict(type='VPT', num_tokens=3, deep=False)],
@@ -339,8 +355,8 @@ def test_what_cannot_be_mixed(base):
     for batch in (2, 6):
         with pytest.raises(ValueError, match='3 adapter_ids'), bank.mixed(['lora', 'lora', None]) as backbone:
             backbone(images(batch))
-    model, swin = mixed_bank(BACKBONE['swin'], {'vpt': KEYS['vpt']})
-    with pytest.raises(ValueError, match='global attention only'), swin.mixed(['vpt']):
+    model, swin = mixed_bank(BACKBONE['swin'], {'vpt': KEYS['vpt'], 'vpt5': KEYS['vpt5']})
+    with pytest.raises(ValueError, match='pooled prompts of different numbers'), swin.mixed(['vpt', 'vpt5']):
         pass
     model, vit = mixed_bank(BACKBONE['vit'], {'side': [dict(type='VQT', num_tokens=1)]})
     with pytest.raises(ValueError, match='replaces the output'), vit.mixed(['side']):
