@@ -54,6 +54,16 @@ class MixedTap(Tap):
         self.carried_from: Optional[Tap] = None
         self._extra: KeysValues = None
 
+    @property
+    def plain_qkv(self) -> bool:
+        """False: the methods stand in the taps of the adapters, and each has its rows."""
+        return False
+
+    @property
+    def joins_kv(self) -> bool:
+        """False, as :attr:`plain_qkv`."""
+        return False
+
     def _rows(self, x: Tensor, windowed: bool = True) -> List[Tensor]:
         """Rows of each adapter in x (B * k, ...), where k windows of one sample follow one another; k = 1 unless
         ``windowed``.
@@ -84,6 +94,10 @@ class MixedTap(Tap):
     def stream(self, x: Tensor) -> Tensor:
         """x (B, N, C) or (B, T, H, W, C) -> same shape, each sample through its adapter's ``on_stream``."""
         return self._on_rows([bool(t._stream) for t in self.taps], x, lambda tap, part: tap.stream(part), False)
+
+    def entry(self, x: Tensor) -> Tensor:
+        """x (B, N, C) -> same shape, each sample through its adapter's ``on_entry``."""
+        return self._on_rows([bool(t._entry) for t in self.taps], x, lambda tap, part: tap.entry(part), False)
 
     def input(self, op: str, x: Tensor) -> Tensor:
         """x (B * windows, N, Cin) -> same shape, each sample through its adapter's ``on_input``."""
