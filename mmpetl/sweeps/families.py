@@ -8,7 +8,7 @@ OTHER = 'other methods'
 FAMILIES: Dict[str, Tuple[str, ...]] = {
     'weight updates': ('LoRA', 'DoRA', 'VeRA', 'FacT', 'KAdaptation', 'LoHa', 'LoKr', 'OFT', 'BOFT'),
     'adapters': ('Adapter', 'AdaptFormer', 'AdapterPlus', 'Compacter', 'Convpass', 'PATT', 'STAdapter', 'RepAdapter',
-                 'Mona', 'ARC'),
+                 'Mona', 'ARC', 'AIM'),
     'prompts': ('VPT', 'E2VPT', 'APT', 'Prefix'),
     'side networks': ('LST', 'SynQT', 'VQT'),
     'scaling': ('SSF', 'IA3', 'RLRR', 'DiffFit'),
