@@ -272,7 +272,7 @@ EXEMPT = {
     'mmpetl/training/lifecycle.py:name_base': ROWED,
     'mmpetl/training/own_config.py:_reads_beside_text': OWN,
     'mmpetl/training/own_config.py:bases': OWN,
-    'mmpetl/training/tasks.py:_switch_suite': PROGRAM,
+    'mmpetl/training/tasks.py:_other_base': PROGRAM,
     'mmpetl/weights/atomic.py:sync_folder': OWN,
     'mmpetl/weights/atomic.py:locked': OWN,
     'mmpetl/weights/atomic.py:started': OWN,
