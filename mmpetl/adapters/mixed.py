@@ -54,16 +54,6 @@ class MixedTap(Tap):
         self.carried_from: Optional[Tap] = None
         self._extra: KeysValues = None
 
-    @property
-    def plain_qkv(self) -> bool:
-        """False: the methods stand in the taps of the adapters, and each has its rows."""
-        return False
-
-    @property
-    def joins_kv(self) -> bool:
-        """False, as :attr:`plain_qkv`."""
-        return False
-
     def _rows(self, x: Tensor, windowed: bool = True) -> List[Tensor]:
         """Rows of each adapter in x (B * k, ...), where k windows of one sample follow one another; k = 1 unless
         ``windowed``.
