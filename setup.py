@@ -60,7 +60,7 @@ class BuildWithMim(build_py):
         add_mim_extension(target / 'mmpetl' / '.mim', link=self.editable_mode)
 
 
-EXTRAS = {name: requirements(name) for name in ('viz', 'convert', 'export', 'readers', 'tune', 'dev')}
+EXTRAS = {name: requirements(name) for name in ('viz', 'convert', 'export', 'readers', 'dense', 'tune', 'dev')}
 EXTRAS['all'] = sorted({line for name in ('viz', 'convert', 'export', 'readers') for line in EXTRAS[name]})
 
 setup(

@@ -22,8 +22,11 @@ def _compat(name: str) -> Any:
 
 
 _before_import('mmaction.models', _compat('install_mmaction_stub'))
+for _name in ('mmseg', 'mmdet'):
+    _before_import(_name, _compat('install_mmcv_ops_stub'))
 _after_import('mmengine.registry', lambda: importlib.import_module(f'{__name__}.registry'))
 _after_import('mmengine.runner.checkpoint', _compat('install_safe_loader'))
+_after_import('mmpretrain.utils.dependency', _compat('leave_multimodal_out'))
 _after_import('torch', _compat('check_versions'))
 
 

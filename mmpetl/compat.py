@@ -9,6 +9,7 @@ upstream no longer needs it.
 
 import difflib
 import fnmatch
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import logging
@@ -40,6 +41,7 @@ def _placeholder(name: str, **attributes: Any) -> types.ModuleType:
     """Put an empty package into ``sys.modules``, so that importing it succeeds."""
     module = types.ModuleType(name, 'Placeholder made by mmpetl.compat.')
     module.__path__ = []
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)  # who looks for a loader finds none
     module.__dict__.update(attributes, __mmpetl_stub__=True)
     sys.modules[name] = module
     return module
@@ -58,13 +60,37 @@ def _lacks_drn(mmaction: Path) -> bool:
     return init.is_file() and 'drn' in init.read_text(encoding='utf-8') and not (folder / 'drn').exists()
 
 
-def _vindlu_breaks(mmaction: Path) -> bool:
-    """Whether mmaction2's VindLU imports from ``transformers`` what transformers >= 5 no longer has there."""
-    user, transformers = mmaction / 'models' / 'multimodal' / 'vindlu' / 'modeling_bert.py', _folder('transformers')
+def _transformers_moved(user: Path) -> bool:
+    """Whether a file of upstream's language models imports from ``transformers`` what transformers >= 5 no longer has
+    there."""
+    transformers = _folder('transformers')
     provider = transformers / 'modeling_utils.py' if transformers else None
     name = 'apply_chunking_to_forward'
     return bool(user.is_file() and name in user.read_text(encoding='utf-8')
                 and provider and provider.is_file() and name not in provider.read_text(encoding='utf-8'))
+
+
+def _vindlu_breaks(mmaction: Path) -> bool:
+    """Whether mmaction2's VindLU cannot be imported."""
+    return _transformers_moved(mmaction / 'models' / 'multimodal' / 'vindlu' / 'modeling_bert.py')
+
+
+def leave_multimodal_out() -> bool:
+    """Let mmpretrain 1.2.0 be imported where pycocotools and transformers >= 5 are both installed.
+
+    With both it imports its language models, which fail with these transformers; with one of them it registers
+    placeholders that name what is missing, as it does from here on.
+
+    Returns:
+        Whether the language models are left out for this reason.
+    """
+    from mmpretrain.utils import dependency
+    mmpretrain = _folder('mmpretrain')
+    breaks = bool(mmpretrain and _transformers_moved(
+        mmpretrain / 'models' / 'multimodal' / 'blip' / 'language_model.py'))
+    if breaks:
+        dependency.WITH_MULTIMODAL = False
+    return breaks
 
 
 def install_mmaction_stub() -> List[str]:
@@ -97,6 +123,36 @@ def install_deepspeed_stub() -> bool:
     if folder and name not in sys.modules and not list((folder / 'runtime' / 'fp16').glob('onebit*')):
         doc = {'__doc__': 'Placeholder: this DeepSpeed has no 1-bit optimizers.'}
         _placeholder(name, **{cls: type(cls, (), doc) for cls in ('OnebitAdam', 'OnebitLamb', 'ZeroOneAdam')})
+    return hasattr(sys.modules.get(name), '__mmpetl_stub__')
+
+
+def install_mmcv_ops_stub() -> bool:
+    """Put a placeholder where mmsegmentation and mmdetection import the compiled operations that mmcv-lite lacks.
+
+    ``mmcv.ops`` is imported by heads and backbones that need none of them as well. A model that does run such an
+    operation ends with one line that names it.
+
+    Returns:
+        Whether the placeholder is in place; False where the full mmcv is installed.
+    """
+    name, folder = 'mmcv._ext', _folder('mmcv')
+    if folder and name not in sys.modules and not list(folder.glob('_ext*')):
+
+        def absent(operation: str) -> Any:
+            if operation.startswith('__'):
+                raise AttributeError(operation)
+
+            def call(*args: Any, **kwargs: Any) -> None:
+                raise RuntimeError(
+                    f"mmcv-lite has no compiled operation '{operation}': install the full mmcv 2.1.0 for it")
+
+            return call
+
+        _placeholder(name, __getattr__=absent)
+        bricks = sys.modules.get('mmcv.cnn.bricks.transformer')
+        if bricks and not hasattr(bricks, 'MultiScaleDeformableAttention'):  # imported before, without operations
+            from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
+            bricks.MultiScaleDeformableAttention = MultiScaleDeformableAttention
     return hasattr(sys.modules.get(name), '__mmpetl_stub__')
 
 
@@ -349,11 +405,6 @@ def environment_warnings() -> List[str]:
             f"mmengine 0.10.7 needs pkg_resources, which setuptools {setuptools} lacks: 'scope::' configs and hub "
             f"fail. "
             f"Run: pip install 'setuptools>=77.0.3,<82'")
-    if _version('transformers') and _version('pycocotools'):
-        found.append(
-            'transformers and pycocotools together break the import of mmpretrain.models. Run: pip uninstall '
-            'pycocotools'
-        )
     engines = [d for d in ('mmengine', 'mmengine-lite', 'onedl-mmengine') if _version(d)]
     if len(engines) > 1:
         found.append(f'{" and ".join(engines)} install the same package. '

@@ -328,7 +328,6 @@ def test_unknown_submodule():
     (dict(mmengine='0.10.7', setuptools='81.0.0'), None),
     (dict(mmengine='0.10.7', setuptools='84.0.0'), 'pkg_resources'),
     (dict(mmengine='0.11.0', setuptools='84.0.0'), None),
-    (dict(setuptools='81.0.0', transformers='5.0', pycocotools='2.0'), 'pip uninstall pycocotools'),
     (dict({
         'mmengine': '0.10.7',
         'onedl-mmengine': '0.10.12'

@@ -9,7 +9,7 @@ set -euo pipefail
 
 . "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 cd "$MMPETL_ROOT"
-mmpetl_venv "$MMPETL_ROOT/.venv-tests" runtime viz convert export docs dev
+mmpetl_venv "$MMPETL_ROOT/.venv-tests" runtime viz convert export docs dense dev
 
 # one thread per process: the models of the tests are tiny, and sums come out the same on every machine
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false

@@ -76,6 +76,12 @@ def _set_common(cfg: Config, args: argparse.Namespace) -> None:
 
 def _set_dataloaders(cfg: Config, fields: Sequence[str], args: argparse.Namespace) -> None:
     """mmpretrain's tools complete its dataloaders, mmaction2's do not; the two flags work for both."""
+    for field in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = (cfg.get(field) or {}).get('dataset')
+        while isinstance(dataset, dict):  # upstream's data sets do not know what ~ is
+            if isinstance(dataset.get('data_root'), str):
+                dataset['data_root'] = os.path.expanduser(dataset['data_root'])
+            dataset = dataset.get('dataset')
     for field in fields:
         loader = cfg.get(field)
         if not isinstance(loader, dict):
@@ -194,6 +200,10 @@ def _set_visualization(cfg: Config, args: argparse.Namespace) -> None:
     hook = hooks.setdefault('visualization', ConfigDict(type='VisualizationHook'))
     if cfg.get('default_scope') == 'mmaction' and hook.get('type') == 'VisualizationHook':
         hook['type'] = 'mmpetl.ShowClipsHook'  # upstream's ends at samples of several views
+    if cfg.get('default_scope') == 'mmseg':  # mmsegmentation's hook draws into the visualizer's folder
+        hook.update(draw=True, show=args.show, wait_time=args.wait_time, interval=args.interval)
+        cfg.visualizer.save_dir = os.path.join(cfg.work_dir, args.show_dir or '')
+        return
     hook.update(enable=True, show=args.show, wait_time=args.wait_time, out_dir=args.show_dir, interval=args.interval)
 
 
