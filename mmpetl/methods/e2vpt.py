@@ -15,7 +15,7 @@ shorter.
 
 import math
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -85,7 +85,7 @@ class E2VPT(Method):
                  segments: int = 16,
                  segment_layout: str = 'interleaved',
                  share_kv: bool = True,
-                 shared: Sequence[str] = (),
+                 shared: Union[str, Sequence[str]] = (),
                  init: str = 'uniform',
                  deep: bool = True,
                  kv_init: str = 'kaiming',
