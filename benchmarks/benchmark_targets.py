@@ -85,8 +85,8 @@ def memory_rows() -> List[Row]:
     full = kept('vit', FULL, IMAGE)
     explicit, fused = full['plain'], full['standard']
     note = f'explicit full: {explicit * 8 / MIB:.1f} MiB for a batch of 8 without head and loss'
-    found = [row('SynQT P=16, kept / full with explicit attention', 0.056,
-                 kept('vit', dict(type='SynQT', num_tokens=16), IMAGE)['standard'] / explicit, '.4f', note=note)]
+    found = [row("SynQT P=16, memory='light', kept / full with explicit attention", 0.056,
+                 kept('vit', dict(type='SynQT', num_tokens=16), IMAGE)['light'] / explicit, '.4f', note=note)]
     vpt = over(kept('vit', dict(type='VPT', num_tokens=50), IMAGE), MIB)
     found.append(row('VPT-deep P=50, kept per image', 80, vpt, '.1f', ' MiB', note=f'plain {vpt["plain"]:.1f} MiB'))
     methods = {
