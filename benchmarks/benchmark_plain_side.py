@@ -94,7 +94,8 @@ class PlainSide(PlainViT):
 
     def vqt(self, m: nn.Module, streams: List[Tensor]) -> Tensor:
         """VQT: groups of length 1."""
-        groups = [layer_norm(self.final_norm(), streams[-1][:, 0])]
+        last = streams[-1].mean(1) if self.video else streams[-1][:, 0]
+        groups = [layer_norm(self.final_norm(), last)]
         for i, query in zip(m.layers, m.queries):
             p = m.drop(query.expand(len(streams[i]), -1, -1))
             h, hh = self.read(i, p)

@@ -84,6 +84,9 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
             kept[storage._cdata] = tensor  # held, so that no other storage gets its address
         return tensor
 
+    if x.is_meta:  # masks and indices that a shape is given once, and that stay, belong to no step
+        with torch.no_grad():
+            module(x)
     gc.freeze()  # what lives now is not looked at below
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(

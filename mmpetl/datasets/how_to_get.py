@@ -15,6 +15,7 @@ MADE: Dict[str, str] = {
     'digits10': 'mmpetl fetch digits10',
     'small_suite': 'mmpetl fetch small-suite',
     'motion6': 'python tools/prepare_motion_clips.py',
+    'scenes6': 'python tools/prepare_scenes.py',
 }
 #: Usual folder of a data set -> its name.
 _FOLDERS: Dict[str, str] = {os.path.basename(data.root): name for name, data in DATA.items()

@@ -113,6 +113,10 @@ class VideoMAEHead(ViewScores, TimeSformerHead):
         super().__init__(num_classes, in_channels, **kwargs)
         self.init_scale, self.keep_views = init_scale, keep_views
 
+    def forward(self, x: Any, **kwargs: Any) -> Tensor:
+        """Feature (N, C) -> logits (N, classes). An image backbone over frames gives its feature in a tuple."""
+        return super().forward(x[-1] if isinstance(x, (tuple, list)) else x, **kwargs)
+
     def init_weights(self) -> None:
         """Set the linear layer to its initial values."""
         super().init_weights()

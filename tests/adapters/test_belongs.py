@@ -286,11 +286,11 @@ def test_files_of_earlier_versions(trained, tmp_path):
 def test_arguments_of_all_methods_survive_the_file(row, tmp_path):
     """All arguments are in the header, and the header builds the same methods again."""
     init_default_scope('mmpretrain')
-    backbone = cases.BACKBONE[row.on[0]]
+    backbone = next(backbone for case, backbone in cases.PAIRS if case is row)
     model = backbone.build(row.petl)
     path = str(tmp_path / 'a.safetensors')
     mmpetl.save_adapter(model, path)
-    again = backbone.build_upstream()
+    again = backbone.build() if 'frames' in backbone.kwargs else backbone.build_upstream()
     again.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith('petl.')}, strict=False)
     mmpetl.load_adapter(again, path)
     assert again.petl.facts()['methods'] == model.petl.facts()['methods']

@@ -93,7 +93,7 @@ def test_every_base_reads_its_clips(tmp_path, monkeypatch):
         cfg = Config.fromfile('own.py')
         backbone = cfg.model.backbone
         pipelines = repr((cfg.train_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline))
-        shape = (backbone.get('num_frames', 8), backbone.get('img_size', 224))
+        shape = (backbone.get('num_frames', backbone.get('frames', 8)), backbone.get('img_size', 224))
         if (pipelines, shape) in decoded:
             continue
         decoded.add((pipelines, shape))
