@@ -34,8 +34,8 @@ def chance(tmp_path_factory):
 
 #: Options, and words of the line that they lead to.
 BAD = {
-    'rate of zero': ('optim_wrapper.optimizer.lr=0', ('nothing moved in 9 iteration(s)', 'optim_wrapper.optimizer.lr')),
-    'rate without bounds': ('optim_wrapper.optimizer.lr=1e30', ('learning rate', 'epoch 1')),
+    'rate of zero': ('optim_wrapper.optimizer.lr=0', ('optim_wrapper.optimizer.lr=0', 'give a learning rate above 0')),
+    'rate without bounds': ('optim_wrapper.optimizer.lr=1e30', ('optim_wrapper.optimizer.lr=1e+30', 'at most 1e6')),
     'method without effect': ('model.backbone.petl.1.scale=0. optim_wrapper.optimizer.lr=0.01', ('scale', )),
     'fewer images than a batch': ('train_dataloader.batch_size=64 train_dataloader.drop_last=True',
                                   ('24 sample(s)', 'batch_size=64', 'drop_last')),
