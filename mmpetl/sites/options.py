@@ -188,6 +188,8 @@ def _words(kind: Any) -> List[str]:
     """What a kind of value is called."""
     if typing.get_origin(kind) in (Union, UnionType):
         return [word for option in typing.get_args(kind) for word in _words(option)]
+    if typing.get_origin(kind) in (dict, typing.get_origin(Mapping[str, int])):
+        return ['a dict']
     if typing.get_origin(kind):
         return [f'a list of {_words(part)[0].removeprefix("a ")}s' for part in typing.get_args(kind)[:1]]
     return ['None'] if kind is type(None) else [_WORDS.get(kind, 'another value')]

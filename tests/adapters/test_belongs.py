@@ -290,7 +290,7 @@ def test_arguments_of_all_methods_survive_the_file(row, tmp_path):
     model = backbone.build(row.petl)
     path = str(tmp_path / 'a.safetensors')
     mmpetl.save_adapter(model, path)
-    again = backbone.build() if 'frames' in backbone.kwargs else backbone.build_upstream()
+    again = backbone.build(row.petl) if 'frames' in backbone.kwargs else backbone.build_upstream()
     again.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith('petl.')}, strict=False)
     mmpetl.load_adapter(again, path)
     assert again.petl.facts()['methods'] == model.petl.facts()['methods']
