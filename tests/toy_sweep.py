@@ -19,7 +19,7 @@ test_cfg = dict()
 optim_wrapper = dict(type='OptimWrapper', constructor='mmpetl.TrainableOptimWrapperConstructor',
                      optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.))
 param_scheduler = None
-train_dataloader = dict(batch_size=8, num_workers=0, dataset=dict(dataset=dict(pipeline=small)))
+train_dataloader = dict(batch_size=8, num_workers=0, dataset={train})
 val_dataloader = dict(batch_size=8, num_workers=0, dataset=dict(pipeline=small))
 test_dataloader = val_dataloader
 sweep = dict({sweep})
@@ -28,5 +28,6 @@ sweep = dict({sweep})
 
 def write_config(path, suite='vtab', epochs=1, sweep='grid=dict(lr=[0.1, 0.01]), seeds=[1, 2]'):
     """Write the toy config; returns its path."""
-    Path(path).write_text(TEXT.format(root=ROOT, suite=suite, epochs=epochs, sweep=sweep))
+    train = 'dict(pipeline=small)' if suite == 'fgvc' else 'dict(dataset=dict(pipeline=small))'
+    Path(path).write_text(TEXT.format(root=ROOT, suite=suite, train=train, epochs=epochs, sweep=sweep))
     return str(path)
