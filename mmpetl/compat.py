@@ -28,8 +28,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .names import plain_name
 
-PYTHON_RANGE = ((3, 10), (3, 13))
-TORCH_RANGE = ((2, 11), (2, 14))
+PYTHON_RANGE = ((3, 10), (3, 14))
+TORCH_RANGE = ((2, 11), (2, 15))
 
 _warned = False
 
@@ -442,17 +442,17 @@ def check_versions(python: Optional[Tuple[int, ...]] = None, torch_version: Opti
         torch_version: Version of torch, for example '2.12.1+cpu'; default the imported one.
 
     Raises:
-        RuntimeError: If Python is outside 3.10-3.12.
+        RuntimeError: If Python is outside 3.10-3.13.
     """
     found = (python or sys.version_info[:2])[:2]
     if not PYTHON_RANGE[0] <= found < PYTHON_RANGE[1]:
         raise RuntimeError(
-            f'mmpetl needs Python 3.10, 3.11 or 3.12, this is {found[0]}.{found[1]}: make an environment with one of '
-            f'them'
+            f'mmpetl needs Python 3.10, 3.11, 3.12 or 3.13, this is {found[0]}.{found[1]}: make an environment '
+            f'with one of them'
         )
     text = torch_version or torch.__version__
     major, minor = (int(part) for part in text.split('+')[0].split('.')[:2])
     if not TORCH_RANGE[0] <= (major, minor) < TORCH_RANGE[1]:
         warnings.warn(
-            f'mmpetl is tested with torch >=2.11,<2.14, this is {text}: install one of them if something fails',
+            f'mmpetl is tested with torch >=2.11,<2.15, this is {text}: install one of them if something fails',
             stacklevel=2)

@@ -367,10 +367,10 @@ def test_mmengine_still_needs_pkg_resources():
 
 def test_versions():
     compat.check_versions((3, 10, 0), '2.11.0')
-    compat.check_versions((3, 12, 9), '2.13.1+cpu')
-    for python in ((3, 9, 18), (3, 13, 0)):
-        with pytest.raises(RuntimeError, match=r'needs Python 3\.10, 3\.11 or 3\.12, this is 3\.'):
+    compat.check_versions((3, 13, 9), '2.14.1+cpu')
+    for python in ((3, 9, 18), (3, 14, 0)):
+        with pytest.raises(RuntimeError, match=r'needs Python 3\.10, 3\.11, 3\.12 or 3\.13, this is 3\.'):
             compat.check_versions(python, '2.12.1')
-    for version in ('2.10.1', '2.14.0.dev1', '1.13'):
-        with pytest.warns(UserWarning, match=r'torch >=2\.11,<2\.14'):
+    for version in ('2.10.1', '2.15.0.dev1', '1.13'):
+        with pytest.warns(UserWarning, match=r'torch >=2\.11,<2\.15'):
             compat.check_versions((3, 11), version)

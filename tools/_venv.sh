@@ -12,11 +12,11 @@ mmpetl_say() { printf '%s\n' "$*" >&2; }
 
 mmpetl_die() { mmpetl_say "error: $*"; exit 1; }
 
-# Print the first Python 3.10-3.12 that can make virtual environments.
+# Print the first Python 3.10-3.13 that can make virtual environments.
 mmpetl_find_python() {
     local name found="" check
-    check='import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] < (3, 13) else 3)'
-    for name in ${MMPETL_PYTHON:-python3.11 python3.12 python3.10 python3 python}; do
+    check='import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] < (3, 14) else 3)'
+    for name in ${MMPETL_PYTHON:-python3.11 python3.12 python3.10 python3.13 python3 python}; do
         command -v "$name" >/dev/null 2>&1 && "$name" -c "$check" >/dev/null 2>&1 || continue
         found="$name"
         "$name" -c 'import venv, ensurepip' >/dev/null 2>&1 && { command -v "$name"; return 0; }
@@ -24,7 +24,7 @@ mmpetl_find_python() {
     if [ -n "$found" ]; then
         mmpetl_say "error: $found cannot make virtual environments: install its venv package (Debian, Ubuntu: apt-get install python3-venv)"
     else
-        mmpetl_say "error: no Python 3.10, 3.11 or 3.12 among: ${MMPETL_PYTHON:-python3.11 python3.12 python3.10 python3 python}." \
+        mmpetl_say "error: no Python 3.10, 3.11, 3.12 or 3.13 among: ${MMPETL_PYTHON:-python3.11 python3.12 python3.10 python3.13 python3 python}." \
             "Install one, or name it: MMPETL_PYTHON=/path/to/python3.11"
     fi
     return 1

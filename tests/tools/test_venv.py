@@ -2,6 +2,7 @@
 """tools/_venv.sh: which Python is taken, when an environment is reused, what is said when it cannot be made."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +101,7 @@ def test_no_supported_python(tmp_path):
     old.chmod(0o755)
     code, _, err = shell('mmpetl_venv env runtime', MMPETL_PYTHON=str(old))
     assert code == 1
-    assert err.startswith('error: no Python 3.10, 3.11 or 3.12 among:')
+    assert err.startswith('error: no Python 3.10, 3.11, 3.12 or 3.13 among:')
 
 
 def test_python_without_venv(tmp_path):
@@ -114,6 +115,28 @@ def test_pins_are_public_pairs():
     """Each Python has torch and its torchvision, pinned so that a '+cpu' build from elsewhere does not count."""
     lines = (ROOT / 'requirements' / 'constraints.txt').read_text().splitlines()
     pins = {line for line in lines if line.startswith('torch')}
-    pairs = [('3.10', '2.11.0', '0.26.0'), ('3.11', '2.12.1', '0.27.1'), ('3.12', '2.13.0', '0.28.0')]
+    pairs = [('3.10', '2.11.0', '0.26.0'), ('3.11', '2.12.1', '0.27.1'), ('3.12', '2.13.0', '0.28.0'),
+             ('3.13', '2.14.1', '0.29.1')]
     assert pins == {f'{name}==={version}; python_version == "{python}"' for python, torch, vision in pairs
                     for name, version in (('torch', torch), ('torchvision', vision))}
+
+
+def test_matrix_tabulates(tmp_path):
+    """tools/test_matrix.sh: a row for each Python, status 1 and a reason where one fails or is not there."""
+    made = tmp_path / 'checkout'
+    (made / 'tools').mkdir(parents=True)
+    shutil.copy(ROOT / 'tools/test_matrix.sh', made / 'tools')
+    (made / 'tools/run_tests.sh').write_text(
+        'mkdir -p "$MMPETL_VENV/bin"; printf "#!/bin/sh\\necho 2.0" > "$MMPETL_VENV/bin/python"; chmod +x "$MMPETL_VENV/bin/python"\n'
+        'case "$MMPETL_VENV" in *3.98) echo "== 1 failed, 2 passed in 3s =="; exit 1 ;; esac; echo "== 3 passed in 1.0s =="\n')
+    for version in ('3.97', '3.98'):
+        (tmp_path / f'python{version}').write_text('#!/bin/sh\nexit 0\n')
+        (tmp_path / f'python{version}').chmod(0o755)
+    env = dict(os.environ, PATH=f'{tmp_path}:/usr/bin:/bin')
+    run = ['bash', str(made / 'tools/test_matrix.sh')]
+    done = subprocess.run([*run, '3.97', '3.98', '3.99'], capture_output=True, text=True, env=env)
+    assert done.returncode == 1 and 'there is no python3.99: install it, or uv' in done.stderr
+    assert done.stdout.splitlines()[2:] == [
+        '| 3.97 | 2.0 | 3 passed | 0 |', '| 3.98 | 2.0 | 1 failed, 2 passed | 0 |', '| 3.99 | none | no interpreter | 0 |']
+    assert (made / 'work_dirs/matrix/table.md').read_text() == done.stdout
+    assert not subprocess.run([*run, '3.97', '--', 'tests/methods'], capture_output=True, env=env).returncode
