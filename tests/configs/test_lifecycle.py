@@ -31,13 +31,14 @@ import shipped  # noqa: E402
 
 @HOOKS.register_module(force=True)
 class DieInTheMiddle(Hook):
-    """Ends the run in the first iteration of its second epoch."""
+    """Ends the run, once, in the first iteration of a second epoch; a run of several trainings dies in the first."""
 
     priority = 'VERY_LOW'
+    mark: Path
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if runner.epoch == 1 and not (Path(runner.work_dir) / 'died').exists():
-            (Path(runner.work_dir) / 'died').touch()
+        if runner.epoch == 1 and not self.mark.exists():
+            self.mark.touch()
             raise InterruptedError('died in the middle')
 
 
@@ -107,7 +108,8 @@ def train_config(path, folder, **more):
 def lives_and_dies(config, work, *more):
     """Train, die, resume."""
     words = [str(config), '--work-dir', str(work), *more]
-    assert run_cleanly(run.train, words) == 1 and list(work.rglob('died'))
+    DieInTheMiddle.mark = work.with_name(f'{work.name}_died')
+    assert run_cleanly(run.train, words) == 1 and DieInTheMiddle.mark.exists()
     torch.manual_seed(99)
     assert run_cleanly(run.train, [*words, '--resume']) == 0
 
