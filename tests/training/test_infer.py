@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``mmpetl.infer`` on what ships: the scores of ``tools/test.py``, on files and on arrays, with class names."""
 
-import json
 import pickle
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from mmengine.config import Config
 from PIL import Image, ImageOps
 
 import mmpetl
-from mmpetl.datasets.loading import read_bytes
 from mmpetl.registry import DATASETS
 from mmpetl.training import run
 from mmpetl.training.tasks import apply_task
@@ -24,30 +22,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import shipped  # noqa: E402
 
 
-def kind(path: str) -> str:
-    """What decides how a config infers: test pipeline, types of model, backbone, neck and head."""
+def parts(path: str) -> set:
+    """What decides how a config infers: types of data set, transforms, backbone and head."""
     cfg = apply_task(Config.fromfile(str(shipped.ROOT / path)))
-    model = cfg.model
-    dataset, head = cfg.test_dataloader.dataset, model.get('head') or model.cls_head
-    return json.dumps([dataset.type, dataset.pipeline, head.type, model.backbone.type])
+    dataset, head = cfg.test_dataloader.dataset, cfg.model.get('head') or cfg.model.cls_head
+    return {dataset.type, *(f'{t.type} in {dataset.type}' for t in dataset.pipeline), cfg.model.backbone.type, head.type}
 
 
 def chosen() -> list:
-    """One config of every kind by default, all of them in the long run."""
-    first: dict = {}
-    for path in shipped.CONFIGS:
-        first.setdefault(kind(path), path)
-    return [pytest.param(p, marks=() if p in first.values() else pytest.mark.slow, id=Path(p).stem)
-            for p in shipped.CONFIGS]
-
-
-def array_of(path: str) -> np.ndarray:
-    """A file as a user's own code reads it: RGB."""
-    if path.endswith('.mp4'):
-        import av
-        with av.open(path) as container:
-            return np.stack([f.to_ndarray(format='rgb24') for f in container.decode(video=0)])
-    return mmcv.imfrombytes(read_bytes(path), backend='pillow', channel_order='rgb')
+    """A few configs with every part by default, all of them in the long run; tests/configs/test_lifecycle.py infers with
+    more of them, after training."""
+    often = shipped.cover({path: parts(path) for path in shipped.CONFIGS})
+    return [pytest.param(p, marks=() if p in often else pytest.mark.slow, id=Path(p).stem) for p in shipped.CONFIGS]
 
 
 def trained(path: str, folder: Path) -> tuple:
@@ -74,7 +60,7 @@ def test_scores_are_those_of_the_test(path, tmp_path):
     for result, wanted in zip(found, tested, strict=False):
         np.testing.assert_allclose(result['pred_scores'], wanted, atol=1e-5)
         assert result['pred_class'] == names[result['pred_label']] == names[int(wanted.argmax())]
-    arrays = [array_of(f) for f in files]
+    arrays = [shipped.array_of(f) for f in files]
     for order in ('rgb', 'bgr'):
         given = arrays if order == 'rgb' else [a[..., ::-1] for a in arrays]
         for result, wanted in zip(mmpetl.infer(config, adapter, given, device='cpu', channel_order=order), tested):
