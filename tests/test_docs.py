@@ -30,6 +30,7 @@ def test_site_builds(tmp_path):
     api = (tmp_path / 'site/api/index.html').read_text(encoding='utf-8')
     from mmpetl import apis
     assert all(f'mmpetl.{name}' in api for name in apis.__all__)
+    assert ':mod:' not in api and ':class:' not in api
     methods = (tmp_path / 'site/api/methods/index.html').read_text(encoding='utf-8')
     assert 'mmpetl.methods.lora.LoRA' in methods and 'mmpetl.methods.synqt.SynQT' in methods
     assert 'First steps' in (tmp_path / 'site/tutorials/first_steps/index.html').read_text(encoding='utf-8')

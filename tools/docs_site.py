@@ -16,6 +16,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 FROM_ROOT = {'README.md': 'index.md', 'CONTRIBUTING.md': 'contributing.md', 'CHANGELOG.md': 'changelog.md',
              'SECURITY.md': 'reporting.md'}
+#: A role of Sphinx in a docstring, as Markdown makes it: upstream's docstrings and ours name things in this way.
+ROLE = re.compile(r':(?:mod|class|func|meth|data|attr|obj):<code>~?')
 LINK = re.compile(r'(!?\[[^\]]*\])\(([^)#\s]+)(#[^)\s]*)?\)')
 # rooms whose classes and functions a user names in configs or calls; the face, `mmpetl.*`, has a page of its own
 ROOMS = {
@@ -96,7 +98,9 @@ def face_page() -> str:
     homes |= {name: f'mmpetl.apis.{name}' for name in public(ROOT / 'mmpetl' / 'apis.py')}
     names = next(ast.literal_eval(node.value) for node in tree.body
                  if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__')
-    return '# Python: `import mmpetl`\n' + ''.join(f'\n## mmpetl.{name}\n\n::: {homes[name]}\n' for name in names)
+    shown = '    options: {show_root_heading: false, show_root_toc_entry: false}'
+    sections = (f'\n## mmpetl.{name}\n\n::: {homes[name]}\n{shown}\n' for name in names)
+    return '# Python: `import mmpetl`\n' + ''.join(sections)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -126,3 +130,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     names = {name: source for source, name in FROM_ROOT.items()}
     source = Path(names.get(page.file.src_uri, f'docs/{page.file.src_uri}'))
     return markdown if page.file.src_uri.startswith('api/') else moved(markdown, source)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Names in docstrings without the role that stands before them."""
+    return ROLE.sub('<code>', html)
