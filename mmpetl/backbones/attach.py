@@ -12,7 +12,7 @@ from torch import nn
 
 from ..recompute import LEVELS
 from ..registry import METHODS
-from ..sites import BlockSpec, Method, nearest
+from ..sites import BlockSpec, Method, nearest, positive
 from .container import PETL
 from .family import Family, family_of
 from .load_hook import install_load_hook
@@ -236,22 +236,27 @@ def _move_to(backbone: nn.Module) -> None:
     backbone.petl.to(device=base.device, dtype=torch.float64 if base.dtype is torch.float64 else None)
 
 
-def _check_frames(backbone: nn.Module, family: Family, methods: Mapping[str, Method], frames: Any, pool: str) -> None:
+def _check_frames(backbone: nn.Module, family: Family, methods: Mapping[str, Method], frames: Any, pool: Any) -> None:
     """Refuse clips that a backbone for images cannot read frame by frame.
 
     Raises:
         ValueError: Names the option or the method.
     """
-    if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-        raise ValueError(f'frames must be a whole number >= 1, got {frames!r}')
     if pool not in ('after_norm', 'before_norm'):
         raise ValueError(f"frame_pool must be 'after_norm' or 'before_norm', got {pool!r}")
+    if not frames:
+        if pool == 'before_norm':
+            raise ValueError("frame_pool='before_norm' averages the frames of clips: set frames of the backbone")
+        return
+    positive(frames, 'frames', type(backbone).__name__)
     if type(backbone) not in family.clips:
         raise ValueError(f'frames={frames}: {type(backbone).__name__} cannot read clips frame by frame')
     out_type, inner = backbone.out_type, [i for i in backbone.out_indices if i != len(backbone.layers) - 1]
     if out_type not in ('cls_token', 'avg_featmap') or inner:
         raise ValueError(f"frames={frames}: one feature per frame is averaged, so out_type must be 'cls_token' or "
                          f"'avg_featmap' and out_indices -1; got {out_type!r} and {list(backbone.out_indices)}")
+    if pool == 'before_norm' and family.final_norm(backbone) is None:
+        raise ValueError("frame_pool='before_norm' needs a last norm, and this backbone has final_norm=False")
     sides = [type(m).__name__ for m in methods.values() if 'side' in m.points()]
     if sides:
         raise ValueError(f'{sides[0]} is not defined over the frames of a clip')
@@ -331,7 +336,6 @@ def attach(backbone: nn.Module,
             computed again in the backward pass, which repeats no product of the base but the attention's output;
             'lightest': also the first product of the feed-forward network. Same gradients; ``with_cp`` goes further and
             repeats the whole block.
-
         frames: For backbones for images: read clips (B, 3, T, H, W) of this many frames, each an image, and give the
             mean of their features (B, C). Methods may act over time.
         frame_pool: Where the frames are averaged: 'after_norm' or 'before_norm', the last norm.
@@ -362,8 +366,7 @@ def attach(backbone: nn.Module,
     # Before anything is changed: a refusal leaves the model as it came.
     methods = build_methods([petl] if isinstance(petl, Mapping) else petl, specs)
     check_methods(methods, family, backbone)
-    if frames:
-        _check_frames(backbone, family, methods, frames, frame_pool)
+    _check_frames(backbone, family, methods, frames, frame_pool)
     _specialise(backbone, family, methods)
     if frames:
         backbone.__class__ = family.clips[type(backbone)]

@@ -136,6 +136,9 @@ def test_clips_of_another_length():
     (dict(frames=0, petl=[dict(type='AIM')]), 'AIM: needs a backbone for images that reads clips: set frames'),
     (dict(frames=-1), 'frames must be a whole number'),
     (dict(frame_pool='mean'), "frame_pool must be 'after_norm' or 'before_norm'"),
+    (dict(frame_pool='mean', frames=0), "frame_pool must be 'after_norm' or 'before_norm'"),
+    (dict(frame_pool='before_norm', frames=0), "frame_pool='before_norm' averages the frames of clips: set frames"),
+    (dict(frame_pool='before_norm', final_norm=False), "frame_pool='before_norm' needs a last norm"),
     (dict(out_type='featmap'), "out_type must be 'cls_token' or 'avg_featmap'"),
     (dict(petl=[dict(type='VQT', num_tokens=1)]), 'VQT is not defined over the frames of a clip'),
 ])
