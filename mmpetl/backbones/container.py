@@ -72,6 +72,7 @@ class PETL(ModuleDict):
         """
         specs = [block.spec for block in self.blocks]
         backbone = self.backbone
+        output = plain(getattr(backbone, 'out_type', None))
         # The sited class is ours and may be renamed; files must go by upstream's.
         upstream = next(c for c in type(backbone).__mro__ if not c.__module__.startswith('mmpetl.'))
         return dict(
@@ -85,7 +86,7 @@ class PETL(ModuleDict):
             # Of the first block: later ones follow from it.
             grid=plain((specs[0].frames, *specs[0].grid) if specs[0].frames else specs[0].grid) or None,
             window=[plain(spec.window) for spec in specs] if specs[0].window else None,
-            output=plain(getattr(backbone, 'out_type', None)))
+            output=f'{output} of frames averaged before the norm' if self.frame_pool == 'before_norm' else output)
 
     def base_fingerprint(self) -> str:
         """Fingerprint of the frozen base parameters."""

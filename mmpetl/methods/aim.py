@@ -18,36 +18,12 @@ frame before the first block. Down-projections are drawn from N(0, 0.02^2), all 
 from typing import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
-from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, HalfCopies, Layers, Method, PerLayer, positive
-
-
-class FrameAdapter(nn.Module):
-    """A(z) without skip connection."""
-
-    def __init__(self, dim: int, mid_dims: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(dim, mid_dims)
-        self.up = nn.Linear(mid_dims, dim)
-
-    def reset_parameters(self) -> None:
-        """The published start."""
-        nn.init.trunc_normal_(self.down.weight, std=0.02)
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, z: Tensor, half: HalfCopies, scale: float = 1.) -> Tensor:
-        """z (..., C) -> scale * A(z), (..., C)."""
-        code = recomputed(F.linear, z, half(self.down.weight), half(self.down.bias), level=SMALL_PRODUCT)
-        weight, bias = half(self.up.weight), half(self.up.bias)
-        if scale != 1:
-            weight, bias = weight * scale, bias * scale
-        return F.linear(recomputed(F.gelu, code), weight, bias)
+from ..sites import BlockSpec, Layers, Method, PerLayer, positive
+from .bottleneck import Bottleneck
 
 
 @METHODS.register_module()
@@ -82,12 +58,13 @@ class AIM(Method):
             raise ValueError('AIM: needs a backbone for images that reads clips: set frames of the backbone')
         given = self.spread(mid_dims, 'mid_dims')
         mids = {i: self.specs[i].dim // 4 if mid is None else mid for i, mid in given.items()}
-        self.scales = {i: float(s) for i, s in self.spread(scale, 'scale').items()}
+        scales = self.spread(scale, 'scale')
         self.drop_path_rates = {i: float(r) for i, r in self.spread(drop_path_rate, 'drop_path_rate').items()}
         parts = ('time', 'space', 'joint', *(('time_in', ) if temporal_input else ()))
         self.temporal_input = temporal_input
-        self.blocks = self.for_parts(
-            parts, lambda i, part: FrameAdapter(self.specs[i].dim, positive(mids[i], 'mid_dims', 'AIM')))
+        self.blocks = self.for_parts(parts, lambda i, part: Bottleneck(
+            self.specs[i].dim, positive(mids[i], 'mid_dims', 'AIM'), 'gelu', 0., scales[i] if part == 'joint' else 1.,
+            'none'))
         self.table = nn.Parameter(torch.empty(self.specs[0].frames, self.specs[0].dim))
         self.reset_parameters()
 
@@ -98,7 +75,9 @@ class AIM(Method):
         nn.init.zeros_(self.table)
         for block in self.blocks.values():
             for adapter in block.values():
-                adapter.reset_parameters()
+                nn.init.trunc_normal_(adapter.down.weight, std=0.02)
+                for zero in (adapter.down.bias, adapter.up.weight, adapter.up.bias):
+                    nn.init.zeros_(zero)
 
     def on_entry(self, x: Tensor) -> Tensor:
         """x (B T, N, C) plus the row of its frame -> (B T, N, C).
@@ -128,7 +107,7 @@ class AIM(Method):
         adapters = self.blocks[str(i)]
         if sub == 'attn':
             return y + adapters['space'](y, self.half)
-        branch = adapters['joint'](x, self.half, self.scales[i])
+        branch = adapters['joint'](x, self.half)
         if self.training and self.drop_path_rates[i] > 0:
             branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')
         return y + branch

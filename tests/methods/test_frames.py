@@ -57,7 +57,8 @@ def adapter(a, z):
 
 @pytest.mark.parametrize('temporal_input', [False, True])
 def test_aim_is_its_formula(temporal_input):
-    model = build([dict(type='AIM', mid_dims=4, scale=[0.5, 2., 1.], temporal_input=temporal_input)])
+    scales = [0.5, 2., 1.]
+    model = build([dict(type='AIM', mid_dims=4, scale=scales, temporal_input=temporal_input)])
     method, plain, clips = model.petl['aim'], stock(model), CLIPS.inputs(dtype=torch.float64)
     expected = []
     for clip in clips:
@@ -71,9 +72,24 @@ def test_aim_is_its_formula(temporal_input):
             y = attention(layer, layer.ln1(x))
             x = x + y + adapter(a['space'], y)
             h = layer.ln2(x)
-            x = x + mlp(layer, h) + method.scales[i] * adapter(a['joint'], h)
+            x = x + mlp(layer, h) + scales[i] * adapter(a['joint'], h)
         expected.append(plain.ln1(x)[:, 0].mean(0))
     assert (features(model(clips)) - torch.stack(expected)).abs().max() <= 1e-12
+
+
+def test_aim_drops_whole_branches():
+    """The temporal branch of a clip and the joint branch of a frame; what is kept is scaled up."""
+    model = build([dict(type='AIM', mid_dims=4, drop_path_rate=0.5)])
+    method, x = model.petl['aim'], torch.randn(8 * 4, 17, 32, dtype=torch.float64)
+    model.petl.taps[0].frames = 4  # as within a forward pass
+    changes = [lambda: method.on_stream(0, x) - x, lambda: method.on_branch(0, 'ffn', x, x, 0 * x)]
+    for change, samples in zip(changes, (8, 8 * 4)):
+        method.eval()
+        whole = change().unflatten(0, (samples, -1)).flatten(1)
+        method.train()
+        found = change().unflatten(0, (samples, -1)).flatten(1)
+        kept = found.abs().sum(1) > 0
+        assert 0 < kept.sum() < samples and torch.allclose(found, 2 * whole * kept[:, None])
 
 
 def test_aim_counts_and_starts():
@@ -110,6 +126,15 @@ def test_st_adapter_over_frames_is_its_formula(subs, frame_pool):
         first = x[:, 0]
         expected.append(plain.ln1(first.mean(0)) if frame_pool == 'before_norm' else plain.ln1(first).mean(0))
     assert (features(model(clips)) - torch.stack(expected)).abs().max() <= 1e-12
+
+
+def test_an_adapter_of_another_pooling_is_refused(tmp_path):
+    """The two give different features from the same tensors."""
+    before, after = (build([dict(type='LoRA', rank=2)], frame_pool=pool) for pool in ('before_norm', 'after_norm'))
+    mmpetl.save_adapter(before, str(tmp_path / 'a.safetensors'))
+    with pytest.raises(ValueError, match="of frames averaged before the norm' in the adapter and 'cls_token'"):
+        mmpetl.load_adapter(after, str(tmp_path / 'a.safetensors'))
+    mmpetl.load_adapter(build([dict(type='LoRA', rank=2)], frame_pool='before_norm'), str(tmp_path / 'a.safetensors'))
 
 
 def test_methods_for_images_run_on_clips_and_merge():
