@@ -120,6 +120,7 @@ class Adapter(Method):
     """
 
     tokenwise = True
+    factor_words = ('learnable', )
 
     def __init__(self,
                  specs: Sequence[BlockSpec],
@@ -177,6 +178,7 @@ class AdaptFormer(Method):
     """
 
     tokenwise = True
+    factor_words = ('learnable', )
 
     def __init__(self,
                  specs: Sequence[BlockSpec],

@@ -47,6 +47,8 @@ class Method(BaseModule):
     #: Whether ``on_linear`` is defined on the op's own output W x + b only, so that no method may act before it.
     first_on_op = False
 
+    #: What a factor (``scale``, ``alpha``) may be instead of a number.
+    factor_words: Tuple[str, ...] = ()
     #: Arguments that change what a step costs and nothing of what it computes: an adapter belongs where they differ.
     costs_only: Tuple[str, ...] = ()
 
@@ -61,7 +63,7 @@ class Method(BaseModule):
             except TypeError:
                 return method  # __init__ is about to raise it
             check_arguments(cls.__init__, cls.__name__, {k: v for k, v in bound.arguments.items()
-                                                         if k not in ('self', 'specs')})
+                                                         if k not in ('self', 'specs')}, cls.factor_words)
             bound.apply_defaults()
             method.__dict__['arguments'] = {k: v for k, v in bound.arguments.items() if k not in ('self', 'specs')}
         return method

@@ -121,13 +121,15 @@ FACTORS = ('alpha', 'scale')
 _WORDS = {bool: 'True or False', int: 'a whole number', float: 'a finite number', str: 'a text'}
 
 
-def check_arguments(build: Callable[..., Any], owner: str, arguments: Mapping[str, Any]) -> None:
+def check_arguments(build: Callable[..., Any], owner: str, arguments: Mapping[str, Any],
+                    factor_words: Sequence[str] = ()) -> None:
     """Compare the arguments of a method with the annotations of its constructor, before anything is made of them.
 
     Args:
         build: The constructor.
         owner: Name of the method, for messages.
         arguments: What it is given.
+        factor_words: Texts that a factor may be instead of a number.
 
     Raises:
         ValueError: Naming method, option and value: another kind of value, a number that is not finite, a rate outside
@@ -141,7 +143,8 @@ def check_arguments(build: Callable[..., Any], owner: str, arguments: Mapping[st
         for one in _items(value):
             if name.endswith(('drop_rate', 'drop_path_rate')) and not (is_a(one, float) and 0 <= one < 1):
                 raise ValueError(f'{owner}: {name}={value!r:.80}: give a rate from 0 to below 1')
-            if name in FACTORS and not (one is None and name == 'alpha') and not (is_a(one, float) and one):
+            named = one is None and name == 'alpha' or one in factor_words
+            if name in FACTORS and not named and not (is_a(one, float) and one):
                 raise ValueError(f'{owner}: {name}={value!r:.80}: give a finite number other than 0, with which '
                                  'nothing would train')
 

@@ -11,6 +11,7 @@ from cases import BACKBONE, features, perturb
 import mmpetl
 from mmpetl.methods.e2vpt import E2VPT
 from mmpetl.methods.vpt import VPT
+from mmpetl.registry import METHODS
 from mmpetl.sites import BlockSpec
 
 VIT_B = [BlockSpec(i, 0, 768, 12, 3072, 1, (14, 14)) for i in range(12)]
@@ -28,6 +29,8 @@ OPTIONS = {
                      ('vit', 'videomae'), {}),
     'E2VPT shared kv': (dict(type='E2VPT', num_tokens=3, num_kv_tokens=2, segments=4, shared='kv', share_kv=False),
                         ('clip', ), {}),
+    'Adapter learned': (dict(type='Adapter', mid_dims=4, scale=['learnable', 2, 'learnable']), ('vit', ), {}),
+    'AdaptFormer learned': (dict(type='AdaptFormer', mid_dims=4, scale='learnable'), ('vit', ), {}),
 }
 ROWS = [(name, backbone) for name, (_, on, _) in OPTIONS.items() for backbone in on]
 rows = pytest.mark.parametrize('name, on', ROWS, ids=[f'{n}-{b}' for n, b in ROWS])
@@ -110,6 +113,22 @@ def test_shared_prompts_are_one_tensor_in_every_block():
     assert [tap.num_prompts for tap in model.petl.taps] == [2, 2, 2] and len(method.prompts['0']) == 2
 
 
+@pytest.mark.parametrize('kind', ['Adapter', 'AdaptFormer'])
+def test_a_learned_scale_is_a_scale(kind):
+    """It starts at 1, and acts as the number that it has become."""
+    learned, given = (BACKBONE['vit'].build([dict(type=kind, mid_dims=4, scale=scale)]) for scale in ('learnable', 3.))
+    perturb(learned.petl)
+    own = {k: v for k, v in learned.state_dict().items() if k.endswith('.scale')}
+    assert len(own) == (6 if kind == 'Adapter' else 3) and all(0.7 < v < 1.3 for v in own.values())
+    with torch.no_grad():
+        for parameter in own.values():
+            parameter.fill_(3)
+    given.load_state_dict({k: v for k, v in learned.state_dict().items() if k not in own})
+    learned.eval(), given.eval()
+    x = BACKBONE['vit'].inputs()
+    torch.testing.assert_close(features(learned(x)), features(given(x)))
+
+
 @pytest.mark.parametrize('method, count', [
     (lambda: VPT(VIT_B, 50, shared=True), 768 * 50),
     (lambda: VPT(VIT_B, 50, shared=True, project=64), 64 * 50 + 768 * 64 + 768),
@@ -145,6 +164,8 @@ def test_pooling_over_prompts_alone_is_their_mean():
     (lambda: E2VPT(SWIN_B, shared='prompts'), 'E2VPT: prompts shared'),
     (lambda: E2VPT(SWIN_B, shared=['kv']), 'E2VPT: keys and values shared'),
     (lambda: E2VPT(VIT_B, shared=['keys']), "E2VPT: unknown shared 'keys'"),
+    (lambda: METHODS.build(dict(type='Adapter', specs=VIT_B, scale='learned')), "Adapter: scale='learned': give a finite"),
+    (lambda: METHODS.build(dict(type='FacT', specs=VIT_B, scale='learnable')), "FacT: scale='learnable'"),
     (lambda: VPT(VIT_B, init='uniforn'), "did you mean 'uniform'"),
     (lambda: E2VPT(VIT_B, init='zeros'), "E2VPT: unknown init 'zeros'"),
     (lambda: VPT(VIT_B, pool_prompts='alone'), "pool_prompts must be True, False, 'only' or None"),
