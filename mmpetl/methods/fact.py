@@ -12,7 +12,7 @@ input chunks of fc2). The small matrix M of a slice is free in the tensor-train 
 """
 
 import math
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Dict, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import AS_THEY_ARE, OPS, BlockSpec, HalfCopies, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import AS_THEY_ARE, OPS, BlockSpec, HalfCopies, Layers, PerLayer, Update, add_product, check_ops, positive
 
 
 @METHODS.register_module()
-class FacT(Method):
+class FacT(Update):
     """Factor-tuning.
 
     Args:
@@ -103,9 +103,6 @@ class FacT(Method):
                 slots[i, op], start = slice(start, stop), stop
         return slots, start
 
-    def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return self.ops
-
     def reset_parameters(self) -> None:
         """U and the free M like torch's Linear, core and mix Xavier-uniform, V zero: the start is exact."""
         nn.init.kaiming_uniform_(self.u, a=math.sqrt(5))
@@ -157,11 +154,3 @@ class FacT(Method):
         else:
             increment = self.v @ matrix @ self.u
         return self.scales[i] * increment
-
-    def fold(self, i: int, op: str, weight: Tensor,
-             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """weight (Cout, Cin), bias (Cout) -> W + scale * V M U, (Cout, Cin), and the same bias."""
-        # slots, and not layers and ops apart: a block may lack an op that others have.
-        if (i, op) not in self.slots:
-            return weight, bias
-        return weight + self.delta(i, op).to(weight), bias

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, PerLayer, Update, add_product, check_ops, positive
 
 
 class Factors(nn.Module):
@@ -35,7 +35,7 @@ class Factors(nn.Module):
 
 
 @METHODS.register_module()
-class KAdaptation(Method):
+class KAdaptation(Update):
     """Kronecker adaptation.
 
     Args:
@@ -131,9 +131,6 @@ class KAdaptation(Method):
     def rule_name(self, i: int) -> str:
         """Key of block ``i``'s rules: its width C where blocks share them, else its index."""
         return str(self.specs[i].dim if self.share_rule else i)
-
-    def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return self.ops
 
     def bias_name(self, i: int, op: str) -> str:
         """Key of the bias of one op in :attr:`biases`."""

@@ -12,14 +12,14 @@ from N(0, 0.1^2), ``U_2`` (Cout, rank) is zero: the start is exact.
 """
 
 import math
-from typing import Optional, Sequence, Tuple, Union
+from typing import Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import BlockSpec, Layers, PerLayer, Update, add_product, check_ops, positive
 
 
 def hadamard(up1: Tensor, down1: Tensor, up2: Tensor, down2: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Hadamard(nn.Module):
 
 
 @METHODS.register_module()
-class LoHa(Method):
+class LoHa(Update):
     """Low-rank Hadamard product adaptation of any of q, k, v, proj, fc1, fc2, gate.
 
     Args:
@@ -78,9 +78,6 @@ class LoHa(Method):
         self.blocks = self.for_parts(self.ops, lambda i, op: Hadamard(*self.specs[i].op_dims(op), ranks[i]))
         self.reset_parameters()
 
-    def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return self.ops
-
     def reset_parameters(self) -> None:
         for block in self.blocks.values():
             for f in block.values():
@@ -107,10 +104,3 @@ class LoHa(Method):
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, of shape (Cout, Cin)."""
         return self.scales[i] * hadamard(*self.blocks[str(i)][op].factors())
-
-    def fold(self, i: int, op: str, weight: Tensor,
-             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """weight (Cout, Cin), bias (Cout) -> same shapes."""
-        if i not in self.layers or op not in self.ops:
-            return weight, bias
-        return weight + self.delta(i, op).to(weight), bias

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..recompute import ELEMENTWISE, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import BlockSpec, Layers, PerLayer, Update, add_product, check_ops, positive
 
 
 def split(size: int, factor: int = -1) -> Tuple[int, int]:
@@ -63,7 +63,7 @@ class Side(nn.Module):
 
 
 @METHODS.register_module()
-class LoKr(Method):
+class LoKr(Update):
     """Low-rank Kronecker product adaptation of any of q, k, v, proj, fc1, fc2, gate.
 
     Args:
@@ -125,9 +125,6 @@ class LoKr(Method):
         # alpha / rank means nothing where no rank is left; LyCORIS sets alpha to rank then.
         return 1. if all(side.is_whole for side in sides) else self.scales[i]
 
-    def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return self.ops
-
     def reset_parameters(self) -> None:
         for block in self.blocks.values():
             for sides in block.values():
@@ -144,10 +141,3 @@ class LoKr(Method):
         """The update of the weight, of shape (Cout, Cin)."""
         sides = self.blocks[str(i)][op]
         return self.scale_of(i, op) * kronecker(sides['a'].matrix(), sides['b'].matrix())
-
-    def fold(self, i: int, op: str, weight: Tensor,
-             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """weight (Cout, Cin), bias (Cout) -> same shapes."""
-        if i not in self.layers or op not in self.ops:
-            return weight, bias
-        return weight + self.delta(i, op).to(weight), bias

@@ -14,7 +14,7 @@ values, and their product is taken off W. Here W stays as it is and the start is
 """
 
 import math
-from typing import Any, Optional, Sequence, Tuple, Union
+from typing import Any, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, PerLayer, add_product, check_ops, positive
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, PerLayer, Update, add_product, check_ops, positive
 
 
 class LowRank(nn.Module):
@@ -69,7 +69,7 @@ class LowRank(nn.Module):
 
 
 @METHODS.register_module()
-class LoRA(Method):
+class LoRA(Update):
     """Low-rank adaptation of any of q, k, v, proj, fc1, fc2, gate.
 
     Args:
@@ -123,9 +123,6 @@ class LoRA(Method):
             self.ops, lambda i, op: LowRank(*self.specs[i].op_dims(op), ranks[i], init == 'pissa'))
         self.reset_parameters()
 
-    def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return self.ops
-
     def reset_parameters(self) -> None:
         for block in self.blocks.values():
             for factors in block.values():
@@ -169,10 +166,3 @@ class LoRA(Method):
         """The update of the weight, s U D or s (U D - U_0 D_0), of shape (Cout, Cin)."""
         down, up = self.blocks[str(i)][op].joined()
         return self.scales[i] * up @ down
-
-    def fold(self, i: int, op: str, weight: Tensor,
-             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """weight (Cout, Cin), bias (Cout) -> W + s U D, (Cout, Cin), and the same bias."""
-        if i not in self.layers or op not in self.ops:
-            return weight, bias
-        return weight + self.delta(i, op).to(weight), bias

@@ -9,7 +9,7 @@ Kopiczko et al., "VeRA: Vector-based Random Matrix Adaptation", https://arxiv.or
 zero, so the start is exact, and ``l_d`` (rank) at 0.1.
 """
 
-from typing import Optional, Sequence, Tuple, Union
+from typing import Sequence, Union
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, add_product, check_ops, positive
+from ..sites import BlockSpec, Layers, Update, add_product, check_ops, positive
 
 
 def shared_matrix(rows: int, columns: int, seed: int, number: int) -> Tensor:
@@ -36,7 +36,7 @@ def shared_matrix(rows: int, columns: int, seed: int, number: int) -> Tensor:
 
 
 @METHODS.register_module()
-class VeRA(Method):
+class VeRA(Update):
     """Vector-based random matrix adaptation of any of q, k, v, proj, fc1, fc2, gate.
 
     Args:
@@ -82,9 +82,6 @@ class VeRA(Method):
             dict(d=torch.empty(rank), b=torch.empty(self.specs[i].op_dims(op)[1]))))
         self.reset_parameters()
 
-    def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return self.ops
-
     def reset_parameters(self) -> None:
         for block in self.blocks.values():
             for vectors in block.values():
@@ -106,10 +103,3 @@ class VeRA(Method):
         """The update of the weight, diag(l_b) B diag(l_d) A, of shape (Cout, Cin)."""
         vectors, (in_dims, out_dims) = self.blocks[str(i)][op], self.specs[i].op_dims(op)
         return (vectors['b'][:, None] * self.b[:out_dims]) @ (vectors['d'][:, None] * self.a[:, :in_dims])
-
-    def fold(self, i: int, op: str, weight: Tensor,
-             bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """weight (Cout, Cin), bias (Cout) -> W + diag(l_b) B diag(l_d) A, (Cout, Cin), and the same bias."""
-        if i not in self.layers or op not in self.ops:
-            return weight, bias
-        return weight + self.delta(i, op).to(weight), bias

@@ -26,9 +26,10 @@ from .options import Layers, PerLayer, check_ops, nearest, parse_layers, per_lay
 from .product import add_product, own_gradient, scale_shift, scaled_product, scaled_sum
 from .spec import ALL_OPS, NORMS, OPS, POINTS, SUBS, BlockSpec
 from .tap import RunTime, Tap, plan_prompts
+from .update import Update
 
 __all__ = [
     'ALL_OPS', 'AS_THEY_ARE', 'BlockSpec', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS', 'POINTS', 'PerLayer',
-    'RunTime', 'SUBS', 'Tap', 'add_product', 'check_ops', 'nearest', 'new_pass', 'own_gradient', 'parse_layers',
-    'per_layer', 'plan_prompts', 'positive', 'scale_shift', 'scaled_product', 'scaled_sum'
+    'RunTime', 'SUBS', 'Tap', 'Update', 'add_product', 'check_ops', 'nearest', 'new_pass', 'own_gradient',
+    'parse_layers', 'per_layer', 'plan_prompts', 'positive', 'scale_shift', 'scaled_product', 'scaled_sum'
 ]
