@@ -2,6 +2,7 @@
 """Every published recipe: what its docstring says, and two training steps at toy size on generated data of the right
 form."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 
+from mmpetl.costs.memory import on_meta
 from mmpetl.datasets.tables import SUITES, get_task
 from mmpetl.models.text_features import TextFeatures, save_text_features
+from mmpetl.training.build import build_model
 from mmpetl.training.tasks import apply_task, find_dicts
+from mmpetl.tuning import summary
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
@@ -43,6 +47,18 @@ def test_config_says_what_it_is(path):
     assert cfg.default_scope == 'mmpretrain' and cfg.custom_imports.imports == ['mmpetl']
     if 'per_task' in cfg:
         assert set(cfg.per_task.rows) == set(SUITES[cfg.task.suite].tasks)
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if '/peers/' in p and '/fact-' not in p])
+def test_peers_train_as_many_parameters_as_they_say(path):
+    """In methods and tuned, and per class; FacT's ranks, and with them its numbers, differ by task."""
+    stated = (ROOT / path).read_text().split('Trainable:')[1].split('Expected')[0]
+    numbers = {int(n.replace(',', '')) for n in re.findall(r'\d[\d,]*\d', stated)}
+    cfg = load(path, **{'task.name': 'kitti'})
+    with on_meta():
+        counted = summary(build_model(cfg, weights=False))
+    found = {sum(counted.methods.values()), counted.tuned, counted.head // cfg.model.head.num_classes} - {0}
+    assert found <= numbers, found - numbers
 
 
 PEVIT = [p for p in CONFIGS if '/pevit/' in p]
