@@ -40,8 +40,14 @@ def read_config(path: str, options: Optional[Mapping[str, Any]] = None) -> Confi
     merge_options(cfg, options)
     apply_task(cfg, options)
     # the rest of a config may be incomplete: only the model is built of it
-    check_config({key: cfg[key] for key in ('model', 'data_preprocessor', 'default_scope') if key in cfg}, path)
+    parts = {key: cfg[key] for key in ('model', 'data_preprocessor') if key in cfg}
+    check_config(dict(parts, default_scope=scope_of(cfg)), path)
     return cfg
+
+
+def scope_of(cfg: Config) -> str:
+    """Whose registries are asked first: what upstream's files of a bare model leave out is mmpretrain's."""
+    return cfg.get('default_scope') or 'mmpretrain'
 
 
 def build_model(cfg: Config, weights: bool = True) -> nn.Module:
@@ -57,7 +63,7 @@ def build_model(cfg: Config, weights: bool = True) -> nn.Module:
     """
     from mmengine.registry import init_default_scope
 
-    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
+    init_default_scope(scope_of(cfg))
     with naming_keys(cfg, source_of(cfg)):
         return _build(cfg, weights)
 

@@ -15,7 +15,8 @@ KEYS = ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train
         'visualizer', 'vis_backends', 'default_scope', 'randomness', 'experiment_name', 'custom_imports', 'work_dir')
 #: Those that only this package, one kind of run or one command reads.
 OWN_KEYS = ('task', 'per_task', 'sweep', 'force_adapter', 'petl_checkpointing', 'activation_checkpointing', 'compile',
-            'runner_type', 'strategy', 'tta_model', 'tta_pipeline', 'model_wrapper_cfg', 'find_unused_parameters')
+            'cuda_graph', 'runner_type', 'strategy', 'tta_model', 'tta_pipeline', 'model_wrapper_cfg',
+            'find_unused_parameters')
 #: Keys of older MMCV configs -> what took their place.
 OLD_KEYS = {'optimizer': 'optim_wrapper.optimizer', 'optimizer_config': 'optim_wrapper', 'lr_config': 'param_scheduler',
             'runner': 'train_cfg', 'workflow': 'train_cfg and val_cfg', 'evaluation': 'val_cfg and val_evaluator',
@@ -133,6 +134,8 @@ def _sections(cfg: Dict[str, Any]) -> Iterator[str]:
         yield f'log_level={level!r:.80}: give one of {", ".join(LEVELS[:5])}'
     if cfg.get('compile') is not None and not isinstance(cfg['compile'], (bool, Mapping)):
         yield f'compile={cfg["compile"]!r:.80}: give True, False or a dict of options of torch.compile'
+    if not isinstance(cfg.get('cuda_graph', False), bool):
+        yield f'cuda_graph={cfg["cuda_graph"]!r:.80}: give True or False'
     env = cfg['env_cfg'] if _is_dict(cfg.get('env_cfg')) else {}
     start = (env.get('mp_cfg') or {}).get('mp_start_method')
     if start not in (None, 'fork', 'spawn', 'forkserver'):
@@ -242,6 +245,8 @@ def _fault(where: str, key: str, value: Any) -> str:
     items: List[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(v, float) and not math.isfinite(v) for v in items):
         return 'give a finite number'
+    if key == 'crop_size' and all(type(v) is float and 0 < v <= 1 for v in items):
+        return ''  # shares of the picture
     if key in POSITIVE and value is not None and not (value == -1 and type(value) is int and key in MINUS_ONE) and not (
             items and all(type(v) is int and v > 0 for v in items)):
         return 'give a whole number from 1' + (', or -1 for never' if key == 'interval' else '')

@@ -8,7 +8,8 @@ import inspect
 import typing
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Tuple
+from types import UnionType
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Tuple, Union
 
 import torch
 from mmengine import registry as root
@@ -50,6 +51,8 @@ _HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 
 #: Kinds whose constructors are annotated with care, and arguments of schedules that are times.
 ANNOTATED = ('schedule', 'hook')
 _TIMES = ('begin', 'end', 'T_max', 'step_size', 'total_steps')
+#: Backbones that mmaction2's recognizers make without a registry.
+FOREIGN = ('torchvision.', 'timm.')
 _RANDOMNESS = ('seed', 'diff_rank_seed', 'deterministic')
 
 
@@ -96,8 +99,8 @@ def typed(cfg: Mapping[str, Any]) -> Iterator[Typed]:
         yield from _one(cfg.get(key), key, root.LOOPS, f'{word} loop', _loop_of(cfg.get(key), word),
                         ('by_epoch', 'fp16', 'phases'))
     for name, hook in (cfg.get('default_hooks') or {}).items():
-        yield from _one(hook, f'default_hooks.{name}', root.HOOKS, 'hook')
-    yield from _several(cfg.get('custom_hooks'), 'custom_hooks', root.HOOKS, 'hook')
+        yield from _one(hook, f'default_hooks.{name}', root.HOOKS, 'hook', more=('priority', ))
+    yield from _several(cfg.get('custom_hooks'), 'custom_hooks', root.HOOKS, 'hook', more=('priority', ))
     for name in ('val_evaluator', 'test_evaluator'):
         found = cfg.get(name)
         if isinstance(found, Mapping) and 'type' not in found and 'metrics' in found:
@@ -136,9 +139,10 @@ def _of_model(cfg: Mapping[str, Any]) -> Iterator[Typed]:
         return
     for path in ('backbone', 'neck', 'head', 'cls_head', 'data_preprocessor'):
         node = model.get(path)
-        default = 'ClsDataPreprocessor' if path == 'data_preprocessor' and 'image' in str(model.get('type')).lower() \
-            else ''
-        yield from _several(node, f'model.{path}', root.MODELS, path.split('_')[-1], default=default)
+        kind = node.get('type', '') if isinstance(node, Mapping) else ''
+        foreign = path == 'backbone' and str(kind).startswith(FOREIGN)
+        if not foreign and (kind or path != 'data_preprocessor'):  # without a type its model's class decides
+            yield from _several(node, f'model.{path}', root.MODELS, path.split('_')[-1])
         loss = 'loss_cls' if path == 'cls_head' else 'loss'
         if isinstance(node, Mapping) and 'head' in path:
             yield from _one(node.get(loss), f'model.{path}.{loss}', root.MODELS, 'loss')
@@ -199,13 +203,13 @@ def _check_kinds(each: Typed, build: type, source: str) -> None:
     for step in build.__mro__:
         if '__init__' not in step.__dict__ or step is object:
             continue
-        for key, kind in annotations_of(step.__init__).items():
+        for key, kind in annotations_of(vars(step)['__init__']).items():
             value = each.node.get(key)
-            kinds = [part for part in (typing.get_args(kind) or (kind, )) if part is not type(None)]
-            if value is None or key in loose or not kinds or not set(kinds) <= {int, float, bool}:
+            kinds = set(typing.get_args(kind) if typing.get_origin(kind) in (Union, UnionType) else (kind, ))
+            if value is None or key in loose or not kinds <= {int, float, bool, type(None)}:
                 continue
-            if not any(is_a(value, part) for part in kinds):
-                words = ' or '.join(kind_words(kind) for kind in kinds)
+            if not is_a(value, kind):
+                words = kind_words(kind).removesuffix(' or None')
                 raise ValueError(f'{source}: {each.where}.{key}={value!r:.60}: give {words}')
 
 
