@@ -152,7 +152,7 @@ def install_mmcv_ops_stub() -> bool:
         bricks = sys.modules.get('mmcv.cnn.bricks.transformer')
         if bricks and not hasattr(bricks, 'MultiScaleDeformableAttention'):  # imported before, without operations
             from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttention
-            bricks.MultiScaleDeformableAttention = MultiScaleDeformableAttention
+            vars(bricks)['MultiScaleDeformableAttention'] = MultiScaleDeformableAttention
     return hasattr(sys.modules.get(name), '__mmpetl_stub__')
 
 

@@ -152,8 +152,8 @@ def write_loha(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
     return state, plain_config('LOHA', base, ranks, **ranks_and_alphas(ranks), init_weights=True)
 
 
-def _side(factors: Mapping[str, Tensor], number: int) -> Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]:
-    """One side of a Kronecker product: whole, or its two factors."""
+def _side(factors: Mapping[str, Tensor], number: int) -> Tuple[Any, Any, Any]:
+    """One side of a Kronecker product: whole, or its two factors; None where it has the other form."""
     name = f'lokr_w{number}'
     return factors.get(name), factors.get(f'{name}_a'), factors.get(f'{name}_b')
 

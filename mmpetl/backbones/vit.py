@@ -61,8 +61,8 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
     def feed_forward(self, h: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
         if isinstance(self.ffn, SwiGLUFFN):
-            ops = (self.op_parameters(op) for op in ('gate', 'fc1'))
-            y = gated_feed_forward(self.tap, *ops, F.silu, self.ffn.norm, self.ffn.w3, h)
+            gate, fc1 = (self.op_parameters(op) for op in ('gate', 'fc1'))
+            y = gated_feed_forward(self.tap, gate, fc1, F.silu, self.ffn.norm, self.ffn.w3, h)
             return self.ffn.gamma2(y)
         (fc1, act, drop1), fc2, drop2 = self.ffn.layers
         return self.ffn.gamma2(feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h))

@@ -99,8 +99,8 @@ def _not_finite(state: Mapping[str, Tensor]) -> List[str]:
 
 def _fits(base: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
     if header is not None:
-        base = header['base'].get('id') or header['base'].get('checkpoint') or 'its base'
-        return None, [f'{TYPES_OF_CLASS.get(header["backbone"], header["backbone"])} on {base}']
+        origin = header['base'].get('id') or header['base'].get('checkpoint') or 'its base'
+        return None, [f'{TYPES_OF_CLASS.get(header["backbone"], header["backbone"])} on {origin}']
     try:
         name = detect(base)
     except ValueError:

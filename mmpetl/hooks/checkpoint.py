@@ -41,6 +41,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         OSError: Where the disk is full; what was there before is whole.
         ValueError: If ``save_best`` names a metric that validation does not give.
     """
+    best_ckpt_path: Optional[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

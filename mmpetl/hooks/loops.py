@@ -2,7 +2,7 @@
 """MMEngine's training loops, for runs that go on exactly where they were cut, also inside an epoch."""
 
 import itertools
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -79,6 +79,7 @@ class EpochTrainLoop(_Exact, EpochBasedTrainLoop):
     Raises:
         ValueError: If there is nothing to train.
     """
+    _iter: int
 
     def __init__(self, runner: Any, dataloader: Any, max_epochs: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(runner, dataloader, max_epochs, *args, **kwargs)
@@ -137,7 +138,7 @@ class EpochTrainLoop(_Exact, EpochBasedTrainLoop):
             self.set_states(resumed.get('epoch_random') or resumed.get('random'))
         self.epoch_states = _gathered()
         unread = begin_draws(self.dataloader, self._epoch, done)
-        batches = itertools.islice(iter(self.dataloader), unread, None)
+        batches: Iterator[Any] = itertools.islice(iter(self.dataloader), unread, None)
         if resumed:
             first: Tuple[Any, ...] = tuple(itertools.islice(batches, 1))
             self.set_states(resumed.get('random'))

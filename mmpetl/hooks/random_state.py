@@ -21,11 +21,12 @@ from torch.utils.data import BatchSampler, DataLoader
 def random_state() -> Dict[str, Any]:
     """States of Python, NumPy, torch on the CPU and on every GPU: tensors and numbers only."""
     version, numbers, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    assert kind == 'MT19937'
+    drawn = np.random.get_state(legacy=False)
+    assert drawn['bit_generator'] == 'MT19937'
     return dict(
         python=[version, torch.tensor(numbers, dtype=torch.int64), gauss],
-        numpy=[torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        numpy=[torch.from_numpy(drawn['state']['key'].astype(np.int64)), int(drawn['state']['pos']),
+               int(drawn['has_gauss']), float(drawn['gauss'])],
         torch=torch.get_rng_state(),
         cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else [])
 
@@ -81,7 +82,8 @@ class Draws:
 
     def __init__(self, sampler: Any, seed: int) -> None:
         self.sampler, self.seed = sampler, seed
-        self.epoch, self.skip, self._rounds = 0, 0, None  # type: ignore[var-annotated]
+        self.epoch, self.skip = 0, 0
+        self._rounds: Optional[int] = None
 
     def begin(self, epoch: int, skip: int = 0) -> None:
         """What the next pass is: number of the epoch, and samples at its beginning to leave out."""
@@ -139,7 +141,7 @@ def _reading_draws(cls: Any) -> type:
 
 
 def _rebuilt(cls: type) -> Any:
-    made = _reading_draws(cls)
+    made: Any = _reading_draws(cls)
     return made.__new__(made)
 
 

@@ -79,7 +79,7 @@ def prune_into(rung: SideBlock, block: Weights, channels: Tensor) -> None:
     keys, values = inner('qk'), inner('v', 'proj')
     hidden = inner(('fc1', ), 'fc2', 1, rung.fc1.out_features)
     rows = torch.cat([block[op][0][chosen][:, channels] for op, chosen in zip('qkv', (keys, keys, values))])
-    biases = [torch.zeros_like(block[op][0][:, 0]) if block[op][1] is None else block[op][1] for op in 'qkv']
+    biases = [w.new_zeros(len(w)) if b is None else b for w, b in (block[op] for op in 'qkv')]
     rung.qkv.weight.copy_(rows)
     rung.qkv.bias.copy_(torch.cat([b[chosen] for b, chosen in zip(biases, (keys, keys, values))]))
     for linear, op, into, out in ((rung.proj, 'proj', channels, values), (rung.fc1, 'fc1', hidden, channels),

@@ -27,7 +27,7 @@ NORM_OF = dict(attn='norm1', ffn='norm2')
 
 def pads(spec: BlockSpec) -> bool:
     """Whether window attention may pad a block's normed map with zeros, which no bias has touched."""
-    return bool(spec.window) and (not spec.grid or any(n % w for n, w in zip(spec.grid, spec.window)))
+    return bool(spec.window and (not spec.grid or any(n % w for n, w in zip(spec.grid, spec.window))))
 
 
 class DenseSparse(nn.Module):

@@ -4,7 +4,7 @@ it. Sections are looked at here, types and their arguments in :mod:`mmpetl.train
 
 import difflib
 import math
-from typing import Any, Dict, Iterator, List, Mapping, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Tuple, TypeGuard
 
 from .check_types import check_types
 
@@ -90,7 +90,7 @@ def check_complete(cfg: Mapping[str, Any], source: str, phase: str = 'train') ->
             raise ValueError(f'{source}: the config has no {" and no ".join(missing)}{have}: write it{leave}')
 
 
-def _is_dict(value: Any) -> bool:
+def _is_dict(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping)
 
 

@@ -111,7 +111,7 @@ def _parts(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[Diffe
         return
     for part in dict.fromkeys([*theirs, *ours]):
         if part not in theirs or part not in ours:
-            kind = (theirs.get(part) or ours.get(part))['type']
+            kind = (theirs if part in theirs else ours)[part]['type']
             yield 'parts', f'{part} is a {kind} {"in the adapter" if part in theirs else "here"} and missing ' + (
                 'here' if part in theirs else 'in the adapter')
             continue

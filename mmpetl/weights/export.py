@@ -96,7 +96,7 @@ def hf_config(state: Mapping[str, torch.Tensor],
         raise ValueError(f'no transformers config for {arch!r}; known: {", ".join(able)}')
     # Sizes are read off the tensors, so that config and weights cannot disagree.
     kernel = state['patch_embed.projection.weight']
-    config = finish(state, dict(
+    config = finish(dict(state), dict(
         hidden_size=kernel.shape[0],
         num_hidden_layers=depth(state, known.stem),
         num_attention_heads=num_heads,
