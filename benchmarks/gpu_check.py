@@ -34,6 +34,12 @@ BATCHES = dict(vit=64, videomae=8, video_swin=4)
 TIMED = ('LoRA', 'AdaptFormer', 'VPT', 'APT', 'PATT', 'PATT + AdaptFormer', 'SSF', 'SynQT')
 
 
+def told(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error).strip().splitlines() or ['']
+    return f'{type(error).__name__}: {text[0][:300]}'
+
+
 def methods(device: str, names: Sequence[str], until: float) -> List[Dict[str, Any]]:
     """Run the checks of some rows until a time, in seconds since the epoch; graphs last, they take longest."""
     found: List[Dict[str, Any]] = []
@@ -46,8 +52,7 @@ def methods(device: str, names: Sequence[str], until: float) -> List[Dict[str, A
             try:
                 entry.update(state='passed', figure=CHECKS[check](*ROWS[row], device))
             except Exception as error:  # one that fails must not hide the others
-                text = str(error).strip().splitlines() or ['']
-                entry.update(state='failed', message=f'{type(error).__name__}: {text[0][:300]}')
+                entry.update(state='failed', message=told(error))
         found.append(entry)
     return found
 
@@ -132,30 +137,29 @@ def speed(args: argparse.Namespace, until: float) -> List[Dict[str, Any]]:
             entry = dict(row=name, check=key, batch=len(x), state='not reached')
             found.append(entry)
             if time.time() < until:
-                _time(entry, make, full, x, args)
+                try:
+                    entry.update(_time(make, full, x, args))
+                except Exception as error:  # such as too little memory
+                    entry.update(state='failed', message=told(error))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     return found
 
 
-def _time(entry: Dict[str, Any], make: Any, full: torch.nn.Module, x: torch.Tensor, args: argparse.Namespace) -> None:
+def _time(make: Any, full: torch.nn.Module, x: torch.Tensor, args: argparse.Namespace) -> Dict[str, Any]:
     model = make()
     if model is None:
-        entry['state'] = 'no plain form'
-        return
+        return dict(state='no plain form')
     model = model.to(args.device)
     model.train()
     share_trunk([full, getattr(model, 'model', model)])
-    try:
-        for _ in range(3):
-            train_step(model, x, 'bf16')
-        took = statistics.median(seconds(lambda: train_step(model, x, 'bf16')) for _ in range(args.steps))
-        entry.update(state='measured', milliseconds=1000 * took, per_second=len(x) / took,
-                     peak=peak_bytes(lambda: train_step(model, x, 'bf16')))
-        with torch.no_grad():
-            entry['finite'] = bool(torch.isfinite(last(model(x)).float()).all())
-    except torch.cuda.OutOfMemoryError:
-        entry.update(state='failed', message='out of memory')
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for _ in range(3):
+        train_step(model, x, 'bf16')
+    took = statistics.median(seconds(lambda: train_step(model, x, 'bf16')) for _ in range(args.steps))
+    peak = peak_bytes(lambda: train_step(model, x, 'bf16'))
+    with torch.no_grad():
+        assert torch.isfinite(last(model(x)).float()).all(), 'the output is not finite'
+    return dict(state='measured', milliseconds=1000 * took, per_second=len(x) / took, peak=peak)
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``compile=True`` for runs: the blocks of the backbone are compiled, each as one graph, and nothing around them.
+"""``compile=True`` for runs: the blocks of the backbone are compiled, each without a break, and nothing around them.
+Alike blocks may share a graph.
 
 MMEngine compiles the whole training step: preprocessing, its autocast context (whose reading of version numbers torch
 2.11 cannot trace), the model, the loss, the backward pass and the optimizer. Here the contexts are entered by ordinary

@@ -29,7 +29,7 @@ from .lifecycle import name_base, prepare
 from .loaders import close_loaders_after
 from .naming import naming_keys
 from .progress_bar import training_bar
-from .work_dir import claimed, note_command, refuse_or_clear
+from .work_dir import claimed, is_first_process, note_command, refuse_or_clear
 
 _runs = itertools.count()
 
@@ -198,7 +198,7 @@ def run_training(args: argparse.Namespace) -> None:
             cfg.work_dir):
         if not cfg.get('resume') and (cfg.train_cfg.get('phases') or ['train'])[0] == 'train':
             refuse_or_clear(cfg.work_dir, args.overwrite)
-        if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)) or 0) == 0:
+        if is_first_process():
             note_command(cfg.work_dir, sys.argv)
         runner = build_runner(cfg)
         with training_bar(runner):

@@ -29,6 +29,11 @@ _held: Set[str] = set()
 # -- who works in it --------------------------------------------------------------------------------------------------
 
 
+def is_first_process() -> bool:
+    """Whether launchers call this process the first, before processes know of each other."""
+    return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)) or 0) == 0
+
+
 @contextmanager
 def claimed(work_dir: str) -> Iterator[None]:
     """Within the context no other process trains in ``work_dir``; what dead ones left half-written there is removed.
@@ -40,7 +45,7 @@ def claimed(work_dir: str) -> Iterator[None]:
         ValueError: If another process trains there; it is named.
     """
     folder = os.path.realpath(work_dir)
-    if int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)) or 0) > 0 or folder in _held:
+    if not is_first_process() or folder in _held:
         yield
         return
     try:

@@ -42,6 +42,15 @@ def test_failures_and_lack_of_time_are_told(monkeypatch):
     assert '* LoRA-vit placement: RuntimeError: off the device' in gpu_check.markdown(result)
 
 
+def test_a_model_that_cannot_be_timed_hides_no_other(monkeypatch):
+    def full_memory(make, *_):
+        raise torch.OutOfMemoryError('out of memory\nmore')
+
+    monkeypatch.setattr(gpu_check, '_time', full_memory)
+    found = gpu_check.speed(gpu_check.parse(['--device', 'cpu', '--size', 'tiny']), until=float('inf'))
+    assert len(found) > 3 and {e['message'] for e in found} == {'OutOfMemoryError: out of memory'}
+
+
 def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(SystemExit, match='torch sees no GPU: name --device cpu or --device meta'):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``compile`` through the runner: the blocks alone, each one graph, with MMEngine's autocast, and the same results."""
+"""``compile`` through the runner: the blocks alone, without a break in any, with MMEngine's autocast, and the same results."""
 
 import copy
 
