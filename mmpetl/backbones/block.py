@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..recompute import ELEMENTWISE, LARGE_PRODUCT, Recomputing, is_recomputed, recomputed
-from ..sites import BlockSpec, Tap
+from ..sites import BlockSpec, Tap, autocast_dtype
 from .attention import attend
 from .cast import apply_linear, held, hold, release
 
@@ -40,24 +40,17 @@ def enter_prompts(tap: Tap, x: Tensor, extra_tokens: int) -> Tuple[Tensor, Optio
     # Nobody reads what this block makes of them, so they need no queries and no feed-forward network:
     # same outputs, less work.
     if not tap.prompts_read:
-        return x, prompts if in_autocast(prompts) else prompts.to(x.dtype)
+        return x, prompts if autocast_dtype(prompts) else prompts.to(x.dtype)
     # Under autocast the stream may be in another precision than the learned tokens.
     prompts = prompts.to(x.dtype)
     return torch.cat([x[:, :extra_tokens], prompts.expand(len(x), -1, -1), x[:, extra_tokens:]], 1), None
 
 
-def in_autocast(x: Tensor) -> bool:
-    """Whether autocast casts what products read of x (...)."""
-    return x.device.type in ('cpu', 'cuda') and torch.is_autocast_enabled(x.device.type)
-
-
 def once_in_half(h: Tensor) -> Tensor:
     """Under autocast, an input (..., C) in the precision in which all products read it: cast once, not once per
     reader."""
-    kind = h.device.type
-    if h.dtype is torch.float32 and kind in ('cpu', 'cuda') and torch.is_autocast_enabled(kind):
-        return recomputed(torch.Tensor.to, h, torch.get_autocast_dtype(kind))
-    return h
+    half = autocast_dtype(h)
+    return recomputed(Tensor.to, h, half) if half and h.dtype is torch.float32 else h
 
 
 #: Token grid and frames per clip of the input at hand.

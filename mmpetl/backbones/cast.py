@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sites import Tap
+from ..sites import Tap, autocast_dtype
 
 Linear = Tuple[Tensor, Optional[Tensor]]
 #: Ops that backbones compute as one product; the parts of their copies stand in one tensor, under both names.
@@ -32,8 +32,8 @@ def hold(block: Any, x: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    kind = x.device.type
-    if kind not in ('cpu', 'cuda') or not torch.is_autocast_enabled(kind):
+    dtype = autocast_dtype(x)
+    if dtype is None:
         return False
     made: Dict[str, Linear] = {}
     sources: List[Tensor] = []
@@ -42,7 +42,7 @@ def hold(block: Any, x: Tensor) -> bool:
     def copy(source: Optional[Tensor], target: Optional[Tensor]) -> Optional[Tensor]:
         if source is None or source.dtype is not torch.float32 or source.requires_grad:
             return source
-        target = torch.empty_like(source, dtype=torch.get_autocast_dtype(kind)) if target is None else target
+        target = torch.empty_like(source, dtype=dtype) if target is None else target
         sources.append(source.detach())
         copies.append(target)
         return target
@@ -50,7 +50,7 @@ def hold(block: Any, x: Tensor) -> bool:
     found = {op: block.op_parameters(op) for op in block.spec.ops}
     for name, ops in JOINED.items():
         if all(op in found for op in ops):
-            made.update(_join(name, [found.pop(op) for op in ops], torch.get_autocast_dtype(kind), copy))
+            made.update(_join(name, [found.pop(op) for op in ops], dtype, copy))
     made.update({op: (copy(weight, None), copy(bias, None)) for op, (weight, bias) in found.items()})
     if not copies:
         return False

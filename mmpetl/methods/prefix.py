@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, PerLayer, positive
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, PerLayer, autocast_dtype, positive
 
 KeysValues = Tuple[Tensor, Tensor]
 
@@ -58,18 +58,13 @@ class Cached:
         # detach shares memory and holds it, so that data_ptr below cannot be a later tensor's at the same
         # address.
         self.state = [(t, t.detach(), t._version) for t in sources]
-        self.amp = self._amp(sources)
-        self.result = result
-
-    @staticmethod
-    def _amp(sources: Sequence[Tensor]) -> Any:
-        kind = sources[0].device.type
         # What was computed under one autocast setting has another precision under the next.
-        return torch.get_autocast_dtype(kind) if kind != 'meta' and torch.is_autocast_enabled(kind) else None
+        self.half = autocast_dtype(sources[0])
+        self.result = result
 
     def valid(self, sources: Sequence[Tensor]) -> bool:
         """Whether a result computed from ``sources``, tensors of any shape (...), is still theirs."""
-        return self.amp == self._amp(sources) and len(sources) == len(self.state) and all(
+        return self.half == autocast_dtype(sources[0]) and len(sources) == len(self.state) and all(
             t is s and t._version == version and t.data_ptr() == data.data_ptr()
             for t, (s, data, version) in zip(sources, self.state))
 

@@ -20,7 +20,7 @@ Own words, all of them: a *point* is a place in a block where methods may act, a
 methods, a *sited* class is an upstream class whose forward pass calls taps.
 """
 
-from .half import AS_THEY_ARE, HalfCopies, new_pass
+from .half import AS_THEY_ARE, HalfCopies, autocast_dtype, new_pass
 from .method import Method
 from .options import Layers, PerLayer, check_ops, nearest, parse_layers, per_layer, positive
 from .product import add_product, own_gradient, scale_shift, scaled_product, scaled_sum
@@ -30,6 +30,7 @@ from .update import Update
 
 __all__ = [
     'ALL_OPS', 'AS_THEY_ARE', 'BlockSpec', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS', 'POINTS', 'PerLayer',
-    'RunTime', 'SUBS', 'Tap', 'Update', 'add_product', 'check_ops', 'nearest', 'new_pass', 'own_gradient',
-    'parse_layers', 'per_layer', 'plan_prompts', 'positive', 'scale_shift', 'scaled_product', 'scaled_sum'
+    'RunTime', 'SUBS', 'Tap', 'Update', 'add_product', 'autocast_dtype', 'check_ops', 'nearest', 'new_pass',
+    'own_gradient', 'parse_layers', 'per_layer', 'plan_prompts', 'positive', 'scale_shift', 'scaled_product',
+    'scaled_sum'
 ]

@@ -19,15 +19,18 @@ def new_pass() -> None:
     _passes[0] += 1
 
 
+def autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
+    """The precision in which products read x (...) under autocast; None where autocast is off."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if kind in ('cpu', 'cuda') and torch.is_autocast_enabled(kind) else None
+
+
 def _half_of(parameter: Tensor, frozen: bool) -> Optional[torch.dtype]:
     """Autocast's half precision where a parameter is to be cast, else None."""
     buffer = frozen and type(parameter) is Tensor and not parameter.requires_grad
     if torch.compiler.is_compiling() or not (type(parameter) is nn.Parameter or buffer):
         return None
-    kind = parameter.device.type
-    if kind not in ('cpu', 'cuda') or parameter.dtype is not torch.float32 or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
+    return autocast_dtype(parameter) if parameter.dtype is torch.float32 else None
 
 
 def _state(group: _Group) -> Tuple[Any, ...]:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .half import autocast_dtype
+
 
 class _AddMM(torch.autograd.Function):
     """rows + scale * code @ weight^T, with the scale inside the products of the backward pass too."""
@@ -110,8 +112,7 @@ def own_gradient(*tensors: Tensor) -> bool:
     and stay so."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or len({t.dtype for t in tensors}) > 1:
         return False
-    kind = tensors[0].device.type
-    return tensors[0].dtype is not torch.float32 or kind == 'meta' or not torch.is_autocast_enabled(kind)
+    return tensors[0].dtype is not torch.float32 or autocast_dtype(tensors[0]) is None
 
 
 class _ScaleShift(torch.autograd.Function):
