@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import SUBS, BlockSpec, Layers, Method, add_product, check_ops, positive
-from .rep_adapter import NORM_OF, pads
+from .rep_adapter import NORM_OF, SUB_OF, merge_before, pads
 
 
 @METHODS.register_module()
@@ -86,7 +86,7 @@ class ARC(Method):
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
         """y (..., C) -> y + U (c * dropout(U^T y)) + b, (..., C)."""
-        shared, scale, bias = (self.half(p) for p in self.parts(i, 'attn' if op == 'norm1' else 'ffn'))
+        shared, scale, bias = (self.half(p) for p in self.parts(i, SUB_OF[op]))
         y = recomputed(Tensor.to, y, shared.dtype)  # once, not once per reader
         # c scales the small matrix instead of the code, so that nothing of the tokens' size is kept for its
         # gradient.
@@ -100,8 +100,5 @@ class ARC(Method):
         # weight can tell them apart.
         if op in 'qkv' and pads(self.specs[i]):
             return None
-        shared, scale, shift = (p.to(weight) for p in self.parts(i, 'ffn' if op in ('fc1', 'gate') else 'attn'))
-        # From the left, (Cout, C) (C, mid) (mid, C): the (C, C) product U diag(c) U^T is never formed.
-        changed = weight + (weight @ shared * scale) @ shared.t()
-        shift = weight @ shift
-        return changed, shift if bias is None else bias + shift
+        shared, scale, shift = (p.to(weight) for p in self.parts(i, SUB_OF[op]))
+        return merge_before(weight, bias, shared * scale, shared.t(), shift)

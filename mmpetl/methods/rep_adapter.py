@@ -21,13 +21,24 @@ from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive
 
-#: The norm before a sublayer, and the ops that read it.
+#: The norm before a sublayer.
 NORM_OF = dict(attn='norm1', ffn='norm2')
+#: The sublayer behind a norm, or that of an op that reads it.
+SUB_OF = dict(norm1='attn', q='attn', k='attn', v='attn', norm2='ffn', fc1='ffn', gate='ffn')
 
 
 def pads(spec: BlockSpec) -> bool:
     """Whether window attention may pad a block's normed map with zeros, which no bias has touched."""
     return bool(spec.window and (not spec.grid or any(n % w for n, w in zip(spec.grid, spec.window))))
+
+
+def merge_before(weight: Tensor, bias: Optional[Tensor], left: Tensor, right: Tensor,
+                 shift: Tensor) -> Tuple[Tensor, Tensor]:
+    """weight (Cout, C) and bias (Cout) of an op -> both with left (C, M) right (M, C) z + shift (C) taken in, which is
+    added to what the op reads, z."""
+    # From the left: the (C, C) product is never formed.
+    moved = weight @ shift
+    return weight + (weight @ left) @ right, moved if bias is None else bias + moved
 
 
 class DenseSparse(nn.Module):
@@ -106,7 +117,7 @@ class RepAdapter(Method):
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
         """y (..., C) -> y + s (B dropout(A y + a) + b), (..., C)."""
-        adapter = self.blocks[str(i)]['attn' if op == 'norm1' else 'ffn']
+        adapter = self.blocks[str(i)][SUB_OF[op]]
         down, bias, up, up_bias = (
             self.half(p) for p in (adapter.down.weight, adapter.down.bias, adapter.up, adapter.up_bias))
         y = recomputed(Tensor.to, y, down.dtype)  # once, not once per reader
@@ -119,9 +130,8 @@ class RepAdapter(Method):
         # Zeros that pad a window never passed the norm; a bias merged into q, k and v would reach them.
         if op in 'qkv' and pads(self.specs[i]):
             return None
-        adapter, scale = self.blocks[str(i)]['ffn' if op in ('fc1', 'gate') else 'attn'], self.scales[i]
-        up = adapter.dense(adapter.up)
-        # W times what the adapter adds to every token regardless of its input.
-        shift = weight @ (scale * (up @ adapter.down.bias + adapter.up_bias)).to(weight)
-        changed = weight + weight @ (scale * up @ adapter.down.weight).to(weight)
-        return changed, shift if bias is None else bias + shift
+        adapter = self.blocks[str(i)][SUB_OF[op]]
+        up = self.scales[i] * adapter.dense(adapter.up)
+        # What the adapter adds to every token regardless of its input.
+        shift = up @ adapter.down.bias + self.scales[i] * adapter.up_bias
+        return merge_before(weight, bias, *(t.to(weight) for t in (up, adapter.down.weight, shift)))
