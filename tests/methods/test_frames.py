@@ -128,12 +128,14 @@ def test_st_adapter_over_frames_is_its_formula(subs, frame_pool):
     assert (features(model(clips)) - torch.stack(expected)).abs().max() <= 1e-12
 
 
-def test_an_adapter_of_another_pooling_is_refused(tmp_path):
-    """The two give different features from the same tensors."""
+def test_an_adapter_of_another_pooling_or_for_images_is_refused(tmp_path):
+    """They give different features from the same tensors."""
     before, after = (build([dict(type='LoRA', rank=2)], frame_pool=pool) for pool in ('before_norm', 'after_norm'))
     mmpetl.save_adapter(before, str(tmp_path / 'a.safetensors'))
     with pytest.raises(ValueError, match="of frames averaged before the norm' in the adapter and 'cls_token'"):
         mmpetl.load_adapter(after, str(tmp_path / 'a.safetensors'))
+    with pytest.raises(ValueError, match=r'the grid of tokens: \[4, 4, 4\] in the adapter and \[4, 4\] here'):
+        mmpetl.load_adapter(ROW['clip'].build([dict(type='LoRA', rank=2)]), str(tmp_path / 'a.safetensors'))
     mmpetl.load_adapter(build([dict(type='LoRA', rank=2)], frame_pool='before_norm'), str(tmp_path / 'a.safetensors'))
 
 

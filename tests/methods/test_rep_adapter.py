@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from cases import BACKBONE, features, perturb
+from torch.utils.flop_counter import FlopCounterMode
 
 import mmpetl
 from mmpetl.registry import METHODS
@@ -174,6 +175,23 @@ def test_diff_fit_is_its_formula():
         layer.forward = forward
     with torch.no_grad():
         assert (features(model(x)) - features(plain(x))).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize('kind', ['RLRR', 'LoHa', 'LoKr'])
+def test_what_full_updates_cost(kind):
+    """The cards' numbers, beside DiffFit, which adds no product."""
+    options = dict(arch=dict(embed_dims=96, num_layers=8, num_heads=3, feedforward_channels=384), img_size=64)
+
+    def products(**petl):
+        model, x = BACKBONE['vit'].build([petl], **options), torch.randn(4, 3, 64, 64)
+        with FlopCounterMode(display=False) as forward, torch.no_grad():
+            model(x)
+        with FlopCounterMode(display=False) as step:
+            features(model(x)).sum().backward()
+        return np.array([forward.get_total_flops(), step.get_total_flops()])
+
+    ops = {} if kind == 'RLRR' else dict(ops='q,k,v,proj,fc1,fc2')
+    assert np.abs(products(type=kind, **ops) / products(type='DiffFit') - (2, 2.5)).max() < 0.15
 
 
 @pytest.mark.parametrize('cfg, words', [
