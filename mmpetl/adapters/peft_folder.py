@@ -24,7 +24,7 @@ from ..weights.guards import read_safetensors_header
 from ..weights.kinds import file_kind, read_tensors
 from ..weights.reading import as_path, read_json
 from . import peft_factors, peft_low_rank
-from .peft_layers import CONFIG, Slot, check_called, layer_slots
+from .peft_layers import CONFIG, Slot, check_called, layer_slots, same_layer
 
 TENSORS = 'adapter_model.safetensors'
 #: Settings of all kinds that change nothing about what the tensors mean.
@@ -190,17 +190,15 @@ def _layer_named(model: nn.Module, path: str, slots: Mapping[str, List[Slot]]) -
     own_names = backbone.petl.family.own_names
     names = [path]
     if own_names is not None:
-        # Layers of transformers have changed their names between versions; the folder may have the old
-        # ones.
+        # Layers of transformers have changed their names between versions; the folder may have the old ones.
         names += [next(iter(own_names(backbone, {f'{path}.weight': torch.empty(0)}))).removesuffix('.weight')]
     for name in names:
         if name in slots:
             return name
     # One name may have a prefix that the other lacks, as a classifier's model inside has.
-    fitting = [layer for layer in slots for name in names
-               if f'.{name}'.endswith(f'.{layer}') or f'.{layer}'.endswith(f'.{name}')]
+    fitting = [layer for layer in slots if any(same_layer(layer, name) for name in names)]
     # Two candidates would be a guess.
-    return fitting[0] if len(set(fitting)) == 1 else None
+    return fitting[0] if len(fitting) == 1 else None
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class Slot(NamedTuple):
 
 
 def layer_slots(model: nn.Module) -> Dict[str, List[Slot]]:
-    """Linear layers of a model by name, with the ops that they hold.
+    """Linear layers of a model by name, with the ops that they hold, from the first row on.
 
     Args:
         model: Model with an attached backbone.
@@ -40,7 +40,8 @@ def layer_slots(model: nn.Module) -> Dict[str, List[Slot]]:
                 # Rows are contiguous, so the distance in memory over the row length is the first row.
                 start = (weight.storage_offset() - layer.weight.storage_offset()) // layer.in_features
                 found.setdefault(name, []).append(Slot(i, op, start, len(weight), layer.in_features))
-    return found
+    # By row: a fused gate stands before or behind fc1.
+    return {name: sorted(held, key=lambda slot: slot.start) for name, held in found.items()}
 
 
 def id_of(weight: Tensor) -> int:
@@ -126,21 +127,36 @@ def rows_of(held: List[Slot]) -> int:
     return sum(slot.rows for slot in held)
 
 
+def same_layer(one: str, other: str) -> bool:
+    """Whether two names are of one layer: equal, or one with a prefix that the other lacks."""
+    return f'.{one}'.endswith(f'.{other}') or f'.{other}'.endswith(f'.{one}')
+
+
+def of_pattern(folder: str, config: Mapping[str, Any], key: str, layer: str, default: Any) -> Any:
+    """What a setting of peft by names of layers (``rank_pattern``, ``alpha_pattern``) says of one layer.
+
+    Raises:
+        WeightFileError: If it is no table, or one of its patterns is no plain name.
+    """
+    found, path = config.get(key) or {}, os.path.join(folder, CONFIG)
+    if not isinstance(found, dict):
+        raise WeightFileError(path, f'{key}={found!r:.60} is not a table', 'save the adapter again')
+    for pattern, value in found.items():
+        # A pattern is a regular expression to peft; from a file none is run here.
+        if re.search(r'[^\w.]', pattern):
+            raise WeightFileError(path, f'{key} {pattern!r:.60} is not a plain name', 'name the layers')
+        if same_layer(layer, pattern):
+            return value
+    return default
+
+
 def alpha_of(folder: str, config: Mapping[str, Any], layer: str, rank: int, key: str = 'lora_alpha') -> float:
     """Numerator of the scale alpha / rank of one layer.
 
     Raises:
         WeightFileError: If it is no number, or a pattern of layers is no plain name.
     """
-    alpha = config.get(key, rank)
-    for pattern, value in (config.get('alpha_pattern') or {}).items():
-        # A pattern is a regular expression to peft; from a file none is run here.
-        if re.search(r'[^\w.]', pattern):
-            raise WeightFileError(os.path.join(folder, CONFIG), f'alpha_pattern {pattern!r:.60} is not a plain name',
-                                  'name the layers')
-        if f'.{layer}'.endswith(f'.{pattern}') or f'.{pattern}'.endswith(f'.{layer}'):
-            alpha = value
-            break
+    alpha = of_pattern(folder, config, 'alpha_pattern', layer, config.get(key, rank))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise WeightFileError(os.path.join(folder, CONFIG), f'{key} {alpha!r:.40} is not a number',
                               'save the adapter again')

@@ -19,6 +19,7 @@ from .peft_layers import (
     alpha_of,
     drop_rate_of,
     held_methods,
+    of_pattern,
     of_shape,
     own,
     plain_config,
@@ -81,7 +82,7 @@ def write_lora(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
     for layer, held, parts in held_methods(model, slots):
         downs = [(slot, *_factors(method, slot)) for slot, method in parts]
         down = torch.cat([d for _, d, _ in downs])
-        up = _stacked(rows_of(held), [(slot, u) for slot, _, u in downs])
+        up = _stacked(held, [(slot, u) for slot, _, u in downs])
         state[f'{layer}.lora_A.weight'], state[f'{layer}.lora_B.weight'] = down, up
         ranks[layer] = len(down)
         if dora:
@@ -104,15 +105,12 @@ def _factors(method: nn.Module, slot: Slot) -> Tuple[Tensor, Tensor]:
     return down.detach(), method.scales[slot.block] * up.detach()
 
 
-def _stacked(rows: int, ups: List[Tuple[Slot, Tensor]]) -> Tensor:
+def _stacked(held: List[Slot], ups: List[Tuple[Slot, Tensor]]) -> Tensor:
     """Factors (own rows, rank) of the ops of a layer as one, each in its own rows and columns."""
-    # Block-diagonal: no op reads the code of another.
-    whole = ups[0][1].new_zeros(rows, sum(up.shape[1] for _, up in ups))
-    column = 0
-    for slot, up in ups:
-        whole[slot.start:slot.start + slot.rows, column:column + up.shape[1]] = up
-        column += up.shape[1]
-    return whole
+    # Block-diagonal: no op reads the code of another. Ops without a factor keep rows of zeros.
+    none = ups[0][1].new_zeros
+    return torch.block_diag(*(torch.cat([none(slot.rows, 0), *(up for at, up in ups if at == slot)], 1)
+                              for slot in held))
 
 
 def read_loha(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots) -> Read:
@@ -140,11 +138,9 @@ def write_loha(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
     ranks: Dict[str, int] = {}
     for layer, held, parts in held_methods(model, slots):
         factors = [(slot, method.scales[slot.block], own(method, slot)) for slot, method in parts]
-        rows = rows_of(held)
         # One of the two factors, as their product is scaled once.
-        ups = [(slot, scale * f.up1.detach()) for slot, scale, f in factors]
-        state[f'{layer}.hada_w1_a'] = _stacked(rows, ups)
-        state[f'{layer}.hada_w2_a'] = _stacked(rows, [(slot, f.up2.detach()) for slot, _, f in factors])
+        state[f'{layer}.hada_w1_a'] = _stacked(held, [(slot, scale * f.up1.detach()) for slot, scale, f in factors])
+        state[f'{layer}.hada_w2_a'] = _stacked(held, [(slot, f.up2.detach()) for slot, _, f in factors])
         for number in (1, 2):
             state[f'{layer}.hada_w{number}_b'] = torch.cat(
                 [getattr(f, f'down{number}').detach() for _, _, f in factors])
@@ -214,10 +210,7 @@ def _rank_of(folder: str, config: Mapping[str, Any], layer: str, up: Optional[Te
     """Rank that peft divides alpha by."""
     if up is not None:
         return up.shape[1]
-    for pattern, rank in (config.get('rank_pattern') or {}).items():
-        if f'.{layer}'.endswith(f'.{pattern}') or f'.{pattern}'.endswith(f'.{layer}'):
-            return _whole_number(folder, rank)
-    return _whole_number(folder, config.get('r'))
+    return _whole_number(folder, of_pattern(folder, config, 'rank_pattern', layer, config.get('r')))
 
 
 def write_lokr(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:

@@ -131,14 +131,9 @@ def _joined(ops: dict[str, dict[str, torch.Tensor]], fused: bool) -> tuple[torch
         return factors['down'].contiguous(), factors['up'].contiguous()
     present = [op for op in 'qkv' if op in ops]
     down = torch.cat([ops[op]['down'] for op in present])
-    width = ops[present[0]]['up'].shape[0]
-    up = down.new_zeros(3 * width, down.shape[0])
-    column = 0
-    for op in present:
-        row, rank = 'qkv'.index(op) * width, ops[op]['up'].shape[1]
-        up[row:row + width, column:column + rank] = ops[op]['up']
-        column += rank
-    return down, up
+    # Parts without a LoRA keep rows of zeros.
+    none = down.new_zeros(len(ops[present[0]]['up']), 0)
+    return down, torch.block_diag(*(ops[op]['up'] if op in ops else none for op in 'qkv'))
 
 
 def _scale(method: Mapping[str, Any], block: int, rank: int, scales: Mapping[int, float] | None) -> float:

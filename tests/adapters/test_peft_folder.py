@@ -145,6 +145,18 @@ def test_ia3_both_ways(name, tmp_path):
     _close(_output(ours, x), _output(again, x), _output(plain, x))
 
 
+@pytest.mark.parametrize('method', [dict(type='DoRA', rank=2, alpha=4, ops='fc1'), dict(type='LoHa', rank=2, ops='fc1')])
+def test_half_of_a_fused_layer_to_peft(method, tmp_path):
+    """The first layer of a gated network holds gate and fc1; where fc1 alone is adapted the gate keeps its rows."""
+    plain, x = _plain('timm DINOv2 gated'), _inputs('timm DINOv2 gated')
+    ours = mmpetl.attach(copy.deepcopy(plain), [method])
+    perturb(next(m for m in ours.modules() if hasattr(m, 'taps')), 0.1)
+    ours.train(False)
+    mmpetl.save_peft(ours, str(tmp_path))
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path)).train(False)
+    _close(_output(ours, x), _output(theirs, x), _output(plain, x))
+
+
 #: peft's configs of further kinds; layers of q, k and v in one are divided by what they allow.
 KINDS = {
     'DoRA': lambda t: peft.LoraConfig(r=2, lora_alpha=3, target_modules=t, use_dora=True, rank_pattern={t[0]: 3}),
@@ -226,6 +238,8 @@ def test_ours_to_peft(kind, name, tmp_path):
     (peft.OFTConfig(oft_block_size=8, target_modules=['qkv']), dict(peft_version=None), 'peft before 0.18'),
     (peft.VeraConfig(r=2, target_modules=['qkv'], save_projection=False), {}, 'save_projection=True'),
     (peft.LoKrConfig(r=2, target_modules=['qkv']), {}, 'cannot be divided among its ops: blocks of 12 rows'),
+    (peft.LoKrConfig(r=9, target_modules=['fc1'], decompose_factor=6), dict(rank_pattern={'.*fc1': 4}),
+     "rank_pattern '.*fc1' is not a plain name"),
     (peft.LoHaConfig(r=2, target_modules=['qkv']), dict(module_dropout=0.5), 'module_dropout=0.5 is not read here'),
     (peft.LoHaConfig(r=2, target_modules=['qkv']), dict(alpha='8'), 'is not a number'),
     (peft.LoHaConfig(r=2, target_modules=['qkv']), dict(peft_type='LOKR'), 'is neither a factor nor a parameter'),
@@ -258,6 +272,7 @@ def _folder(tmp_path, **changes):
     (dict(peft_type='LOHA'), 'lora_alpha=4.0 is not read here'),
     (dict(init_lora_weights='pissa'), 'changes the base'),
     (dict(alpha_pattern={'(a+)+$': 2}), 'not a plain name'),
+    (dict(alpha_pattern=['qkv']), 'is not a table'),
     (dict(lora_alpha='16'), 'not a number'),
     (dict(auto_map={'x': 'os.system'}), 'auto_map'),
     (dict(layer_replication=[[0, 2]]), 'layer_replication'),
