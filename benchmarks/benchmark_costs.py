@@ -209,7 +209,8 @@ def hardware() -> Dict[str, Any]:
                       for line in info.read_text().splitlines() if line.startswith('model name')), model)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return dict(cpu=model, cores=cores, threads=torch.get_num_threads(), gpu=gpu, torch=torch.__version__)
+    return dict(cpu=model, cores=cores, threads=torch.get_num_threads(), gpu=gpu, torch=torch.__version__,
+                version=mmpetl.__version__)
 
 
 def results_folder(out: Path) -> Path:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from cases import BACKBONE
 
+import mmpetl
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 import benchmark  # noqa: E402
@@ -109,7 +111,7 @@ def test_run_and_page(tmp_path, monkeypatch, capsys):
     assert found['hardware']['torch'] == torch.__version__ and path.with_name(
         'kept_over_parameters.png').stat().st_size > 10_000
     page = benchmark_report.write_docs(tmp_path, tmp_path / 'page.md').read_text()
-    assert f'torch {torch.__version__}' in page and page.count('| VPT |') == 1 and 'ms' not in page.split(
+    assert f'torch {torch.__version__}, mmpetl {mmpetl.__version__}' in page and page.count('| VPT |') == 1 and 'ms' not in page.split(
         '### Every method')[1]
     (stored, ) = (tmp_path / 'page').glob('*/methods.json')
     assert [row[0] for row in json.loads(stored.read_text())['tables'][0]['rows']] == ['full', 'full light', 'VPT',
@@ -124,6 +126,13 @@ def test_the_page_is_of_the_tables_beside_it():
     assert text == benchmark_report.page_of(folders) and len(text.splitlines()) <= 62
     for link in re.findall(r'\]\(([^)]+)\)', text):
         assert (page.parent / link).is_file(), link
+
+
+def test_what_the_page_says_of_synqt_is_counted():
+    full, row = benchmark_costs.variants(['SynQT'])
+    whole = costs(full, batch=8)['kept']
+    shares = [costs(row, memory=memory, batch=8)['kept'] / whole for memory in ('standard', 'light')]
+    assert "keeps {:.3f} of full, with `memory='light'` {:.3f}".format(*shares) in benchmark_report.HEAD
 
 
 def test_page_without_results(tmp_path):
