@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two methods on the same data sets and seeds: is the difference more than chance?"""
 
+import math
+import statistics
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence
+from typing import Dict, Optional, Sequence
 
 from .report import Row
 
@@ -37,9 +39,6 @@ class Comparison:
 
 def interval(values: Sequence[float], level: float = 0.95) -> Optional[float]:
     """Half of the confidence interval of a mean by Student's distribution; None for fewer than two values."""
-    import math
-    import statistics
-
     from scipy.stats import t
     if len(values) < 2:
         return None
@@ -54,25 +53,16 @@ def compare(first: Row, second: Row) -> Comparison:
     Raises:
         ValueError: If the rows are of different suites or share no run.
     """
-    import statistics
-
-    from scipy.stats import ttest_rel, wilcoxon
+    from scipy.stats import ttest_1samp, wilcoxon
     if first.suite != second.suite:
         raise ValueError(f'{first.name} and {second.name} are of different suites: {first.suite}, {second.suite}')
-    a: List[float] = []
-    b: List[float] = []
-    pairs: Dict[str, float] = {}
-    for task, cell in first.cells.items():
-        other = second.cells.get(task)
-        for run, score in cell.by_run.items():
-            if other is not None and run in other.by_run:
-                a.append(score)
-                b.append(other.by_run[run])
-                pairs[f'{task}, {run}'] = score - other.by_run[run]
+    pairs = {f'{task}, {run}': cell.by_run[run] - other
+             for task, cell in first.cells.items() if task in second.cells
+             for run, other in second.cells[task].by_run.items() if run in cell.by_run}
     if not pairs:
         raise ValueError(f'{first.name} and {second.name} share no finished run: the same tasks and seeds are compared')
     differences = list(pairs.values())
     moved = len(set(differences)) > 1
     return Comparison(first.name, second.name, pairs, statistics.fmean(differences), interval(differences),
-                      float(ttest_rel(a, b).pvalue) if moved else None,
+                      float(ttest_1samp(differences, 0).pvalue) if moved else None,
                       float(wilcoxon(differences).pvalue) if moved and any(differences) else None)

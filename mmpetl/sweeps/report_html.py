@@ -13,9 +13,9 @@ from typing import Any, List, Optional, Sequence
 
 from ..names import printable
 from ..version import __version__
+from .report import MISSING
 
 PAGE = Path(__file__).parent / 'page'
-MISSING = '--'
 
 
 @dataclass

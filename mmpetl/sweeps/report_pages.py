@@ -9,11 +9,10 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..datasets.tables import get_suite
-from ..evaluation.means import Mean
 from ..training.work_dir import read_commands
 from ..weights.reading import read_text
 from .compare import interval
-from .report import Row, cell_text, memory_of, tasks_of, time_of
+from .report import MISSING, Row, cell_text, mean_text, memory_of, tasks_of, time_of
 from .report_html import Cell, Picture, Sample, Section, Table, Text, data_uri, number, render
 from .report_plots import plot
 from .run_facts import Curve, Outcome, config_of, outcome_of, read_curves, trained_file
@@ -88,25 +87,22 @@ def _cell(cell: Any) -> Cell:
     return Cell(cell_text(cell), statistics.fmean(cell.scores) if cell and cell.scores else None)
 
 
-def _mean(mean: Mean) -> Cell:
-    return Cell(f'{mean.value:.2f}' if mean.value is not None else f'-- [{mean.have}/{mean.need}]', mean.value)
-
-
 def results_table(rows: Sequence[Row]) -> Table:
     """One line per method: its scores, the mean with a confidence interval over seeds, and what it costs."""
-    tasks, means = tasks_of(rows), list(rows[0].means())
+    tasks = tasks_of(rows)
     memory_label, memory = memory_of(rows)
     time_label, seconds = time_of(rows)
     lines, short = [], short_names([row.name for row in rows])
-    for row, m, s in zip(rows, memory, seconds):
-        runs = row.per_run(tasks)
+    for row, kept, s in zip(rows, memory, seconds):
+        runs, means = row.per_run(tasks), row.means()
         half = interval(runs) if runs else None
         lines.append([
             Cell(short[row.name]), Cell(row.family), *[_cell(row.cells.get(task)) for task in tasks],
-            number(row.average('mean', tasks)), Cell('--') if half is None else Cell(f'± {half:.2f}', half),
-            *[_mean(row.means()[label]) for label in means], number(row.average('params', tasks), ',.0f'),
-            number(None if m is None else m / 2**30), number(s, '.0f')])
-    head = ['method', 'family', *tasks, 'mean of these', '95 % interval', *means, 'trainable', memory_label, time_label]
+            number(row.average('mean', tasks)), Cell(MISSING) if half is None else Cell(f'± {half:.2f}', half),
+            *[Cell(mean_text(m), m.value) for m in means.values()], number(row.average('params', tasks), ',.0f'),
+            number(None if kept is None else kept / 2**30), number(s, '.0f')])
+    head = ['method', 'family', *tasks, 'mean of these', '95 % interval', *rows[0].means(), 'trainable', memory_label,
+            time_label]
     return Table(head, lines, 'Per cent, last epoch. Cells: mean ± standard deviation over seeds. The interval is that '
                  'of the mean over seeds, by Student.')
 
@@ -165,7 +161,7 @@ def class_table(outcome: Outcome) -> Table:
         lines.append([
             Cell(name), Cell(str(count), count), number(100 * matrix[i, i] / count if count else None, '.1f'),
             number(100 * matrix[i, i] / guessed if guessed else None, '.1f'),
-            Cell(f'{outcome.classes[other]} ({wrong[other]})', float(wrong[other])) if wrong[other] else Cell('--')])
+            Cell(f'{outcome.classes[other]} ({wrong[other]})', float(wrong[other])) if wrong[other] else Cell(MISSING)])
     return Table(['class', 'test samples', 'accuracy, %', 'precision, %', 'most often taken for'], lines)
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accuracy over parameters, memory and time as one plot: families by colour, bars over seeds, the best trade-offs."""
 
+import math
+import statistics
 from dataclasses import dataclass
 from typing import Any, BinaryIO, List, Optional, Sequence, Tuple
 
@@ -39,7 +41,6 @@ class Point:
 def panels_of(rows: Sequence[Row]) -> List[Tuple[str, List[Point]]]:
     """Label and points of every panel: trainable parameters, memory, time of a run; a panel of which nothing is known
     is left out. Methods without a complete mean have no point."""
-    import statistics
     tasks, labels = tasks_of(rows), short_names([row.name for row in rows])
     memory_label, memory = memory_of(rows)
     time_label, seconds = time_of(rows)
@@ -106,8 +107,6 @@ def place_labels(axes: Any, points: Sequence[Tuple[float, float]], texts: Sequen
 def _room(at: Tuple[float, float], width: float, height: float, taken: Sequence[Any], inside: Any,
           unit: float) -> Tuple[float, float, bool]:
     """Left and lower edge of the nearest free place for a label around a point, in pixels, and whether it is far."""
-    import math
-
     from matplotlib.transforms import Bbox
     for step in range(120):
         radius = unit * (.55 + .35 * step)

@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 
+from ..datasets.contact_sheet import as_picture
 from ..training.build import build_model, load_trained, read_config
 from ..training.work_dir import ADAPTERS, newest_checkpoint
 from ..weights.guards import parse_json
@@ -191,21 +192,14 @@ def thumbnail(inputs: torch.Tensor, swap: bool) -> bytes:
         inputs: (C, H, W), (C, T, H, W) or (clips, C, T, H, W), uint8 or any other numbers.
         swap: Whether the channels are BGR.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
     while inputs.dim() > 4:
         inputs = inputs[0]
     if inputs.dim() == 4:
         inputs = inputs[:, inputs.shape[1] // 2] if inputs.shape[0] == 3 else inputs[inputs.shape[0] // 2]
-    picture = inputs.detach().cpu()
-    if picture.dtype != torch.uint8:
-        picture = picture.float()
-        low, high = picture.min(), picture.max()
-        picture = ((picture - low) / (high - low).clamp(min=1e-6) * 255).to(torch.uint8)
-    picture = picture.flip(0) if swap and picture.shape[0] == 3 else picture
-    array = picture.permute(1, 2, 0).numpy() if picture.shape[0] == 3 else picture[0].numpy()
-    image = Image.fromarray(array)
-    scale = THUMB / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    inputs = inputs.detach().cpu()[:3 if len(inputs) == 3 else 1]  # of other numbers of bands the first
+    picture = as_picture((inputs if inputs.dtype == torch.uint8 else inputs.float()).numpy())
+    image = Image.fromarray(np.ascontiguousarray(picture[..., ::-1]) if swap else picture)
     file = io.BytesIO()
-    image.resize(size, Image.Resampling.BICUBIC).save(file, 'JPEG', quality=85)
+    ImageOps.contain(image, (THUMB, THUMB), Image.Resampling.BICUBIC).save(file, 'JPEG', quality=85)
     return file.getvalue()
