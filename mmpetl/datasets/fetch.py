@@ -22,7 +22,7 @@ import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from ..names import path_below, plain_name, printable
 from ..sites import nearest
@@ -236,6 +236,27 @@ def is_intact(folder: Path) -> bool:
             sha256_of(folder / path_below(name, NOTE)) == digest for name, digest in noted.items())
     except (OSError, ValueError):
         return False
+
+
+def made_once(target: Path, about: Dict[str, Any], fill: Callable[[Path], Dict[str, Any]]) -> Path:
+    """A folder of :func:`into_folder` with a note ``about.json``; one that is there already, intact and with the same
+    note, is kept.
+
+    Args:
+        target: The folder.
+        about: What decides how it is made.
+        fill: Called with the empty folder; returns what else the note says.
+    """
+    note = target / 'about.json'
+    noted = read_json(note) if note.is_file() else {}
+    if isinstance(noted, dict) and {k: v for k, v in noted.items() if k in about} == about and is_intact(target):
+        return target
+
+    def fill_and_note(folder: Path) -> None:
+        more = fill(folder)
+        (folder / note.name).write_text(json.dumps({**about, **more}, indent=2) + '\n', encoding='utf-8')
+
+    return into_folder(target, fill_and_note)
 
 
 def extract(name: str, say: Callable[[str], None] = print) -> Path:

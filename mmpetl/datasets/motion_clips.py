@@ -7,7 +7,6 @@ order. A single frame therefore says nothing about the class, and whoever ignore
 half of the time at best. Animated drawings, not filmed actions.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
@@ -18,7 +17,7 @@ import torch
 from ..registry import MODELS
 from ..weights import convert
 from ..weights.io import atomic_write, load_file
-from ..weights.reading import read_json, read_text
+from ..weights.reading import read_text
 from . import fetch
 from .video_lists import write_text, write_video_list
 
@@ -35,6 +34,7 @@ MOTIONS = {
 HEIGHT, WIDTH, FRAMES, RATE = 96, 128, 24, 12
 #: Raised when the files that are written change, so that older ones are made again.
 RECIPE = 1
+ORIGIN = 'drawings: The Quick, Draw! Dataset (Google, Inc.), CC BY 4.0'
 
 
 def render(drawing: np.ndarray, motion: str, rng: np.random.Generator) -> np.ndarray:
@@ -127,19 +127,11 @@ def prepare_clips(target: Path, source: Path, train: int, test: int) -> Path:
         train: Drawings for training; each gives one clip per class.
         test: Other drawings for testing.
     """
-    origin = 'drawings: The Quick, Draw! Dataset (Google, Inc.), CC BY 4.0'
-    about = dict(recipe=RECIPE, drawings=dict(train=train, test=test), origin=origin)
-    note = target / 'about.json'
-    noted = read_json(note) if note.is_file() else {}
-    if isinstance(noted, dict) and {k: v for k, v in noted.items() if k in about} == about and fetch.is_intact(target):
-        return target
-
-    def fill(folder: Path) -> None:
+    def fill(folder: Path) -> Dict[str, Any]:
         drawings = {part: _drawings(source, part, count) for part, count in (('train', train), ('test', test))}
-        clips = write_clips(folder, drawings)
-        write_text(str(folder / 'about.json'), json.dumps(dict(about, clips=clips), indent=2) + '\n')
+        return dict(clips=write_clips(folder, drawings))
 
-    return fetch.into_folder(target, fill)
+    return fetch.made_once(target, dict(recipe=RECIPE, drawings=dict(train=train, test=test), origin=ORIGIN), fill)
 
 
 def time_code(length: int, dim: int) -> torch.Tensor:

@@ -5,20 +5,22 @@ Drawings of six classes lie on a striped sheet; every pixel belongs to a class o
 scenes are composed: no photographs.
 """
 
-import json
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
-from ..weights.reading import read_json, read_text
+from ..weights.reading import read_text
 from . import fetch
+from .motion_clips import ORIGIN
 from .video_lists import write_text
 
 SIZE = 224
 #: Raised when the files that are written change, so that older ones are made again.
 RECIPE = 1
 CLASSES = 6
+#: Part -> list of quickdraw20 whose drawings it shows.
+_SOURCES = dict(train='fit', val='val', test='test')
 
 
 def silhouette(drawing: np.ndarray) -> np.ndarray:
@@ -73,13 +75,7 @@ def prepare_scenes(target: Path, source: Path, counts: Dict[str, int]) -> Path:
         source: Folder of quickdraw20.
         counts: Part ('train', 'val', 'test') -> number of scenes. Each part has drawings of its own.
     """
-    about = dict(recipe=RECIPE, counts=counts, origin='drawings: The Quick, Draw! Dataset (Google, Inc.), CC BY 4.0')
-    note = target / 'about.json'
-    noted = read_json(note) if note.is_file() else {}
-    if isinstance(noted, dict) and {k: v for k, v in noted.items() if k in about} == about and fetch.is_intact(target):
-        return target
-
-    def fill(folder: Path) -> None:
+    def fill(folder: Path) -> Dict[str, Any]:
         import cv2
         names = read_text(source / 'classes.txt').split('\n')[:CLASSES]
         for number, (part, count) in enumerate(sorted(counts.items())):
@@ -96,10 +92,6 @@ def prepare_scenes(target: Path, source: Path, counts: Dict[str, int]) -> Path:
                 cv2.imwrite(jpeg, image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
                 cv2.imwrite(str(folder / f'labels/{part}/{i:04d}.png'), labels)
         write_text(str(folder / 'classes.txt'), '\n'.join(['sheet', *names]) + '\n')
-        write_text(str(folder / 'about.json'), json.dumps(about, indent=2) + '\n')
+        return {}
 
-    return fetch.into_folder(target, fill)
-
-
-#: Part -> list of quickdraw20 whose drawings it shows.
-_SOURCES = dict(train='fit', val='val', test='test')
+    return fetch.made_once(target, dict(recipe=RECIPE, counts=counts, origin=ORIGIN), fill)
