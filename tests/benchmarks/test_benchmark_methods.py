@@ -2,15 +2,18 @@
 """The benchmark of all methods: its rows are configs that build, and docs/numbers.md says what was measured."""
 
 import importlib.util
+import itertools
 import json
 import statistics
 import sys
 from pathlib import Path
 
+import pytest
 from scipy import stats
 
 import mmpetl  # noqa: F401  (registers the methods)
 from mmpetl.registry import METHODS
+from mmpetl.sweeps.report import computed_bytes
 from mmpetl.training.config import load_config
 from mmpetl.training.tasks import apply_task
 
@@ -46,6 +49,12 @@ def test_rows_are_configs(tmp_path):
             assert cfg.train_cfg.scorer == dict(variant='released')
 
 
+def test_memory_is_what_plan_computes_now(tmp_path):
+    (tmp_path / 'config.py').write_text(benchmark.config_text('SynQT'))
+    plan = dict(config=str(tmp_path / 'config.py'), cfg_options={}, suite=str(benchmark.SUITE), tasks=['digits'])
+    assert computed_bytes(plan) == pytest.approx(DATA['methods']['SynQT']['bytes'], rel=0.01)
+
+
 def test_the_page_says_what_was_measured():
     page = (ROOT / 'docs/numbers.md').read_text()
     assert benchmark.updated(page, DATA) == page  # python benchmarks/benchmark_methods.py --write
@@ -60,6 +69,20 @@ def test_the_page_says_what_was_measured():
         scores = list(found['scores'].values())
         low, high = stats.t.interval(0.95, 2, statistics.fmean(scores), stats.sem(scores))
         assert lines[name].endswith(f'| {statistics.fmean(scores):.1f} ± {(high - low) / 2:.1f} |')
+
+
+def test_the_page_reads_the_table_rightly():
+    scores = {name: list(found['tasks']['digits']['scores'].values()) for name, found in DATA['methods'].items()}
+    spans = {name: stats.t.interval(0.95, 2, statistics.fmean(own), stats.sem(own)) for name, own in scores.items() if len(own) == 3}
+    better = [name for name in spans if statistics.fmean(scores[name]) > statistics.fmean(scores['Linear'])]
+    assert better == ['LoRA', 'PATT'] and [name for name in spans if spans[name][0] > spans['Linear'][1]] == ['LoRA']
+    pairs = list(itertools.combinations(spans.values(), 2))
+    assert round(4 * sum(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs) / len(pairs)) == 3
+    ahead = [scores['KAdaptation'][i] - scores['KAdaptation, released'][i] for i in range(3)]
+    page = (ROOT / 'docs/numbers.md').read_text()
+    assert f'ahead in all three pairs, by {min(ahead):.1f} to {max(ahead):.1f} points' in page
+    for name in ('Adapter', 'SSF'):
+        assert '({:.1f}, {:.1f} and {:.1f} %'.format(*scores[name]) in page
 
 
 def test_differences_are_those_of_the_scores():
