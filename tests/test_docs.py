@@ -91,6 +91,31 @@ def test_page_for_users_of_openmmlab_runs(tmp_path):
     assert named - {'TIMM', 'HF'} == {t for entry in FAMILIES.values() for t in entry.types}
 
 
+def test_stock_tools_train(tmp_path, monkeypatch):
+    """`mim train mmpretrain CONFIG` runs this file of mmpretrain; of a base with LoRA nothing but factors and head moves."""
+    import runpy
+
+    import mmpretrain
+    import torch
+    from toy_run import write
+    config = write(tmp_path, "model['backbone'].update(type='mmpetl.VisionTransformer', petl=[dict(type='LoRA', rank=2)])\n")
+    tool = Path(mmpretrain.__file__).parent / '.mim/tools/train.py'
+    monkeypatch.setattr(sys, 'argv', [str(tool), str(config), '--work-dir', str(tmp_path / 'out'),
+                                      '--no-persistent-workers'])
+    runpy.run_path(str(tool), run_name='__main__')
+    first, last = (torch.load(tmp_path / f'out/epoch_{n}.pth', weights_only=False)['state_dict'] for n in (1, 2))
+    moved = {key for key in first if not torch.equal(first[key], last[key])}
+    assert moved and all(key.startswith('head.') or '.petl.' in key for key in moved), moved
+    assert any('.petl.' in key for key in moved)
+
+
+def test_sizes_and_times_of_tutorials_are_those_that_stand_elsewhere():
+    from mmpetl.datasets.sources import SOURCES
+    assert f"the base: {SOURCES['dinov2-vits14'].size / 1e6:.0f} MB" in (TUTORIALS / 'pictures.md').read_text()
+    minutes = re.search(r'five methods take (\d+ minutes) in all', (ROOT / 'docs/video.md').read_text())
+    assert f'in {minutes[1]} on two cores' in (TUTORIALS / 'videos.md').read_text()
+
+
 def test_forms_and_hooks_are_read():
     """Issue forms and pre-commit's file are well-formed, and the hooks run what the suite runs."""
     for path in [*(ROOT / '.github/ISSUE_TEMPLATE').glob('*.yml'), ROOT / '.pre-commit-config.yaml']:
