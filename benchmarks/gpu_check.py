@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent)]
 import torch
 from benchmark_costs import ROOT, SHAPES, build, hardware, last, peak_bytes, seconds, share_trunk, train_step
 from benchmark_plain import plain
-from device_checks import CHECKS, FEW, ROWS, SHAPES_ONLY
+from device_checks import CHECKS, FEW, ROWS, applies
 
 #: Shares of the budget: methods, runs; speed gets the rest.
 SHARES = (0.4, 0.3)
@@ -45,7 +45,7 @@ def methods(device: str, names: Sequence[str], until: float) -> List[Dict[str, A
     found: List[Dict[str, Any]] = []
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     plan = [(row, check) for late in (False, True) for row in names for check in CHECKS
-            if (check == 'graph') is late and (device != 'meta' or check in SHAPES_ONLY)]
+            if (check == 'graph') is late and applies(check, row, device)]
     for row, check in plan:
         entry: Dict[str, Any] = dict(row=row, check=check, state='not reached')
         if time.time() < until:
