@@ -112,7 +112,7 @@ class E2VPT(Method):
         shared = tuple(_one_of(part, SHARED, 'shared') for part in ((shared, ) if isinstance(shared, str) else shared))
         self.init, self.pool_prompts, self.stack = init, pool_prompts, stack
         own = self.layers if deep else self.layers[:1]
-        self.held = owners(own, {i: self.specs[i].dim for i in own}, 'prompts' in shared, 'E2VPT', 'prompts')
+        self.held = owners({i: self.specs[i].dim for i in own}, 'prompts' in shared, 'E2VPT', 'prompts')
         tokens = {i: torch.empty(num_tokens, self.specs[int(i)].dim) for i in dict.fromkeys(self.held.values())}
         self.prompts = nn.ParameterDict({i: nn.Parameter(t) for i, t in tokens.items()})
         same = len({t.shape for t in tokens.values()}) == 1
@@ -141,7 +141,7 @@ class E2VPT(Method):
         """Key/value prompts of every adapted block, ``copies`` tensors each (2: own keys and values)."""
         lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: 0 if n == 0 else positive(n, *names))
         sizes = {i: (copies, self.specs[i].heads, n, self.specs[i].head_dim) for i, n in lengths.items() if n}
-        self.kv_held = owners(sizes, sizes, shared and bool(sizes), 'E2VPT', 'keys and values')
+        self.kv_held = owners(sizes, shared, 'E2VPT', 'keys and values')
         self.kv_prompts = nn.ParameterDict({
             key: nn.Parameter(torch.empty(sizes[int(key)])) for key in dict.fromkeys(self.kv_held.values())
         })

@@ -11,7 +11,7 @@ block.
 """
 
 import math
-from typing import Any, Dict, Iterable, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 import torch
 import torch.nn.functional as F
@@ -56,12 +56,11 @@ def check_choices(init: str, pool_prompts: Pool, owner: str) -> None:
         raise ValueError(f"{owner}: pool_prompts must be True, False, 'only' or None, got {pool_prompts!r}")
 
 
-def owners(blocks: Iterable[int], sizes: Dict[int, Any], shared: bool, owner: str, what: str) -> Dict[int, str]:
+def owners(sizes: Dict[int, Any], shared: bool, owner: str, what: str) -> Dict[int, str]:
     """Block -> key of the block that holds its parameters: its own, or the first one's where they are ``shared``.
 
     Args:
-        blocks: Blocks in order.
-        sizes: Shape of the parameters by block.
+        sizes: Shape of the parameters by block, in order.
         shared: Whether all blocks use the first one's.
         owner: Method, for the error message.
         what: What is shared, for the error message.
@@ -69,12 +68,11 @@ def owners(blocks: Iterable[int], sizes: Dict[int, Any], shared: bool, owner: st
     Raises:
         ValueError: If blocks that share differ in shape.
     """
-    blocks = list(blocks)
-    found = sorted({sizes[i] for i in blocks})
+    found = sorted(set(sizes.values()))
     if shared and len(found) > 1:
         raise ValueError(f'{owner}: {what} shared by all blocks need one shape, this backbone has '
                          f'{", ".join(map(str, found))}')
-    return {i: str(blocks[0] if shared else i) for i in blocks}
+    return {i: str(next(iter(sizes)) if shared else i) for i in sizes}
 
 
 def draw_prompts(prompts: Tensor, init: str, bound: float) -> Tensor:
@@ -140,7 +138,7 @@ class VPT(Method):
         # With the narrow width where prompts are projected, as published.
         self.bound = prompt_bound(self.specs[0], project or self.specs[0].dim)
         sizes = {i: (tokens[i], project or self.specs[i].dim) for i in self.layers}
-        self.held = owners(self.layers, sizes, shared, 'VPT', 'prompts')
+        self.held = owners(sizes, shared, 'VPT', 'prompts')
         self.prompts = nn.ParameterDict({
             key: nn.Parameter(torch.empty(sizes[int(key)])) for key in dict.fromkeys(self.held.values())
         })
