@@ -10,6 +10,7 @@ The convolution and all biases are zero at the start, so it is exact. Tokens in 
 pass by. The paper adapts CLIP's image tower over the frames of a clip: ``frames=T`` of the backbone.
 """
 
+import math
 from typing import Sequence, Tuple, Union
 
 import torch.nn.functional as F
@@ -41,20 +42,12 @@ class SpaceTimeBottleneck(nn.Module):
     def forward(self, x: Tensor, grid: Tuple[int, ...], frames: int = 0) -> Tensor:
         """x (B, front + T * H * W, C), or (B, T, H, W, C), with the grid (T, H, W), or the frames
         (B T, front + H * W, C) of clips of ``frames`` with the grid (H, W) -> same shape."""
-        if frames:
-            front = x.shape[1] - grid[0] * grid[1]
-            z = recomputed(self.down, x[:, front:], level=SMALL_PRODUCT)
-            clip = z.unflatten(1, grid).unflatten(0, (-1, frames))
-            y = self.up(self.conv(clip.movedim(-1, 1)).movedim(1, -1).flatten(2, 3).flatten(0, 1))
-            return F.pad(y, (0, 0, front, 0)) if front else y
-        # Video Swin's stream is a grid already.
-        if x.dim() == 5:
-            z = recomputed(self.down, x, level=SMALL_PRODUCT)
-            return self.up(self.conv(z.movedim(-1, 1)).movedim(1, -1))
-        front = x.shape[1] - grid[0] * grid[1] * grid[2]
-        z = recomputed(self.down, x[:, front:], level=SMALL_PRODUCT)
+        front = 0 if x.dim() == 5 else x.shape[1] - math.prod(grid)  # Video Swin's stream is a grid already
         # Only the grid tokens pass the down-projection; the others would be thrown away.
-        y = self.up(self.conv(z.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2))
+        z = recomputed(self.down, x[:, front:] if front else x, level=SMALL_PRODUCT)
+        clip = z if x.dim() == 5 else z.unflatten(1, grid)
+        clip = clip.unflatten(0, (-1, frames)) if frames else clip
+        y = self.up(self.conv(clip.movedim(-1, 1)).movedim(1, -1).reshape(z.shape))
         # Zeros for the tokens in front: the caller adds the result to the whole stream.
         return F.pad(y, (0, 0, front, 0)) if front else y
 
