@@ -215,6 +215,8 @@ def mixed_taps(backbone: nn.Module, adapters: Mapping[Any, Tuple[Mapping[str, Me
     """
     if not ids:
         raise ValueError('adapter_ids is empty: give one name per sample')
+    if backbone.petl.blocks[0].spec.frames:
+        raise ValueError('clips that are read as frames cannot be mixed: give each adapter a batch of its own')
     petl, plans = backbone.petl, {}
     for name, (methods, tune) in adapters.items():
         _refuse(name, methods, tune)

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from cases import BACKBONE, features, perturb
+from cases import BACKBONE, ROW, features, perturb
 from toy_model import images, write_adapter, write_base, write_config
 
 import mmpetl
@@ -357,6 +357,9 @@ def test_what_cannot_be_mixed(base):
             backbone(images(batch))
     model, swin = mixed_bank(BACKBONE['swin'], {'vpt': KEYS['vpt'], 'vpt5': KEYS['vpt5']})
     with pytest.raises(ValueError, match='pooled prompts of different numbers'), swin.mixed(['vpt', 'vpt5']):
+        pass
+    model, clips = mixed_bank(ROW['clip_frames'], {'lora': ROWS['lora']})
+    with pytest.raises(ValueError, match='clips that are read as frames cannot be mixed'), clips.mixed(['lora', None]):
         pass
     model, vit = mixed_bank(BACKBONE['vit'], {'side': [dict(type='VQT', num_tokens=1)]})
     with pytest.raises(ValueError, match='replaces the output'), vit.mixed(['side']):
