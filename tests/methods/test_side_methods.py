@@ -476,14 +476,14 @@ def test_kept_bytes_of_the_light_forms():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options,target', [
-    (dict(num_tokens=16, context='absorb', checkpoint=True), .056),
-    (dict(num_tokens=16, context='kv', checkpoint=True), .108),
-    (dict(num_tokens=16, context='absorb', checkpoint=False), .171),
-    (dict(num_tokens=16, context='kv', checkpoint=False), .218),
+    (dict(num_tokens=16, context='absorb', checkpoint=True), .054),
+    (dict(num_tokens=16, context='kv', checkpoint=True), .106),
+    (dict(num_tokens=16, context='absorb', checkpoint=False), .170),
+    (dict(num_tokens=16, context='kv', checkpoint=False), .217),
     (dict(num_tokens=1, context='absorb', checkpoint=False), .065),
 ], ids=str)
 def test_kept_bytes_at_base_size(options, target):
-    """Against 1,118,395,908 bytes, what full fine-tuning with explicit attention keeps at batch 8."""
+    """The card's numbers: against 1,118,395,908 bytes, what full fine-tuning with explicit attention keeps at batch 8."""
     torch.manual_seed(0)
     model = VisionTransformer(arch='base', img_size=224, patch_size=16, petl=[dict(type='SynQT', **options)])
     head = nn.Linear(768, 100)
@@ -491,7 +491,7 @@ def test_kept_bytes_at_base_size(options, target):
     kept, feature = side_bytes(model, torch.randn(8, 3, 224, 224))
     loss_bytes, _ = kept_bytes(lambda: nn.functional.cross_entropy(head(feature), torch.arange(8)), head)
     print(options, kept, (kept + loss_bytes) / 1118395908)
-    assert (kept + loss_bytes) / 1118395908 <= target
+    assert abs((kept + loss_bytes) / 1118395908 - target) <= .001
 
 
 @pytest.mark.parametrize('name', ['SynQT'])
