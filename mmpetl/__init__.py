@@ -13,21 +13,23 @@ from .on_import import before_import as _before_import
 from .version import __version__
 
 _API = ('attach', 'summary', 'save_adapter', 'load_adapter', 'merge', 'disabled', 'infer', 'AdapterBank',
-        'load_peft', 'save_peft')
+        'load_peft', 'save_peft', 'push')
 __all__ = ['__version__', *_API]
 
 
 def _compat(name: str) -> Any:
-    return lambda: getattr(importlib.import_module(f'{__name__}.compat'), name)()
+    # named by its file: the package itself may be half imported when the libraries that it imports appear
+    file, _, function = name.partition('.')
+    return lambda: getattr(importlib.import_module(f'{__name__}.compat.{file}'), function)()
 
 
-_before_import('mmaction.models', _compat('install_mmaction_stub'))
+_before_import('mmaction.models', _compat('placeholders.install_mmaction_stub'))
 for _name in ('mmseg', 'mmdet'):
-    _before_import(_name, _compat('install_mmcv_ops_stub'))
+    _before_import(_name, _compat('placeholders.install_mmcv_ops_stub'))
 _after_import('mmengine.registry', lambda: importlib.import_module(f'{__name__}.registry'))
-_after_import('mmengine.runner.checkpoint', _compat('install_safe_loader'))
-_after_import('mmpretrain.utils.dependency', _compat('leave_multimodal_out'))
-_after_import('torch', _compat('check_versions'))
+_after_import('mmengine.runner.checkpoint', _compat('loading.install_safe_loader'))
+_after_import('mmpretrain.utils.dependency', _compat('placeholders.leave_multimodal_out'))
+_after_import('torch', _compat('environment.check_versions'))
 
 
 def __getattr__(name: str) -> Any:

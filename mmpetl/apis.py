@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Python user calls: attach, summary, save_adapter, load_adapter, merge, disabled, infer, AdapterBank."""
+"""What a Python user calls: attach, summary, save_adapter, load_adapter, merge, push, disabled, infer, AdapterBank."""
 
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
@@ -9,13 +9,15 @@ from torch import nn
 from .adapters.bank import AdapterBank
 from .adapters.files import load_adapter, save_adapter
 from .adapters.peft_folder import load_peft, save_peft
+from .adapters.push import push
 from .backbones.attach import attach as _attach
 from .backbones.family import backbone_in
-from .tuning import MergeReport, Summary, find_backbone, merge, summary
+from .merging import MergeReport, merge
+from .tuning import Summary, find_backbone, summary
 
 __all__ = [
     'AdapterBank', 'MergeReport', 'Summary', 'attach', 'disabled', 'infer', 'load_adapter', 'load_peft', 'merge',
-    'save_adapter', 'save_peft', 'summary'
+    'push', 'save_adapter', 'save_peft', 'summary'
 ]
 
 
@@ -24,7 +26,8 @@ def attach(model: nn.Module,
            tune: Sequence[str] = (),
            trunk: str = 'eval',
            with_cp: Optional[bool] = None,
-           memory: str = 'standard') -> nn.Module:
+           memory: str = 'standard',
+           base_dtype: Any = None) -> nn.Module:
     """Attach methods to a model, in place, and freeze its base.
 
     Args:
@@ -35,6 +38,10 @@ def attach(model: nn.Module,
         trunk: 'eval' or 'train', the mode of the frozen base while training.
         with_cp: Recompute each block in the backward pass.
         memory: 'standard', 'light' or 'lightest': what is computed again instead of kept.
+        base_dtype: 'bf16' (or ``torch.bfloat16``) stores the frozen weights of the base in bfloat16: half the memory,
+            and the bits that autocast would read. What trains stays float32. Outside autocast the backbone runs under
+            its own. 'int8' and 'nf4' store the matrices of linear layers in 8 or 4 bits: a quarter or an eighth of the
+            memory, and outputs that differ by the rounding.
 
     Returns:
         The same object.
@@ -42,7 +49,7 @@ def attach(model: nn.Module,
     Raises:
         ValueError: One line that names what does not fit.
     """
-    _attach(backbone_in(model), petl, tune, trunk, with_cp, memory)
+    _attach(backbone_in(model), petl, tune, trunk, with_cp, memory, base_dtype=base_dtype)
     return model
 
 
@@ -74,7 +81,8 @@ def infer(config: str,
 
     Args:
         config: Config file with which the adapter was trained.
-        adapter: Adapter file, or checkpoint of the training run; base and adapter are loaded and checked.
+        adapter: Adapter file, checkpoint of the training run, or ``hf://user/repo`` on the hub; base and adapter are
+            loaded and checked.
         inputs: One input or a list: paths of images or videos, uint8 arrays (H, W, 3) of images or (T, H, W, 3) of
             videos, Pillow pictures.
         device: For example 'cpu' or 'cuda:0'; None chooses.

@@ -7,14 +7,16 @@ import os
 import re
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Optional
 
+from .console import quiet
 from .names import printable
 from .suggest import nearest
 
 DEBUG_VARIABLE = 'MMPETL_DEBUG'
+#: Errors whose own words are a sentence.
+_SENTENCES = ('ValueError', 'OSError', 'WeightFileError')
 
 
 def debug_wanted(argv: Sequence[str]) -> bool:
@@ -35,13 +37,39 @@ def _near_types(name: str, scope: str, kind: str) -> str:
     return hint if 'did you mean' in hint else ''
 
 
+def plain_error(error: BaseException) -> Optional[Exception]:
+    """What a loader's worker raised, as if it had been raised here: torch hands over its traceback as one text.
+
+    Args:
+        error: What a pass over a loader raised.
+
+    Returns:
+        The error with its line alone; None for errors of another origin.
+    """
+    text = str(error.args[0]) if error.args else ''
+    if isinstance(error, RuntimeError) and re.match(r'DataLoader worker .*(exited unexpectedly|is killed)', text):
+        return RuntimeError(f'a worker of a data loader was ended from outside ({" ".join(text.split()):.200}), often '
+                            'for want of memory: lower num_workers or batch_size of the loader')
+    if 'Original Traceback' not in text:
+        return None
+    lines = text.splitlines()
+    heads = [n for n, line in enumerate(lines) if re.match(r'(Original )?Traceback \(most recent call last', line)]
+    end = next((number for number in range((heads or [0])[-1] + 1, len(lines)) if lines[number][:1].strip()), None)
+    if end is None:
+        return None
+    kind, _, said = ' '.join(' '.join(lines[end:]).split()).partition(': ')
+    kind = kind.split('.')[-1]
+    file = re.fullmatch(r"\[Errno (\d+)\] (.*): '(.*)'", said)
+    if file:
+        return OSError(int(file[1]), file[2], file[3])  # of the class that its number stands for
+    return ValueError(said if kind in _SENTENCES and ' ' in said else f'{kind}: {said}'.rstrip(': '))
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error in one line, without the traceback that data-loading workers put into theirs."""
+    error = plain_error(error) or error
     text = str(error.args[0]) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if any('Original Traceback' in line for line in lines):
-        return lines[-1]
-    message = ' '.join(lines)
+    message = ' '.join(line.strip() for line in text.splitlines() if line.strip())
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f'{error.strerror}: {error.filename}'
     unknown = re.match(r'(\S+) is not in the (\w+)::([\w ]+) registry', message)
@@ -76,6 +104,7 @@ def report(error: BaseException) -> None:
             handler.release()
     rank = f' (process {os.environ["RANK"]})' if int(os.environ.get('WORLD_SIZE',
                                                                     1)) > 1 and 'RANK' in os.environ else ''
+    sys.stdout.flush()  # the error is the last line
     where = f'traceback in {handlers[-1].baseFilename}' if handlers else 'traceback with --debug'
     try:
         print(f'error{rank}: {_line(error)} [{where}]', file=sys.stderr, flush=True)
@@ -96,18 +125,16 @@ def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> in
 
     Args:
         main: The command; takes the arguments.
-        argv: Its arguments without the program's name. ``--debug`` among them lets errors through.
+        argv: Its arguments without the program's name. ``--debug`` among them lets errors through, ``--verbose`` shows
+            all that libraries say.
 
     Returns:
         0, 1 after an error, 130 after Ctrl-C.
     """
     logging.raiseExceptions = debug_wanted(argv)  # a log on a full disk would print tracebacks of its own
-    # said by libraries at every start, about things that no part of this package uses
-    warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
-    warnings.filterwarnings('ignore', message='Setting (OMP|MKL)_NUM_THREADS environment variable')
-    warnings.filterwarnings('ignore', message='Importing from timm.models.layers is deprecated')
     try:
-        main(argv)
+        with quiet(argv):
+            main(argv)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130

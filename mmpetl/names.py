@@ -5,7 +5,9 @@ A name in an archive, a list, a suite or a header was chosen by whoever made the
 the two functions below decides; before it is shown it goes through the function of its medium.
 """
 
+import os
 import re
+import shlex
 
 #: Longest name of one file or folder, in bytes, that common file systems take, less room for suffixes.
 MAX_NAME = 200
@@ -95,3 +97,17 @@ _LATEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasci
 def latex_text(text: object) -> str:
     """Text for LaTeX: nothing in it is a command."""
     return ''.join(_LATEX.get(c, f'\\{c}' if c in '&%_#${}' else c) for c in printable(text))
+
+
+# -- as commands ------------------------------------------------------------------------------------------------------
+
+
+def command_here(command: str) -> str:
+    """A command ``'python tools/X.py'`` as it runs here: with the path of the installed script where the current folder
+    is no checkout; others as they are."""
+    script = command.removeprefix('python ')
+    if script == command or os.path.exists(script):
+        return command
+    package = os.path.dirname(os.path.abspath(__file__))
+    places = (os.path.join(package, '.mim', script), os.path.join(os.path.dirname(package), script))
+    return next((f'python {shlex.quote(place)}' for place in places if os.path.exists(place)), command)

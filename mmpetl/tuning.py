@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What trains, what it weighs, and how it leaves: counts, adapter state, merging methods into the base.
+"""What trains, what it weighs, and how it leaves: counts, adapter state, the header of an adapter file.
 
 Works on any model with an attached backbone: the backbone itself, or a classifier or recognizer that holds it as
 ``backbone``.
@@ -7,22 +7,14 @@ Works on any model with an attached backbone: the backbone itself, or a classifi
 
 import os
 import platform
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
-import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .sites import ALL_OPS, NORMS, Method
 from .weights import adapter_file
 from .weights.belongs import plain
-
-#: The norm that a linear op reads.
-_NORM_OF = dict(q='norm1', k='norm1', v='norm1', fc1='norm2', gate='norm2')
-POINTS_THAT_STAY = ('qkv', 'branch', 'kv', 'prompts', 'stream', 'entry', 'side')
 
 
 def find_backbone(model: nn.Module) -> Tuple[nn.Module, str]:
@@ -107,8 +99,8 @@ def summary(model: nn.Module) -> Summary:
     def trainable(parameters: Any) -> int:
         return sum(p.numel() for p in parameters if p.requires_grad)
 
-    head = backbone.petl.family.head
-    base = [p for n, p in backbone.named_parameters() if n.split('.')[0] not in ('petl', *head)]
+    in_head = backbone.petl.family.in_head
+    base = [p for n, p in backbone.named_parameters() if not (n.startswith('petl.') or in_head(n))]
     in_backbone = {id(p) for p in (*base, *backbone.petl.parameters())}
     return Summary(
         methods={name: trainable(method.parameters()) for name, method in backbone.petl.items()},
@@ -132,8 +124,8 @@ def adapter_keys(model: nn.Module) -> List[str]:
 def head_keys(model: nn.Module) -> List[str]:
     """State-dict keys outside the backbone, and those of a head that a timm model holds itself."""
     backbone, prefix = find_backbone(model)
-    inner = tuple(f'{prefix}{name}.' for name in backbone.petl.family.head)
-    return [k for k in unwrap(model).state_dict() if not k.startswith(prefix) or k.startswith(inner)]
+    in_head = backbone.petl.family.in_head
+    return [k for k in unwrap(model).state_dict() if not k.startswith(prefix) or in_head(k[len(prefix):])]
 
 
 def adapter_state(model: nn.Module) -> Dict[str, Tensor]:
@@ -161,7 +153,7 @@ def _versions() -> Dict[str, str]:
 _SILENT = ('training', 'topk', 'cal_acc', 'init_std', 'init_scale', 'label_smooth_eps', 'checkpoint', 'text_features')
 
 
-def _options(module: nn.Module) -> Dict[str, Any]:
+def part_facts(module: nn.Module) -> Dict[str, Any]:
     """Type and plain options of a head or neck."""
     def is_plain(value: Any) -> bool:
         return isinstance(value, (bool, int, float, str)) or (isinstance(value, (list, tuple))
@@ -188,8 +180,25 @@ def model_facts(model: nn.Module) -> Dict[str, Any]:
     backbone, prefix = find_backbone(model)
     others = (prefix.split('.')[0], 'data_preprocessor')
     parts = {k: m for k, m in model.named_children() if k not in others} if prefix else {}
-    return dict(backbone.petl.facts(), parts={k: _options(m) for k, m in parts.items()},
+    return dict(backbone.petl.facts(), parts={k: part_facts(m) for k, m in parts.items()},
                 normalisation=_normalisation(model) if prefix else None)
+
+
+def _origin(model: nn.Module, backbone: nn.Module) -> Optional[Dict[str, Any]]:
+    """Library, name and class of a model that was made by timm or transformers, as these libraries noted it; None where
+    they did not make the whole of it."""
+    made = next((c for c in type(model).__mro__ if not c.__module__.startswith('mmpetl.')), type(model))
+    noted, config = getattr(model, 'pretrained_cfg', None), getattr(model, 'config', None)
+    found: Dict[str, Any] = dict(library=made.__module__.split('.')[0], type=made.__name__)
+    if isinstance(noted, Mapping) and noted.get('architecture'):
+        # The tag says which weights such a model is offered with, not that they are in it: no name of a base.
+        tag = noted.get('tag')
+        return dict(found, name=f'{noted["architecture"]}.{tag}' if tag else str(noted['architecture']))
+    name = getattr(config, 'name_or_path', None)
+    if isinstance(name, str) and name:
+        name = os.path.basename(name.rstrip('/')) if os.path.exists(name) else name
+        return dict(found, name=name, base=name)
+    return None
 
 
 def adapter_header(model: nn.Module,
@@ -219,7 +228,7 @@ def adapter_header(model: nn.Module,
     cfg = backbone.init_cfg if isinstance(getattr(backbone, 'init_cfg', None), dict) else {}
     checkpoint = cfg.get('checkpoint') if cfg.get('type') == 'Pretrained' else None
     frozen = any(not p.requires_grad for n, p in backbone.named_parameters() if not n.startswith('petl.'))
-    facts = model_facts(model)
+    facts, origin = model_facts(model), _origin(unwrap(model), backbone)
     return dict(
         format=adapter_file.FORMAT,
         mmpetl_version=adapter_file.__version__,
@@ -228,9 +237,11 @@ def adapter_header(model: nn.Module,
         tune=list(petl.tune),
         trunk=petl.trunk,
         backbone=facts['backbone'],
-        model={key: facts[key] for key in ('heads', 'dims', 'grid', 'window', 'output', 'parts', 'normalisation')},
+        model=dict({key: facts[key] for key in ('heads', 'dims', 'grid', 'window', 'output', 'parts', 'normalisation')},
+                   origin=origin),
         base=dict(
-            id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else getattr(backbone, 'base_name', None)),
+            id=base_id or (os.path.basename(str(checkpoint)) if checkpoint else getattr(backbone, 'base_name', None)
+                           or (origin or {}).get('base')),
             checkpoint=str(checkpoint) if checkpoint else None,
             fingerprint=petl.base_fingerprint() if frozen else None),
         head=head_keys(model),
@@ -250,197 +261,3 @@ def adapter_header(model: nn.Module,
 def write_adapter(model: nn.Module, path: str, **facts: Any) -> None:
     """Write the adapter of a model, atomically. ``facts``: see :func:`adapter_header`."""
     adapter_file.save(path, adapter_state(model), adapter_header(model, **facts))
-
-
-# -- merging ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class MergeReport:
-    """What :func:`merge` did: names of the merged methods, and the largest difference on the probe (None if not
-    verified)."""
-    merged: List[str]
-    max_difference: Optional[float] = None
-
-    @property
-    def folded(self) -> List[str]:
-        """Earlier name of ``merged``."""
-        return self.merged
-
-    def __str__(self) -> str:
-        names = ', '.join(self.merged) or 'nothing'
-        if self.max_difference is None:
-            return f'merged {names}; not verified'
-        return f'merged {names}; max |difference| {self.max_difference:.1e} on a probe batch'
-
-
-def _culprit(methods: Dict[str, nn.Module]) -> Optional[Tuple[str, nn.Module]]:
-    for name, method in methods.items():
-        if any(method.active(p, i) for p in POINTS_THAT_STAY for i in range(len(method.specs))):
-            return name, method
-    return None
-
-
-def _cannot(name: str, method: nn.Module, op: str, i: int) -> ValueError:
-    return ValueError(f'{name} ({type(method).__name__}) cannot be merged into {op} of block {i}')
-
-
-def _through_norm(method: nn.Module) -> bool:
-    return type(method).fold_norm is not Method.fold_norm
-
-
-def _merge_one(backbone: nn.Module, i: int, op: str, weight: Tensor,
-              bias: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
-    passed = False
-    for name, method in backbone.petl.items():
-        on_norm = op in NORMS and method.active('norm', i) and op in method.norm_ops(i)
-        if not (on_norm or op in ALL_OPS and method.active('linear', i) and op in method.linear_ops(i)):
-            continue
-        if on_norm and _through_norm(method):
-            passed = True  # it is merged into the ops behind the norm
-            continue
-        merged = None if on_norm and passed else method.fold(i, op, weight, bias)
-        if merged is None:
-            raise _cannot(name, method, op, i)
-        weight, bias = merged
-    # Every on_linear reads what on_input makes, so inputs come after outputs; the first of the list acts first on x.
-    for name, method in reversed(list(backbone.petl.items())):
-        if op in ALL_OPS and method.active('input', i) and op in method.input_ops(i):
-            through = method.fold_input(i, op, weight)
-            if through is None:
-                raise _cannot(name, method, op, i)
-            weight = through
-    # What stands at the norm acts before both.
-    for name, method in reversed(list(backbone.petl.items())):
-        if _through_norm(method) and method.active('norm', i) and _NORM_OF.get(op) in method.norm_ops(i):
-            merged = method.fold_norm(i, op, weight, bias)
-            if merged is None:
-                raise _cannot(name, method, op, i)
-            weight, bias = merged
-    return weight, bias
-
-
-@torch.no_grad()
-def _merged(backbone: nn.Module) -> List[Tuple[Tensor, Tensor]]:
-    """(parameter or view, new value) of everything that merging changes."""
-    petl, family = backbone.petl, backbone.petl.family
-    last = len(petl.blocks) - 1
-    writes: List[Tuple[Tensor, Tensor]] = []
-
-    def merge_op(i: int, op: str, weight: Tensor, bias: Optional[Tensor], where: str) -> None:
-        flat = weight.detach().flatten(1) if weight.dim() > 2 else weight.detach()
-        new_weight, new_bias = _merge_one(backbone, i, op, flat, None if bias is None else bias.detach())
-        writes.append((weight, new_weight.view_as(weight)))
-        if bias is not None:
-            writes.append((bias, new_bias))
-        elif new_bias is not None and op == 'embed' and family.fold_embed_shift is not None:
-            writes.append(family.fold_embed_shift(backbone, new_bias))
-        elif new_bias is not None and (op != 'k' or not petl.blocks[i].key_bias_cancels):
-            # A key bias adds one constant to all logits of a query, so the softmax does not see it: it may be dropped,
-            # unless keys are rotated or normed after it.
-            raise ValueError(f'{where} has no bias that could hold the shift of {", ".join(petl)}')
-
-    for i, block in enumerate(petl.blocks):
-        for op in block.spec.ops:
-            merge_op(i, op, *block.op_parameters(op), f'{op} of block {i}')  # type: ignore[call-arg]
-        for op, norm in (('norm1', block.norm1), ('norm2', block.norm2)):
-            merge_op(i, op, norm.weight, getattr(norm, 'bias', None), f'{op} of block {i}')
-    merge_op(0, 'embed', *family.embed_parameters(backbone), 'the patch embedding')  # type: ignore[call-arg]
-    final = family.final_norm(backbone)
-    if isinstance(final, nn.LayerNorm):
-        merge_op(last, 'final', final.weight, final.bias, 'the final norm')
-    return writes
-
-
-def probe_for(backbone: nn.Module, batch: int = 2) -> Tensor:
-    """A random input of the size for which the backbone was built, (B, C, H, W) or (B, C, T, H, W)."""
-    spec = backbone.petl.blocks[0].spec
-    cells = spec.grid or tuple(2 * w if a else w for a, w in enumerate(spec.window))
-    weight = next(backbone.parameters())
-    # the patch embedding, which knows whether pictures are grey, coloured or multispectral
-    channels = next((m.in_channels for m in backbone.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))), 3)
-    generator = torch.Generator().manual_seed(0)
-    sizes = [c * p for c, p in zip(cells, spec.patch)]
-    if spec.frames:  # a backbone for images that reads clips
-        sizes = [spec.frames, *sizes]
-    x = torch.randn(batch, channels, *sizes, generator=generator).to(weight)
-    axes = backbone.petl.family.clip_axes
-    return x if axes is None else axes(backbone, x)
-
-
-def _features(backbone: nn.Module, x: Tensor) -> List[Tensor]:
-    out = backbone(x)
-    parts = list(out.values()) if isinstance(out, Mapping) else out if isinstance(out, (tuple, list)) else [out]
-    return [part for part in parts if isinstance(part, Tensor)]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        module.train(training)
-
-
-def merge(model: nn.Module,
-          verify: bool = True,
-          probe: Optional[Tensor] = None,
-          tolerance: float = 1e-3) -> MergeReport:
-    """Merge all methods into the base, in list order, in place; afterwards the backbone has no extra parameter.
-
-    The merged state dict loads with ``strict=True`` into the plain upstream backbone.
-
-    Args:
-        model: Model with an attached backbone.
-        verify: Compare the backbone before and after on ``probe``; the old weights are restored when they
-            differ.
-        probe: Input of the backbone, (B, 3, H, W) or (B, 3, T, H, W); None makes a random one.
-        tolerance: Largest accepted difference, relative to the largest output.
-
-    Returns:
-        Names of what was merged, and the difference.
-
-    Raises:
-        ValueError: If a method cannot be merged (it is named) or the verification fails; the model is unchanged then.
-    """
-    backbone, _ = find_backbone(model)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
-        raise ValueError(f'tolerance={tolerance!r:.80}: give a number above 0')
-    if probe is not None and (not isinstance(probe, Tensor) or probe.dim() not in (4, 5)):
-        shape = tuple(probe.shape) if isinstance(probe, Tensor) else repr(probe)[:80]
-        raise ValueError(f'probe={shape}: give an input of the backbone, (B, 3, H, W) or (B, 3, T, H, W)')
-    petl = backbone.petl
-    culprit = _culprit(dict(petl.items()))
-    if culprit:
-        raise ValueError(f'{culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be merged; '
-                         'the model is unchanged')
-    writes = _merged(backbone)
-    report = MergeReport(list(petl))
-    old = [(target, target.detach().clone()) for target, _ in writes]
-    with _evaluating(backbone):
-        if verify:
-            probe = probe_for(backbone) if probe is None else probe
-            before = _features(backbone, probe)
-        for target, value in writes:
-            target.copy_(value)
-        if verify:
-            with petl.disabled():
-                after = _features(backbone, probe)
-            report.max_difference = max((a - b).abs().max().item() for a, b in zip(before, after))
-            largest = max(b.abs().max().item() for b in before)
-            if not report.max_difference <= tolerance * max(largest, 1.):
-                for target, value in old:
-                    target.copy_(value)
-                raise ValueError(
-                    f'merging {", ".join(petl)} changes the output by {report.max_difference:.1e}, more than the '
-                    f'tolerance '
-                    f'{tolerance:.0e} of its size {largest:.1e}; the model is unchanged')
-    for name in list(petl):
-        del petl[name]
-    petl.configs = {}
-    petl.refresh()
-    print_log(f'Merge: {report}', 'current')
-    return report

@@ -12,6 +12,7 @@ Order of the points in one block (``T`` = tap; an empty tap is the identity at n
                                +---------------------------------------------------------+
                                +---------------------------------------------------------+
     block 0 gets: tokens with class token and positions - T.entry
+    clips, by images: T.images before the patch embedding, T.pool of their features
     op(h):        T.input - W h + b - T.linear                            op: q, k, v, proj, fc1, fc2, gate
     attention(h): q, k, v - T.qkv - heads - rotation - T.kv - softmax(q k^T + bias) v - proj - drop-path
     ffn(h):       fc1 - act - fc2 - drop-path, or act(gate) * fc1 - fc2 - drop-path
@@ -20,17 +21,17 @@ Own words, all of them: a *point* is a place in a block where methods may act, a
 methods, a *sited* class is an upstream class whose forward pass calls taps.
 """
 
-from .half import AS_THEY_ARE, HalfCopies, autocast_dtype, new_pass
+from .half import AS_THEY_ARE, HalfCopies, autocast_dtype, cast_together, new_pass
 from .method import Method
 from .options import Layers, PerLayer, check_ops, nearest, parse_layers, per_layer, positive
-from .product import add_product, own_gradient, scale_shift, scaled_product, scaled_sum
-from .spec import ALL_OPS, NORMS, OPS, POINTS, SUBS, BlockSpec
+from .product import add_product, beside, own_gradient, product_as, scale_shift, scaled, scaled_product, sum_as
+from .spec import ALL_OPS, CLIP_POINTS, NORMS, OPS, POINTS, SUBS, BlockSpec
 from .tap import RunTime, Tap, plan_prompts
 from .update import Update
 
 __all__ = [
-    'ALL_OPS', 'AS_THEY_ARE', 'BlockSpec', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS', 'POINTS', 'PerLayer',
-    'RunTime', 'SUBS', 'Tap', 'Update', 'add_product', 'autocast_dtype', 'check_ops', 'nearest', 'new_pass',
-    'own_gradient', 'parse_layers', 'per_layer', 'plan_prompts', 'positive', 'scale_shift', 'scaled_product',
-    'scaled_sum'
+    'ALL_OPS', 'AS_THEY_ARE', 'BlockSpec', 'CLIP_POINTS', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS',
+    'POINTS', 'PerLayer', 'RunTime', 'SUBS', 'Tap', 'Update', 'add_product', 'autocast_dtype', 'beside',
+    'cast_together', 'check_ops', 'nearest', 'new_pass', 'own_gradient', 'parse_layers', 'per_layer',
+    'plan_prompts', 'positive', 'product_as', 'scale_shift', 'scaled', 'scaled_product', 'sum_as'
 ]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters under autocast: all of a method are cast at once, once per forward pass."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,29 @@ def autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
     """The precision in which products read x (...) under autocast; None where autocast is off."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if kind in ('cpu', 'cuda') and torch.is_autocast_enabled(kind) else None
+
+
+def wide(weight: Tensor) -> Tensor:
+    """A weight (...) of the base as float32, or float64 where it is."""
+    full = getattr(weight, 'full', None)  # 8-bit weights say what they mean
+    if full is not None:
+        weight = full()
+    return weight.float() if weight.dtype in (torch.bfloat16, torch.float16) else weight
+
+
+def cast_together(tensors: Sequence[Optional[Tensor]]) -> List[Optional[Tensor]]:
+    """Activations (...) without gradients in autocast's precision, cast by one kernel; as they are where autocast is
+    off or a compiler traces."""
+    found = [t for t in tensors if t is not None]
+    half = autocast_dtype(found[0]) if found else None
+    if half is None or torch.compiler.is_compiling() or torch.jit.is_tracing() or any(t.requires_grad for t in found):
+        return list(tensors)
+    copies = [t if t is None or t.dtype is half else torch.empty_like(t, dtype=half) for t in tensors]
+    pairs = [(c, t) for c, t in zip(copies, tensors) if c is not t]
+    if pairs:
+        with torch.no_grad():
+            torch._foreach_copy_([c for c, _ in pairs], [t for _, t in pairs])
+    return copies
 
 
 def _half_of(parameter: Tensor, frozen: bool) -> Optional[torch.dtype]:

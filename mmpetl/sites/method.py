@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, FrozenSet, Mapping, Optional, Sequence, 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .half import HalfCopies
+from .half import HalfCopies, wide
 from .options import Layers, PerLayer, check_arguments, parse_layers, per_layer
 from .spec import NORMS, OPS, POINTS, SUBS, BlockSpec
 
@@ -29,7 +29,7 @@ class Method(BaseModule):
     #: Whether ``on_branch`` acts before the block's drop-path (the branch is dropped with the sublayer) or after it.
     inside_drop_path = True
     #: What ``on_side`` reads of every block: any of 'x' (block input), 'u' (norm1(x)), 'k', 'v', 'out' (last block's
-    #: output).
+    #: output); 'input' of block 0: what the backbone was given.
     side_reads: Tuple[str, ...] = ()
     #: Whether the final pooling averages prompts with the grid tokens ('only': prompts alone); None leaves it to the
     #: backbone's published form.
@@ -44,6 +44,16 @@ class Method(BaseModule):
     #: Whether ``on_branch``, ``on_norm``, and ``on_input`` and ``on_linear`` of all ops but k and v treat every token
     #: alone. Then a last block whose output is read at the class token only hands them that token only.
     tokenwise = False
+    #: What the method must see of the training data before the first step to choose from it: None, 'features',
+    #: 'gradients' of a contrastive loss on them, or 'loss', gradients of the cross-entropy of an untrained head. Then
+    #: it has the buffer ``chosen``, and the four methods below.
+    chooses_from: Optional[str] = None
+    chosen: Tensor
+    #: Whether ``on_linear`` of k and v treats rows (..., C) alike wherever they stand, so that rows of prompts and of
+    #: tokens may be handed to it as one list (R, C).
+    rowwise = False
+    #: Whether the method acts along the frames of clips.
+    over_time = False
     #: Whether ``on_linear`` is defined on the op's own output W x + b only, so that no method may act before it.
     first_on_op = False
 
@@ -92,6 +102,35 @@ class Method(BaseModule):
         values = per_layer(value, self.layers, len(self.specs), f'{owner}: {name}')
         return {i: check(v, name, owner) for i, v in values.items()} if check else values
 
+    def refuse_pooled_attention(self, i: int, what: str, otherwise: str = "subs='ffn'") -> None:
+        """Refuse a block whose attention gives fewer or wider tokens than it reads.
+
+        Args:
+            i: Block.
+            what: What the method does there that is not defined.
+            otherwise: The option with which it is defined.
+
+        Raises:
+            ValueError: Names the method and the block.
+        """
+        if self.specs[i].pools or self.specs[i].dim_in:
+            raise ValueError(f'{type(self).__name__}: attention of block {i} gives fewer or wider tokens than it '
+                             f'reads, and {what}: give {otherwise}, or leave the block out by layers')
+
+    def refuse_post_norm(self, why: str) -> None:
+        """Refuse adapted blocks whose norms stand behind the sublayers (Swin V2).
+
+        Args:
+            why: What these norms do that the method cannot be defined with.
+
+        Raises:
+            ValueError: Names the method and the block.
+        """
+        for i in self.layers:
+            if self.specs[i].post_norm:
+                raise ValueError(f'{type(self).__name__}: the norms of block {i} stand behind its sublayers and {why}; '
+                                 'it is defined with norms before them')
+
     def for_blocks(self, build: Callable[[int], nn.Module]) -> nn.ModuleDict:
         """``build(i)`` for every adapted block i, under the key ``str(i)``."""
         return nn.ModuleDict({str(i): build(i) for i in self.layers})
@@ -106,16 +145,25 @@ class Method(BaseModule):
         """Called by the backbone: from now on :meth:`frozen` and :meth:`grid` answer from its blocks."""
         self.base_blocks = tuple(blocks)
 
-    def frozen(self, i: int, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+    def frozen(self, i: int, op: str, form: str = 'wide') -> Tuple[Tensor, Optional[Tensor]]:
         """The base's weight (Cout, Cin) and bias (Cout) of one op of block ``i``, to be read only.
+
+        Args:
+            i: Block.
+            op: Op.
+            form: 'wide': float32 at least; 'stored': as the base keeps them, see ``base_dtype``; 'read': as its product
+                reads them now, under autocast the copies in half precision that the block holds.
 
         Raises:
             ValueError: If the method is not attached.
         """
         if not self.base_blocks:
             raise ValueError(f'{type(self).__name__} is not attached to a backbone, so it has no frozen weights')
-        weight, bias = self.base_blocks[i].op_parameters(op)
-        return weight.detach(), None if bias is None else bias.detach()
+        block = self.base_blocks[i]
+        held = block.tap.held(op) if form == 'read' else None
+        weight, bias = held or block.op_parameters(op)
+        found = [None if t is None else t.detach() for t in (weight, bias)]
+        return tuple(t if t is None or form != 'wide' else wide(t) for t in found)  # type: ignore[return-value]
 
     def grid(self, i: int) -> Tuple[int, ...]:
         """The token grid of the input at hand in block ``i``: (H, W) or (T, H, W). Valid within a forward pass; of a
@@ -123,9 +171,21 @@ class Method(BaseModule):
         return self.base_blocks[i].tap.grid if self.base_blocks else self.specs[i].grid
 
     def frames(self, i: int) -> int:
-        """Frames T of the clips at hand in block ``i`` of a backbone for images, whose batch holds B T frames, clip by
-        clip; 0: no clips. Of a method that is not attached, that of its specs."""
+        """Images T of the clips at hand in block ``i`` of a backbone for images, whose batch holds B T images, clip by
+        clip: their frames, or what ``on_images`` made of them; 0: no clips. Of a method that is not attached, the
+        frames of its specs."""
         return self.base_blocks[i].tap.frames if self.base_blocks else self.specs[i].frames
+
+    def base_positions(self) -> Tensor:
+        """The base's table of positions (1, N, C) for tokens of the size for which it was built, class token first, of
+        a backbone for images that reads clips. Valid within a forward pass.
+
+        Raises:
+            ValueError: If the method is not attached.
+        """
+        if not self.base_blocks:
+            raise ValueError(f'{type(self).__name__} is not attached to a backbone, so it has no positions')
+        return self.base_blocks[0].tap.run_time.positions
 
     def frozen_attention(self, i: int, x: Tensor, change: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
         """The base's own norm and attention of block ``i``, untouched by any method: x (B, N, C) -> (B, N, C).
@@ -171,7 +231,7 @@ class Method(BaseModule):
 
     @property
     def out_dims(self) -> Optional[int]:
-        """Width of the feature that ``on_side`` returns; None where it is the backbone's own."""
+        """Width of the feature that ``on_side`` or ``on_pool`` returns; None where it is the backbone's own."""
         return None
 
     def num_prompts(self, index: int) -> int:
@@ -205,6 +265,26 @@ class Method(BaseModule):
         :meth:`part` gives something -> like y."""
         raise NotImplementedError
 
+    def joins(self, part: Any) -> bool:
+        """Whether :meth:`on_parts` may stand for :meth:`on_part` of this place; False where a class does not define
+        it."""
+        return False
+
+    @classmethod
+    def on_parts(cls, parts: Sequence[Tuple['Method', Any]], owner: Optional[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """As :meth:`on_part` in evaluation mode for several methods of this class at once, one sample each.
+
+        Args:
+            parts: Methods, each with what :meth:`part` gives for the place; all of them :meth:`joins`.
+            owner: Which of them changes which sample, (B, ); None: one each, in order.
+            x: (B, N, Cin).
+            y: (B, N, Cout).
+
+        Returns:
+            (B, N, Cout).
+        """
+        raise NotImplementedError
+
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
         """y (..., C), the output of a norm or of the patch embedding -> (..., C)."""
         return y
@@ -218,6 +298,22 @@ class Method(BaseModule):
         """None or extra keys and values, both (heads, P, head_dim), or (1, P, head_dim) shared by the heads.
 
         A leading batch axis, (B, heads or 1, P, head_dim), gives every sample its own (global attention only).
+        """
+        return None
+
+    def on_channels(self, i: int, tokens: int, prompts: int) -> Optional[Tuple[Tensor, Tensor]]:
+        """None or further channels of queries and keys, both (heads, N, R), the same for all samples and windows; of
+        keys also (heads, K + N, R), with rows for the K keys of :meth:`on_kv` in front (global attention only).
+
+        The logits gain scale * q_r k_r^T with the base's scale: a learned bias of rank R or less, between positions.
+
+        Args:
+            i: Block.
+            tokens: N, the tokens of one attention without extra keys: leading tokens, prompts, grid tokens.
+            prompts: How many of them are prompts in the stream.
+
+        Raises:
+            ValueError: If the method's channels are for another number of tokens.
         """
         return None
 
@@ -235,6 +331,15 @@ class Method(BaseModule):
     def on_entry(self, x: Tensor) -> Tensor:
         """x (B, N, C), the tokens of block 0 with class token and positions, before the first norm -> (B, N, C)."""
         return x
+
+    def on_images(self, x: Tensor) -> Tensor:
+        """x (B, 3, T, H, W), clips for a backbone for images -> (B, 3, T', H, W), the images that it reads of each.
+        Only of block 0."""
+        return x
+
+    def on_pool(self, y: Tensor) -> Tensor:
+        """y (B, T', C), features of the images of each clip -> (B, C'), that of the clip. Only of the last block."""
+        return y.mean(1)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
         """Per-block frozen activations (see ``side_reads``) and the frozen blocks -> feature (B, C) that replaces the
@@ -269,6 +374,31 @@ class Method(BaseModule):
         """Called when the base has got weights: after the method was attached or initialised, and whenever weights of
         the base alone were loaded. A method whose start depends on :meth:`frozen` sets it here, unless it has been
         trained since."""
+
+    # -- choices before the first step --------------------------------------------------------------------------------
+
+    def look(self, classes: int) -> None:
+        """From now on note what passes and change nothing; taps must be refreshed.
+
+        Args:
+            classes: Number of classes of the labels.
+        """
+        raise NotImplementedError
+
+    def saw(self, labels: Tensor) -> None:
+        """A batch has passed whose samples have these labels (B)."""
+
+    def noted(self) -> Tuple[Tensor, ...]:
+        """What was noted, as sums over samples (...); the same shapes in every process."""
+        raise NotImplementedError
+
+    def choose(self) -> str:
+        """Choose by what was noted, and act from now on; taps must be refreshed.
+
+        Returns:
+            What was chosen, in words.
+        """
+        raise NotImplementedError
 
     def init_weights(self) -> None:
         """Called by MMEngine after the base's initialisers, which would have destroyed zero-initialised adapters."""

@@ -83,28 +83,26 @@ def scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return _ScaledProduct.apply(a, b, scale) if own_gradient(a, b) else a @ b * scale
 
 
-class _ScaledSum(torch.autograd.Function):
-    """x + scale * y with one factor for all."""
+class _Scaled(torch.autograd.Function):
+    """scale * y with one factor for all."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(scale, y)
-        ctx.shape = x.shape
-        return torch.addcmul(x, scale, y)
+    def forward(ctx: Any, y: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(y, scale)
+        return y * scale
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tuple[Optional[Tensor], ...]:
-        (grad, ), (scale, y) = grads, ctx.saved_tensors
-        need_x, need_scale, need_y = ctx.needs_input_grad
-        summed = grad.sum_to_size(y.shape)
-        return (grad.sum_to_size(ctx.shape) if need_x else None,
-                torch.dot(summed.flatten(), y.flatten()).view_as(scale) if need_scale else None,
-                summed * scale if need_y else None)
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        y, scale = ctx.saved_tensors
+        need_y, need_scale = ctx.needs_input_grad
+        return (grad * scale if need_y else None,
+                torch.dot(grad.flatten(), y.flatten()).view_as(scale) if need_scale else None)
 
 
-def scaled_sum(x: Tensor, scale: Tensor, y: Tensor) -> Tensor:
-    """``x + scale * y`` with a learned factor (1, ); y is broadcast to the shape of x."""
-    return _ScaledSum.apply(x, scale, y) if own_gradient(x, scale, y) else x + scale * y
+def scaled(y: Tensor, scale: Tensor) -> Tensor:
+    """``scale * y`` with a learned factor (1, ) for all of y (...)."""
+    return _Scaled.apply(y, scale) if own_gradient(y, scale) else y * scale
 
 
 def own_gradient(*tensors: Tensor) -> bool:
@@ -115,13 +113,104 @@ def own_gradient(*tensors: Tensor) -> bool:
     return tensors[0].dtype is not torch.float32 or autocast_dtype(tensors[0]) is None
 
 
+def _plain_ops() -> bool:
+    """Whether a formula is left to torch's own operations: a tracer or compiler cannot follow ``out=``."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+class _ProductAs(torch.autograd.Function):
+    """a * b by one kernel that also rounds to another type."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return torch.mul(a, b, out=torch.empty(torch.broadcast_shapes(a.shape, b.shape), dtype=dtype, device=a.device))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        a, b = ctx.saved_tensors
+        need_a, need_b, _ = ctx.needs_input_grad
+        return _part_of(grad, b, a) if need_a else None, _part_of(grad, a, b) if need_b else None, None
+
+
+def _part_of(grad: Tensor, other: Tensor, like: Tensor) -> Tensor:
+    """grad * other, summed to the shape of ``like`` (...), in its type."""
+    if grad.shape == like.shape:
+        return torch.mul(grad, other, out=torch.empty_like(like))
+    return (grad * other).sum_to_size(like.shape).to(like.dtype)
+
+
+def product_as(a: Tensor, b: Tensor, dtype: Optional[torch.dtype]) -> Tensor:
+    """``a * b``, broadcast, in another type: rounded once and without a kernel of its own for it.
+
+    Args:
+        a, b: (...), small, such as a weight and its factors.
+        dtype: Of the result; None leaves it.
+    """
+    if dtype is None or a.dtype is dtype and b.dtype is dtype:
+        return a * b
+    return (a * b).to(dtype) if _plain_ops() else _ProductAs.apply(a, b, dtype)
+
+
+class _SumAs(torch.autograd.Function):
+    """a + b by one kernel that also rounds to another type."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
+        ctx.types, ctx.alpha = (a.dtype, b.dtype), alpha
+        return torch.add(a, b, alpha=alpha, out=torch.empty(a.shape, dtype=dtype, device=a.device))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        need_a, need_b, *_ = ctx.needs_input_grad
+        of_b = None
+        if need_b:
+            # Scaled and cast by one kernel.
+            like = torch.empty_like(grad, dtype=ctx.types[1])
+            of_b = grad if ctx.alpha == 1 else torch.mul(grad, ctx.alpha, out=like)
+        return grad if need_a else None, of_b, None, None
+
+
+def sum_as(a: Tensor, b: Tensor, dtype: Optional[torch.dtype], alpha: float = 1.) -> Tensor:
+    """``a + alpha * b`` of one shape (...) in another type, by one kernel; None leaves the type."""
+    if dtype is None or a.dtype is dtype and b.dtype is dtype:
+        return torch.add(a, b, alpha=alpha)
+    return torch.add(a, b, alpha=alpha).to(dtype) if _plain_ops() else _SumAs.apply(a, b, alpha, dtype)
+
+
+class _Beside(torch.autograd.Function):
+    """x, and x in another type; the two gradients meet in one kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return x.view_as(x), x.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Optional[Tensor], half: Optional[Tensor]) -> Tuple[Optional[Tensor], None]:
+        return (grad if half is None else half if grad is None else grad + half), None
+
+
+def beside(x: Tensor) -> Tuple[Tensor, Tensor]:
+    """x (...) for a sum, and x as products read it: under autocast in half precision. All who read x take one of the
+    two."""
+    half = autocast_dtype(x)
+    if half is None or x.dtype is not torch.float32 or not x.requires_grad or _plain_ops():
+        return x, x
+    return _Beside.apply(x, half)
+
+
 class _ScaleShift(torch.autograd.Function):
     """scale * y + shift by one kernel, in the precision of y; formed in float32 where y is in half precision."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, scale: Tensor, shift: Optional[Tensor]) -> Tensor:
         ctx.save_for_backward(y, scale)
-        return torch.addcmul(shift, y, scale, out=torch.empty_like(y))
+        out = torch.empty_like(y)
+        return torch.mul(y, scale, out=out) if shift is None else torch.addcmul(shift, y, scale, out=out)
 
     @staticmethod
     @once_differentiable
@@ -133,9 +222,11 @@ class _ScaleShift(torch.autograd.Function):
                 grad.sum(rows, dtype=scale.dtype) if need_shift else None)
 
 
-def scale_shift(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """scale (C) * y (..., C) + shift (C) -> (..., C), in the precision of y; formed in float32 where y is in half
-    precision."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or scale.dtype != shift.dtype:
+def scale_shift(y: Tensor, scale: Tensor, shift: Optional[Tensor] = None) -> Tensor:
+    """scale (C) * y (..., C) + shift (C), if any -> (..., C), in the precision of y; formed in float32 where y is in
+    half precision."""
+    if shift is None:
+        return (y * scale).to(y.dtype) if _plain_ops() else _ScaleShift.apply(y, scale, None)
+    if _plain_ops() or scale.dtype != shift.dtype:
         return torch.addcmul(shift, y, scale).to(y.dtype)
     return _ScaleShift.apply(y, scale, shift)

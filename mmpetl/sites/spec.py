@@ -10,7 +10,10 @@ OPS = ('q', 'k', 'v', 'proj', 'fc1', 'fc2')
 ALL_OPS = (*OPS, 'gate')
 NORMS = ('embed', 'norm1', 'norm2', 'final')
 SUBS = ('attn', 'ffn')
-POINTS = ('qkv', 'linear', 'input', 'norm', 'branch', 'kv', 'prompts', 'stream', 'entry', 'side')
+POINTS = ('qkv', 'linear', 'input', 'norm', 'branch', 'kv', 'channels', 'prompts', 'stream', 'entry', 'images', 'pool',
+          'side')
+#: Those of backbones for images that read clips.
+CLIP_POINTS = frozenset(('entry', 'images', 'pool'))
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class BlockSpec:
         key_bias: Whether the base's key projection has a bias (VideoMAE has none).
         ops: Linear ops of the block.
         frames: Frames of the clips for which a backbone for images was built, each an image in the batch; 0: no clips.
+        post_norm: Whether the norms stand at the end of the branches, behind the sublayers and not before them.
+        dim_in: Width of the stream at the block's entry where its attention widens it; 0: C.
+        pools: Whether the block's attention makes the token grid smaller.
+        pools_keys: Whether keys and values are pooled behind their projections.
     """
     index: int
     stage: int
@@ -44,6 +51,15 @@ class BlockSpec:
     key_bias: bool = True
     ops: Tuple[str, ...] = OPS
     frames: int = 0
+    post_norm: bool = False
+    dim_in: int = 0
+    pools: bool = False
+    pools_keys: bool = False
+
+    @property
+    def entry_dim(self) -> int:
+        """Width of the stream at the block's entry."""
+        return self.dim_in or self.dim
 
     @property
     def head_dim(self) -> int:
@@ -51,7 +67,11 @@ class BlockSpec:
         return self.dim // self.heads
 
     def op_dims(self, op: str) -> Tuple[int, int]:
-        """(Cin, Cout) of one linear op of this block."""
+        """(Cin, Cout) of one linear op or norm of this block."""
+        if op in ('q', 'k', 'v'):
+            return self.entry_dim, self.dim
+        if op == 'norm1':
+            return self.entry_dim, self.entry_dim
         if op in ('fc1', 'gate'):
             return self.dim, self.ffn_dim
         if op == 'fc2':

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one block sees of all methods."""
 
+import threading
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import torch
@@ -18,13 +19,16 @@ class RunTime:
 
     Attributes:
         grid: Token grid behind the patch embedding, which sets it; (H, W) or (T, H, W).
-        frames: Frames T of each clip where the batch holds the B T frames of B clips, clip by clip; 0: no clips.
+        frames: Images T of each clip where the batch holds the B T images of B clips, clip by clip; 0: no clips. They
+            are its frames unless a method chose others.
+        positions: The base's table of positions (1, N, C), where clips are read; the forward pass sets it.
         mean_first: Whether the last norm averages the frames of a clip before it norms them.
     """
 
     def __init__(self, grid: Sequence[int] = ()) -> None:
         self.grid: Tuple[int, ...] = tuple(grid)
         self.frames = 0
+        self.positions: Optional[Tensor] = None
         self.mean_first = False
 
 
@@ -63,7 +67,8 @@ class Tap:
             for sub in SUBS
             for inside in (True, False)
         }
-        self._kv, self._prompts, self._stream, self._entry = (on[p] for p in ('kv', 'prompts', 'stream', 'entry'))
+        self._kv, self._channels, self._prompts = (on[p] for p in ('kv', 'channels', 'prompts'))
+        self._stream, self._entry, self._images, self._pool = (on[p] for p in ('stream', 'entry', 'images', 'pool'))
         self._join()
         #: Whether elementwise results of this block are computed again in the backward pass by default.
         self.recomputes = any(m.recomputes for m in methods if index in m.layers)
@@ -99,6 +104,13 @@ class Tap:
         #: Where a block's frozen activations are stored for side methods, or None.
         self.recorder: Optional[Dict[str, Tensor]] = None
 
+    def held(self, op: str) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """This thread's half-precision copies of the weight (Cout, Cin) and bias (Cout) of an op, while the block runs;
+        None where there are none."""
+        if torch.compiler.is_compiling() or not self.cast:
+            return None
+        return self.cast.get(threading.get_ident(), {}).get(op)
+
     def _join(self) -> None:
         """What is known beforehand of keys and values; plain bools, which a compiler can tell."""
         #: Whether q, k and v have inputs of their own.
@@ -112,7 +124,14 @@ class Tap:
         self.joins_kv = not self.own_inputs and anew[0] == anew[1] and not whole
         #: Whether no method changes queries, keys or values of the tokens themselves.
         self.plain_qkv = not self.own_inputs and len(self._project) == 0
+        #: Whether methods treat the rows of k and v alone, whatever their leading axes.
+        self.rowwise = all(m.rowwise for m, *_ in self._project)
         self._whole = whole
+
+    @property
+    def prompts_have_channels(self) -> bool:
+        """Whether a method gives its own prompts further channels, which they have as tokens of the stream alone."""
+        return any(m in self._prompts for m in self._channels)
 
     @property
     def separates(self) -> bool:
@@ -132,6 +151,13 @@ class Tap:
                 v = self._linear_at(m, part, 'v', x, v)
         return k, v
 
+    def query(self, x: Tensor, q: Tensor) -> Tensor:
+        """Apply ``on_linear`` of q: x, q (B, N, C) -> q. Where :attr:`joins_kv` holds."""
+        for m, (on_q, *_), _ in self._project:
+            for part in on_q:
+                q = self._linear_at(m, part, 'q', x, q)
+        return q
+
     @property
     def queries(self) -> Optional[int]:
         """How many leading tokens ask; None: all. ``on_qkv`` gets the queries of all."""
@@ -148,6 +174,19 @@ class Tap:
         for m in self._entry:
             x = m.on_entry(x)
         return x
+
+    def images(self, x: Tensor) -> Tensor:
+        """Apply ``on_images``: (B, 3, T, H, W) -> (B, 3, T', H, W)."""
+        for m in self._images:
+            x = m.on_images(x)
+        return x
+
+    def pool(self, y: Tensor) -> Tensor:
+        """``on_pool`` of the method that has it, else the mean: features of the images of clips (B, T', C) -> (B, C').
+        """
+        for m in self._pool:
+            return m.on_pool(y)
+        return y.mean(1)
 
     def input(self, op: str, x: Tensor) -> Tensor:
         """Apply ``on_input``: (..., Cin) -> (..., Cin)."""
@@ -210,6 +249,33 @@ class Tap:
         return (torch.cat([k.expand(*shape, -1, -1) for k, _ in found], -2),
                 torch.cat([v.expand(*shape, -1, -1) for _, v in found], -2))
 
+    def channels(self, tokens: int) -> Optional[Tuple[Tensor, Tensor]]:
+        """Further channels of queries (heads, N, R) and keys (heads, N or more, R) of all methods, or None; rows of
+        keys beyond N are of the last extra keys.
+
+        Args:
+            tokens: N, the tokens of one attention without extra keys.
+        """
+        # Prompts that act as keys and values only stand among the extra keys.
+        inside = (self.num_prompts if self.prompts_read else 0) if self.num_prompts else self.prompts_in
+        found = [(queries, self._behind_extra(m, keys, keys.shape[1] - tokens))
+                 for m in self._channels for c in [m.on_channels(self.index, tokens, inside)] if c is not None
+                 for queries, keys in [c]]
+        if len(found) < 2:
+            return found[0] if found else None
+        queries, keys = zip(*found)
+        rows = max(k.shape[1] for k in keys)
+        return torch.cat(queries, -1), torch.cat([F.pad(k, (0, 0, rows - k.shape[1], 0)) for k in keys], -1)
+
+    def _behind_extra(self, m: Method, keys: Tensor, own: int) -> Tensor:
+        """Channels of keys (heads, own + N, R), the first of the method's own extra keys -> (heads, own + others + N,
+        R), with zeros for the extra keys of the methods behind it."""
+        behind = self._kv[self._kv.index(m) + 1:] if own else ()
+        others = sum(kv[0].shape[-2] for later in behind for kv in [later.on_kv(self.index)] if kv is not None)
+        if not others:
+            return keys
+        return torch.cat([keys[:, :own], keys.new_zeros(len(keys), others, keys.shape[2]), keys[:, own:]], 1)
+
     def prompts(self, batch: int = 1) -> Optional[Tensor]:
         """Prompt tokens (1 or B, P, C) entering before this block, or None where the block keeps what arrives.
 
@@ -251,7 +317,8 @@ def plan_prompts(taps: Sequence[Tap], pooled: bool, full: bool = False) -> None:
     for tap, following in zip(taps, [*taps[1:], None]):
         tap.prompts_in = carried
         if tap.num_prompts:
-            tap.prompts_read = full or (pooled if following is None else not following.num_prompts)
+            read = pooled if following is None else not following.num_prompts
+            tap.prompts_read = full or tap.prompts_have_channels or read
             carried = tap.num_prompts if tap.prompts_read else 0
         tap.prompts_dropped = tap.prompts_pooled = 0
         if following is None:

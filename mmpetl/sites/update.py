@@ -12,6 +12,7 @@ class Update(Method):
     """Base class of methods whose ``on_linear`` adds :meth:`delta` times x for the ops in ``self.ops``: abstract."""
 
     ops: Tuple[str, ...]
+    rowwise = True
 
     def linear_ops(self, index: int) -> Tuple[str, ...]:
         return self.ops
