@@ -17,10 +17,12 @@ from .family import FAMILIES
 def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
 
     def builder(petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval', with_cp: Optional[bool] = None,
-                memory: str = 'standard', frames: int = 0, frame_pool: str = 'after_norm', **kwargs: Any) -> nn.Module:
+                memory: str = 'standard', frames: int = 0, frame_pool: str = 'after_norm', base_dtype: Any = None,
+                **kwargs: Any) -> nn.Module:
         # By name and only now: a family imports its upstream package, which may not be installed.
         module = __import__(f'{__name__}.{family}', fromlist=[build])
-        return attach(getattr(module, build)(**kwargs), petl, tune, trunk, with_cp, memory, frames, frame_pool)
+        return attach(getattr(module, build)(**kwargs), petl, tune, trunk, with_cp, memory, frames, frame_pool,
+                      base_dtype)
 
     # Registries and tracebacks show the type's name, not 'builder'.
     builder.__name__ = builder.__qualname__ = name
@@ -34,6 +36,8 @@ def _builder(name: str, family: str, build: str) -> Callable[..., nn.Module]:
         memory: 'standard', 'light' or 'lightest', see :func:`mmpetl.backbones.attach.attach`.
         frames: Frames of the clips that a backbone for images reads.
         frame_pool: Where they are averaged.
+        base_dtype: 'bf16', 'int8' or 'nf4' stores the frozen weights in fewer bits, see
+            :mod:`mmpetl.backbones.base_dtype`.
         **kwargs: Arguments of the upstream backbone.
     """
     return MODELS.register_module(name=name)(builder)

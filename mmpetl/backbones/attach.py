@@ -4,6 +4,7 @@
 import inspect
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from ..recompute import LEVELS
 from ..registry import METHODS
 from ..sites import BlockSpec, Method, nearest, positive
+from .base_dtype import match_types, parse_base_dtype, store
 from .container import PETL
 from .family import Family, family_of
 from .load_hook import install_load_hook
@@ -177,6 +179,8 @@ def _specialise(backbone: nn.Module, family: Family, methods: Mapping[str, Metho
         if sited is not None:
             # In place: parameters, hooks and the object's identity stay as they are.
             module.__class__ = sited
+    if family.embed_class is not None:
+        family.embed(backbone).__class__ = family.embed_class
     entry = family.entry(backbone)
     if entry is not None:
         entry.__class__ = family.entry_class
@@ -257,9 +261,26 @@ def _check_frames(backbone: nn.Module, family: Family, methods: Mapping[str, Met
                          f"'avg_featmap' and out_indices -1; got {out_type!r} and {list(backbone.out_indices)}")
     if pool == 'before_norm' and family.final_norm(backbone) is None:
         raise ValueError("frame_pool='before_norm' needs a last norm, and this backbone has final_norm=False")
-    sides = [type(m).__name__ for m in methods.values() if 'side' in m.points()]
-    if sides:
-        raise ValueError(f'{sides[0]} is not defined over the frames of a clip')
+    _check_over_time(list(methods.values()), pool)
+
+
+def _check_over_time(methods: Sequence[Method], pool: str) -> None:
+    """Which methods go together over the images of clips.
+
+    Raises:
+        ValueError: Names the method.
+    """
+    for method in methods:
+        name, points = type(method).__name__, method.points()
+        if 'side' in points and not method.over_time:
+            raise ValueError(f'{name} is not defined over the frames of a clip')
+        if pool == 'before_norm' and 'pool' in points:
+            raise ValueError(f"frame_pool='before_norm' averages all images of a clip before the last norm, but {name} "
+                             'says what becomes of their features')
+        other = next((type(m).__name__ for m in methods if m is not method and m.over_time), None)
+        if {'images', 'pool'} & points and other:
+            raise ValueError(f'{name} chooses the images that are read of a clip, so {other}, which acts along its '
+                             'frames, cannot stand beside it')
 
 
 def give_side(backbone: nn.Module, family: Family) -> None:
@@ -304,7 +325,7 @@ def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
     tune = patterns_of(tune)
     # timm keeps the head inside the model; elsewhere it stands outside the backbone and is never frozen
     # here.
-    always = ('petl', *family_of(backbone)[1].head)
+    family = family_of(backbone)[1]
     # Patterns mean parameters of the base: '*' must not be satisfied by a method's.
     names = [n for n, _ in backbone.named_parameters() if not n.startswith('petl.')]
     for pattern in tune:
@@ -312,7 +333,10 @@ def freeze(backbone: nn.Module, tune: Sequence[str]) -> None:
             raise ValueError(f'tune={pattern!r} matches no parameter of {type(backbone).__name__}' +
                              nearest(pattern, names))
     for name, parameter in backbone.named_parameters():
-        parameter.requires_grad = name.split('.')[0] in always or any(fnmatchcase(name, p) for p in tune)
+        always = name.startswith('petl.') or family.in_head(name)
+        parameter.requires_grad = always or any(fnmatchcase(name, p) for p in tune)
+    if isinstance(getattr(backbone, 'petl', None), PETL):
+        match_types(backbone)
 
 
 def attach(backbone: nn.Module,
@@ -322,7 +346,8 @@ def attach(backbone: nn.Module,
            with_cp: Optional[bool] = None,
            memory: str = 'standard',
            frames: int = 0,
-           frame_pool: str = 'after_norm') -> nn.Module:
+           frame_pool: str = 'after_norm',
+           base_dtype: Any = None) -> nn.Module:
     """Give a backbone its methods, in place.
 
     Args:
@@ -339,6 +364,8 @@ def attach(backbone: nn.Module,
         frames: For backbones for images: read clips (B, 3, T, H, W) of this many frames, each an image, and give the
             mean of their features (B, C). Methods may act over time.
         frame_pool: Where the frames are averaged: 'after_norm' or 'before_norm', the last norm.
+        base_dtype: 'bf16', 'int8' or 'nf4' stores frozen weights of products in fewer bits, see
+            :mod:`mmpetl.backbones.base_dtype`.
 
     Returns:
         The same object; its base is frozen, its methods live in ``backbone.petl``.
@@ -350,7 +377,7 @@ def attach(backbone: nn.Module,
         raise ValueError(f"trunk must be 'eval' or 'train', got {trunk!r}")
     if with_cp is not None and not isinstance(with_cp, bool):
         raise ValueError(f'with_cp={with_cp!r:.80}: give True, False or None')
-    patterns = patterns_of(tune)
+    patterns, dtype = patterns_of(tune), parse_base_dtype(base_dtype)
     if not isinstance(memory, str) or memory not in LEVELS:
         raise ValueError(f'unknown memory setting {memory!r}' + nearest(memory, LEVELS))
     if isinstance(getattr(backbone, 'petl', None), PETL):
@@ -387,6 +414,9 @@ def attach(backbone: nn.Module,
     # After the methods are in: from now on every way in of weights passes these hooks.
     install_load_hook(backbone)
     watch(backbone)
+    if dtype is not None:
+        store(backbone, dtype)
+        backbone.petl.loaded()  # starts that depend on the weights follow those that are there
     return backbone
 
 
@@ -434,7 +464,7 @@ def config_of(cfg: Any, method: Method) -> Dict[str, Any]:
 def _make_drop_path_traceable(blocks: Sequence[nn.Module]) -> None:
     """mmpretrain's drop-path rates are numpy scalars, which break a compiled graph at every block."""
     for block in blocks:
-        for sub in ('attn', 'ffn'):
-            module = block.drop_path_of(sub)
-            if hasattr(module, 'drop_prob'):
+        # Upstream drops paths at other places too (BEiT's network), so all of them are looked at.
+        for module in block.modules():
+            if isinstance(getattr(module, 'drop_prob', None), Real):
                 module.drop_prob = float(module.drop_prob)

@@ -97,15 +97,62 @@ class Projections:
         if prompts is None:
             return (*self.project(x), None, False)
         if not self.tap.plain_qkv:
+            if self.tap.joins_kv and self.tap.rowwise and len(prompts) == 1:
+                return (*self._rows(x, prompts), False)
             return (*self.project(x), self.of_prompts(prompts), False)
         both = torch.cat([self.keys_and_values(prompts).expand(len(x), -1, -1), self.keys_and_values(x)], 1)
         return (self._ask(x), *both.chunk(2, -1), None, True)  # type: ignore[return-value]
+
+    def _rows(self, x: Tensor, prompts: Tensor) -> Tuple[Tensor, Tensor, Tensor, KeysValues]:
+        """Queries, keys and values of x (B, N, C), and keys and values of shared prompts (1, P, C), whose rows join
+        those of the tokens in every product."""
+        tokens = x.shape[0] * x.shape[1]
+        rows = recomputed(_join_rows, x, prompts)
+        k, v = self.tap.keys_values(rows, *self.keys_and_values(rows).chunk(2, -1))
+        x = rows[:tokens].view(x.shape)  # so that x itself need not be kept
+        asking = x[:, :self.tap.queries]
+        q = self.tap.query(asking, F.linear(asking, *self.read('q')))
+        k, v, *inner = (t for part in (slice(0, tokens), slice(tokens, None)) for t in (k[part], v[part]))
+        return q, k.view(x.shape), v.view(x.shape), (inner[0][None], inner[1][None])
 
     def output(self, y: Tensor) -> Tensor:
         """Output projection, (B, N, C) -> (B, N, C)."""
         y = self.tap.input('proj', y)
         product = partial(apply_linear, self.proj, self.tap, 'proj')
         return self.tap.linear('proj', y, recomputed(product, y, level=SMALL_PRODUCT))
+
+
+class SplitBias(Projections):
+    """A fused product whose biases of q and v are parameters of their own; keys have none."""
+
+    q_bias: Optional[Tensor]
+    v_bias: Optional[Tensor]
+
+    @property
+    def calls_qkv(self) -> bool:  # type: ignore[override]
+        # With biases of their own upstream calls F.linear, past the layer.
+        return getattr(self, 'q_bias', None) is None
+
+    def fused(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., 3 C)."""
+        if getattr(self, 'q_bias', None) is None:
+            return super().fused(x)
+        found = held(self.tap, 'qkv')
+        if found is None:
+            # A bias of the keys would mostly cancel in the softmax, so these models have none.
+            found = self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return F.linear(x, *found)
+
+    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
+        """Weight (C, C) and bias (C) of q, k, v or proj; there is no bias of the keys."""
+        if op == 'proj' or getattr(self, 'q_bias', None) is None:
+            return super().op_parameters(op)
+        return linear_slice(self.qkv.weight, op), getattr(self, f'{op}_bias') if op in 'qv' else None
+
+
+def _join_rows(x: Tensor, prompts: Tensor) -> Tensor:
+    """Rows of tokens (B, N, C), then those of prompts (1, P, C), in the type of the tokens, (B N + P, C)."""
+    return torch.cat([x.flatten(0, 1), prompts[0].to(x.dtype)])
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -172,6 +219,29 @@ def gate_bias(tap: Tap, keys: int, start: int) -> Optional[Tensor]:
     return F.pad(gate, (start, keys - start - gate.shape[-1]))[:, None, None, :]
 
 
+def widen(q: Tensor, k: Tensor, v: Tensor, channels: KeysValues, scale: Optional[float]) -> Tuple[
+        Tensor, Tensor, Tensor, Optional[float]]:
+    """Give queries and keys their further channels.
+
+    Args:
+        q, k, v: (B, h, N', d), (B, h, K + N, d) twice; q may hold the leading tokens only.
+        channels: Of queries and keys, (h, N, R) each, or None. Extra keys, which come first, have none but where there
+            are more rows for keys: these are of the last of them.
+        scale: Factor of the logits; None means d ** -0.5.
+
+    Returns:
+        q, k, v of d + R channels, those of v being zeros, and the factor of d channels.
+    """
+    if channels is None:
+        return q, k, v, scale
+    of_q, of_k = (t.to(q.dtype) for t in channels)
+    of_q, of_k = of_q[:, :q.shape[2]], F.pad(of_k, (0, 0, k.shape[2] - of_k.shape[1], 0))
+    scale = q.shape[-1]**-0.5 if scale is None else scale
+    q, k = (torch.cat([t, more.expand(len(t), -1, -1, -1)], -1) for t, more in ((q, of_q), (k, of_k)))
+    # The fused kernels want one width; the channels that this adds to the output are cut off again.
+    return q, k, F.pad(v, (0, of_q.shape[-1])), scale
+
+
 def attend(q: Tensor,
            k: Tensor,
            v: Tensor,
@@ -180,7 +250,8 @@ def attend(q: Tensor,
            bias: Optional[Tensor] = None,
            drop_rate: float = 0.,
            scale: Optional[float] = None,
-           rotate: Optional[Rotation] = None) -> Tensor:
+           rotate: Optional[Rotation] = None,
+           channels: KeysValues = None) -> Tensor:
     """Global attention.
 
     Args:
@@ -193,6 +264,7 @@ def attend(q: Tensor,
         rotate: Applied to q and k after the heads are split (rotary embeddings, norms of q and k): (B, h, N', d) and
             (B, h, N, d) -> same shapes; q may hold the leading tokens only. Extra keys have no place and are not
             rotated. Methods change q and k before, on (B, N, C).
+        channels: Further channels of queries and keys, (h, N, R) each; they are not rotated.
 
     Returns:
         (B, N, C).
@@ -202,13 +274,15 @@ def attend(q: Tensor,
         # Before extra keys join, which have no place in the grid and must not be turned.
         q, k = rotate(q, k)
     k, v = prepend(extra, k, v)
+    width = v.shape[-1]
+    q, k, v, scale = widen(q, k, v, channels, scale)
     if bias is not None:
         # The fused kernels want the type of the queries.
         bias = bias.to(q.dtype)
     # A copy of the attention's output, which the kernel keeps anyway: made again rather than kept
     # twice.
-    return recomputed(merge_heads,
-                      F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale))
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=drop_rate, scale=scale)
+    return recomputed(merge_heads, y if channels is None else y[..., :width])
 
 
 def window_groups(windows: Sequence[int], shifted: Sequence[bool]) -> List[Tuple[slice, ...]]:
@@ -250,7 +324,8 @@ def attend_windows(q: Tensor,
                    extra: KeysValues = None,
                    drop_rate: float = 0.,
                    scale: Optional[float] = None,
-                   gate: Optional[Tensor] = None) -> Tensor:
+                   gate: Optional[Tensor] = None,
+                   channels: KeysValues = None) -> Tensor:
     """Window attention with relative position bias and shift mask.
 
     All windows are attended together where their biases with masks are small; else those with the same mask, so no
@@ -269,6 +344,7 @@ def attend_windows(q: Tensor,
         drop_rate: Dropout on the attention weights.
         scale: Factor of the logits.
         gate: Added to the logits of the keys, (B * windows or 1, 1, 1, K + P + N), see :func:`gate_bias`.
+        channels: Further channels of queries and keys, (h, P + N, R) each.
 
     Returns:
         (B * windows, P + N, C).
@@ -277,13 +353,13 @@ def attend_windows(q: Tensor,
     front = (prompts, prompts + (0 if extra is None else extra[0].shape[-2]))
     if mask is None:
         whole = recomputed(window_bias, bias, None, gate, front, q.dtype, level=LOOK_UP)
-        return attend(q, k, v, heads, _per_window(extra, len(q)), whole, drop_rate, scale)
+        return attend(q, k, v, heads, per_window(extra, len(q)), whole, drop_rate, scale, channels=channels)
     # A gate per sample cannot share one mask over the batch.
     grouped = gate is not None and len(gate) > 1
     shared = extra is None or extra[0].dim() == 3 or len(extra[0]) == 1
     if not grouped and shared and mask.numel() * heads * q.element_size() <= WHOLE_MASK:
         whole = recomputed(window_bias, bias, mask, gate, front, q.dtype, level=LOOK_UP)
-        return _attend_at_once(q, k, v, heads, extra, whole, drop_rate, scale)
+        return _attend_at_once(q, k, v, heads, extra, whole, drop_rate, scale, channels)
     # The window grid becomes axes, so that groups are slices.
     q, k, v = (t.view(-1, *windows, *t.shape[1:]) for t in (q, k, v))
     gate = gate.view(-1, *windows, *gate.shape[1:]) if grouped else gate
@@ -298,14 +374,15 @@ def attend_windows(q: Tensor,
         # Slices are copies: as they can be cut again, they are not kept.
         part_qkv = (recomputed(lambda t, i: t[i].flatten(0, len(windows)), t, index) for t in (q, k, v))
         samples = len(q) * torch.Size(s.stop - s.start for s in group).numel()
-        own = _per_window(extra, samples)
-        part = attend(*part_qkv, heads, own, part_bias, drop_rate, scale)  # type: ignore[call-arg]
+        own = per_window(extra, samples)
+        part_q, part_k, part_v = part_qkv
+        part = attend(part_q, part_k, part_v, heads, own, part_bias, drop_rate, scale, channels=channels)
         parts.append(part.view(-1, *(s.stop - s.start for s in group), *part.shape[1:]))
     lengths = [2 if s and n > 1 else 1 for n, s in zip(windows, shifted)]
     return recomputed(lambda *parts: _join(list(parts), lengths).flatten(0, len(windows)), *parts)
 
 
-def _per_window(extra: KeysValues, windows: int) -> KeysValues:
+def per_window(extra: KeysValues, windows: int) -> KeysValues:
     """Extra keys and values of each sample (B, h or 1, K, d), once for each of its windows (``windows`` of all samples
     together); those that all samples share stay as they are."""
     if extra is None or extra[0].dim() == 3 or len(extra[0]) == 1:
@@ -315,7 +392,7 @@ def _per_window(extra: KeysValues, windows: int) -> KeysValues:
 
 
 def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, heads: int, extra: KeysValues, bias: Tensor, drop_rate: float,
-                    scale: Optional[float]) -> Tensor:
+                    scale: Optional[float], channels: KeysValues) -> Tensor:
     """As :func:`attend` for windows (B * windows, N, C) with a bias (windows, h, N, K) each: windows stand beside the
     heads, so that samples share the bias."""
     windows = len(bias)
@@ -329,7 +406,12 @@ def _attend_at_once(q: Tensor, k: Tensor, v: Tensor, heads: int, extra: KeysValu
         # Every window of every sample sees the same extra keys; only here they are repeated in memory.
         extra = tuple(t.expand(heads, -1, -1).repeat(windows, 1, 1) for t in flat)  # type: ignore[assignment]
         k, v = prepend(extra, k, v)
+    if channels is not None:
+        channels = channels[0].repeat(windows, 1, 1), channels[1].repeat(windows, 1, 1)
+    width = v.shape[-1]
+    q, k, v, scale = widen(q, k, v, channels, scale)
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.flatten(0, 1)[None], dropout_p=drop_rate, scale=scale)
+    y = y if channels is None else y[..., :width]
     return recomputed(lambda t: merge_heads(t.unflatten(1, (windows, heads)).flatten(0, 1)), y)
 
 

@@ -105,11 +105,13 @@ class SitedBlock:
     def run(self, x: Tensor, *context: Any) -> Tensor:
         """(B, N, C) or (B, T, H, W, C) -> same shape. ``context`` is handed to :meth:`attention`."""
         if self.tap.recorder is not None:
-            hold(self, x)
+            made = hold(self, x)
             try:
                 return self._record(x, *context)
             finally:
-                release(self)
+                # Queries that pass through the block next read the same copies.
+                if made and not self.tap.recorder['keep']:
+                    release(self)
         # Bound here and not read in the backward pass, when another input may have come in between.
         where = self.grid_of(x, *context), self.tap.run_time.frames
         if self.with_cp and torch.is_grad_enabled():
@@ -134,7 +136,7 @@ class SitedBlock:
         tap = self.tap
         # Also in a recomputed pass: checkpointing calls this with the grid of that pass.
         tap.grid, tap.frames = where
-        x = tap.stream(x)
+        x = self.enter(tap.stream(x), *context)
         x, prompts = enter_prompts(tap, x, self.spec.extra_tokens)
         h = once_in_half(tap.norm('norm1', recomputed(self.norm1, x)))
         if prompts is not None:
@@ -144,10 +146,26 @@ class SitedBlock:
         # Attention was the last to mix tokens; from here on only those that are read go on.
         if tap.tokens_read is not None:
             x, h = x[:, :tap.tokens_read], h[:, :tap.tokens_read]
-        x = self._residual('attn', x, h, y)
+        x = self.between(self._residual('attn', self.carried(x, h), h, y), *context)
         h = once_in_half(tap.norm('norm2', recomputed(self.norm2, x)))
-        x = self._residual('ffn', x, h, self.feed_forward(h))
-        # Last block: what follows expects class token and grid tokens alone.
+        return self._left(self._residual('ffn', x, h, self.feed_forward(h)))
+
+    def enter(self, x: Tensor, *context: Any) -> Tensor:
+        """What upstream does to the stream before the first norm, (B, N, C) -> (B, N, C)."""
+        return x
+
+    def between(self, x: Tensor, *context: Any) -> Tensor:
+        """What upstream does to the stream between attention and the second norm, (B, N, C) -> (B, N, C)."""
+        return x
+
+    def carried(self, x: Tensor, h: Tensor) -> Tensor:
+        """What attention is added to: the stream x (B, N, C), or what upstream makes of it, or of its norm h, where
+        attention gives fewer or wider tokens than it reads."""
+        return x
+
+    def _left(self, x: Tensor) -> Tensor:
+        """Last block: what follows expects class token and grid tokens alone, x (B, N, C) -> (B, N', C)."""
+        tap = self.tap
         if tap.prompts_dropped:
             first = self.spec.extra_tokens
             x = torch.cat([x[:, :first], x[:, first + tap.prompts_dropped:]], 1)
@@ -175,6 +193,7 @@ class SitedBlock:
         u = self.norm1(x)
         if 'u' in record:
             record['u'] = u
+        u = once_in_half(u)
         # Keys and values are all that is read of this block, and none of its own work is needed for them.
         if record['skip']:
             if 'k' in record:
@@ -184,6 +203,30 @@ class SitedBlock:
         x = x + self.drop_path_of('ffn')(self.feed_forward(self.norm2(x)))
         if 'out' in record:
             record['out'] = x
+        return x
+
+
+class PostNormBlock(SitedBlock):
+    """Mixin for blocks whose norms stand at the end of the branches: x + norm1(attention(x)), x + norm2(ffn(x)).
+
+    Points keep their names: 'norm1' and 'norm2' act on the outputs of these norms, ``on_branch`` behind them, and what
+    a method gets as a sublayer's input is the stream, which no norm stands before.
+    """
+
+    def _steps(self, x: Tensor, where: Where, *context: Any) -> Tensor:
+        tap = self.tap
+        tap.grid, tap.frames = where
+        x, prompts = enter_prompts(tap, tap.stream(x), self.spec.extra_tokens)
+        h = once_in_half(x)
+        y = recomputed(self.norm1, self.attention(h, prompts, *context))
+        x = self._residual('attn', x, h, tap.norm('norm1', y))
+        h = once_in_half(x)
+        y = recomputed(self.norm2, self.feed_forward(h))
+        x = self._residual('ffn', x, h, tap.norm('norm2', y))
+        return self._left(self.leave(x))
+
+    def leave(self, x: Tensor) -> Tensor:
+        """What upstream does to the stream behind both branches, (B, N, C) -> (B, N, C)."""
         return x
 
 

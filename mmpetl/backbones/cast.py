@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..sites import Tap, autocast_dtype
+from .quantized import is_quantized
 
 Linear = Tuple[Tensor, Optional[Tensor]]
 #: Ops that backbones compute as one product; the parts of their copies stand in one tensor, under both names.
 JOINED = {'qkv': ('q', 'k', 'v'), 'gate+fc1': ('gate', 'fc1')}
+#: Autocast's precision -> what is copied for it; with base_dtype='bf16' under autocast of float16 that is bfloat16 too.
+_OTHER = {torch.bfloat16: (torch.float32, torch.float16), torch.float16: (torch.float32, torch.bfloat16)}
 #: Modules whose forward pass is ``F.linear`` of their weight and bias.
 _PLAIN = ('torch.nn.modules.linear', 'mmcv.cnn.bricks.wrappers')
 
@@ -21,26 +24,26 @@ def hold(block: Any, x: Tensor) -> bool:
     """Make half-precision copies of all frozen weights of a block's ops for this thread, until :func:`release`.
 
     The values are those of autocast. Nothing happens where autocast is off, a compiler traces, or weights are trained,
-    no plain parameters, or of another type than float32; those are cast where they are used.
+    no plain parameters, or stored in that precision already, or where the block has its copies.
 
     Args:
         block: Sited block.
         x: What it is called with (B, ..., C).
 
     Returns:
-        Whether there are copies.
+        Whether copies were made.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     dtype = autocast_dtype(x)
-    if dtype is None:
+    if dtype is None or threading.get_ident() in block.tap.cast:
         return False
     made: Dict[str, Linear] = {}
     sources: List[Tensor] = []
     copies: List[Tensor] = []
 
     def copy(source: Optional[Tensor], target: Optional[Tensor]) -> Optional[Tensor]:
-        if source is None or source.dtype is not torch.float32 or source.requires_grad:
+        if source is None or source.dtype not in _OTHER[dtype] or source.requires_grad:
             return source
         target = torch.empty_like(source, dtype=dtype) if target is None else target
         sources.append(source.detach())
@@ -48,6 +51,8 @@ def hold(block: Any, x: Tensor) -> bool:
         return target
 
     found = {op: block.op_parameters(op) for op in block.spec.ops}
+    if any(is_quantized(weight) for weight, _ in found.values()):
+        return False  # copies would be kept for the backward pass; 8- and 4-bit weights are read where they are used
     for name, ops in JOINED.items():
         if all(op in found for op in ops):
             made.update(_join(name, [found.pop(op) for op in ops], dtype, copy))
@@ -64,8 +69,8 @@ def _join(name: str, parts: List[Linear], dtype: torch.dtype, copy: Any) -> Dict
     """Copies of several ops, and of their joined form where all are frozen and of one shape."""
     ops = JOINED[name]
     weights, biases = [w for w, _ in parts], [b for _, b in parts]
-    one = all(w.dtype is torch.float32 and not w.requires_grad and w.shape == weights[0].shape for w in weights)
-    if not one or any(b is not None and (b.dtype is not torch.float32 or b.requires_grad) for b in biases):
+    one = all(w.dtype in _OTHER[dtype] and not w.requires_grad and w.shape == weights[0].shape for w in weights)
+    if not one or any(b is not None and (b.dtype not in _OTHER[dtype] or b.requires_grad) for b in biases):
         return {op: (copy(w, None), copy(b, None)) for op, w, b in zip(ops, weights, biases)}
     rows = len(weights[0])
     whole = weights[0].new_empty(len(ops) * rows, weights[0].shape[1], dtype=dtype)
@@ -92,9 +97,7 @@ def held(tap: Tap, op: str, otherwise: Optional[Linear] = None) -> Optional[Line
         op: Op, or a name of :data:`JOINED`.
         otherwise: Without copies.
     """
-    if torch.compiler.is_compiling() or not tap.cast:
-        return otherwise
-    return tap.cast.get(threading.get_ident(), {}).get(op, otherwise)
+    return tap.held(op) or otherwise
 
 
 def apply_linear(module: nn.Module, tap: Tap, op: str, x: Tensor) -> Tensor:

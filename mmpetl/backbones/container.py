@@ -3,7 +3,7 @@
 
 import inspect
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.model import ModuleDict
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from ..sites import Method, RunTime, Tap, plan_prompts
 from ..weights.belongs import plain
-from .base import base_fingerprint
+from .base import base_fingerprint, stored_fingerprint
+from .base_dtype import narrow, widen
+from .cast import release
 from .family import Family, family_named
+from .load_hook import load_base
 from .side import SideBlock
 from .turn import Turn
 
@@ -44,6 +47,9 @@ class PETL(ModuleDict):
         self.base: Dict[str, Any] = {}
         self.configs: Dict[str, Dict[str, Any]] = {}
         self.tune: Tuple[str, ...] = ()
+        #: Names of base parameters that are stored in fewer bits while they are frozen, and in which type.
+        self.stored: FrozenSet[str] = frozenset()
+        self.stored_as = torch.bfloat16
         #: Where the frames of a clip are averaged, see :func:`mmpetl.backbones.attach.attach`.
         self.frame_pool = 'after_norm'
 
@@ -88,9 +94,36 @@ class PETL(ModuleDict):
             window=[plain(spec.window) for spec in specs] if specs[0].window else None,
             output=f'{output} of frames averaged before the norm' if self.frame_pool == 'before_norm' else output)
 
-    def base_fingerprint(self) -> str:
-        """Fingerprint of the frozen base parameters."""
-        return base_fingerprint(self.backbone)
+    def base_fingerprint(self, state: Optional[Mapping[str, Tensor]] = None) -> str:
+        """Fingerprint of the frozen base parameters (...), of the backbone or of ``state``; see
+        :func:`mmpetl.backbones.base.base_fingerprint`."""
+        return base_fingerprint(self.backbone, state)
+
+    def stored_fingerprint(self) -> str:
+        """The same of the backbone's parameters as they are in memory."""
+        return stored_fingerprint(self.backbone)
+
+    def widen(self) -> Any:
+        """Weights stored in half precision become float32 again: those of the base's file where it is at hand and the
+        right one, else the stored ones. A log line says which.
+
+        Returns:
+            What :meth:`narrow` takes to undo it.
+        """
+        before = (self.stored, self.base.get('identity'))
+        widen(self.backbone, self.file_state() if self.stored else None)
+        return before
+
+    def narrow(self, before: Any) -> None:
+        """Undo :meth:`widen`."""
+        narrow(self.backbone, *before)
+
+    def file_state(self) -> Optional[Dict[str, Tensor]]:
+        """Base weights (...) by name of the file that ``init_cfg`` names, converted; None where it cannot be read."""
+        try:
+            return load_base(self.backbone)
+        except (OSError, ValueError):  # moved or replaced since: the stored weights are there
+            return None
 
     def train(self, mode: bool = True) -> 'PETL':
         super().train(mode)
@@ -174,6 +207,17 @@ class PETL(ModuleDict):
                 self.enabled = before
                 self.refresh()
 
+    # -- clips --------------------------------------------------------------------------------------------------------
+
+    def images_of(self, x: Tensor) -> Tensor:
+        """Clips (B, 3, T, H, W) -> the images (B, 3, T', H, W) that the base reads of each: its frames, or a method's
+        choice."""
+        return self._side_view[0][0].tap.images(x)
+
+    def pooled(self, y: Tensor) -> Tensor:
+        """Features of the images of each clip (B, T', C) -> (B, C'): their mean, or what a method says."""
+        return self._side_view[0][-1].tap.pool(y)
+
     # -- side methods -------------------------------------------------------------------------------------------------
 
     def side_method(self) -> Optional[Method]:
@@ -186,8 +230,15 @@ class PETL(ModuleDict):
     def side_active(self) -> bool:
         return self.enabled and self.side_method() is not None
 
-    def record(self, run: Callable[[], Any]) -> List[Dict[str, Tensor]]:
-        """Run the base without gradients and return what the side method reads of every block."""
+    def record(self, run: Callable[[], Any], given: Optional[Tensor] = None,
+               keep: bool = False) -> List[Dict[str, Tensor]]:
+        """Run the base without gradients and return what the side method reads of every block.
+
+        Args:
+            run: Runs it.
+            given: What the backbone was given (B, ...).
+            keep: Leave the half-precision copies of weights to the blocks.
+        """
         method = self.side_method()
         taps = [block.tap for block in self._side_view[0]]
         end = len(taps) - 1
@@ -196,22 +247,32 @@ class PETL(ModuleDict):
             # None means 'to be filled'; a block stores under the names that it finds.
             tap.recorder = {name: None for name in method.side_reads if (i == end if name == 'out' else i in read)}
             # Nobody reads what the last block that is read makes of the tokens, nor the blocks behind it.
+            tap.recorder['keep'] = keep
             tap.recorder['skip'] = 'out' not in method.side_reads and i >= read[-1]
         try:
             # The whole point of side methods: no gradient enters the base.
             with torch.no_grad():
                 run()
+            if 'input' in method.side_reads:
+                taps[0].recorder['input'] = given
             return [{
                 name: value
-                for name, value in tap.recorder.items() if value is not None and name != 'skip'
+                for name, value in tap.recorder.items() if value is not None and name not in ('skip', 'keep')
             } for tap in taps]
         finally:
             for tap in taps:
                 tap.recorder = None
 
-    def side_feature(self, run: Callable[[], Any]) -> Tensor:
-        """Feature (B, C') of the side method; ``run`` executes the frozen base."""
-        return self.side_method().on_side(self.record(run), self.side_blocks())
+    def side_feature(self, run: Callable[[], Any], given: Optional[Tensor] = None) -> Tensor:
+        """Feature (B, C') of the side method; ``run`` executes the frozen base on what it is ``given`` (B, ...)."""
+        blocks = self._side_view[0]
+        # Not where memory is to be saved: then those of one block at a time.
+        keep = not any(block.recompute_level for block in blocks)
+        try:
+            return self.side_method().on_side(self.record(run, given, keep), self.side_blocks())
+        finally:
+            for block in blocks:
+                release(block)
 
     def side_blocks(self) -> List[SideBlock]:
         """The frozen blocks as a side method may use them."""

@@ -26,6 +26,7 @@ class Family:
         specs: Backbone -> one BlockSpec per block.
         embed: Backbone -> patch-embedding module.
         embed_parameters: Backbone -> weight and bias into which a scale and shift after the patch embedding merge.
+        embed_class: Class that replaces the patch embedding where others than it have its class too.
         fold_embed_shift: Where the embedding has no bias: backbone and shift (C) -> what to write, and its new value;
             None if impossible.
         final_norm: Backbone -> last LayerNorm, or None.
@@ -43,7 +44,7 @@ class Family:
         check_prompts: Raises ValueError when prompts in the stream do not fit the backbone's outputs.
         check_side: Raises ValueError when side methods are not defined over the backbone's blocks, or it is asked for
             another output than one vector per sample, which is all that they give.
-        head: Names of children that are the model's head: they train, as everything outside a backbone does.
+        head: Names of modules that are the model's head: they train, as everything outside a backbone does.
         own_names: For backbones that are not converted from other formats: backbone, state dict -> the state dict under
             the names that its library gives now.
         entry: Backbone -> the module behind the position table, where ``on_entry`` acts; None where it cannot.
@@ -60,6 +61,7 @@ class Family:
     embed_parameters: Callable[[nn.Module], Tuple[Tensor, Optional[Tensor]]]
     final_norm: Callable[[nn.Module], Optional[nn.Module]]
     final_class: type
+    embed_class: Optional[type] = None
     fold_embed_shift: Optional[Callable[[nn.Module, Tensor], Tuple[Tensor, Tensor]]] = None
     merges_prompts: bool = False
     pools_prompts: Callable[[nn.Module], bool] = lambda model: False
@@ -78,6 +80,10 @@ class Family:
     entry_class: Optional[type] = None
     clips: Dict[type, type] = field(default_factory=dict)
     clip_axes: Optional[Callable[[nn.Module, Tensor], Tensor]] = None
+
+    def in_head(self, name: str) -> bool:
+        """Whether a parameter of the backbone, by its name there, belongs to a head that it holds itself."""
+        return name.startswith(tuple(f'{head}.' for head in self.head))
 
     def arch(self, backbone: nn.Module) -> str:
         """Architecture of the weights of a backbone."""
@@ -111,12 +117,31 @@ FAMILIES = {
           dict(VisionTransformer=('build', 'vit'), CLIPVisionTransformer=('build_clip', 'clip'))),
     'swin':
     Entry('mmpretrain.models.backbones.swin_transformer.SwinTransformer', dict(SwinTransformer=('build', 'swin'))),
+    'deit3':
+    Entry('mmpretrain.models.backbones.deit3.DeiT3', dict(DeiT3=('build', 'deit3'))),
+    'beit':
+    Entry('mmpretrain.models.backbones.beit.BEiTViT', dict(BEiTViT=('build', 'beit'))),
+    'eva02':
+    Entry('mmpretrain.models.backbones.vit_eva02.ViTEVA02', dict(ViTEVA02=('build', 'eva02'))),
+    'swin_v2':
+    Entry('mmpretrain.models.backbones.swin_transformer_v2.SwinTransformerV2',
+          dict(SwinTransformerV2=('build', 'swin_v2'))),
+    'mvit':
+    Entry('mmpretrain.models.backbones.mvit.MViT', dict(MViT=('build', 'mvit'))),
+    'video_mvit':
+    Entry('mmaction.models.backbones.mvit.MViT', dict(VideoMViT=('build', 'video_mvit'))),
+    'uniformer_v2':
+    Entry('mmaction.models.backbones.uniformerv2.UniFormerV2', dict(UniFormerV2=('build', 'uniformer_v2'))),
     'videomae':
     Entry('mmaction.models.backbones.vit_mae.VisionTransformer', dict(VideoMAE=('build', 'videomae'))),
     'video_swin':
     Entry('mmaction.models.backbones.swin.SwinTransformer3D', dict(SwinTransformer3D=('build', 'video_swin'))),
     'timm_eva':
     Entry('timm.models.eva.Eva'),
+    'timm_swin':
+    Entry(('timm.models.swin_transformer.SwinTransformer', 'timm.models.swin_transformer_v2.SwinTransformerV2')),
+    'timm_hiera':
+    Entry('timm.models.hiera.Hiera'),
     'hf_dinov3':
     Entry('transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel',
           towers=dict(dinov3_vit='DINOv3ViTModel')),
@@ -124,14 +149,24 @@ FAMILIES = {
     Entry('transformers.models.videomae.modeling_videomae.VideoMAEModel', towers=dict(videomae='VideoMAEModel')),
     'hf_vjepa2':
     Entry('transformers.models.vjepa2.modeling_vjepa2.VJEPA2Model', towers=dict(vjepa2='VJEPA2Model')),
+    'hf_timesformer':
+    Entry('transformers.models.timesformer.modeling_timesformer.TimesformerModel',
+          towers=dict(timesformer='TimesformerModel')),
+    'hf_swin':
+    Entry(('transformers.models.swin.modeling_swin.SwinModel',
+           'transformers.models.swinv2.modeling_swinv2.Swinv2Model'),
+          towers=dict(swin='SwinModel', swinv2='Swinv2Model')),
     'timm_vit':
     Entry('timm.models.vision_transformer.VisionTransformer'),
     'hf_vit':
-    Entry(('transformers.models.vit.modeling_vit.ViTModel', 'transformers.models.dinov2.modeling_dinov2.Dinov2Model',
+    Entry(('transformers.models.vit.modeling_vit.ViTModel', 'transformers.models.deit.modeling_deit.DeiTModel',
+           'transformers.models.vit_msn.modeling_vit_msn.ViTMSNModel',
+           'transformers.models.ijepa.modeling_ijepa.IJepaModel',
+           'transformers.models.dinov2.modeling_dinov2.Dinov2Model',
            'transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel',
            'transformers.models.vivit.modeling_vivit.VivitModel'),
-          towers=dict(vit='ViTModel', dinov2='Dinov2Model', dinov2_with_registers='Dinov2WithRegistersModel',
-                      vivit='VivitModel')),
+          towers=dict(vit='ViTModel', deit='DeiTModel', vit_msn='ViTMSNModel', ijepa='IJepaModel', dinov2='Dinov2Model',
+                      dinov2_with_registers='Dinov2WithRegistersModel', vivit='VivitModel')),
     'hf_clip':
     Entry(('transformers.models.clip.modeling_clip.CLIPVisionModel',
            'transformers.models.siglip.modeling_siglip.SiglipVisionModel'),
@@ -147,6 +182,27 @@ TYPES_OF_CLASS = {
     entry.upstream: ' or '.join(f'mmpetl.{t}' for t in entry.types)
     for entry in FAMILIES.values() if entry.types
 }
+
+
+_POOLED = ('keys and values are pooled between projection and attention, where no point stands, and the stream '
+           'changes its length inside blocks')
+#: Upstream class that people ask for and that stays undefined -> path of the module that is not known, and why.
+UNDEFINED = {
+    'mmaction.models.backbones.timesformer.TimeSformer':
+    ('transformer_layers', 'its layers are built from parts of mmcv; take the same weights as TimesformerModel of '
+     'transformers (mmpetl.HF)'),
+    'timm.models.mvitv2.MultiScaleVit': ('stages.0.blocks.0.attn', _POOLED),
+}
+
+
+def maps_have_no_prompts(model: nn.Module, pooled: bool) -> None:
+    """Refuse prompts in the stream, as ``check_prompts`` of models that read a grid off every stream.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(f'{type(model).__name__} hands maps from block to block, so prompts cannot travel in the stream: '
+                     'bring them before every block (deep=True) and leave pool_prompts out')
 
 
 def family_named(name: str) -> Family:
@@ -173,9 +229,12 @@ def family_of(backbone: nn.Module) -> Tuple[str, Family]:
     if name:
         return name, family_named(name)
     cls = type(backbone)
+    where = f'{cls.__module__}.{cls.__qualname__}'
+    if where in UNDEFINED:
+        path, why = UNDEFINED[where]
+        raise ValueError(f'{where} cannot be adapted: {path} ({type(backbone.get_submodule(path)).__name__}): {why}')
     known = sorted(upstream for entry in FAMILIES.values() for upstream in entry.classes)
-    raise ValueError(
-        f'{cls.__module__}.{cls.__qualname__} cannot be adapted; supported backbones: {", ".join(known)}')
+    raise ValueError(f'{where} cannot be adapted; supported backbones: {", ".join(known)}')
 
 
 def backbone_in(model: nn.Module) -> nn.Module:

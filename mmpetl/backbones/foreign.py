@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What backbones of timm and transformers share: separate projections, norms at the end, checks by path."""
+"""What backbones of timm, transformers and some of mmpretrain share: projections, biases of places, checks by path."""
 
 from functools import partial
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..recompute import LARGE_PRODUCT, SMALL_PRODUCT, recomputed
+from ..recompute import LARGE_PRODUCT, LOOK_UP, recomputed
 from ..sites import Tap
-from .attention import Projections, Rotation, attend, gate_bias, join_extra, record_keys_values, split_heads
+from .attention import KeysValues, Projections, Rotation, attend, gate_bias, join_extra, record_keys_values, split_heads
 from .cast import apply_linear
 
 
@@ -64,7 +64,7 @@ def no_mask(attention_mask: Optional[Tensor], owner: nn.Module) -> None:
 
 
 class ForeignAttention(Projections):
-    """Attention of timm or transformers: (B, N, C) -> (B, N, C). A family says where its parts are.
+    """Attention of another class than mmpretrain's ViT: (B, N, C) -> (B, N, C). A family says where its parts are.
 
     Heads are normed (qk-norm) before extra keys and values join, so prompts are normed as tokens are, and what a method
     brings as a finished key stays as it is.
@@ -95,6 +95,10 @@ class ForeignAttention(Projections):
         """Queries or keys (B, N, C) as they enter the logits: normed per head, where the model does so."""
         return x
 
+    def place_bias(self, *context: Any) -> Optional[Tensor]:
+        """What places add to the logits, (h, N, N) over the leading tokens and the grid; None: nothing."""
+        return None
+
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
         k, v = (F.linear(u, *self.read(op)) for op in 'kv')
@@ -115,12 +119,28 @@ class ForeignAttention(Projections):
         # Prompts come first among the extra keys; prompts in the stream stand behind the extra keys and the leading
         # tokens.
         start = 0 if prompts is not None else keys - k.shape[1] + self.extra_tokens
-        return attend(q, k, v, self.heads, extra, gate_bias(self.tap, keys, start),
-                      self.attention_drop_rate if self.training else 0., self.logit_scale, self.rotation(*context))
+        bias, gate = self.place_bias(*context), gate_bias(self.tap, keys, start)
+        if bias is not None:
+            bias = recomputed(with_prompts, bias, self.extra_tokens, k.shape[1], keys, level=LOOK_UP)
+            gate = bias if gate is None else bias + gate
+        return attend(q, k, v, self.heads, extra, gate, self.attention_drop_rate if self.training else 0.,
+                      self.logit_scale, self.rotation(*context), self.tap.channels(k.shape[1]))
 
 
-class SeparateProjections(ForeignAttention):
-    """Attention whose q, k, v and output projections are linear layers of their own."""
+def with_prompts(bias: Tensor, extra_tokens: int, tokens: int, keys: int) -> Tensor:
+    """Biases of places (h, N, N) -> (1, h, tokens, keys): zero for prompts, which stand behind the leading tokens, and
+    for extra keys, which come first; neither has a place."""
+    prompts = tokens - bias.shape[-1]
+    if prompts:
+        first, rest = bias[:, :extra_tokens], bias[:, extra_tokens:]
+        bias = torch.cat([first, bias.new_zeros(len(bias), prompts, bias.shape[-1]), rest], 1)
+        bias = torch.cat([bias[..., :extra_tokens], bias.new_zeros(len(bias), tokens, prompts),
+                          bias[..., extra_tokens:]], -1)
+    return F.pad(bias, (keys - tokens, 0))[None]
+
+
+class SeparateLayers(Projections):
+    """Mixin: q, k, v and output projections are linear layers of their own."""
 
     #: op -> attribute that holds its layer.
     LAYERS: Dict[str, str] = dict(q='q_proj', k='k_proj', v='v_proj', proj='o_proj')
@@ -141,11 +161,13 @@ class SeparateProjections(ForeignAttention):
         q, k, v = (apply_linear(self.layer(op), self.tap, op, t) for t, op in zip(inputs, 'qkv'))
         return self.tap.qkv(x, q, k, v, inputs if self.tap.own_inputs else None)
 
-    def output(self, y: Tensor) -> Tensor:
-        """Output projection, (B, N, C) -> (B, N, C)."""
-        y = self.tap.input('proj', y)
-        product = partial(apply_linear, self.layer('proj'), self.tap, 'proj')
-        return self.tap.linear('proj', y, recomputed(product, y, level=SMALL_PRODUCT))
+    def of_prompts(self, prompts: Optional[Tensor]) -> KeysValues:
+        """Keys and values of prompts, (1 or B, P, C) each; None where there are none."""
+        return None if prompts is None else self.project(prompts)[1:]
+
+
+class SeparateProjections(SeparateLayers, ForeignAttention):
+    """:class:`ForeignAttention` with linear layers of their own."""
 
 
 def rotate_grid(turn: Callable[[Tensor], Tensor], tokens: int) -> Rotation:

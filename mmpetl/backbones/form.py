@@ -61,8 +61,11 @@ class TimmForm(Form):
         extra = self.first.extra_tokens
         if self.out_type == 'avg_featmap':
             return tokens[:, extra:].mean(1)
-        grid = self.patch_embed.dynamic_feat_size(x.shape[-2:])
-        return tokens[:, extra:].transpose(1, 2).unflatten(2, grid)
+        return tokens[:, extra:].transpose(1, 2).unflatten(2, self.map_of(x))
+
+    def map_of(self, x: Tensor) -> Tuple[int, ...]:
+        """The grid of the last tokens, (H', W'), for pixels x (B, 3, H, W)."""
+        return self.patch_embed.dynamic_feat_size(x.shape[-2:])
 
 
 def take_form(model: nn.Module, form: type, first: BlockSpec, out_type: str, init_cfg: Any, name: str) -> nn.Module:
@@ -77,10 +80,13 @@ def take_form(model: nn.Module, form: type, first: BlockSpec, out_type: str, ini
         name: What people call the weights; adapter files note it.
 
     Raises:
-        ValueError: If ``out_type`` is unknown.
+        ValueError: If ``out_type`` is unknown, or names a class token that the model does not have.
     """
     if out_type not in OUT_TYPES:
         raise ValueError(f'unknown out_type {out_type!r}' + nearest(out_type, OUT_TYPES))
+    if out_type == 'cls_token' and not first.extra_tokens:
+        raise ValueError(f"out_type='cls_token': {type(model).__name__} has no class token; take 'pooled' or "
+                         "'avg_featmap'")
     # In place, as everything here: the caller's object becomes the backbone.
     model.__class__ = form
     model.first, model.out_type, model.init_cfg, model.base_name = first, out_type, init_cfg, name

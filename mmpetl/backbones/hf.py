@@ -42,6 +42,18 @@ class HFAttention(SeparateProjections):
         return self.output(self.mix(hidden_states, prompts, *context)), None
 
 
+class NamedNorms:
+    """Mixin: norms under the names that most layers give them."""
+
+    @property
+    def norm1(self) -> nn.Module:
+        return self.layernorm_before
+
+    @property
+    def norm2(self) -> nn.Module:
+        return self.layernorm_after
+
+
 class HFLayer(SitedBlock):
     """Layer of a vision tower. Subclasses name their parts where transformers names them otherwise."""
 
@@ -139,7 +151,11 @@ class HFForm(Form):
         grid = tokens[:, self.first.extra_tokens:]
         if self.out_type in ('avg_featmap', 'pooled'):
             return grid.mean(1)
-        return grid.transpose(1, 2).unflatten(2, tuple(s // p for s, p in zip(x.shape[2:], self.first.patch)))
+        return grid.transpose(1, 2).unflatten(2, self.map_of(x))
+
+    def map_of(self, x: Tensor) -> Tuple[int, ...]:
+        """The grid of the last tokens, ([T',] H', W'), for pixels x (B, 3, [T,] H, W)."""
+        return tuple(s // p for s, p in zip(x.shape[2:], self.first.patch))
 
 
 def frames_first(model: nn.Module, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.models.clip import modeling_clip as clip
 from transformers.models.siglip import modeling_siglip as siglip
 
-from ..sites import POINTS, BlockSpec
+from ..sites import CLIP_POINTS, POINTS, BlockSpec
 from .embed import SitedFinalNorm
 from .family import Family
 from .foreign import PatchConvolution, check_type, sited, table_with_shift
@@ -82,7 +82,7 @@ def _fold_embed_shift(model: nn.Module, shift: Tensor) -> Tuple[Tensor, Tensor]:
 _MODELS = (clip.CLIPVisionModel, siglip.SiglipVisionModel)
 FAMILY = Family(
     name='hf_clip',
-    points=frozenset(POINTS) - {'entry'},
+    points=frozenset(POINTS) - CLIP_POINTS,
     classes={
         **sited(globals(), 'Sited', TowerLayer, clip.CLIPEncoderLayer, siglip.SiglipEncoderLayer),
         **sited(globals(), 'Sited', TowerAttention, clip.CLIPAttention, siglip.SiglipAttention),

@@ -6,7 +6,7 @@ from typing import Any, List, Optional, Tuple
 from torch import Tensor, nn
 from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 
-from ..sites import ALL_OPS, OPS, POINTS, BlockSpec
+from ..sites import ALL_OPS, CLIP_POINTS, OPS, POINTS, BlockSpec
 from .attention import Rotation
 from .block import gated_feed_forward
 from .embed import SitedFinalNorm
@@ -89,7 +89,7 @@ def _specs(model: nn.Module) -> List[BlockSpec]:
 FAMILY = Family(
     name='hf_dinov3',
     # Side methods read keys of bare projections; here they are rotated first.
-    points=frozenset(POINTS) - {'entry', 'side'},
+    points=frozenset(POINTS) - CLIP_POINTS - {'side'},
     classes={
         **sited(globals(), 'Sited', RotaryLayer, dinov3.DINOv3ViTLayer),
         **sited(globals(), 'Sited', RotaryAttention, dinov3.DINOv3ViTAttention),

@@ -6,11 +6,22 @@ from typing import Any, List, Optional, Tuple
 from torch import Tensor, nn
 from transformers.models.videomae import modeling_videomae as videomae
 
-from ..sites import POINTS, BlockSpec
+from ..sites import CLIP_POINTS, POINTS, BlockSpec
 from .embed import SitedFinalNorm
 from .family import Family
 from .foreign import check_type, gelu_network, sited
-from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, HFSide, frames_first, no_pooled_prompts, own_names, specs_of
+from .hf import (
+    HFAttention,
+    HFForm,
+    HFLayer,
+    HFPatchEmbed,
+    HFSide,
+    NamedNorms,
+    frames_first,
+    no_pooled_prompts,
+    own_names,
+    specs_of,
+)
 
 _LAYERS = dict(q='query', k='key', v='value')
 
@@ -36,16 +47,8 @@ class VideoAttention(HFAttention):
         return self._modules['attention'].dropout_prob
 
 
-class VideoLayer(HFLayer):
+class VideoLayer(NamedNorms, HFLayer):
     """Layer of VideoMAEModel."""
-
-    @property
-    def norm1(self) -> nn.Module:
-        return self.layernorm_before
-
-    @property
-    def norm2(self) -> nn.Module:
-        return self.layernorm_after
 
     def drop_path_of(self, sub: str) -> nn.Module:
         # There is no drop-path; dropout stands in its place, at the end of either branch.
@@ -88,7 +91,7 @@ def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
 _ATTENTION = sited(globals(), 'Sited', VideoAttention, videomae.VideoMAEAttention)
 FAMILY = Family(
     name='hf_videomae',
-    points=frozenset(POINTS) - {'entry'},
+    points=frozenset(POINTS) - CLIP_POINTS,
     classes={
         **sited(globals(), 'Sited', VideoLayer, videomae.VideoMAELayer),
         **_ATTENTION,

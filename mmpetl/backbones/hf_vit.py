@@ -1,32 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ViTModel, Dinov2Model (with and without registers) and VivitModel of transformers, specialised in place."""
+"""ViTModel, DeiTModel, ViTMSNModel, IJepaModel, Dinov2Model, Dinov2WithRegistersModel and VivitModel of transformers,
+specialised in place."""
 
 from typing import List, Optional, Tuple
 
 from torch import Tensor, nn
+from transformers.models.deit import modeling_deit as deit
 from transformers.models.dinov2 import modeling_dinov2 as dinov2
 from transformers.models.dinov2_with_registers import modeling_dinov2_with_registers as registers
+from transformers.models.ijepa import modeling_ijepa as ijepa
 from transformers.models.vit import modeling_vit as vit
+from transformers.models.vit_msn import modeling_vit_msn as msn
 from transformers.models.vivit import modeling_vivit as vivit
 
-from ..sites import ALL_OPS, OPS, POINTS, BlockSpec
+from ..sites import ALL_OPS, CLIP_POINTS, OPS, POINTS, BlockSpec
 from .block import gated_feed_forward
 from .embed import SitedFinalNorm
 from .family import Family
 from .foreign import check_type, sited
-from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, HFSide, frames_first, no_pooled_prompts, own_names, specs_of
+from .hf import (
+    HFAttention,
+    HFForm,
+    HFLayer,
+    HFPatchEmbed,
+    HFSide,
+    NamedNorms,
+    frames_first,
+    no_pooled_prompts,
+    own_names,
+    specs_of,
+)
 
 
-class PlainLayer(HFLayer):
+class PlainLayer(NamedNorms, HFLayer):
     """Norms of ViTModel's names, dropout at the end of each branch."""
-
-    @property
-    def norm1(self) -> nn.Module:
-        return self.layernorm_before
-
-    @property
-    def norm2(self) -> nn.Module:
-        return self.layernorm_after
 
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.dropout
@@ -59,6 +66,8 @@ class ScaledLayer(HFLayer):
         return linear.weight, linear.bias
 
 
+_PLAIN = (vit.ViTMLP, deit.DeiTMLP, msn.ViTMSNMLP, ijepa.IJepaMLP, vivit.VivitMLP, dinov2.Dinov2MLP,
+          registers.Dinov2WithRegistersMLP)
 _GATED = (dinov2.Dinov2SwiGLUFFN, registers.Dinov2WithRegistersSwiGLUFFN)
 _GATED_LAYERS = dict(gate='gate_proj', fc1='up_proj', fc2='down_proj')
 _KEEP = nn.Identity()
@@ -72,22 +81,22 @@ def _blocks(model: nn.Module) -> List[nn.Module]:
 def _check(model: nn.Module) -> None:
     name = 'layers' if hasattr(model, 'layers') else 'encoder.layer'
     for i, layer in enumerate(_blocks(model)):
-        check_type(f'{name}.{i}.mlp', layer.mlp, vit.ViTMLP, vivit.VivitMLP, dinov2.Dinov2MLP,
-                   registers.Dinov2WithRegistersMLP, *_GATED)
+        check_type(f'{name}.{i}.mlp', layer.mlp, *_PLAIN, *_GATED)
 
 
 def _specs(model: nn.Module) -> List[BlockSpec]:
     blocks = _blocks(model)
     gated = type(blocks[0].mlp) in _GATED
-    # Only some of these models have registers.
+    # Only some of these models have registers or a second token, and IJepaModel has no token but the grid's.
     tokens = model.config.num_register_tokens if hasattr(model.embeddings, 'register_tokens') else 0
+    tokens += sum(hasattr(model.embeddings, name) for name in ('cls_token', 'distillation_token'))
     return specs_of(
         model.config,
         blocks,
         # From the layer: the config's ratio is rounded for gated networks.
         ffn_dim=(blocks[0].mlp.down_proj if gated else blocks[0].mlp.fc2).in_features,
         ops=ALL_OPS if gated else OPS,
-        extra_tokens=1 + tokens,
+        extra_tokens=tokens,
         key_bias=model.config.qkv_bias)
 
 
@@ -96,16 +105,20 @@ def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
     return projection.weight, projection.bias
 
 
-_MODELS = (vit.ViTModel, dinov2.Dinov2Model, registers.Dinov2WithRegistersModel, vivit.VivitModel)
+_MODELS = (vit.ViTModel, deit.DeiTModel, msn.ViTMSNModel, ijepa.IJepaModel, dinov2.Dinov2Model,
+           registers.Dinov2WithRegistersModel, vivit.VivitModel)
 FAMILY = Family(
     name='hf_vit',
-    points=frozenset(POINTS) - {'entry'},
+    points=frozenset(POINTS) - CLIP_POINTS,
     classes={
-        **sited(globals(), 'Sited', PlainLayer, vit.ViTLayer, vivit.VivitLayer),
+        **sited(globals(), 'Sited', PlainLayer, vit.ViTLayer, deit.DeiTLayer, msn.ViTMSNLayer, ijepa.IJepaLayer,
+                vivit.VivitLayer),
         **sited(globals(), 'Sited', ScaledLayer, dinov2.Dinov2Layer, registers.Dinov2WithRegistersLayer),
-        **sited(globals(), 'Sited', HFAttention, vit.ViTAttention, vivit.VivitAttention, dinov2.Dinov2Attention,
+        **sited(globals(), 'Sited', HFAttention, vit.ViTAttention, deit.DeiTAttention, msn.ViTMSNAttention,
+                ijepa.IJepaAttention, vivit.VivitAttention, dinov2.Dinov2Attention,
                 registers.Dinov2WithRegistersAttention),
-        **sited(globals(), 'Sited', HFPatchEmbed, vit.ViTPatchEmbeddings, vivit.VivitTubeletEmbeddings,
+        **sited(globals(), 'Sited', HFPatchEmbed, vit.ViTPatchEmbeddings, deit.DeiTPatchEmbeddings,
+                msn.ViTMSNPatchEmbeddings, ijepa.IJepaPatchEmbeddings, vivit.VivitTubeletEmbeddings,
                 dinov2.Dinov2PatchEmbeddings, registers.Dinov2WithRegistersPatchEmbeddings),
     },
     sides=sited(globals(), 'Side', HFSide, *_MODELS),

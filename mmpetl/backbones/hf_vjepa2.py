@@ -10,7 +10,7 @@ from typing import Any, List, Optional, Tuple
 from torch import Tensor, nn
 from transformers.models.vjepa2 import modeling_vjepa2 as vjepa2
 
-from ..sites import POINTS, BlockSpec
+from ..sites import CLIP_POINTS, POINTS, BlockSpec
 from .attention import Rotation
 from .embed import SitedFinalNorm
 from .family import Family
@@ -111,7 +111,7 @@ def _embed(model: nn.Module) -> nn.Module:
 
 FAMILY = Family(
     name='hf_vjepa2',
-    points=frozenset(POINTS) - {'entry', 'side'},
+    points=frozenset(POINTS) - CLIP_POINTS - {'side'},
     classes={
         **sited(globals(), 'Sited', RotaryLayer, vjepa2.VJEPA2Layer),
         **sited(globals(), 'Sited', RotaryAttention, vjepa2.VJEPA2RopeAttention),

@@ -24,6 +24,7 @@ from ..weights import convert
 from ..weights.adapter_file import STATE_KEY
 from ..weights.belongs import check_belongs
 from .base import base_fingerprint, base_state
+from .base_dtype import identify, incoming_identity, match_types, note_identity
 
 
 def convert_for(backbone: nn.Module, state: Dict[str, Tensor], source: str = 'the state dict') -> Dict[str, Tensor]:
@@ -174,11 +175,26 @@ def _load_hook(module: nn.Module, state_dict: Dict[str, Any], prefix: str, local
     if not methods_given:
         # Weights of the base alone say nothing about the methods: they keep their values.
         state_dict.update({prefix + k: v for k, v in module.state_dict().items() if k.startswith('petl.')})
+    if module.petl.stored:
+        module.petl.base['incoming'] = incoming_identity(module, state_dict, prefix, local_metadata)
     # 'alone' is read after loading: methods whose start depends on the weights set it then.
-    module.petl.base.update(loaded=True, alone=not methods_given)
+    module.petl.base.update(loaded=True, alone=not methods_given, prefix=prefix)
 
 
-def _refresh_hook(module: nn.Module, _: Any) -> None:
+def _refresh_hook(module: nn.Module, found: Any) -> None:
+    match_types(module)  # load_state_dict(assign=True) brings the file's own types
+    incoming = module.petl.base.pop('incoming', None)
+    if isinstance(incoming, tuple):
+        module.petl.base['identity'] = incoming
+    elif incoming:
+        identify(module, incoming)
+    prefix = module.petl.base.pop('prefix', None)
+    if prefix is not None:
+        # All of the base was there. Upstream's own hook (Swin V2) takes out tables that follow from the window's size;
+        # the model has them, so they are not missing.
+        made = {prefix + name for name, _ in module.named_buffers(remove_duplicate=False)
+                if not name.startswith('petl.')}
+        found.missing_keys[:] = [key for key in found.missing_keys if key not in made]
     module.petl.refresh()
     if module.petl.base.pop('alone', False):
         module.petl.loaded()
@@ -191,3 +207,4 @@ def install_load_hook(backbone: nn.Module) -> None:
     backbone._load_state_dict_pre_hooks.move_to_end(handle.id, last=False)
     # A method that was pruned takes on the stored number of prompts, and taps must follow.
     backbone.register_load_state_dict_post_hook(_refresh_hook)
+    backbone._register_state_dict_hook(note_identity)

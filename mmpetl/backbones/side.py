@@ -65,10 +65,11 @@ class SideBlock:
     def through(self, p: Tensor, read: Mapping[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
         """Queries p (B, P, C) through the block -> r = p + h with the attention's output h, h, and the feed-forward
         branch of r, all (B, P, C)."""
-        hold(self.block, p)
+        made = hold(self.block, p)
         try:
             h = self.attend_from(p, read).to(p.dtype)  # LayerScale makes it float32 again
             r = p + h
             return r, h, self.ffn_out(r).to(p.dtype)
         finally:
-            release(self.block)
+            if made:
+                release(self.block)

@@ -11,51 +11,21 @@ from mmpretrain.models.utils.attention import WindowMSA
 from torch import Tensor, nn
 
 from ..recompute import LOOK_UP, recomputed
-from ..sites import POINTS, BlockSpec, Tap
-from .attention import Projections, attend_windows, gate_bias, join_extra, relative_position_bias
+from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
-from .windows import from_windows, made_once, to_windows
+from .window_attention import WindowProjections
+from .windows import from_windows, shift_mask, to_windows
 
 
-@made_once
-def _mask(padded: Tuple[int, int], size: int, shift: int, device: torch.device) -> Tensor:
-    """Upstream's shift mask (windows, N, N), made once per shape."""
-    return ShiftWindowMSA.get_attn_mask(padded, window_size=size, shift_size=shift, device=device)
-
-
-class SitedWindowMSA(Projections, WindowMSA):
+class SitedWindowMSA(WindowProjections, WindowMSA):
     """Attention inside windows: (B * windows, P + N, C) -> same shape."""
 
     def forward(self, x: Tensor, mask: Optional[Tensor], windows: Sequence[int], shifted: bool, tokens: int,
                 prompts: Optional[Tensor]) -> Tensor:
-        """Attention inside windows, prompts in front.
-
-        Args:
-            x: (B * windows, P + N, C).
-            mask: Shift mask (windows, N, N), or None.
-            windows: Windows along height and width.
-            shifted: Whether the grid was rolled.
-            tokens: P.
-            prompts: (1 or B, P, C), prompts that act as keys and values only, or None.
-
-        Returns:
-            (B * windows, P + N, C).
-        """
-        q, k, v = self.project(x)
-        extra = join_extra(self.tap, self.of_prompts(prompts), self.num_heads)
-        bias = recomputed(
-            relative_position_bias, self.relative_position_bias_table, self.relative_position_index, level=LOOK_UP)
-        extra_keys = 0 if extra is None else extra[0].shape[-2]
-        gate = gate_bias(self.tap, extra_keys + k.shape[1], 0 if prompts is not None else extra_keys)
-        if gate is not None and len(gate) > 1:
-            # Windows of a sample stand together, so each sample's gate is repeated once per window.
-            gate = gate.repeat_interleave(windows[0] * windows[1], 0)
-        y = attend_windows(
-            q, k, v, self.num_heads, bias, mask, windows, (shifted, shifted), tokens, extra,
-            self.attn_drop.p if self.training else 0., self.scale, gate)
-        return self.proj_drop(self.output(y))
+        """As :meth:`WindowProjections.inside`, with one word for both axes: (B * windows, P + N, C) -> same shape."""
+        return self.inside(x, mask, windows, (shifted, shifted), tokens, prompts)
 
 
 class SitedShiftWindowMSA(ShiftWindowMSA):
@@ -82,7 +52,7 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
         # What is not on the grid are prompts; Swin has no class token.
         tokens = query.shape[1] - height * width
         x = recomputed(self._to_windows, query, hw_shape, padded, size, shift)
-        mask = _mask(padded, size, shift, query.device) if shift else None
+        mask = shift_mask(padded, (size, size), (shift, shift), query.device) if shift else None
         x = self.w_msa(x, mask, windows, shift > 0, tokens, prompts)
         return recomputed(self._from_windows, x, hw_shape, padded, size, shift)
 
@@ -105,27 +75,17 @@ class SitedShiftWindowMSA(ShiftWindowMSA):
         return x
 
 
-class SitedSwinBlock(SitedBlock, SwinBlock):
-    """Block of mmpretrain's SwinTransformer: (B, P + H*W, C) -> same shape."""
+class SwinParts(SitedBlock):
+    """What the blocks of mmpretrain's Swins have alike: (B, P + H*W, C) -> same shape."""
 
+    attn: Any
+    ffn: Any
     # A bias of (heads, N, N) for every block and group of windows is looked up from a small table.
     least_level = LOOK_UP
-
-    def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
-        """h (B, P + H * W, C) -> same shape; the context is (H, W)."""
-        return self.attn(h, context[0], prompts)
 
     def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:
         """The grid (H, W) of x (B, P + H * W, C), which Swin hands along."""
         return tuple(context[0])
-
-    def feed_forward(self, h: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
-        (fc1, act, drop1), fc2, drop2 = self.ffn.layers
-        return self.ffn.gamma2(feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h))
-
-    def drop_path_of(self, sub: str) -> nn.Module:
-        return self.attn.drop if sub == 'attn' else self.ffn.dropout_layer
 
     def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
         """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
@@ -134,9 +94,25 @@ class SitedSwinBlock(SitedBlock, SwinBlock):
             return linear.weight, linear.bias
         return self.attn.w_msa.op_parameters(op)
 
+    def feed_forward(self, h: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        (fc1, act, drop1), fc2, drop2 = self.ffn.layers
+        return self.ffn.gamma2(feed_forward(self.tap, fc1, act, drop1, fc2, drop2, h))
+
     def forward(self, x: Tensor, hw_shape: Tuple[int, int]) -> Tensor:
         """x (B, P + H * W, C), (H, W) -> same shape."""
         return self.run(x, hw_shape)
+
+
+class SitedSwinBlock(SwinParts, SwinBlock):
+    """Block of mmpretrain's SwinTransformer: (B, P + H*W, C) -> same shape."""
+
+    def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
+        """h (B, P + H * W, C) -> same shape; the context is (H, W)."""
+        return self.attn(h, context[0], prompts)
+
+    def drop_path_of(self, sub: str) -> nn.Module:
+        return self.attn.drop if sub == 'attn' else self.ffn.dropout_layer
 
 
 class SitedPatchMerging(PatchMerging):
@@ -192,7 +168,7 @@ def _check_prompts(model: SwinTransformer, pooled: bool) -> None:
 FAMILY = Family(
     name='swin',
     # Side methods need blocks of one width.
-    points=frozenset(POINTS) - {'entry', 'side'},
+    points=frozenset(POINTS) - CLIP_POINTS - {'side'},
     global_attention=False,
     classes={
         SwinBlock: SitedSwinBlock,

@@ -10,7 +10,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
 from ..recompute import recomputed
-from ..sites import POINTS, BlockSpec
+from ..sites import CLIP_POINTS, POINTS, BlockSpec
 from .attention import Projections, Rotation
 from .block import SitedBlock
 from .cast import apply_linear, held
@@ -170,7 +170,7 @@ class FormEva(TimmForm, Eva):
 
 FAMILY = Family(
     name='timm_eva',
-    points=frozenset(POINTS) - {'entry', 'side'},
+    points=frozenset(POINTS) - CLIP_POINTS - {'side'},
     classes={
         EvaBlock: SitedEvaBlock,
         EvaAttention: SitedEvaAttention,

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..recompute import recomputed
-from ..sites import POINTS, BlockSpec
+from ..sites import CLIP_POINTS, POINTS, BlockSpec
 from .block import SitedBlock
 from .cast import apply_linear
 from .family import Family
@@ -141,7 +141,7 @@ class FormTimmVisionTransformer(TimmForm, VisionTransformer):
 
 FAMILY = Family(
     name='timm_vit',
-    points=frozenset(POINTS) - {'entry'},
+    points=frozenset(POINTS) - CLIP_POINTS,
     classes={Block: SitedTimmBlock, Attention: SitedTimmAttention, PatchEmbed: SitedTimmPatchEmbed},
     sides={VisionTransformer: SideTimmVisionTransformer},
     forms={VisionTransformer: FormTimmVisionTransformer},

@@ -8,12 +8,13 @@ run, beside a context of another thread is refused at once.
 
 import threading
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import nn
 
 from ..sites import new_pass
+from .base_dtype import OwnAutocast, needs_autocast
 
 
 class Turn:
@@ -30,6 +31,9 @@ class Turn:
         self._owner: Optional[int] = None
         self._depth = 0
         self._running: Dict[int, int] = {}
+        #: Forward passes under an autocast of their own; a plain number, which a compiler can tell.
+        self.own = 0
+        self._casting: Dict[int, List[OwnAutocast]] = {}
 
     def __deepcopy__(self, memo: Any) -> 'Turn':
         return Turn()
@@ -84,16 +88,51 @@ class Turn:
             else:
                 self._running.pop(me, None)
 
+    def begin_precision(self, module: nn.Module) -> None:
+        """Before a forward pass of ``module``: autocast, where its base is stored in half precision and nobody else put
+        it under autocast."""
+        own = OwnAutocast()
+        self._casting.setdefault(threading.get_ident(), []).append(own)
+        own.enter(module)
+        with self._facts:
+            self.own += own.entered is not None
+
+    def end_precision(self, out: Any) -> Any:
+        """After a forward pass, or one that failed before it began: its output (...)."""
+        mine = self._casting.get(threading.get_ident())
+        if not mine:
+            return out
+        last = mine.pop()
+        with self._facts:
+            self.own -= last.entered is not None
+        return last.leave(out)
+
+
+@torch.compiler.disable
+def _begin_eagerly(module: nn.Module) -> None:
+    module.petl.turn.begin_precision(module)
+
+
+@torch.compiler.disable
+def _end_eagerly(module: nn.Module, out: Any) -> Any:
+    return module.petl.turn.end_precision(out)
+
 
 def _begin(module: nn.Module, _: Any) -> None:
-    if not torch.compiler.is_compiling():  # a compiled graph has no threads to ask
+    if torch.compiler.is_compiling():  # a compiled graph has no threads to ask
+        if needs_autocast(module):
+            _begin_eagerly(module)
+    else:
+        module.petl.turn.begin_precision(module)
         module.petl.turn.begin()
         new_pass()
 
 
-def _end(module: nn.Module, *_: Any) -> None:
-    if not torch.compiler.is_compiling():
-        module.petl.turn.end()
+def _end(module: nn.Module, _: Any, out: Any) -> Any:
+    if torch.compiler.is_compiling():
+        return _end_eagerly(module, out) if module.petl.turn.own else None
+    module.petl.turn.end()
+    return module.petl.turn.end_precision(out)
 
 
 def watch(backbone: nn.Module) -> None:

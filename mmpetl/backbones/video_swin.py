@@ -13,7 +13,7 @@ from mmaction.models.backbones.swin import (
 from torch import Tensor, nn
 
 from ..recompute import LOOK_UP, recomputed
-from ..sites import POINTS, BlockSpec, Tap
+from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
 from .attention import Projections, attend_windows, gate_bias, join_extra, relative_position_bias
 from .block import SitedBlock, feed_forward
 from .embed import SitedFinalNorm
@@ -45,7 +45,7 @@ class SitedWindowAttention3D(Projections, WindowAttention3D):
             gate = gate.repeat_interleave(len(q) // len(gate), 0)
         y = attend_windows(
             q, k, v, self.num_heads, bias, mask, windows, shifted, 0, extra,
-            self.attn_drop.p if self.training else 0., self.scale, gate)
+            self.attn_drop.p if self.training else 0., self.scale, gate, self.tap.channels(n))
         return self.proj_drop(self.output(y))
 
 
@@ -130,7 +130,7 @@ def _embed_parameters(model: SwinTransformer3D) -> Tuple[Tensor, Optional[Tensor
 
 FAMILY = Family(
     name='video_swin',
-    points=frozenset(POINTS) - {'entry', 'prompts', 'side'},
+    points=frozenset(POINTS) - CLIP_POINTS - {'prompts', 'side'},
     global_attention=False,
     classes={
         SwinTransformerBlock3D: SitedSwinBlock3D,

@@ -3,46 +3,27 @@
 
 from typing import Any, List, Optional, Tuple
 
-import torch
-import torch.nn.functional as F
 from mmaction.models.backbones.vit_mae import Attention, Block, VisionTransformer
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from torch import Tensor, nn
 
-from ..sites import POINTS, BlockSpec
-from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
+from ..sites import CLIP_POINTS, POINTS, BlockSpec
+from .attention import SplitBias, attend, gate_bias, join_extra, record_keys_values, split_heads
 from .block import SitedBlock, feed_forward
-from .cast import apply_linear, held
-from .embed import SitedFinalNorm, SitedPatchEmbed, linear_slice
+from .cast import apply_linear
+from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 
 
-class SitedAttention(Projections, Attention):
+class SitedAttention(SplitBias, Attention):
     """(B, N, C) -> (B, N, C). Biases of q and v only; scaled-dot-product attention instead of an explicit softmax."""
 
-    calls_qkv = False
-
-    def _bias(self) -> Optional[Tensor]:
-        if not hasattr(self, 'q_bias'):
-            return None
-        # A bias of the keys cancels in the softmax, so VideoMAE has none.
-        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-
-    def fused(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., 3 C)."""
-        found = held(self.tap, 'qkv')
-        return F.linear(x, self.qkv.weight, self._bias()) if found is None else F.linear(x, *found)
+    calls_qkv = False  # upstream reads its weight alone, with and without biases
 
     def keys_values(self, u: Tensor) -> Tuple[Tensor, Tensor]:
         """Frozen keys and values of normed tokens u (B, N, C), both (B, heads, N, head_dim)."""
         k, v = self.keys_and_values(u).chunk(2, -1)
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
-
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (C, C) and bias (C) of q, k, v or proj; there is no bias of the keys."""
-        if op == 'proj':
-            return self.proj.weight, self.proj.bias
-        return linear_slice(self.qkv.weight, op), getattr(self, f'{op}_bias', None)
 
     def forward(self, x: Tensor, prompts: Optional[Tensor] = None) -> Tensor:
         """x (B, N, C), prompts as keys and values only (1 or B, P, C) -> (B, N, C)."""
@@ -54,7 +35,8 @@ class SitedAttention(Projections, Attention):
         # class token.
         start = 0 if inner is not None else keys - k.shape[1]
         drop_rate = self.attn_drop.p if self.training else 0.
-        y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), drop_rate, self.scale)
+        y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start), drop_rate, self.scale,
+                   channels=self.tap.channels(x.shape[1]))
         return self.proj_drop(self.output(y))
 
 
@@ -122,7 +104,7 @@ class SideVideoMAE(VisionTransformer):
 
 FAMILY = Family(
     name='videomae',
-    points=frozenset(POINTS) - {'entry'},
+    points=frozenset(POINTS) - CLIP_POINTS,
     classes={Block: SitedVideoBlock, Attention: SitedAttention, PatchEmbed: SitedPatchEmbed},
     sides={VisionTransformer: SideVideoMAE},
     blocks=lambda model: list(model.blocks),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """mmpretrain's VisionTransformer (supervised, MAE, MoCo v3, DINOv2) and CLIP's image tower, specialised in place."""
 
-from typing import Any, Dict, List, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch.nn.functional as F
 from mmcv.cnn.bricks.transformer import FFN, PatchEmbed
@@ -42,13 +43,15 @@ class SitedMultiheadAttention(Projections, MultiheadAttention):
         # Where a method changes q as a whole, all queries were made; only those that are read attend.
         q = q[:, :self.tap.tokens_read]
         y = attend(q, k, v, self.num_heads, extra, gate_bias(self.tap, keys, start),
-                   self.attn_drop if self.training else 0.)
+                   self.attn_drop if self.training else 0., channels=self.tap.channels(x.shape[1]))
         # LayerScale is elementwise and would keep another tensor of the stream's size.
         return recomputed(self.gamma1, self.proj_drop(self.output(y)))
 
 
-class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
-    """Block of mmpretrain's VisionTransformer."""
+class EncoderLayer(SitedBlock):
+    """Mixin: block of mmpretrain's VisionTransformer and of DeiT3."""
+
+    ffn: nn.Module
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -89,6 +92,10 @@ class SitedEncoderLayer(SitedBlock, TransformerEncoderLayer):
         return self.run(x)
 
 
+class SitedEncoderLayer(EncoderLayer, TransformerEncoderLayer):
+    """Block of mmpretrain's VisionTransformer."""
+
+
 def _check(model: VisionTransformer) -> None:
     for i, layer in enumerate(model.layers):
         if not (isinstance(layer.ffn, SwiGLUFFN) or isinstance(layer.ffn, FFN) and layer.ffn.num_fcs == 2):
@@ -99,20 +106,29 @@ def _check(model: VisionTransformer) -> None:
             raise ValueError(f'block {i}: attention with v_shortcut cannot be adapted')
 
 
-def _specs(model: VisionTransformer) -> List[BlockSpec]:
-    return [
-        BlockSpec(
-            index=i,
-            stage=0,
-            dim=model.embed_dims,
-            heads=layer.attn.num_heads,
-            ffn_dim=layer.ffn.w3.in_features if isinstance(layer.ffn, SwiGLUFFN) else layer.ffn.feedforward_channels,
-            ops=ALL_OPS if isinstance(layer.ffn, SwiGLUFFN) else OPS,
-            extra_tokens=model.num_extra_tokens,
-            grid=tuple(model.patch_resolution),
-            patch=tuple(model.patch_embed.projection.kernel_size),
-            key_bias=layer.attn.qkv.bias is not None) for i, layer in enumerate(model.layers)
-    ]
+def layer_specs(model: Any, ffn_of: Callable[[Any], Tuple[Tuple[str, ...], int]]) -> List[BlockSpec]:
+    """Specs of a model with mmpretrain's names; ``ffn_of`` gives the ops and the hidden width of a layer."""
+    specs = []
+    for i, layer in enumerate(model.layers):
+        ops, ffn_dim = ffn_of(layer)
+        specs.append(
+            BlockSpec(
+                index=i,
+                stage=0,
+                dim=model.embed_dims,
+                heads=layer.attn.num_heads,
+                ffn_dim=ffn_dim,
+                ops=ops,
+                extra_tokens=model.num_extra_tokens,
+                grid=tuple(model.patch_resolution),
+                patch=tuple(model.patch_embed.projection.kernel_size),
+                key_bias=layer.attn.qkv.bias is not None))
+    return specs
+
+
+def _ffn_of(layer: Any) -> Tuple[Tuple[str, ...], int]:
+    gated = isinstance(layer.ffn, SwiGLUFFN)
+    return (ALL_OPS, layer.ffn.w3.in_features) if gated else (OPS, layer.ffn.feedforward_channels)
 
 
 def _final_norm(model: VisionTransformer) -> Optional[nn.Module]:
@@ -151,32 +167,43 @@ def _fold_embed_shift(model: VisionTransformer, shift: Tensor) -> Tuple[Tensor, 
 
 
 class ClipVisionTransformer(VisionTransformer):
-    """A VisionTransformer over the frames of clips; its feature is the mean of theirs."""
+    """A VisionTransformer over the frames of clips; its feature is their mean, or what a method makes of them."""
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """x (B, 3, T, H, W) -> one feature (B, C).
+        """x (B, 3, T, H, W) -> one feature (B, C), or (B, C') of a method with ``on_pool``.
 
         Raises:
             ValueError: If x is no batch of clips.
         """
         if x.dim() != 5:
             raise ValueError(f'the backbone reads clips (B, 3, T, H, W) by frames, got an input of {tuple(x.shape)}')
-        run_time = self.petl.run_time
-        run_time.frames = x.shape[2]
+        run_time, x = self.petl.run_time, self.petl.images_of(x)
+        run_time.frames, run_time.positions = x.shape[2], self.pos_embed
         features = super().forward(x.transpose(1, 2).flatten(0, 1))
         if run_time.mean_first:  # the last norm has averaged
             return features
-        return tuple(f.unflatten(0, (len(x), -1)).mean(1) for f in features)
+        return tuple(self.petl.pooled(f.unflatten(0, (len(x), -1))) for f in features)
 
 
-class SideVisionTransformer(VisionTransformer):
-    """A VisionTransformer whose output is the feature of a side method; the base runs without gradients."""
+class SideViT:
+    """Mixin: a backbone whose output is the feature of a side method; the base runs without gradients."""
+
+    petl: Any
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """x (B, 3, H, W) -> one feature (B, C')."""
+        """x (B, 3, [T,] H, W) -> one feature (B, C')."""
+        run = super().forward  # type: ignore[misc] # of the class behind
         if not self.petl.side_active():
-            return super().forward(x)
-        return (self.petl.side_feature(lambda: VisionTransformer.forward(self, x)), )
+            return run(x)
+        return (self.petl.side_feature(lambda: run(x), x), )
+
+
+class SideVisionTransformer(SideViT, VisionTransformer):
+    """A VisionTransformer for side methods."""
+
+
+class SideClipVisionTransformer(SideViT, ClipVisionTransformer):
+    """A VisionTransformer over the frames of clips for side methods."""
 
 
 FAMILY = Family(
@@ -188,12 +215,15 @@ FAMILY = Family(
         PatchEmbed: SitedPatchEmbed
     },
     tokens_read=_tokens_read,
-    sides={VisionTransformer: SideVisionTransformer},
+    sides={
+        VisionTransformer: SideVisionTransformer,
+        ClipVisionTransformer: SideClipVisionTransformer
+    },
     clips={VisionTransformer: ClipVisionTransformer},
     entry=lambda model: model.drop_after_pos,
     entry_class=SitedEntry,
     blocks=lambda model: list(model.layers),
-    specs=_specs,
+    specs=partial(layer_specs, ffn_of=_ffn_of),
     embed=lambda model: model.patch_embed,
     embed_parameters=lambda model: (model.patch_embed.projection.weight, model.patch_embed.projection.bias),
     fold_embed_shift=_fold_embed_shift,
