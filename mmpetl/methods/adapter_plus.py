@@ -18,7 +18,7 @@ from torchvision.ops import stochastic_depth
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, positive
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, PerLayer, autocast_dtype, positive, sum_as
 
 
 class ChannelScaledBottleneck(nn.Module):
@@ -38,11 +38,12 @@ class ChannelScaledBottleneck(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.ones_(self.scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., C) -> (..., C)."""
-        hidden = recomputed(F.gelu, recomputed(self.down, x, level=SMALL_PRODUCT))
+    def forward(self, x: Tensor, half: HalfCopies = AS_THEY_ARE) -> Tensor:
+        """x (..., C) -> (..., C); ``half`` gives the weights in the precision of the products."""
+        code = recomputed(F.linear, x, half(self.down.weight), half(self.down.bias), level=SMALL_PRODUCT)
+        scale = half(self.scale)
         # Scaling the small weights instead of the wide output, which need not be kept then.
-        return F.linear(hidden, self.scale[:, None] * self.up.weight, self.scale * self.up.bias)
+        return F.linear(recomputed(F.gelu, code), scale[:, None] * half(self.up.weight), scale * half(self.up.bias))
 
 
 @METHODS.register_module()
@@ -86,7 +87,7 @@ class AdapterPlus(Method):
         """residual, y (B, ..., C) -> y + s * A(residual + y), (B, ..., C)."""
         # What the block would hand on is residual + y. The method sees it here, because there is no point
         # behind the sum.
-        branch = self.blocks[str(i)](residual + y)
+        branch = self.blocks[str(i)](sum_as(residual, y, autocast_dtype(y)), self.half)
         if self.training and self.drop_path_rates[i] > 0:
             # 'row': one draw per sample, and survivors grow by 1 / (1 - rate), as timm's DropPath does.
             branch = stochastic_depth(branch, self.drop_path_rates[i], 'row')

@@ -17,17 +17,17 @@ frame before the first block. Down-projections are drawn from N(0, 0.02^2), all 
 
 from typing import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import stochastic_depth
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, positive
+from ..sites import BlockSpec, Layers, PerLayer
 from .bottleneck import Bottleneck
+from .over_frames import FrameTable
 
 
 @METHODS.register_module()
-class AIM(Method):
+class AIM(FrameTable):
     """Spatial, temporal and joint adaptation of an image model.
 
     Args:
@@ -54,41 +54,15 @@ class AIM(Method):
                  drop_path_rate: PerLayer = 0.,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
-        if not self.specs[0].frames:
-            raise ValueError('AIM: needs a backbone for images that reads clips: set frames of the backbone')
-        given = self.spread(mid_dims, 'mid_dims')
-        mids = {i: self.specs[i].dim // 4 if mid is None else mid for i, mid in given.items()}
+        mids = self.quarters(mid_dims)
         scales = self.spread(scale, 'scale')
         self.drop_path_rates = {i: float(r) for i, r in self.spread(drop_path_rate, 'drop_path_rate').items()}
         parts = ('time', 'space', 'joint', *(('time_in', ) if temporal_input else ()))
         self.temporal_input = temporal_input
         self.blocks = self.for_parts(parts, lambda i, part: Bottleneck(
-            self.specs[i].dim, positive(mids[i], 'mid_dims', 'AIM'), 'gelu', 0., scales[i] if part == 'joint' else 1.,
+            self.specs[i].dim, mids[i], 'gelu', 0., scales[i] if part == 'joint' else 1.,
             'none'))
-        self.table = nn.Parameter(torch.empty(self.specs[0].frames, self.specs[0].dim))
         self.reset_parameters()
-
-    def active(self, point: str, index: int) -> bool:
-        return super().active(point, index) or point == 'entry' and index == 0
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.table)
-        for block in self.blocks.values():
-            for adapter in block.values():
-                nn.init.trunc_normal_(adapter.down.weight, std=0.02)
-                for zero in (adapter.down.bias, adapter.up.weight, adapter.up.bias):
-                    nn.init.zeros_(zero)
-
-    def on_entry(self, x: Tensor) -> Tensor:
-        """x (B T, N, C) plus the row of its frame -> (B T, N, C).
-
-        Raises:
-            ValueError: If clips have another number of frames than the table.
-        """
-        if self.frames(0) != len(self.table):
-            raise ValueError(f'AIM: made for clips of {len(self.table)} frames, got {self.frames(0)}: set frames of '
-                             'the backbone')
-        return (x.unflatten(0, (-1, len(self.table))) + self.table[:, None].to(x.dtype)).flatten(0, 1)
 
     def on_stream(self, i: int, x: Tensor) -> Tensor:
         """x (B T, N, C) plus the adapted attention along the frames of every token -> (B T, N, C)."""

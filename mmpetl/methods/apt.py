@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, autocast_dtype, nearest, positive, product_as
 
 #: Reparametrisation -> the value of its parameter at which the factor is 1.
 REPARAMS = {'max': 1., 'exp': 0.}
@@ -96,9 +96,12 @@ class APT(Method):
         """Keys and values (1, T, head_dim) each, shared by the heads."""
         block, factors = self.blocks[str(i)], self.factors(i)
         # Dropped before they are scaled, as published; the two commute but for the draws that a seed gives.
-        key, value = self.drop(block.key), self.drop(block.value)
-        if factors is not None:
-            key, value = key * factors[0], value * factors[1]
+        if factors is None:
+            key, value = self.drop(self.half(block.key)), self.drop(self.half(block.value))
+        else:
+            # In the precision of the other keys and values, once and not where they are joined.
+            half = autocast_dtype(block.key)
+            key, value = (product_as(self.drop(t), f, half) for t, f in zip((block.key, block.value), factors))
         # A leading axis of one stands for all heads, and is expanded without a copy.
         return key.unsqueeze(0), value.unsqueeze(0)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import SUBS, BlockSpec, Layers, Method, add_product, check_ops, positive
-from .rep_adapter import NORM_OF, SUB_OF, merge_before, pads
+from .rep_adapter import NORM_OF, SUB_OF, keeps, merge_before
 
 
 @METHODS.register_module()
@@ -51,18 +51,22 @@ class ARC(Method):
                  subs: Union[str, Sequence[str]] = SUBS,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
+        self.refuse_post_norm('are read by no layer')
         if init not in ('released', 'zero'):
             raise ValueError(f"ARC: init must be 'released' or 'zero', got {init!r}")
         self.subs, self.init = check_ops(subs, 'ARC: subs', SUBS), init
         mid = positive(mid_dims, 'mid_dims', 'ARC')
         # A set in the order of the blocks: parameters must come in the same order in every run.
-        widths = dict.fromkeys(self.specs[i].dim for i in self.layers)
+        widths = dict.fromkeys(self._width(i, sub) for i in self.layers for sub in self.subs)
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
         # Named by width: a hierarchical backbone has one projection per stage width, a plain one has one.
         self.shared = nn.ParameterDict({f'{sub}_{dim}': torch.empty(dim, mid) for dim in widths for sub in self.subs})
         self.blocks = self.for_parts(self.subs, lambda i, sub: nn.ParameterDict(
-            dict(scale=torch.empty(mid), bias=torch.empty(self.specs[i].dim))))
+            dict(scale=torch.empty(mid), bias=torch.empty(self._width(i, sub)))))
         self.reset_parameters()
+
+    def _width(self, i: int, sub: str) -> int:
+        return self.specs[i].op_dims(NORM_OF[sub])[1]
 
     def norm_ops(self, index: int) -> Tuple[str, ...]:
         return tuple(NORM_OF[sub] for sub in self.subs)
@@ -82,7 +86,7 @@ class ARC(Method):
     def parts(self, i: int, sub: str) -> Tuple[Tensor, Tensor, Tensor]:
         """U (C, mid_dims), c (mid_dims) and b (C)."""
         own = self.blocks[str(i)][sub]
-        return self.shared[f'{sub}_{self.specs[i].dim}'], own['scale'], own['bias']
+        return self.shared[f'{sub}_{self._width(i, sub)}'], own['scale'], own['bias']
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:
         """y (..., C) -> y + U (c * dropout(U^T y)) + b, (..., C)."""
@@ -98,7 +102,7 @@ class ARC(Method):
         """weight (Cout, C), bias (Cout) -> same shapes."""
         # q, k and v of a padded window read zeros that never passed the norm, so b must not reach them; no
         # weight can tell them apart.
-        if op in 'qkv' and pads(self.specs[i]):
+        if op in 'qkv' and keeps(self.specs[i]):
             return None
         shared, scale, shift = (p.to(weight) for p in self.parts(i, SUB_OF[op]))
         return merge_before(weight, bias, shared * scale, shared.t(), shift)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recompute import recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, check_ops, positive
+from ..sites import BlockSpec, Layers, Method, check_ops, positive, scale_shift
 from .oft import Skew, rotate
 
 
@@ -92,21 +92,21 @@ class BOFT(Method):
                 nn.init.zeros_(held['upper'])
                 nn.init.ones_(held['scale'])
 
-    def rotations(self, i: int, op: str) -> Tensor:
-        """Blocks of the factors B_1, ..., B_m of one op: (M, R, D, D) with D = block_size and R D = C."""
+    def rotations(self, i: int, op: str, dtype: Optional[torch.dtype] = None) -> Tensor:
+        """Blocks of the factors B_1, ..., B_m of one op: (M, R, D, D) with D = block_size and R D = C, in ``dtype``."""
         upper = self.blocks[str(i)][op]['upper']
         # (I - Q) (I + Q)^-1, as released, is the transpose of OFT's.
-        return self.skew.rotations(upper.flatten(0, 1), 0).transpose(-2, -1).unflatten(0, upper.shape[:2])
+        return self.skew.rotations(upper.flatten(0, 1), 0, dtype).transpose(-2, -1).unflatten(0, upper.shape[:2])
 
     def on_input(self, i: int, op: str, x: Tensor) -> Tensor:
         """x (..., Cin) -> R^T x, (..., Cin)."""
-        return recomputed(butterfly, x, self.rotations(i, op).to(x.dtype))
+        return recomputed(butterfly, x, self.rotations(i, op, x.dtype))
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """y (..., Cout) -> s * (y - b) + b, (..., Cout)."""
-        scale, bias = self.blocks[str(i)][op]['scale'], self.frozen(i, op)[1]
+        scale, bias = self.blocks[str(i)][op]['scale'], self.frozen(i, op, 'read')[1]
         # The bias is in y already and is not scaled.
-        return (y * scale if bias is None else torch.addcmul(bias * (1 - scale), y, scale)).to(y.dtype)
+        return scale_shift(y, scale, None if bias is None else torch.addcmul(bias, bias, scale, value=-1))
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

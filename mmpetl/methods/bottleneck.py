@@ -197,6 +197,8 @@ class AdaptFormer(Method):
         # Overrides the class attribute: taps sort methods by what the object says.
         self.input, self.inside_drop_path = input, inside_drop_path
         self.subs = check_ops(subs, 'AdaptFormer: subs', SUBS)
+        for i in self.layers if input == 'normed' and 'attn' in self.subs else ():
+            self.refuse_pooled_attention(i, "input='normed' is what attention reads")
         self.blocks = build_bottlenecks(self, self.subs, mid_dims, scale, act, drop_rate, norm)
         self.reset_parameters()
 

@@ -113,6 +113,8 @@ class Convpass(Method):
             if len(self.specs[i].grid) != 2:
                 raise ValueError(f'Convpass: needs a two-dimensional token grid, but block {i} of the backbone has '
                                  f'{self.specs[i].grid or "none"}')
+            if 'attn' in self.subs:
+                self.refuse_pooled_attention(i, 'the bypass of attention reads what attention reads')
         self.blocks = self.for_parts(self.subs, lambda i, sub: ConvBypass(self.specs[i].dim, mids[i], drop_rate))
         self.reset_parameters()
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..recompute import recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, Layers, Method, check_ops
+from ..sites import SUBS, BlockSpec, Layers, Method, check_ops, scaled
 
 #: The last op of a sublayer.
 LAST_OP = dict(attn='proj', ffn='fc2')
@@ -33,7 +33,7 @@ class DiffFit(Method):
         layers: Adapted blocks.
 
     Raises:
-        ValueError: If a sublayer is unknown or a block lies outside the backbone.
+        ValueError: If a sublayer is unknown, a block lies outside the backbone, or norms stand behind its sublayers.
     """
 
     tokenwise = True
@@ -43,6 +43,7 @@ class DiffFit(Method):
                  subs: Union[str, Sequence[str]] = SUBS,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
+        self.refuse_post_norm('undo every factor')
         self.subs = check_ops(subs, 'DiffFit: subs', SUBS)
         # Keyed by op, not by sublayer, as the method is asked by op.
         self.blocks = self.for_blocks(lambda i: nn.ParameterDict({LAST_OP[sub]: torch.empty(1) for sub in self.subs}))
@@ -57,7 +58,7 @@ class DiffFit(Method):
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """y (..., Cout) -> g y, (..., Cout)."""
-        return recomputed(torch.mul, y, self.half(self.blocks[str(i)][op]).to(y.dtype))
+        return recomputed(scaled, y, self.half(self.blocks[str(i)][op]).to(y.dtype))
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

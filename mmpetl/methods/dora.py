@@ -18,7 +18,18 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, add_product, check_ops, positive, scale_shift
+from ..sites import (
+    BlockSpec,
+    Layers,
+    Method,
+    PerLayer,
+    add_product,
+    autocast_dtype,
+    check_ops,
+    positive,
+    product_as,
+    scale_shift,
+)
 
 
 class Decomposed(nn.Module):
@@ -44,7 +55,10 @@ class Decomposed(nn.Module):
         with torch.no_grad(), torch.autocast(kind, enabled=False):
             # W + s U D in one kernel, in full precision, and without gradients: the paper (section 4.3) takes the norm
             # for a constant, which saves the memory of a whole weight per op.
-            norm = torch.addmm(weight.to(self.up.dtype), self.up, self.down, alpha=scale).norm(dim=1)
+            if weight.dtype is self.up.dtype:
+                norm = torch.addmm(weight, self.up, self.down, alpha=scale).norm(dim=1)
+            else:  # a stored base: its weight is widened by the kernel of the sum
+                norm = torch.add(weight, self.up @ self.down, alpha=scale).norm(dim=1)
         return self.magnitude / norm.to(self.magnitude.dtype)
 
 
@@ -106,13 +120,12 @@ class DoRA(Method):
         factors, scale = self.blocks[str(i)][op], self.scales[i]
         # Asked for in every pass and not kept: the base's weight may be replaced or moved to another
         # device.
-        weight, bias = self.frozen(i, op)
-        gain = factors.gain(weight, scale)
+        gain, bias = factors.gain(self.frozen(i, op, 'stored')[0], scale), self.frozen(i, op, 'read')[1]
         code = recomputed(F.linear, self.drop(x), self.half(factors.down), level=SMALL_PRODUCT)
         # The bias is in y already and is not scaled.
         shift = torch.zeros_like(gain) if bias is None else torch.addcmul(bias, bias, gain, value=-1)
         scaled = scale_shift(y, gain, shift)
-        return add_product(scaled, code, gain[:, None] * factors.up, scale)
+        return add_product(scaled, code, product_as(factors.up, gain[:, None], autocast_dtype(y)), scale)
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

@@ -7,7 +7,14 @@ equations 4 to 7::
 
     x_{i+1} = block_i([cls, P_i * m, patches]),    attention(q, [k; K_i], [v; K_i])
 
-K_i (heads, num_kv_tokens, head_dim) stands behind the projections and serves as keys and values alike. The mask m is
+K_i (heads, num_kv_tokens, head_dim) stands behind the projections and serves as keys and values alike. Three
+published ablations put it elsewhere::
+
+    on queries and values:  attention(k, [q; K_i], [v; K_i])         the logits transposed, so the keys ask
+    on queries and keys:    attention([q, K_i], [k, K_i], v)         K_i (heads, tokens, num_kv_tokens) as channels
+    on all three:           attention([q, Q_i], [[k; K_i], S_i], [v; K_i])   channels Q_i of the tokens, S_i of all keys
+
+The mask m is
 the product of one number per token and one per token and segment of channels; it is shared by the blocks and decided by
 scoring, see :mod:`mmpetl.pruning.scores`. Pruned tokens are taken out of the parameters, so the sequence becomes
 shorter.
@@ -22,13 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, PerLayer, nearest, positive
+from ..sites import BlockSpec, Layers, Method, PerLayer, autocast_dtype, nearest, positive, product_as
 from .vpt import Pool, check_choices, check_per_sample, draw_prompts, owners, prompt_bound
 
 LAYOUTS = ('interleaved', 'contiguous')
 KV_INITS = ('kaiming', 'xavier', 'trunc_normal')
 VARIANTS = ('paper', 'released')
 PRUNED = ('auto', 'all', 'first')
+ATTENTION_PROMPTS = ('kv', 'qv', 'qk', 'qkv')
 SHARED = ('prompts', 'kv')
 
 
@@ -49,6 +57,9 @@ class E2VPT(Method):
         segments: Segments S into which a prompt's channels are divided.
         segment_layout: 'interleaved' (channel c belongs to segment c mod S, as published) or 'contiguous'.
         share_kv: Whether one tensor serves as keys and values.
+        attention_prompts: Where the K prompts of an attention stand: 'kv'; 'qv', on queries and values; 'qk', as
+            further channels of queries and keys, for pictures of the size the backbone was built for; 'qkv', as keys
+            and values and as channels, which the further keys have too.
         shared: What all adapted blocks use together: any of 'prompts' and 'kv'; published: nothing.
         init: Start of the prompts: 'uniform' as published, or 'trunc_normal' (0.02).
         deep: Give every adapted block its own prompts; otherwise only the first, and they stay in the stream.
@@ -70,8 +81,8 @@ class E2VPT(Method):
         layers: Adapted blocks.
 
     Raises:
-        ValueError: If a number is out of range, ``segments`` does not divide a pruned block's width, or an option is
-            unknown.
+        ValueError: If a number is out of range, ``segments`` does not divide a pruned block's width, an option is
+            unknown, or ``attention_prompts`` is not defined over the backbone or beside another option.
     """
 
     token_mask: Tensor
@@ -85,6 +96,7 @@ class E2VPT(Method):
                  segments: int = 16,
                  segment_layout: str = 'interleaved',
                  share_kv: bool = True,
+                 attention_prompts: str = 'kv',
                  shared: Union[str, Sequence[str]] = (),
                  init: str = 'uniform',
                  deep: bool = True,
@@ -112,8 +124,8 @@ class E2VPT(Method):
         shared = tuple(_one_of(part, SHARED, 'shared') for part in ((shared, ) if isinstance(shared, str) else shared))
         self.init, self.pool_prompts, self.stack = init, pool_prompts, stack
         own = self.layers if deep else self.layers[:1]
-        self.held = owners({i: self.specs[i].dim for i in own}, 'prompts' in shared, 'E2VPT', 'prompts')
-        tokens = {i: torch.empty(num_tokens, self.specs[int(i)].dim) for i in dict.fromkeys(self.held.values())}
+        self.held = owners({i: self.specs[i].entry_dim for i in own}, 'prompts' in shared, 'E2VPT', 'prompts')
+        tokens = {i: torch.empty(num_tokens, self.specs[int(i)].entry_dim) for i in dict.fromkeys(self.held.values())}
         self.prompts = nn.ParameterDict({i: nn.Parameter(t) for i, t in tokens.items()})
         same = len({t.shape for t in tokens.values()}) == 1
         # Masks are shared by all pruned blocks, which must therefore have one shape; Swin's stages differ,
@@ -123,6 +135,7 @@ class E2VPT(Method):
         for i in self.pruned_layers:
             if tokens[i].shape[1] % segments:
                 raise ValueError(f'E2VPT: segments={segments} must divide the width {tokens[i].shape[1]} of block {i}')
+        self._check_attention(attention_prompts, share_kv)
         self._make_kv(num_kv_tokens, 1 if share_kv else 2, 'kv' in shared)
         masks = dict(token_mask=torch.ones(num_tokens), segment_mask=torch.ones(num_tokens, segments))
         for name, mask in masks.items():
@@ -137,26 +150,46 @@ class E2VPT(Method):
         if kept is not None:
             self.prune(*self._masks(kept))
 
+    def _check_attention(self, where: str, share_kv: bool) -> None:
+        self.attention_prompts, spec = _one_of(where, ATTENTION_PROMPTS, 'attention_prompts'), self.specs[0]
+        if where == 'kv':
+            return
+        named = f'E2VPT: attention_prompts={where!r}'
+        if spec.window is not None:
+            raise ValueError(f"{named} is not defined over the windows of this backbone: leave it at 'kv'")
+        if not share_kv:
+            raise ValueError(f'{named} is one tensor for both, as published: leave share_kv at True')
+        if where != 'qv' and (self.stack or not spec.grid):
+            raise ValueError(f'{named} has one row for every token of a picture: ' + (
+                'stack=True cannot be said beside it' if self.stack else 'this backbone does not say how many it has'))
+
     def _make_kv(self, num_kv_tokens: PerLayer, copies: int, shared: bool) -> None:
-        """Key/value prompts of every adapted block, ``copies`` tensors each (2: own keys and values)."""
+        """Key/value prompts of every adapted block, ``copies`` tensors each (2: own keys and values), and channels."""
         lengths = self.spread(num_kv_tokens, 'num_kv_tokens', lambda n, *names: 0 if n == 0 else positive(n, *names))
         sizes = {i: (copies, self.specs[i].heads, n, self.specs[i].head_dim) for i, n in lengths.items() if n}
+        rows = self.specs[0].extra_tokens + self.num_tokens + math.prod(self.specs[0].grid)
+        if self.attention_prompts == 'qk':
+            sizes = {i: (*size[:2], rows, size[2]) for i, size in sizes.items()}
         self.kv_held = owners(sizes, shared, 'E2VPT', 'keys and values')
-        self.kv_prompts = nn.ParameterDict({
-            key: nn.Parameter(torch.empty(sizes[int(key)])) for key in dict.fromkeys(self.kv_held.values())
-        })
+        held = {key: sizes[int(key)] for key in dict.fromkeys(self.kv_held.values())}
+        self.kv_prompts, self.query_channels, self.key_channels = (nn.ParameterDict() for _ in range(3))
+        for key, (_, heads, n, _) in held.items():
+            self.kv_prompts[key] = nn.Parameter(torch.empty(held[key]))
+            if self.attention_prompts == 'qkv':
+                self.query_channels[key] = nn.Parameter(torch.empty(heads, rows, n))
+                self.key_channels[key] = nn.Parameter(torch.empty(heads, n + rows, n))
 
     def reset_parameters(self) -> None:
         """Draw prompts and key/value prompts anew and, in the released variant, set trained masks to one; pruning
         stays."""
         # Of the first block for all, as in VPT.
-        bound = prompt_bound(self.specs[0], self.specs[0].dim)
+        bound = prompt_bound(self.specs[0], self.specs[0].entry_dim)
         for prompts in self.prompts.values():
             # as many numbers whatever is pruned, so that what is drawn next stays the same
             drawn = draw_prompts(prompts.new_empty(self.num_tokens, prompts.shape[1]), self.init, bound)
             prompts.data.copy_(drawn if len(prompts) == self.num_tokens else drawn[self.kept])
         height, width = self.specs[0].patch[-2:]
-        for kv in self.kv_prompts.values():
+        for kv in (*self.kv_prompts.values(), *self.query_channels.values(), *self.key_channels.values()):
             if self.kv_init == 'trunc_normal':
                 nn.init.trunc_normal_(kv, std=0.02)
             else:
@@ -179,8 +212,8 @@ class E2VPT(Method):
         return tokens.bool(), segments.bool()
 
     def active(self, point: str, index: int) -> bool:
-        held: Dict[str, Dict[int, str]] = dict(prompts=self.held, kv=self.kv_held)
-        return point in held and index in held[point]
+        inside = dict(kv=('kv', ), qv=('kv', 'qkv'), qk=('channels', ), qkv=('kv', 'channels'))[self.attention_prompts]
+        return index in self.kv_held if point in inside else point == 'prompts' and index in self.held
 
     def num_prompts(self, index: int) -> int:
         return len(self.prompts[self.held[index]]) if index in self.held else 0
@@ -191,11 +224,43 @@ class E2VPT(Method):
         # Behind the projections: keys and values go into attention as they are.
         return kv[0], kv[-1]
 
+    def on_qkv(self, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """x, q, k, v (B, N, C) -> k, q, v: the keys ask."""
+        return k, q, v
+
+    def on_channels(self, i: int, tokens: int, prompts: int) -> Tuple[Tensor, Tensor]:
+        """Channels of queries (heads, tokens, K) and keys (heads, tokens, K), one tensor for both; 'qkv': of queries
+        and, with rows for its own further keys in front, of keys (heads, K + tokens, K).
+
+        Raises:
+            ValueError: If the input has another number of tokens than the backbone was built for.
+        """
+        held = self.kv_held[i]
+        of_q, of_k = ((self.query_channels[held], self.key_channels[held]) if self.attention_prompts == 'qkv' else
+                      (self.kv_prompts[held][0], self.kv_prompts[held][0]))
+        if tokens - prompts != of_q.shape[1] - self.num_tokens:
+            raise ValueError(f'E2VPT: attention_prompts={self.attention_prompts!r} has rows for '
+                             f'{of_q.shape[1] - self.num_tokens} tokens and the input has {tokens - prompts}: '
+                             'give inputs of the size the backbone was built for')
+        queries, keys = (F.dropout(self._rows(self.half(table), of_q.shape[1], prompts), self.kv_drop_rate,
+                                   self.training) for table in (of_q, of_k))
+        return queries, keys
+
+    def _rows(self, table: Tensor, whole: int, prompts: int) -> Tensor:
+        """Rows (heads, ... + whole, K) of a table without those of prompts that are not in the stream."""
+        if prompts == self.num_tokens:
+            return table
+        # Pruned tokens have left the stream, or there are none in this block.
+        first = table.shape[1] - whole + self.specs[0].extra_tokens
+        rows = table[:, first:first + self.num_tokens][:, self.kept[:prompts]]
+        return torch.cat([table[:, :first], rows, table[:, first + self.num_tokens:]], 1)
+
     def on_prompts(self, i: int) -> Tensor:
         """Prompts (1, P, C), or (B, P, C) under per-sample gates."""
-        prompts = F.dropout(self.prompts[self.held[i]], self.drop_rate, self.training)
+        prompts = self.prompts[self.held[i]]
         if self.held[i] not in self.pruned_layers:
-            return prompts[None]
+            return F.dropout(self.half(prompts), self.drop_rate, self.training)[None]
+        prompts = F.dropout(prompts, self.drop_rate, self.training)
         token_gate, segment_gate = self._gates
         # Rows of pruned tokens are gone from the prompts, so their masks must not be multiplied in.
         token, segment = self.token_mask[self.kept], self.segment_mask[self.kept]
@@ -205,7 +270,7 @@ class E2VPT(Method):
         mask = segment.repeat_interleave(width, -1) if self.segment_layout == 'contiguous' else torch.cat([segment] *
                                                                                                           width, -1)
         # Small mask first: with gates it has a batch axis, and the prompts get it only here.
-        prompts = prompts * (mask * token[..., None])
+        prompts = product_as(prompts, mask * token[..., None], autocast_dtype(prompts))
         return prompts if prompts.dim() == 3 else prompts[None]
 
     @contextmanager

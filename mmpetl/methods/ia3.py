@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import ALL_OPS, BlockSpec, Layers, Method, check_ops
+from ..sites import ALL_OPS, BlockSpec, Layers, Method, check_ops, scale_shift
 
 
 @METHODS.register_module()
@@ -67,11 +67,11 @@ class IA3(Method):
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """y (..., Cout) -> y * l, (..., Cout)."""
-        return y * self.blocks[str(i)][op]
+        return scale_shift(y, self.blocks[str(i)][op])
 
     def on_input(self, i: int, op: str, x: Tensor) -> Tensor:
         """x (..., Cin) -> x * l, (..., Cin)."""
-        return x * self.blocks[str(i)][op]
+        return scale_shift(x, self.blocks[str(i)][op])
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

@@ -15,9 +15,10 @@ import math
 from typing import Callable, Optional, Sequence, Tuple, Union
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..recompute import ELEMENTWISE, recomputed
+from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import BlockSpec, Layers, PerLayer, Update, add_product, check_ops, positive
 
@@ -34,6 +35,12 @@ def split(size: int, factor: int = -1) -> Tuple[int, int]:
 def kronecker(a: Tensor, b: Tensor) -> Tensor:
     """a (L, M) and b (K, N) -> (L K, M N)."""
     return (a[:, None, :, None] * b[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
+def _mix(a: Tensor, code: Tensor) -> Tensor:
+    """a (L, M) times every code (..., M, R) -> (..., L, R)."""
+    rows = code.flatten(0, -3)
+    return torch.bmm(a.expand(len(rows), -1, -1), rows).unflatten(0, code.shape[:-2])
 
 
 class Side(nn.Module):
@@ -132,10 +139,17 @@ class LoKr(Update):
                 sides['b'].reset_parameters(zero=True)
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
-        """x (..., Cin), y (..., Cout) -> y + s (A (x) B) dropout(x), (..., Cout)."""
+        """x (..., Cin), y (..., Cout) -> y + s (A (x) B) dropout(x), (..., Cout), one side after the other: the product
+        itself, as large as the weight, is never formed."""
         sides = self.blocks[str(i)][op]
-        update = recomputed(kronecker, *(sides[s].matrix(self.half) for s in 'ab'), level=ELEMENTWISE)
-        return add_product(y, self.drop(x).to(update.dtype), update, self.scale_of(i, op))
+        a, b = sides['a'].matrix(self.half), sides['b']
+        # (A (x) B) x = A X B^T, with x as the rows of X (m, n); D first and U last, so that all between is narrow.
+        code = self.drop(x).unflatten(-1, (a.shape[1], -1))
+        if not b.is_whole:
+            code = recomputed(F.linear, code, self.half(b.down), level=SMALL_PRODUCT)
+        code = recomputed(_mix, a, code, level=SMALL_PRODUCT)
+        return add_product(y.unflatten(-1, (len(a), -1)), code, self.half(b.whole if b.is_whole else b.up),
+                           self.scale_of(i, op)).flatten(-2)
 
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, of shape (Cout, Cin)."""

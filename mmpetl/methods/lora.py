@@ -14,7 +14,7 @@ values, and their product is taken off W. Here W stays as it is and the start is
 """
 
 import math
-from typing import Any, Sequence, Tuple, Union
+from typing import Any, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,18 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, PerLayer, Update, add_product, check_ops, positive
+from ..sites import (
+    AS_THEY_ARE,
+    BlockSpec,
+    HalfCopies,
+    Layers,
+    Method,
+    PerLayer,
+    Update,
+    add_product,
+    check_ops,
+    positive,
+)
 
 
 class LowRank(nn.Module):
@@ -161,6 +172,30 @@ class LoRA(Update):
         code = recomputed(F.linear, self.drop(x), down, level=SMALL_PRODUCT)
         # Scale and sum inside the product: no tensor of y's size for the update.
         return add_product(y, code, up, scale)
+
+    def joins(self, part: Any) -> bool:
+        return True
+
+    @classmethod
+    def on_parts(cls, parts: Sequence[Tuple[Method, Any]], owner: Optional[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """x (B, N, Cin), y (B, N, Cout) -> y + s U D x with the factors of each sample's method, (B, N, Cout).
+
+        Smaller ranks are filled up with zeros, which add nothing.
+        """
+        factors = [(*low_rank.joined(), scale) for _, (low_rank, scale) in parts]
+        ranks = [len(down) for down, _, _ in factors]
+        rank, equal = max(ranks), len(set(ranks)) == 1
+        downs = torch.stack([d if equal else F.pad(d, (0, 0, 0, rank - len(d))) for d, _, _ in factors])
+        ups = torch.stack([u if equal else F.pad(u, (0, rank - u.shape[1])) for _, u, _ in factors])
+        scales = [scale for *_, scale in factors]
+        if any(scale != 1 for scale in scales):
+            ups = ups * ups.new_tensor(scales)[:, None, None]
+        if owner is not None:
+            downs, ups = downs[owner], ups[owner]
+        code = torch.bmm(x, downs.transpose(1, 2))
+        if code.dtype == y.dtype == ups.dtype:
+            return torch.baddbmm(y, code, ups.transpose(1, 2))
+        return y + torch.bmm(code, ups.transpose(1, 2))
 
     def delta(self, i: int, op: str) -> Tensor:
         """The update of the weight, s U D or s (U D - U_0 D_0), of shape (Cout, Cin)."""

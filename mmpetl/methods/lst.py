@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import OPS, BlockSpec, Layers, Method, nearest, positive
+from ..sites import AS_THEY_ARE, OPS, BlockSpec, HalfCopies, Layers, Method, cast_together, nearest, positive
 from .vqt import one_width, recompute
 
 
@@ -35,13 +35,13 @@ class SideBlock(nn.Module):
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.fc1, self.fc2 = nn.Linear(dim, ffn_dim), nn.Linear(ffn_dim, dim)
 
-    def forward(self, y: Tensor, tokens: Optional[int] = None) -> Tensor:
-        """y (B, N, d) -> (B, tokens or N, d)."""
-        q, k, v = self.qkv(self.norm1(y)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, y: Tensor, tokens: Optional[int] = None, half: HalfCopies = AS_THEY_ARE) -> Tensor:
+        """y (B, N, d) -> (B, tokens or N, d); ``half`` gives the weights in the precision of the products."""
+        q, k, v = half.linear(self.qkv, self.norm1(y)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         # The last rung need only answer for the tokens that are read; keys and values come from all.
         h = F.scaled_dot_product_attention(q[:, :, :tokens], k, v).transpose(1, 2).flatten(2)
-        y = y[:, :tokens] + self.proj(h)
-        return y + self.fc2(F.gelu(self.fc1(self.norm2(y))))
+        y = y[:, :tokens] + half.linear(self.proj, h)
+        return y + half.linear(self.fc2, F.gelu(half.linear(self.fc1, self.norm2(y))))
 
 
 Weights = Dict[str, Tuple[Tensor, Optional[Tensor]]]
@@ -176,16 +176,19 @@ class LST(Method):
     def _rung(self, i: int, y: Tensor, x: Tensor, gate: Tensor) -> Tensor:
         """Ladder state (B, N, d) and block output (B, N, C) -> next state; the last rung returns only the tokens that
         are read."""
-        down = self.downs[str(i)](x)
+        down = self.half.linear(self.downs[str(i)], x)
         # g y + (1 - g) down with one product less.
-        return self.rungs[str(i)](down + gate * (y - down), self.tokens if i == self.layers[-1] else None)
+        return self.rungs[str(i)](down + gate * (y - down), self.tokens if i == self.layers[-1] else None, self.half)
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
         """Block inputs ``x`` and the last block's ``out``, all (B, N, C) -> feature (B, C)."""
         # Shifted by one: entry i is what block i gave.
-        outputs = [read.get('x') for read in reads[1:]] + [reads[-1].get('out')]
-        y = self.stem(reads[0]['x'])
-        for i, gate in zip(self.layers, torch.sigmoid(self.gates / self.temperature)):
+        outputs = [read.get('x') for read in reads] + [reads[-1].get('out')]
+        if not self.checkpoint:  # which would keep the copies
+            outputs = cast_together(outputs)
+        y = self.half.linear(self.stem, outputs.pop(0))
+        gates = torch.sigmoid(self.gates / self.temperature).to(y.dtype)
+        for i, gate in zip(self.layers, gates):
             y = recompute(self.checkpoint, self._rung, i, y, outputs[i], gate)
         y = y[:, 0] if self.tokens else y.mean(1)
-        return self.up(self.norm(y))
+        return self.half.linear(self.up, self.norm(y))

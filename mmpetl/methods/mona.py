@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, HalfCopies, Layers, Method, PerLayer, check_ops, positive
+from ..sites import SUBS, BlockSpec, HalfCopies, Layers, Method, PerLayer, autocast_dtype, check_ops, positive, sum_as
 
 SIZES = (3, 5, 7)
 
@@ -66,7 +66,7 @@ class MultiConv(nn.Module):
         # s_1 times an affine norm is the norm with other weights: no pass over the tokens for the factor.
         gain, shift = self.scale_norm * self.norm.weight, self.scale_norm * self.norm.bias
         normed = recomputed(F.layer_norm, x, x.shape[-1:], gain, shift, self.norm.eps)
-        mixed = recomputed(torch.addcmul, normed, x, self.scale_stream)
+        mixed = recomputed(torch.addcmul, normed, x, half(self.scale_stream))
         z = recomputed(F.linear, mixed, half(self.down.weight), half(self.down.bias), level=SMALL_PRODUCT)
         weight, bias = self.kernel(half)
         # The stream is a sequence or, in some blocks, a grid; from here on it is a sequence.
@@ -128,4 +128,5 @@ class Mona(Method):
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """residual, y (..., C) -> y and the branch of their sum, (..., C)."""
-        return y + self.blocks[str(i)][sub](residual + y, self.grid(i), self.half)
+        x = sum_as(residual, y, autocast_dtype(y))
+        return y + self.blocks[str(i)][sub](x, self.grid(i), self.half)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..recompute import recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, check_ops, positive
+from ..sites import BlockSpec, Layers, Method, check_ops, positive, sum_as
 
 
 class Skew(nn.Module):
@@ -42,19 +42,21 @@ class Skew(nn.Module):
         ones = torch.ones(block_size, block_size, device='cpu')
         self.register_buffer('sign', (ones.triu(1) - ones.tril(-1)).to(here), persistent=False)
         self.register_buffer('identity', torch.eye(block_size, device='cpu').to(here), persistent=False)
+        self.register_buffer('minus', -torch.eye(block_size, device='cpu').to(here), persistent=False)
 
     def spread(self, upper: Tensor) -> Tensor:
         """Upper triangles (R, N) -> (R, D, D), symmetric: the signs are missing."""
         return upper.index_select(1, self.place).unflatten(1, self.sign.shape)
 
-    def rotations(self, upper: Tensor, terms: int) -> Tensor:
-        """upper (R, N) -> (I + Q) (I - Q)^-1, (R, D, D), or the first ``terms`` terms of its series where not 0."""
+    def rotations(self, upper: Tensor, terms: int, dtype: Optional[torch.dtype] = None) -> Tensor:
+        """upper (R, N) -> (I + Q) (I - Q)^-1, (R, D, D), or the first ``terms`` terms of its series where not 0; made
+        in the type of ``upper`` and given in ``dtype``."""
         symmetric = self.spread(upper)
         if not terms:
             # (I + Q)(I - Q)^-1 = 2 (I - Q)^-1 - I, one inverse and no product. inv_ex does not wait for the GPU
             # to report singularity, and I - Q never is singular for a skew Q.
             inverse = torch.linalg.inv_ex(torch.addcmul(self.identity, symmetric, self.sign, value=-1)).inverse
-            return torch.sub(2 * inverse, self.identity)
+            return sum_as(self.minus.expand_as(inverse), inverse, dtype, alpha=2.)
         q = symmetric * self.sign
         # Horner's rule: I + Q (2 I + Q (2 I + ... + Q)), whose last power has the factor 1.
         total = q
@@ -62,7 +64,7 @@ class Skew(nn.Module):
         with torch.autocast(q.device.type, enabled=False):
             for _ in range(terms - 3):
                 total = torch.baddbmm(2 * q, q, total) if total is not q else torch.baddbmm(q, q, q, beta=2)
-            return self.identity + (q if terms == 2 else torch.baddbmm(q, q, total, beta=2))
+            return sum_as(self.identity.expand_as(q), q if terms == 2 else torch.baddbmm(q, q, total, beta=2), dtype)
 
 
 def rotate(x: Tensor, rotations: Tensor) -> Tensor:
@@ -125,14 +127,14 @@ class OFT(Method):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
-    def rotations(self, i: int, op: str) -> Tensor:
-        """R_1, ..., R_r of one op: (R, D, D) with D = block_size, and R = 1 where they are shared."""
-        return self.skew.rotations(self.blocks[str(i)][op], self.neumann_terms)
+    def rotations(self, i: int, op: str, dtype: Optional[torch.dtype] = None) -> Tensor:
+        """R_1, ..., R_r of one op: (R, D, D) with D = block_size, and R = 1 where they are shared, in ``dtype``."""
+        return self.skew.rotations(self.blocks[str(i)][op], self.neumann_terms, dtype)
 
     def on_input(self, i: int, op: str, x: Tensor) -> Tensor:
         """x (..., Cin) -> R^T x, (..., Cin)."""
-        # Made in float32 and only then cast: the inverse is the delicate part.
-        return recomputed(rotate, x, self.rotations(i, op).to(x.dtype))
+        # Made in float32 and only then rounded: the inverse is the delicate part.
+        return recomputed(rotate, x, self.rotations(i, op, x.dtype))
 
     def fold_input(self, i: int, op: str, weight: Tensor) -> Optional[Tensor]:
         """weight (Cout, Cin) -> (Cout, Cin)."""

@@ -51,7 +51,8 @@ class PATT(Method):
         self.init = init
         self.scales, mids = self.spread(scale, 'scale'), self.spread(mid_dims, 'mid_dims', positive)
         self.blocks = self.for_blocks(lambda i: nn.ModuleDict(dict(
-            down=nn.Linear(self.specs[i].dim, mids[i]), up=nn.Linear(mids[i], len(self.ops) * self.specs[i].dim))))
+            down=nn.Linear(self.specs[i].entry_dim, mids[i]),
+            up=nn.Linear(mids[i], len(self.ops) * self.specs[i].dim))))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -3,17 +3,17 @@
 
 Zhang et al., https://arxiv.org/abs/2407.06964. Linears and LayerNorms keep torch's default initialisation.
 
-Forward passes take ``half``, which hands out parameters as products read them (:class:`mmpetl.sites.HalfCopies`).
+The parameters of all blocks stand side by side for a forward pass, so that their gradients are computed together.
 """
 
-from typing import Any, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from ..sites import AS_THEY_ARE, HalfCopies, own_gradient, scaled_product, scaled_sum
+from ..sites import AS_THEY_ARE, HalfCopies
+from .joint_gradients import Bottlenecks, Factors
 
 
 def norm(module: nn.LayerNorm, x: Tensor, half: HalfCopies) -> Tensor:
@@ -22,52 +22,6 @@ def norm(module: nn.LayerNorm, x: Tensor, half: HalfCopies) -> Tensor:
     if weight.dtype is not x.dtype:
         return module(x)
     return torch.native_layer_norm(x, x.shape[-1:], weight, bias, module.eps)[0]
-
-
-class _Bottlenecks(torch.autograd.Function):
-    """See :func:`bottlenecks`; sums of gradients are part of the products."""
-
-    @staticmethod
-    def forward(ctx: Any, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, *inputs: Tensor) -> Tensor:
-        x = _inputs(inputs, len(w1))
-        mid = torch.baddbmm(b1[:, None], x, w1.transpose(1, 2))
-        code = F.gelu(mid)
-        ctx.save_for_backward(w1, w2, mid, code, *inputs)  # not x, which holds the last of them several times
-        return torch.baddbmm(b2[:, None], code, w2.transpose(1, 2)).add_(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        w1, w2, mid, code, *inputs = ctx.saved_tensors
-        inner = torch.ops.aten.gelu_backward(torch.bmm(grad, w2), mid)
-        weights = (torch.bmm(inner.transpose(1, 2), _inputs(inputs, len(w1))), inner.sum(1),
-                   torch.bmm(grad.transpose(1, 2), code), grad.sum(1))
-        if not any(ctx.needs_input_grad[4:]):
-            return (*weights, *(None for _ in inputs))
-        own, last = len(inputs) - 1, torch.baddbmm(grad, inner, w1)
-        return (*weights, *last[:own].unbind(), last[own] if len(last) == len(inputs) else last[own:].sum(0))
-
-
-def _inputs(inputs: Sequence[Tensor], groups: int) -> Tensor:
-    """(R, C) each -> (G, R, C); the last one serves all groups that are left."""
-    if groups == 1:
-        return inputs[0][None]
-    return torch.stack([*inputs, *[inputs[-1]] * (groups - len(inputs))])
-
-
-def bottlenecks(inputs: Sequence[Tensor], w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """x + fc2(gelu(fc1(x))) of G bottlenecks at once, (G, R, C).
-
-    Args:
-        inputs: x of each, (R, C); the last one serves all bottlenecks that are left.
-        w1, b1: Of the first linears, (G, m, C) and (G, m).
-        w2, b2: Of the second linears, (G, C, m) and (G, C).
-    """
-    if own_gradient(*inputs, w1, b1, w2, b2):
-        return _Bottlenecks.apply(w1, b1, w2, b2, *inputs)
-    x = _inputs(inputs, len(w1))
-    code = F.gelu(torch.baddbmm(b1[:, None], x, w1.transpose(1, 2)))
-    return x + torch.baddbmm(b2[:, None], code, w2.transpose(1, 2))
 
 
 class ResidualBottleneck(nn.Module):
@@ -79,12 +33,27 @@ class ResidualBottleneck(nn.Module):
         self.fc2 = nn.Linear(mid_dims, dim)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, z: Tensor, half: HalfCopies = AS_THEY_ARE) -> Tensor:
-        """z (..., C) -> (..., C)."""
-        if self.training and self.drop.p:
-            return z + self.drop(half.linear(self.fc2, self.drop(F.gelu(half.linear(self.fc1, z)))))
-        parts = (half(t)[None] for m in (self.fc1, self.fc2) for t in (m.weight, m.bias))
-        return bottlenecks([z.flatten(0, -2)], *parts).view_as(z)
+    def forward(self, z: Tensor, stack: Optional[Bottlenecks] = None, at: int = 0) -> Tensor:
+        """z (..., C) -> (..., C); this is group ``at`` of ``stack``, None: of one of its own."""
+        stack = Bottlenecks([[self]], AS_THEY_ARE) if stack is None else stack
+        return stack(at, [z.flatten(0, -2)], self.drop.p if self.training else 0.).view_as(z)
+
+
+class QSMs:
+    """The parameters of the modules of all blocks side by side, for one forward pass.
+
+    Args:
+        modules: One QSM per block.
+        half: Hands out parameters as products read them.
+        adapters: Wide bottlenecks in front of them, one per block, which share products with those inside; or none.
+    """
+
+    def __init__(self, modules: Sequence['QSM'], half: HalfCopies,
+                 adapters: Sequence[ResidualBottleneck] = ()) -> None:
+        self.half, self.first = half, len(adapters)
+        self.wide = Bottlenecks([[m] for m in (*adapters, *(m.mlp for m in modules))], half)
+        self.narrow = Bottlenecks([group for m in modules for group in m.attn.projections()], half)
+        self.factors = Factors(half.stack(*(f for m in modules for f in (m.attn_scale, m.ffn_scale))))
 
 
 class QueryAttention(nn.Module):
@@ -97,18 +66,20 @@ class QueryAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.proj = (ResidualBottleneck(dim, mid_dims) for _ in range(4))
         self.drop = nn.Dropout(drop_rate)
 
-    def _project(self, z: Tensor, half: HalfCopies) -> Tensor:
-        """Queries, keys and values of z (B, P, C) by batched products, (3, B, P, C)."""
-        inputs = [norm(m, z, half).flatten(0, 1) for m in (self.q_norm, self.kv_norm)]
-        layers = [(m.fc1, m.fc2) for m in (self.q_proj, self.k_proj, self.v_proj)]
-        parts = (half.stack(*(getattr(m, name) for m in same)) for same in zip(*layers) for name in ('weight', 'bias'))
-        return bottlenecks(inputs, *parts).unflatten(1, z.shape[:2])
+    def projections(self) -> Tuple[Tuple[ResidualBottleneck, ...], ...]:
+        """Bottlenecks of q, k and v, and that of the output."""
+        return (self.q_proj, self.k_proj, self.v_proj), (self.proj, )
 
-    def forward(self, z: Tensor, half: HalfCopies = AS_THEY_ARE) -> Tensor:
-        """z (B, P, C) -> (B, P, C)."""
-        q, k, v = self._project(z, half).unbind()
-        weights = scaled_product(q, k.transpose(-2, -1), z.shape[-1]**-0.5).softmax(-1).to(v.dtype)
-        return self.drop(self.proj(self.drop(weights) @ v, half))
+    def forward(self, z: Tensor, half: HalfCopies = AS_THEY_ARE, stack: Optional[Bottlenecks] = None,
+                at: int = 0) -> Tensor:
+        """z (B, P, C) -> (B, P, C); its projections are groups ``at`` and ``at + 1`` of ``stack``, None: of one of
+        their own."""
+        stack = Bottlenecks(self.projections(), half) if stack is None else stack
+        inputs = [norm(m, z, half).flatten(0, 1) for m in (self.q_norm, self.kv_norm)]
+        # One head: (B, 1, P, C) each.
+        q, k, v = stack(at, inputs).unflatten(1, z.shape[:2])[:, :, None].unbind()
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop.p if self.training else 0.)
+        return self.drop(self.proj(y.squeeze(1).to(z.dtype), stack, at + 1))
 
 
 class QSM(nn.Module):
@@ -130,7 +101,9 @@ class QSM(nn.Module):
         nn.init.constant_(self.attn_scale, self.start[0])
         nn.init.constant_(self.ffn_scale, self.start[1])
 
-    def forward(self, z: Tensor, half: HalfCopies = AS_THEY_ARE) -> Tensor:
-        """z (B, P, C) -> (B, P, C)."""
-        z = scaled_sum(z, half(self.attn_scale), self.attn(norm(self.norm1, z, half), half))
-        return scaled_sum(z, half(self.ffn_scale), self.mlp(norm(self.norm2, z, half), half))
+    def forward(self, z: Tensor, all_: Optional[QSMs] = None, at: int = 0) -> Tensor:
+        """z (B, P, C) -> (B, P, C); this is module ``at`` of ``all_``, None: of one of its own."""
+        all_ = QSMs([self], AS_THEY_ARE) if all_ is None else all_
+        half = all_.half
+        z = all_.factors.sum(2 * at, z, self.attn(norm(self.norm1, z, half), half, all_.narrow, 2 * at))
+        return all_.factors.sum(2 * at + 1, z, self.mlp(norm(self.norm2, z, half), all_.wide, all_.first + at))

@@ -27,9 +27,11 @@ NORM_OF = dict(attn='norm1', ffn='norm2')
 SUB_OF = dict(norm1='attn', q='attn', k='attn', v='attn', norm2='ffn', fc1='ffn', gate='ffn')
 
 
-def pads(spec: BlockSpec) -> bool:
-    """Whether window attention may pad a block's normed map with zeros, which no bias has touched."""
-    return bool(spec.window and (not spec.grid or any(n % w for n, w in zip(spec.grid, spec.window))))
+def keeps(spec: BlockSpec) -> bool:
+    """Whether q, k and v cannot take in what stands at their norm: window attention may pad a block's normed map with
+    zeros, which no bias has touched, or the layer that widens the stream beside attention reads the norm too."""
+    pads = spec.window and (not spec.grid or any(n % w for n, w in zip(spec.grid, spec.window)))
+    return bool(spec.dim_in or pads)
 
 
 def merge_before(weight: Tensor, bias: Optional[Tensor], left: Tensor, right: Tensor,
@@ -96,15 +98,18 @@ class RepAdapter(Method):
                  subs: Union[str, Sequence[str]] = SUBS,
                  layers: Layers = None) -> None:
         super().__init__(specs, layers)
+        self.refuse_post_norm('are read by no layer')
         self.subs = check_ops(subs, 'RepAdapter: subs', SUBS)
         mids, groups = self.spread(mid_dims, 'mid_dims', positive), positive(groups, 'groups', 'RepAdapter')
         self.scales = {i: float(s) for i, s in self.spread(scale, 'scale').items()}
         for i in self.layers:
-            if mids[i] % groups or self.specs[i].dim % groups:
+            width = self.specs[i].entry_dim
+            if mids[i] % groups or width % groups:
                 raise ValueError(f'RepAdapter: groups={groups} must divide mid_dims={mids[i]} and the width '
-                                 f'{self.specs[i].dim} of block {i}')
+                                 f'{width} of block {i}')
         self.drop = nn.Dropout(drop_rate) if drop_rate else nn.Identity()
-        self.blocks = self.for_parts(self.subs, lambda i, sub: DenseSparse(self.specs[i].dim, mids[i], groups))
+        self.blocks = self.for_parts(self.subs, lambda i, sub: DenseSparse(
+            self.specs[i].op_dims(NORM_OF[sub])[1], mids[i], groups))
         self.reset_parameters()
 
     def norm_ops(self, index: int) -> Tuple[str, ...]:
@@ -128,7 +133,7 @@ class RepAdapter(Method):
                   bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         """weight (Cout, C), bias (Cout) -> same shapes."""
         # Zeros that pad a window never passed the norm; a bias merged into q, k and v would reach them.
-        if op in 'qkv' and pads(self.specs[i]):
+        if op in 'qkv' and keeps(self.specs[i]):
             return None
         adapter = self.blocks[str(i)][SUB_OF[op]]
         up = self.scales[i] * adapter.dense(adapter.up)

@@ -18,17 +18,18 @@ from torch import Tensor, nn
 
 from ..recompute import ELEMENTWISE, recomputed
 from ..registry import METHODS
-from ..sites import ALL_OPS, NORMS, BlockSpec, Layers, Method, add_product, check_ops
-from .ssf import ScaleShift
+from ..sites import ALL_OPS, NORMS, BlockSpec, Layers, add_product, check_ops, product_as
+from .ssf import OnOpsAndNorms, ScaleShift
 
 
 def rescaled(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """left (Cout) * W (Cout, Cin) * right (Cin)."""
-    return weight * (left[:, None] @ right[None])  # as a product, whose gradients are products too
+    """left (Cout) * W (Cout, Cin) * right (Cin), in the type of ``left``."""
+    # As a product, whose gradients are products too.
+    return product_as(weight, left[:, None] @ right[None], left.dtype)
 
 
 @METHODS.register_module()
-class RLRR(Method):
+class RLRR(OnOpsAndNorms):
     """Low-rank rescaled residual.
 
     Args:
@@ -57,20 +58,12 @@ class RLRR(Method):
         self.reset_parameters()
 
     def _build(self, i: int) -> nn.ModuleDict:
-        parts = nn.ModuleDict({op: ScaleShift(self.specs[i].dim) for op in self.norm_ops(i)})
+        parts = nn.ModuleDict({op: ScaleShift(self.specs[i].op_dims(op)[1]) for op in self.norm_ops(i)})
         for op in self.linear_ops(i):
             in_dims, out_dims = self.specs[i].op_dims(op)
             parts[op] = nn.ParameterDict(
                 dict(left=torch.empty(out_dims), right=torch.empty(in_dims), shift=torch.empty(out_dims)))
         return parts
-
-    def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return tuple(op for op in self.specs[index].ops if op in self.ops)
-
-    def norm_ops(self, index: int) -> Tuple[str, ...]:
-        # Norms that exist once belong to the block next to them.
-        owners = {'embed': 0, 'final': len(self.specs) - 1}
-        return tuple(op for op in NORMS if op in self.ops and owners.get(op, index) == index)
 
     def reset_parameters(self) -> None:
         for block in self.blocks.values():
@@ -86,10 +79,10 @@ class RLRR(Method):
 
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """x (..., Cin), y (..., Cout) -> y + (s_left * W * s_right^T) x + f, (..., Cout)."""
-        part, weight = self.blocks[str(i)][op], self.frozen(i, op)[0]
+        part, weight = self.blocks[str(i)][op], self.frozen(i, op, 'read')[0]
         left, right, shift = (self.half(part[name]) for name in ('left', 'right', 'shift'))
         # As large as the weight, so it is made again in the backward pass.
-        residual = recomputed(rescaled, weight.to(left.dtype), left, right, level=ELEMENTWISE)
+        residual = recomputed(rescaled, weight, left, right, level=ELEMENTWISE)
         return add_product(y, x.to(residual.dtype), residual, 1., shift)
 
     def on_norm(self, i: int, op: str, y: Tensor) -> Tensor:

@@ -36,8 +36,25 @@ class ScaleShift(nn.Module):
         return recomputed(scale_shift, y, self.scale, self.shift)
 
 
+class OnOpsAndNorms(Method):
+    """What acts on the ``ops`` of a block and on the norms beside them."""
+
+    ops: Tuple[str, ...]
+
+    def linear_ops(self, index: int) -> Tuple[str, ...]:
+        """Adapted ops of a block."""
+        return tuple(op for op in self.specs[index].ops if op in self.ops)
+
+    def norm_ops(self, index: int) -> Tuple[str, ...]:
+        """Adapted norms of a block, and the patch embedding, which counts as one."""
+        # Norms that exist once belong to the block next to them: adapting the last block alone brings the
+        # final norm along.
+        owners = {'embed': 0, 'final': len(self.specs) - 1}
+        return tuple(op for op in NORMS if op in self.ops and owners.get(op, index) == index)
+
+
 @METHODS.register_module()
-class SSF(Method):
+class SSF(OnOpsAndNorms):
     """Scale and shift.
 
     Args:
@@ -70,15 +87,6 @@ class SSF(Method):
         if not any(len(block) for block in self.blocks.values()):
             raise ValueError(f"SSF: ops {', '.join(self.ops)} do not occur in blocks {self.layers}")
         self.reset_parameters()
-
-    def linear_ops(self, index: int) -> Tuple[str, ...]:
-        return tuple(op for op in self.specs[index].ops if op in self.ops)
-
-    def norm_ops(self, index: int) -> Tuple[str, ...]:
-        # Norms that exist once belong to the block next to them: adapting the last block alone brings the
-        # final norm along.
-        owners = {'embed': 0, 'final': len(self.specs) - 1}
-        return tuple(op for op in NORMS if op in self.ops and owners.get(op, index) == index)
 
     def reset_parameters(self) -> None:
         for module in self.modules():

@@ -13,12 +13,26 @@ pass by. The paper adapts CLIP's image tower over the frames of a clip: ``frames
 import math
 from typing import Sequence, Tuple, Union
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, Layers, Method, PerLayer, check_ops, positive
+from ..sites import (
+    AS_THEY_ARE,
+    SUBS,
+    BlockSpec,
+    HalfCopies,
+    Layers,
+    Method,
+    PerLayer,
+    autocast_dtype,
+    beside,
+    check_ops,
+    positive,
+    sum_as,
+)
 
 
 class SpaceTimeBottleneck(nn.Module):
@@ -39,15 +53,22 @@ class SpaceTimeBottleneck(nn.Module):
         for zero in (self.conv.weight, self.conv.bias, self.down.bias, self.up.bias):
             nn.init.zeros_(zero)
 
-    def forward(self, x: Tensor, grid: Tuple[int, ...], frames: int = 0) -> Tensor:
+    def forward(self, x: Tensor, grid: Tuple[int, ...], frames: int = 0, half: HalfCopies = AS_THEY_ARE) -> Tensor:
         """x (B, front + T * H * W, C), or (B, T, H, W, C), with the grid (T, H, W), or the frames
         (B T, front + H * W, C) of clips of ``frames`` with the grid (H, W) -> same shape."""
         front = 0 if x.dim() == 5 else x.shape[1] - math.prod(grid)  # Video Swin's stream is a grid already
         # Only the grid tokens pass the down-projection; the others would be thrown away.
-        z = recomputed(self.down, x[:, front:] if front else x, level=SMALL_PRODUCT)
+        z = recomputed(F.linear, x[:, front:] if front else x, half(self.down.weight), half(self.down.bias),
+                       level=SMALL_PRODUCT)
         clip = z if x.dim() == 5 else z.unflatten(1, grid)
         clip = clip.unflatten(0, (-1, frames)) if frames else clip
-        y = self.up(self.conv(clip.movedim(-1, 1)).movedim(1, -1).reshape(z.shape))
+        conv, clip = self.conv, clip.movedim(-1, 1)
+        if clip.is_cpu and torch.bfloat16 in (clip.dtype, autocast_dtype(clip)):
+            # Of channels that lie last, oneDNN's gradient of the weight in bfloat16 holds uninitialised memory.
+            clip = clip.contiguous()
+        mixed = F.conv3d(clip, half(conv.weight), half(conv.bias), padding=conv.padding,
+                         groups=conv.groups)
+        y = half.linear(self.up, mixed.movedim(1, -1).reshape(z.shape))
         # Zeros for the tokens in front: the caller adds the result to the whole stream.
         return F.pad(y, (0, 0, front, 0)) if front else y
 
@@ -68,6 +89,7 @@ class STAdapter(Method):
     """
 
     inside_drop_path = False
+    over_time = True
 
     def __init__(self,
                  specs: Sequence[BlockSpec],
@@ -89,7 +111,8 @@ class STAdapter(Method):
                                  f'{self.specs[i].grid or "none"}')
         mids = self.spread(mid_dims, 'mid_dims', positive)
         self.blocks = self.for_parts(
-            self.subs, lambda i, sub: SpaceTimeBottleneck(self.specs[i].dim, mids[i], (t, h, w)))
+            self.subs, lambda i, sub: SpaceTimeBottleneck(
+                self.specs[i].entry_dim if sub == 'attn' else self.specs[i].dim, mids[i], (t, h, w)))
         self.reset_parameters()
 
     def active(self, point: str, index: int) -> bool:
@@ -107,9 +130,11 @@ class STAdapter(Method):
 
     def on_stream(self, i: int, x: Tensor) -> Tensor:
         """x (B, front + T * H * W, C) or (B, T, H, W, C), the stream before attention -> same shape."""
-        return x + self.blocks[str(i)]['attn'](x, self.grid(i), self.frames(i))
+        x, half = beside(x)
+        return x + self.blocks[str(i)]['attn'](half, self.grid(i), self.frames(i), self.half)
 
     def on_branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """residual, y, as :meth:`on_stream`, (B, front + T * H * W, C) or (B, T, H, W, C): y and the branch of the
         stream after attention."""
-        return y + self.blocks[str(i)]['ffn'](residual + y, self.grid(i), self.frames(i))
+        x = sum_as(residual, y, autocast_dtype(y))
+        return y + self.blocks[str(i)]['ffn'](x, self.grid(i), self.frames(i), self.half)

@@ -17,15 +17,16 @@ outputs qbar::
 Only the queries' path is differentiated. Nothing starts at zero, so the start is not the frozen network's feature.
 """
 
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import METHODS
-from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, positive, scaled_product, scaled_sum
-from .qsm import QSM, ResidualBottleneck, norm
+from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, positive, scaled_product
+from .joint_gradients import Bottlenecks, Queries
+from .qsm import QSM, QSMs, ResidualBottleneck, norm
 from .vqt import MemoryForm, batch_size, one_width, recompute
 
 
@@ -149,19 +150,26 @@ class SynQT(Method):
         super().bind(blocks)
         self.memory.settle(blocks)
 
-    def _query(self, i: int, block: Any, read: Mapping[str, Tensor], query: Tensor, before: Optional[Tensor]) -> Tensor:
-        """Queries (P, C) and the previous block's mean output (B, C) or None -> means of q, h and hh, (3, B, C)."""
-        p = query.expand(batch_size(read), -1, -1)
-        if before is not None:
-            p = scaled_sum(p, self.half(self.feat_scale), before[:, None])
-        p = self.blocks[str(i)]['adapter'](p, self.half)
-        p = self.drop(self.blocks[str(i)]['qsm'](p, self.half))
+    def _query(self, at: int, block: Any, read: Mapping[str, Tensor], all_: Optional[QSMs], queries: Queries,
+               before: Optional[Tensor]) -> Tuple[Optional[Tensor], Tensor, Tensor, Tensor]:
+        """The sum of the previous block's outputs (B, C) or None -> itself, and q (B, C), that of this block's outputs,
+        h and hh, both (B, P, C). ``at`` counts the blocks that are read; ``all_`` None: modules by themselves."""
+        modules = self.blocks[str(self.layers[at])]
+        p, before = queries.enter(at, batch_size(read), before)
+        place = 0 if all_ is None else at
+        all_ = self._side_by_side(self.layers[at]) if all_ is None else all_
+        p = self.drop(modules['qsm'](modules['adapter'](p, all_.wide, place), all_, place))
         r, h, hh = block.through(p, read)
-        return torch.stack([r + hh, h, hh]).mean(2)
+        return before, (r + hh).sum(1), h, hh
+
+    def _side_by_side(self, *layers: int) -> QSMs:
+        modules = [self.blocks[str(i)] for i in layers]
+        return QSMs([m['qsm'] for m in modules], self.half, [m['adapter'] for m in modules])
 
     def _combine(self, rows: Tensor) -> Tensor:
         """(B, 3 L + 1, C) -> (B, C)."""
-        rows = rows + self.row_adapter(norm(self.row_norm, rows, self.half), self.half)
+        adapter = Bottlenecks([[self.row_adapter]], self.half)
+        rows = rows + self.row_adapter(norm(self.row_norm, rows, self.half), adapter)
         if self.training and self.row_drop_rate:
             keep = 1 - self.row_drop_rate
             kept = rows.new_empty(len(rows), rows.shape[1] - 1, 1).bernoulli_(keep) / keep
@@ -170,10 +178,14 @@ class SynQT(Method):
 
     def on_side(self, reads: Sequence[Mapping[str, Tensor]], blocks: Sequence[Any]) -> Tensor:
         """What every block gave to read: k and v (B, heads, N, head_dim), or u (B, N, C) -> feature (B, C)."""
-        rows: List[Sequence[Tensor]] = []
-        again = self.memory.recomputes
-        for i, query in zip(self.layers, self.half(self.queries).unbind()):
-            before = rows[-1][0] if rows else None
-            rows.append(recompute(again, self._query, i, blocks[i], reads[i], query, before).unbind())
-        stacked = torch.stack([rows[-1][0], *(row for kind in zip(*rows) for row in kind)], 1)
-        return self.head_norm(recompute(again, self._combine, stacked), blocks[-1].final_norm)
+        queries = Queries(self.half(self.queries), self.half(self.feat_scale))
+        again, before, found = self.memory.recomputes, None, []
+        all_ = None if again else self._side_by_side(*self.layers)  # its stacks would be kept
+        for at, i in enumerate(self.layers):
+            last, before, *means = recompute(again, self._query, at, blocks[i], reads[i], all_, queries, before)
+            found.append((last, *means))
+        q, h, hh = zip(*found)
+        q = (before, *q[1:], before)
+        # Means, of h and hh by one kernel for all blocks.
+        means = torch.cat([torch.stack(q, 1), torch.stack([*h, *hh], 1).sum(2)], 1) / h[0].shape[1]
+        return self.head_norm(recompute(again, self._combine, means), blocks[-1].final_norm)

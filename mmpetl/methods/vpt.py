@@ -132,12 +132,12 @@ class VPT(Method):
         tokens = self.spread(num_tokens, 'num_tokens', positive)
         if project is not None:
             positive(project, 'project', 'VPT')
-            if len({self.specs[i].dim for i in self.layers}) > 1:
+            if len({self.specs[i].entry_dim for i in self.layers}) > 1:
                 raise ValueError('VPT: project needs blocks of one width; leave it out on a backbone with stages')
-        self.project = None if project is None else nn.Linear(project, self.specs[self.layers[0]].dim)
+        self.project = None if project is None else nn.Linear(project, self.specs[self.layers[0]].entry_dim)
         # With the narrow width where prompts are projected, as published.
-        self.bound = prompt_bound(self.specs[0], project or self.specs[0].dim)
-        sizes = {i: (tokens[i], project or self.specs[i].dim) for i in self.layers}
+        self.bound = prompt_bound(self.specs[0], project or self.specs[0].entry_dim)
+        sizes = {i: (tokens[i], project or self.specs[i].entry_dim) for i in self.layers}
         self.held = owners(sizes, shared, 'VPT', 'prompts')
         self.prompts = nn.ParameterDict({
             key: nn.Parameter(torch.empty(sizes[int(key)])) for key in dict.fromkeys(self.held.values())

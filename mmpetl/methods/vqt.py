@@ -78,7 +78,7 @@ def one_width(specs: Sequence[BlockSpec], owner: str) -> int:
     return widths[0]
 
 
-def recompute(enabled: bool, function: Callable[..., Tensor], *args: Any) -> Tensor:
+def recompute(enabled: bool, function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)``, tensors of any shape (...), whose activations are computed again in the backward pass when
     ``enabled``."""
     # Checkpointing without gradients would only cost a warning and time.
