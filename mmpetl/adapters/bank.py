@@ -9,66 +9,28 @@ bank.
 
 import copy
 import logging
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import wraps
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Mapping, Optional, Sequence
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..backbones.attach import attach, build_methods, check_methods, config_of, freeze, give_side
-from ..backbones.family import backbone_in
-from ..backbones.load_hook import load_base
-from ..names import plain_name
-from ..sites import Method, nearest
-from ..tuning import adapter_state, find_backbone, model_facts, unwrap, write_adapter
+from ..backbones.attach import build_methods, check_methods, config_of
+from ..sites import nearest
+from ..tuning import adapter_state, model_facts, write_adapter
 from ..weights import adapter_file
 from ..weights.belongs import check_belongs
+from ..weights.hub import local_path
+from .adapter import Adapter
 from .combine import COMBINATIONS, check_factors, combine_deltas, deltas_of
-from .files import load_adapter, methods_of, renamed
-from .mixed import mixed_taps, rows_of
-
-#: Children of a model that are neither its backbone nor part of an adapter.
-SHARED = ('backbone', 'data_preprocessor')
-
-
-@dataclass
-class Adapter:
-    """One adapter of a bank.
-
-    Attributes:
-        methods: Methods by name, in order.
-        configs: Their configs.
-        tune: Patterns of base parameters that it changes.
-        trunk: Mode of the base while training.
-        tuned: Values of those base parameters while the adapter is not active.
-        modules: What the model holds besides its backbone: head, neck.
-        header: Header of the file that it came from.
-    """
-    methods: Dict[str, Method]
-    configs: Dict[str, Dict[str, Any]]
-    tune: Tuple[str, ...]
-    trunk: str
-    tuned: Dict[str, Tensor] = field(default_factory=dict)
-    modules: Dict[str, nn.Module] = field(default_factory=dict)
-    header: Optional[Dict[str, Any]] = None
+from .files import renamed
+from .serving import Served
+from .store import read_adapter
+from .switched import in_turn
 
 
-def _in_turn(method: Any) -> Any:
-    """The method runs while no other thread changes or runs the model; contexts of other threads are waited for."""
-
-    @wraps(method)
-    def run(self: 'AdapterBank', *args: Any, **kwargs: Any) -> Any:
-        with self.backbone.petl.turn.held():
-            return method(self, *args, **kwargs)
-
-    return run
-
-
-class AdapterBank:
+class AdapterBank(Served):
     """Named adapters of one model.
 
     Several threads may share a bank: ``using``, ``disabled``, ``mixed``, ``predict`` and all changes wait for each
@@ -82,139 +44,9 @@ class AdapterBank:
         with_cp: As for ``attach``, where nothing is attached yet.
     """
 
-    def __init__(self, model: nn.Module, name: str = 'default', with_cp: Optional[bool] = None) -> None:
-        self.model = unwrap(model)
-        try:
-            self.backbone, self.prefix = find_backbone(self.model)
-        except ValueError:
-            attach(backbone_in(self.model), with_cp=with_cp)
-            self.backbone, self.prefix = find_backbone(self.model)
-        petl = self.backbone.petl
-        self._adapters: Dict[str, Adapter] = {}
-        self._active: Optional[str] = None
-        #: Values of the base under adapters that change it.
-        self._base: Dict[str, Tensor] = {}
-        # The base is an adapter without methods: switching has one rule for all.
-        self._plain = Adapter({}, {}, (), petl.trunk, modules=self._modules())
-        if len(petl) or petl.tune:
-            first = Adapter(dict(petl.items()), dict(petl.configs), petl.tune, petl.trunk, modules=self._modules())
-            self._plain.modules = {k: copy.deepcopy(m) for k, m in first.modules.items()}
-            self._adapters[name], self._active = first, name
-            if petl.tune:
-                stored, parameters = load_base(self.backbone) or {}, dict(self.backbone.named_parameters())
-                self._base = {
-                    n: stored.get(n, parameters[n]).detach().clone().to(parameters[n])
-                    for n in self._tuned_names(first)
-                }
-
-    # -- looking ------------------------------------------------------------------------------------------------------
-
-    @property
-    def names(self) -> List[str]:
-        """All adapters, in the order in which they were added."""
-        return list(self._adapters)
-
-    @property
-    def active(self) -> Optional[str]:
-        """The adapter that acts, None while the model is the plain base."""
-        return self._active
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._adapters
-
-    def __getitem__(self, name: str) -> Adapter:
-        if name not in self._adapters:
-            raise ValueError(f'no adapter {name!r}' + nearest(name, self._adapters))
-        return self._adapters[name]
-
-    def _modules(self) -> Dict[str, nn.Module]:
-        return {k: m for k, m in self.model.named_children() if k not in SHARED} if self.prefix else {}
-
-    def _current(self) -> Adapter:
-        return self._plain if self._active is None else self._adapters[self._active]
-
-    def _check_not_merged(self) -> None:
-        wanted = self._current().methods
-        # Merging empties petl and cannot tell the bank.
-        if list(self.backbone.petl.values()) != list(wanted.values()):
-            raise ValueError(
-                f'the methods of adapter {self._active!r} are no longer in the backbone: they were merged into the '
-                f'base, '
-                'which is not the base of the other adapters any more; load the base and the adapter files anew')
-
-    # -- switching ----------------------------------------------------------------------------------------------------
-
-    @_in_turn
-    def switch(self, name: Optional[str]) -> None:
-        """Make an adapter the active one; None makes the model the plain base, with the head that it had when the bank
-        was made.
-
-        Raises:
-            ValueError: If there is no such adapter, or the active one was merged.
-        """
-        self._check_not_merged()
-        self._put(self._plain if name is None else self[name])
-        self._active = name
-
-    @torch.no_grad()
-    def _put(self, adapter: Adapter) -> None:
-        petl, parameters, leaving = self.backbone.petl, dict(self.backbone.named_parameters()), self._current()
-        # Set again below: methods and heads that wait are out of reach of train() and eval().
-        training = self.model.training
-        self._specialise_for(adapter.methods)
-        if leaving is not adapter:
-            for key in self._tuned_names(leaving):
-                # Values are exchanged, not parameters, which optimizers and compiled graphs hold.
-                leaving.tuned[key] = parameters[key].detach().clone()
-                parameters[key].copy_(self._base[key])
-            for key in self._tuned_names(adapter):
-                self._base.setdefault(key, parameters[key].detach().clone())
-                if key in adapter.tuned:
-                    parameters[key].copy_(adapter.tuned[key])
-        for name in list(petl):
-            del petl[name]
-        petl.update(adapter.methods)
-        petl.configs, petl.tune, petl.trunk, petl.enabled = dict(adapter.configs), adapter.tune, adapter.trunk, True
-        for name, module in adapter.modules.items():
-            setattr(self.model, name, module)
-        petl.refresh()
-        freeze(self.backbone, adapter.tune)
-        self.model.train(training)
-
-    def _tuned_names(self, adapter: Adapter) -> List[str]:
-        return [n for n in self._base_names() if any(fnmatchcase(n, p) for p in adapter.tune)]
-
-    def _base_names(self) -> List[str]:
-        return [n for n, _ in self.backbone.named_parameters() if not n.startswith('petl.')]
-
-    def _specialise_for(self, methods: Mapping[str, Method]) -> None:
-        """Side methods need the backbone's class for them, which is the plain one's equal without such a method."""
-        if any('side' in m.points() for m in methods.values()):
-            give_side(self.backbone, self.backbone.petl.family)
-
-    @contextmanager
-    def using(self, name: Optional[str]) -> Iterator[nn.Module]:
-        """``with bank.using('a') as model:`` the adapter is active within the context."""
-        with self.backbone.petl.turn.held():
-            before = self._active
-            self.switch(name)
-            try:
-                yield self.model
-            finally:
-                self.switch(before if before in self._adapters else None)
-
-    @contextmanager
-    def disabled(self) -> Iterator[nn.Module]:
-        """Within the context the base runs alone; the active adapter's head stays."""
-        head = self._current().modules
-        with self.using(None) as model:
-            for name, module in head.items():
-                setattr(model, name, module)
-            yield model
-
     # -- adding and removing ------------------------------------------------------------------------------------------
 
-    @_in_turn
+    @in_turn
     def add(self, name: str, petl: Sequence[Any] = (), tune: Sequence[str] = (), trunk: str = 'eval',
             head: Optional[Mapping[str, Any]] = None, activate: bool = True) -> None:
         """Add an adapter with fresh methods.
@@ -234,6 +66,10 @@ class AdapterBank:
         """
         self._check_not_merged()
         self._check_name(name)
+        self._add(name, petl, tune, trunk, head, activate)
+
+    def _add(self, name: str, petl: Sequence[Any], tune: Sequence[str], trunk: str,
+             head: Optional[Mapping[str, Any]], activate: bool = True) -> None:
         if trunk not in ('eval', 'train'):
             raise ValueError(f"trunk must be 'eval' or 'train', got {trunk!r}")
         petl = [petl] if isinstance(petl, Mapping) else list(petl)
@@ -270,71 +106,54 @@ class AdapterBank:
             module.init_weights()
         return module
 
-    def _check_name(self, name: str) -> None:
-        if name in self._adapters:
-            raise ValueError(f'there is an adapter {name!r} already: delete it, or use another name')
-        plain_name(name, 'adapter name')
-        if not all(c.isalnum() or c in '._-' for c in name):
-            raise ValueError(f'adapter name {name!r}: use letters, digits, . - _')
-
-    @_in_turn
+    @in_turn
     def add_file(self, name: str, path: str, activate: bool = True, force: bool = False) -> Dict[str, Any]:
         """Add the adapter of a file. Its head may have another number of classes than the model's.
 
         Args:
             name: New name.
-            path: Adapter file.
+            path: Adapter file, folder of peft, or ``hf://user/repo`` for one of these on the hub.
             activate: Switch to it.
             force: See :func:`mmpetl.load_adapter`.
 
         Returns:
-            The header of the file.
+            The header of the file; of a folder of peft its config.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it belongs on another base or does not fit; the bank is unchanged.
         """
         self._check_name(name)
-        tensors, header = adapter_file.load(path)
-        before, others = self._active, self._adapters.keys() - {name}
-        modules = {k: copy.deepcopy(m) for k, m in self._plain.modules.items()}
-        for key, module in modules.items():
-            resize_linears(module, {k[len(key) + 1:]: t for k, t in tensors.items() if k.startswith(f'{key}.')})
-        methods = methods_of(path, header, [block.spec for block in self.backbone.petl.blocks])
-        self.add(name, methods, header['tune'], header['trunk'], modules)
-        try:
-            wanted = header['base'].get('fingerprint')
-            if others and wanted and wanted != self.backbone.petl.base_fingerprint():
-                raise ValueError(
-                    f'{path}: wrong base: it was trained on {header["base"].get("id")!r} (fingerprint {wanted[:12]}), '
-                    f'the adapters of the bank stand on {self.backbone.petl.base_fingerprint()[:12]}')
-            load_adapter(self.model, path, force)
-        except (ValueError, RuntimeError):
-            self.switch(before)
-            del self._adapters[name]
-            raise
-        self._adapters[name].header = header
-        if not activate:
-            self.switch(before)
-        return header
+        self._check_not_merged()
+        path = local_path(path)
+        adapter = read_adapter(self._place(force), path)
+        assert adapter is not None and adapter.header is not None
+        self._enter(name, path, adapter)
+        if activate:
+            self.switch(name)
+        print_log(f'Adapter {name!r} of {path}', 'current')
+        return adapter.header
 
-    @_in_turn
+    @in_turn
     def delete(self, name: str) -> None:
         """Forget an adapter; if it is the active one, the model becomes the plain base."""
-        self[name]
+        if name not in self:
+            raise ValueError(f'no adapter {name!r}' + nearest(name, self.names))
         if name == self._active:
             self.switch(None)
-        del self._adapters[name]
+        self._forget(name)
+        if self._store is not None:
+            self._store.paths.pop(name, None)
 
     # -- files and hot-swapping ---------------------------------------------------------------------------------------
 
-    @_in_turn
+    @in_turn
     def save(self, name: str, path: str, **facts: Any) -> None:
         """Write an adapter with its head to a file, see :func:`mmpetl.save_adapter`."""
         with self.using(name):
             write_adapter(self.model, path, **{'name': name, **facts})
 
-    @_in_turn
+    @in_turn
     def tensors(self, name: str) -> Dict[str, Tensor]:
         """The tensors of an adapter under the model's names; those of methods and head share memory with the
         adapter."""
@@ -348,7 +167,7 @@ class AdapterBank:
             found.update({f'{key}.{k}': t for k, t in module.state_dict().items()})
         return found
 
-    @_in_turn
+    @in_turn
     @torch.no_grad()
     def hot_swap(self, name: str, path: str, force: bool = False) -> Dict[str, Any]:
         """Copy the tensors of a file into an adapter of the same structure, in place: compiled graphs and optimizers
@@ -362,7 +181,9 @@ class AdapterBank:
             ValueError: If methods, head or base differ, or the adapter was merged; nothing is changed then.
         """
         self._check_not_merged()
+        path = local_path(path)
         adapter, (given, header) = self[name], adapter_file.load(path)
+        self._keep(name)
         with self.using(name):
             facts = dict(model_facts(self.model), fingerprint=self.backbone.petl.base_fingerprint())
         try:
@@ -384,7 +205,7 @@ class AdapterBank:
 
     # -- combining ----------------------------------------------------------------------------------------------------
 
-    @_in_turn
+    @in_turn
     @torch.no_grad()
     def combine(self, name: str, weights: Mapping[str, float], how: str = 'linear', density: float = 0.5, seed: int = 0,
                 activate: bool = True) -> None:
@@ -427,73 +248,3 @@ class AdapterBank:
             parameters[key].add_(change)
         if not activate:
             self.switch(before)
-
-    # -- several adapters in one batch --------------------------------------------------------------------------------
-
-    @contextmanager
-    def mixed(self, adapter_ids: Sequence[Optional[str]]) -> Iterator[nn.Module]:
-        """Within the context each sample of a batch passes the backbone under its own adapter; None: under none.
-
-        Heads differ between adapters: :meth:`predict` applies them.
-
-        Args:
-            adapter_ids: One name per sample.
-
-        Raises:
-            ValueError: If an adapter is unknown, changes base parameters, or holds methods that cannot be mixed on
-                this backbone.
-        """
-        self._check_not_merged()
-        chosen = {name: self._plain if name is None else self[name] for name in dict.fromkeys(adapter_ids)}
-        with self.backbone.petl.turn.held():
-            before, training = self._active, self.model.training
-            self.switch(None)
-            try:
-                mixed_taps(self.backbone, {n: (a.methods, a.tune) for n, a in chosen.items()}, list(adapter_ids))
-                for adapter in chosen.values():
-                    for method in adapter.methods.values():
-                        method.train(training)
-                yield self.backbone
-            finally:
-                self.switch(before)
-
-    @_in_turn
-    def predict(self, inputs: Tensor, adapter_ids: Sequence[Optional[str]]) -> List[Tensor]:
-        """Scores of each sample under its own adapter, necks and heads included.
-
-        Args:
-            inputs: Preprocessed inputs of the backbone, (B, 3, H, W) or (B, 3, T, H, W).
-            adapter_ids: One name per sample; None: the base with the head that the model had when the bank was made.
-
-        Returns:
-            One tensor (classes) per sample.
-        """
-        with self.mixed(adapter_ids) as backbone:
-            features = backbone(inputs)
-        scores: List[Optional[Tensor]] = [None] * len(adapter_ids)
-        for name in dict.fromkeys(adapter_ids):
-            rows = [i for i, n in enumerate(adapter_ids) if n == name]
-            modules = (self._plain if name is None else self[name]).modules
-            out = rows_of(features, torch.tensor(rows, device=inputs.device))
-            for part in ('neck', 'head', 'cls_head'):
-                module = modules.get(part)
-                if module is not None:
-                    module.train(self.model.training)
-                    out = module(out)
-            for row, score in zip(rows, out):
-                scores[row] = score
-        return scores  # type: ignore[return-value]
-
-
-def resize_linears(module: nn.Module, given: Mapping[str, Tensor]) -> None:
-    """Give linear layers the number of outputs that ``given`` has for them, and the module its number of classes."""
-    for name, linear in module.named_modules():
-        weight = given.get(f'{name}.weight' if name else 'weight')
-        if isinstance(linear, nn.Linear) and weight is not None and weight.shape[1:] == linear.weight.shape[1:]:
-            if len(weight) != linear.out_features:
-                linear.weight = nn.Parameter(linear.weight.new_empty(weight.shape))
-                if linear.bias is not None:
-                    linear.bias = nn.Parameter(linear.bias.new_empty(len(weight)))
-                if getattr(module, 'num_classes', None) == linear.out_features:
-                    module.num_classes = len(weight)
-                linear.out_features = len(weight)

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..tuning import _culprit, _merged
+from ..merging import merged_weights, what_stays
 
 COMBINATIONS = ('linear', 'ties', 'dare')
 
@@ -44,17 +44,19 @@ def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base:
         ValueError: If a method is not a change of weights.
     """
     # Prompts and the like change no weight, so there is nothing to add up.
-    culprit = _culprit(dict(backbone.petl.items()))
-    if culprit:
+    staying = what_stays(dict(backbone.petl.items()))
+    if staying:
         raise ValueError(
-            f'adapter {name!r}: {culprit[0]} ({type(culprit[1]).__name__}) is not a change of weights and cannot be '
+            f'adapter {name!r}: {staying[0]} ({type(staying[1]).__name__}) is not a change of weights and cannot be '
             f'combined'
         )
+    # In float32: weights of fewer bits would round a small change away.
+    stored = backbone.petl.widen()
     parameters = {n: p for n, p in backbone.named_parameters() if not n.startswith('petl.')}
     # All of them, as merging writes in place; they are put back below whatever happens.
     old = {n: p.detach().clone() for n, p in parameters.items()}
     try:
-        for target, value in _merged(backbone) if len(backbone.petl) else ():
+        for target, value in merged_weights(backbone) if len(backbone.petl) else ():
             target.copy_(value)
         changed = {
             # A tuned parameter holds its changed value already: the difference is to the base's.
@@ -66,6 +68,7 @@ def deltas_of(backbone: nn.Module, name: str, tuned: Mapping[str, Tensor], base:
     finally:
         for n, p in parameters.items():
             p.copy_(old[n])
+        backbone.petl.narrow(stored)
 
 
 def trim(change: Tensor, density: float) -> Tensor:

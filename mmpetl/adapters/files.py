@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from ..backbones.attach import attach, specs_of
 from ..backbones.family import backbone_in
@@ -15,7 +15,9 @@ from ..sites import BlockSpec
 from ..tuning import find_backbone, unwrap, write_adapter
 from ..weights import adapter_file
 from ..weights.adapter_file import STATE_KEY
+from ..weights.hub import is_peft, local_path
 from .facts import check_adapter, check_head, forced
+from .peft_folder import load_peft
 
 
 def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
@@ -51,22 +53,27 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
     Args:
         model: A model whose backbone holds the adapter's base. If nothing is attached yet, the adapter's methods are
             attached first.
-        path: File written by :func:`save_adapter` or a training run.
+        path: File written by :func:`save_adapter` or a training run, folder of peft, or one of these on the Hugging
+            Face hub, ``hf://user/repo[@revision][/file]``, see :func:`mmpetl.weights.hub.local_path`.
         force: Take it in spite of differences that change neither names nor shapes (other arguments of a method, heads
             of attention, classes, preprocessing); each is logged.
         **data: What is known of the data: ``classes`` (names), ``pipeline``, ``normalisation``.
 
     Returns:
-        The header of the file.
+        The header of the file; of a folder of peft its config.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        OSError: If it cannot be had from the hub, in one line.
         ValueError: If base, methods and their arguments, heads of attention, head, classes or preprocessing are others
             than those with which it was trained, in a line that names both values; the model keeps its weights.
     """
+    named, path = path, local_path(path)
+    if is_peft(path):
+        return load_peft(model, path)
     # Whole and checked, before the model is touched.
     tensors, header = adapter_file.load(path)
-    target = unwrap(model)
+    path, target = str(named), unwrap(model)
     try:
         backbone, prefix = find_backbone(target)
     except ValueError:
@@ -119,3 +126,17 @@ def renamed(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any], pref
     outside = {k: v for k, v in tensors.items() if not k.startswith(inside)}
     # A bare backbone has no place for the head.
     return {**moved, **outside} if prefix else moved
+
+
+def resize_linears(module: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Give linear layers the number of outputs that ``given`` has for them, and the module its number of classes."""
+    for name, linear in module.named_modules():
+        weight = given.get(f'{name}.weight' if name else 'weight')
+        if isinstance(linear, nn.Linear) and weight is not None and weight.shape[1:] == linear.weight.shape[1:]:
+            if len(weight) != linear.out_features:
+                linear.weight = nn.Parameter(linear.weight.new_empty(weight.shape))
+                if linear.bias is not None:
+                    linear.bias = nn.Parameter(linear.bias.new_empty(len(weight)))
+                if getattr(module, 'num_classes', None) == linear.out_features:
+                    module.num_classes = len(weight)
+                linear.out_features = len(weight)

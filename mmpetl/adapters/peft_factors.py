@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of IA3, VeRA and OFT in peft's form, to and from methods."""
+"""Tensors of IA3, VeRA, OFT and BOFT in peft's form, to and from methods."""
 
 import math
 import re
@@ -183,9 +183,7 @@ def write_oft(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
     settings: Dict[str, Tuple[int, bool, int]] = {}
     for layer, held, parts in held_methods(model, slots):
         uppers = [own(method, slot).detach() for slot, method in parts]
-        if len(parts) != len(held) or any(not torch.equal(uppers[0], upper) for upper in uppers):
-            raise ValueError(f'{layer} holds {", ".join(slot.op for slot in held)}; peft rotates what they read once '
-                             'for all of them, and here each has a rotation of its own')
+        _check_one_rotation(layer, held, uppers)
         method = parts[0][1]
         settings[layer] = method.block_size, method.block_share, method.neumann_terms
         state[f'{layer}.oft_R.weight'] = uppers[0] if method.neumann_terms else -uppers[0]
@@ -196,3 +194,55 @@ def write_oft(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
                                use_cayley_neumann=bool(terms), num_cayley_neumann_terms=terms or 5,
                                peft_version='0.18.0', module_dropout=0.,
                                bias='none', fan_in_fan_out=False, init_weights=True)
+
+
+def _check_one_rotation(layer: str, held: List[Slot], uppers: List[Tensor]) -> None:
+    """Raises:
+        ValueError: If the ops of a layer are not rotated by the same numbers.
+    """
+    if len(uppers) != len(held) or any(not torch.equal(uppers[0], upper) for upper in uppers):
+        raise ValueError(f'{layer} holds {", ".join(slot.op for slot in held)}; peft rotates what they read once '
+                         'for all of them, and here each has a rotation of its own')
+
+
+def read_boft(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots) -> Read:
+    """BOFT. peft stores whole blocks, of which only the skew-symmetric part acts."""
+    found: Dict[Tuple[str, int, int], List[int]] = {}
+    values: Dict[str, Tensor] = {}
+    for layer, factors in parts.items():
+        rows = rows_of(slots[layer])
+        of_shape(folder, layer, factors, boft_R=(None, None, None, None), boft_s=(rows, 1))
+        blocks = factors['boft_R']
+        number, size = blocks.shape[0], blocks.shape[-1]
+        of_shape(folder, layer, factors, boft_R=(number, slots[layer][0].columns // max(1, size), size, size))
+        row, column = torch.triu_indices(size, size, 1)
+        upper = ((blocks - blocks.transpose(-2, -1)) / 2)[..., row, column]
+        for slot in slots[layer]:
+            name = f'boft_{slot.op}_{size}_{number}'
+            found.setdefault((slot.op, size, number), []).append(slot.block)
+            at = f'petl.{name}.blocks.{slot.block}.{slot.op}'
+            values[f'{at}.upper'] = upper
+            values[f'{at}.scale'] = factors['boft_s'][slot.start:slot.start + slot.rows, 0]
+    configs = [dict(type='BOFT', name=f'boft_{op}_{size}_{number}', ops=[op], layers=sorted(blocks), block_size=size,
+                    factors=number) for (op, size, number), blocks in found.items()]
+    return configs, values
+
+
+def write_boft(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
+    """BOFT. A layer that holds several ops has one rotation for all of them, and scales of each."""
+    state: Dict[str, Tensor] = {}
+    settings: Dict[str, Tuple[int, int]] = {}
+    for layer, held, parts in held_methods(model, slots):
+        _check_one_rotation(layer, held, [own(method, slot)['upper'].detach() for slot, method in parts])
+        slot, method = parts[0]
+        size = method.block_size
+        upper = own(method, slot)['upper'].detach()
+        skew = upper.new_zeros(*upper.shape[:2], size, size)
+        row, column = torch.triu_indices(size, size, 1)
+        skew[..., row, column] = upper
+        state[f'{layer}.boft_R'] = skew - skew.transpose(-2, -1)
+        state[f'{layer}.boft_s'] = torch.cat([own(m, s)['scale'].detach() for s, m in parts])[:, None]
+        settings[layer] = size, method.factors
+    size, number = only(settings, 'block_size and factors')
+    return state, plain_config('BOFT', base, settings, boft_block_size=size, boft_block_num=0, boft_dropout=0.,
+                               boft_n_butterfly_factor=number, bias='none', fan_in_fan_out=False, init_weights=True)

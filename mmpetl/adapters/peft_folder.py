@@ -14,7 +14,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ..backbones.attach import add_methods, attach
+from ..backbones.attach import add_methods, attach, build_methods
 from ..backbones.family import backbone_in
 from ..backbones.from_data import methods_from_data
 from ..tuning import find_backbone, head_keys, unwrap
@@ -24,7 +24,8 @@ from ..weights.guards import read_safetensors_header
 from ..weights.kinds import file_kind, read_tensors
 from ..weights.reading import as_path, read_json
 from . import peft_factors, peft_low_rank
-from .peft_layers import CONFIG, Slot, check_called, layer_slots, same_layer
+from .peft_layers import CONFIG, Slot, check_called, layer_slots
+from .peft_whole import NORMS, WholeParameters, names_of, tuned_state
 
 TENSORS = 'adapter_model.safetensors'
 #: Settings of all kinds that change nothing about what the tensors mean.
@@ -47,11 +48,16 @@ class Kind(NamedTuple):
 
 
 _PATTERNS = frozenset({'r', 'rank_pattern', 'alpha_pattern'})
+_LORA = frozenset({'init_lora_weights', 'lora_alpha', 'lora_dropout', 'megatron_core', 'qalora_group_size'})
 KINDS: Dict[str, Kind] = {
-    'LORA': Kind(('LoRA', 'DoRA'), ('lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector'), _PATTERNS | {
-        'init_lora_weights', 'lora_alpha', 'lora_dropout', 'megatron_core', 'qalora_group_size', 'use_dora',
+    'LORA': Kind(('LoRA', 'DoRA'), ('lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector'),
+                 _LORA | _PATTERNS | {'eva_config', 'use_dora', 'use_rslora'}, peft_low_rank.read_lora,
+                 peft_low_rank.write_lora),
+    # Of its settings the scale depends on init_r and lora_alpha alone; the others are of its training.
+    'ADALORA': Kind(('AdaLoRA', ), ('lora_A', 'lora_B', 'lora_E'), _LORA | _PATTERNS | {
+        'beta1', 'beta2', 'deltaT', 'init_r', 'orth_reg_weight', 'target_r', 'tfinal', 'tinit', 'total_step',
         'use_rslora'
-    }, peft_low_rank.read_lora, peft_low_rank.write_lora),
+    }, peft_low_rank.read_adalora, peft_low_rank.write_adalora),
     'LOHA': Kind(('LoHa', ), ('hada_w1_a', 'hada_w1_b', 'hada_w2_a', 'hada_w2_b'),
                  _PATTERNS | {'alpha', 'init_weights'}, peft_low_rank.read_loha, peft_low_rank.write_loha),
     'LOKR': Kind(('LoKr', ), ('lokr_w1', 'lokr_w1_a', 'lokr_w1_b', 'lokr_w2', 'lokr_w2_a', 'lokr_w2_b'),
@@ -65,12 +71,30 @@ KINDS: Dict[str, Kind] = {
     'OFT': Kind(('OFT', ), ('oft_R.weight', ), frozenset({
         'r', 'block_share', 'eps', 'init_weights', 'num_cayley_neumann_terms', 'oft_block_size', 'use_cayley_neumann'
     }), peft_factors.read_oft, peft_factors.write_oft),
+    'BOFT': Kind(('BOFT', ), ('boft_R', 'boft_s'), frozenset({
+        'boft_block_num', 'boft_block_size', 'boft_n_butterfly_factor', 'init_weights'
+    }), peft_factors.read_boft, peft_factors.write_boft),
+    # Norms, or other layers, that train themselves: no method, tuned parameters of the base alone.
+    NORMS: Kind((), (), frozenset(), lambda *_: ([], {}), lambda *_: ({}, {})),
 }
 _SHARED = re.compile(r'base_model\.(?P<part>vera_[AB])')
+#: Kinds that write before a text's embeddings or into a language model's cache of keys and values.
+_PROMPTS = ('ADAPTION_PROMPT', 'CARTRIDGE', 'CPT', 'MULTITASK_PROMPT_TUNING', 'PREFIX_TUNING', 'PROMPT_TUNING',
+            'P_TUNING')
 MAX_CONFIG = 1 << 20
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
+
+
+class Opened(NamedTuple):
+    """A folder that fits a model: its config, configs of methods, and tensors (...): of methods by their names in the
+    backbone, of base parameters that it trains by theirs, and of the head by the model's keys."""
+    config: Dict[str, Any]
+    methods: List[Dict[str, Any]]
+    values: Dict[str, Tensor]
+    tuned: Dict[str, Tensor]
+    head: Dict[str, Tensor]
 
 
 def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
@@ -79,7 +103,8 @@ def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
     Args:
         model: A supported backbone or a model that holds one, with the weights on which the adapter was trained;
             methods must not be attached yet. Names of layers may lack or have a prefix that the folder's do not.
-        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``; of a kind in ``KINDS``.
+        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors``; of a kind in ``KINDS``. Biases and
+            modules of the base that it trains are tuned parameters afterwards.
 
     Returns:
         The folder's config.
@@ -89,28 +114,59 @@ def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
         ValueError: One line that names the folder, and the setting or the layer that does not fit; the model keeps its
             weights.
     """
-    # Read and checked in full before the model is touched.
-    config, tensors = read_folder(folder)
     target = unwrap(model)
+    # Read and checked in full before the model is touched.
+    read = read_folder(folder)
     backbone = backbone_in(target)
     if not hasattr(backbone, 'petl'):
         attach(backbone)
     if len(backbone.petl):
         raise ValueError(f'{folder}: the model already holds {", ".join(backbone.petl)}; load a folder of peft onto a '
                          'model without methods')
-    slots = layer_slots(target)
-    parts, outside = _by_layer(target, folder, config, tensors, slots)
-    configs, values = KINDS[config['peft_type']].read(folder, config, parts, slots)
-    stored = sum(t.numel() for t in tensors.values())
-    # Three times what is stored: fused layers are read once per op.
-    add_methods(backbone, methods_from_data(configs, [b.spec for b in backbone.petl.blocks], folder, 3 * stored))
-    parameters = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers()),
-                  **{f'outside.{k}': v for k, v in target.state_dict().items()}}
+    opened = open_peft(target, folder, read)
+    backbone.petl.tune = tuple(dict.fromkeys((*backbone.petl.tune, *opened.tuned)))
+    add_methods(backbone, opened.methods)
+    parameters = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    state = target.state_dict()
     with torch.no_grad():
-        for name, value in {**values, **{f'outside.{k}': v for k, v in outside.items()}}.items():
+        for name, value in {**opened.values, **opened.tuned}.items():
             parameters[name].copy_(value)
-    print_log(f'peft folder {folder}: {len(tensors)} tensors of {config["peft_type"]}, {len(parts)} layers', 'current')
-    return config
+        for name, value in opened.head.items():
+            state[name].copy_(value)
+    print_log(f'peft folder {folder}: {len(read[1])} tensors of {opened.config["peft_type"]}', 'current')
+    return opened.config
+
+
+def open_peft(model: nn.Module, folder: str, read: Optional[Tuple[Dict[str, Any], Dict[str, Tensor]]] = None,
+              any_classes: bool = False) -> Opened:
+    """What a folder brings to a model; nothing is changed.
+
+    Args:
+        model: Model with an attached backbone.
+        folder: Folder of peft.
+        read: What :func:`read_folder` gave for it.
+        any_classes: Let heads outside the backbone have another number of classes than the model's.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: In one line, what does not fit.
+    """
+    config, tensors = read or read_folder(folder)
+    backbone, slots = find_backbone(model)[0], layer_slots(model)
+    parts, tuned, head = _by_layer(model, folder, config, tensors, slots, any_classes)
+    configs, values = KINDS[config['peft_type']].read(folder, config, parts, slots)
+    stored, specs = sum(t.numel() for t in tensors.values()), [block.spec for block in backbone.petl.blocks]
+    # Three times what is stored: fused layers are read once per op.
+    configs = methods_from_data(configs, specs, folder, 3 * stored)
+    with torch.device('meta'):
+        shapes = {f'petl.{name}.{key}': p.shape for name, method in build_methods(configs, specs).items()
+                  for key, p in (*method.named_parameters(), *method.named_buffers())}
+    for name, value in values.items():
+        # copy_ would spread a narrower one out.
+        if value.shape != shapes[name]:
+            raise ValueError(f'{folder}: {name.removeprefix("petl.")} has the shape {tuple(value.shape)}, this model '
+                             f'needs {tuple(shapes[name])}')
+    return Opened(config, configs, values, tuned, head)
 
 
 def read_folder(folder: str) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
@@ -129,13 +185,15 @@ def read_folder(folder: str) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
         raise WeightFileError(path, 'not a table', 'save the adapter again')
     kind = config.get('peft_type')
     if kind not in KINDS:
-        raise WeightFileError(path, f'peft_type {kind!r:.40} is not read here', f'known: {", ".join(KINDS)}')
+        prompts = ', which holds prompts of language models' if kind in _PROMPTS else ''
+        raise WeightFileError(path, f'peft_type {kind!r:.40} is not read here{prompts}', f'known: {", ".join(KINDS)}')
     for key, value in config.items():
         # An unknown setting that is off means nothing; one that is on may mean anything.
         if key not in _FREE | KINDS[kind].known and value not in (None, False, '', [], {}):
             raise WeightFileError(path, f'{key}={value!r:.60} is not read here', 'merge it with peft, or train without')
-    if config.get('bias', 'none') != 'none':
-        raise WeightFileError(path, f"bias={config['bias']!r:.40} is not read here", "only 'none' is")
+    bias = config.get('bias', 'none')
+    if bias not in ('none', 'all') and not str(bias).endswith('_only'):
+        raise WeightFileError(path, f'bias={bias!r:.40} is not read here', "'none', 'all' and '..._only' are")
     if config.get('init_lora_weights', True) not in _PLAIN_INIT:
         raise WeightFileError(path, f"init_lora_weights={config['init_lora_weights']!r:.40} changes the base",
                               'let peft convert the adapter to a plain LoRA first')
@@ -151,96 +209,101 @@ def _tensors(path: str) -> Dict[str, Tensor]:
     return dict(read_tensors(path, list(entries)))
 
 
-def _by_layer(model: nn.Module, folder: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
-              slots: Mapping[str, List[Slot]]) -> Tuple[Dict[str, Dict[str, Tensor]], Dict[str, Tensor]]:
-    """Tensors by layer of the model and part, and those that lie outside the backbone, by key of the model."""
+def _by_layer(
+    model: nn.Module, folder: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
+    slots: Mapping[str, List[Slot]], any_classes: bool
+) -> Tuple[Dict[str, Dict[str, Tensor]], Dict[str, Tensor], Dict[str, Tensor]]:
+    """Tensors by layer of the model and part; those of base parameters by name in the backbone; those of the head by
+    key of the model."""
     parts: Dict[str, Dict[str, Tensor]] = {}
-    outside: Dict[str, Tensor] = {}
-    state = model.state_dict()
-    heads = set(head_keys(model))
+    tuned: Dict[str, Tensor] = {}
+    head: Dict[str, Tensor] = {}
     kind = KINDS[config['peft_type']]
     of_layer = re.compile(r'base_model\.model\.(?P<path>.+)\.(?P<part>' + '|'.join(map(re.escape, kind.parts)) + ')')
+    whole = WholeParameters(model, folder, any_classes)
     for key, tensor in tensors.items():
-        match = of_layer.fullmatch(key)
+        match = of_layer.fullmatch(key) if kind.parts else None
         shared = _SHARED.fullmatch(key) if kind.methods == ('VeRA', ) else None
         if shared is not None:
             parts.setdefault(peft_factors.SHARED, {})[shared['part']] = tensor
             continue
         if match is None:
-            name = key.removeprefix('base_model.model.')
-            # peft's modules_to_save may name any module; only those of the head are taken.
-            if name not in heads or state[name].shape != tensor.shape:
-                raise ValueError(f'{folder}: {key} is neither a factor nor a parameter of the head of '
-                                 f'{type(model).__name__}')
-            outside[name] = tensor
+            whole.put(key, tensor, tuned, head)
             continue
-        layer = _layer_named(model, match['path'], slots)
+        layer = _layer_named(whole.backbone, match['path'], slots)
         if layer is None:
             raise ValueError(f'{folder}: {type(model).__name__} has no adapted layer {match["path"]!r:.120}; it has '
                              f'{", ".join(list(slots)[:3])} ...')
         check_called(model, layer, slots[layer], folder)
         parts.setdefault(layer, {})[match['part']] = tensor
-    if not parts:
+    if kind.parts and not parts:
         raise ValueError(f'{folder}: no factor among the tensors')
-    return parts, outside
+    return parts, tuned, head
 
 
-def _layer_named(model: nn.Module, path: str, slots: Mapping[str, List[Slot]]) -> Optional[str]:
-    backbone, _ = find_backbone(model)
-    own_names = backbone.petl.family.own_names
-    names = [path]
-    if own_names is not None:
-        # Layers of transformers have changed their names between versions; the folder may have the old ones.
-        names += [next(iter(own_names(backbone, {f'{path}.weight': torch.empty(0)}))).removesuffix('.weight')]
-    for name in names:
-        if name in slots:
-            return name
-    # One name may have a prefix that the other lacks, as a classifier's model inside has.
-    fitting = [layer for layer in slots if any(same_layer(layer, name) for name in names)]
-    # Two candidates would be a guess.
-    return fitting[0] if len(fitting) == 1 else None
+def _layer_named(backbone: nn.Module, path: str, slots: Mapping[str, List[Slot]]) -> Optional[str]:
+    found = names_of(backbone, f'{path}.weight', [f'{layer}.weight' for layer in slots])
+    return found[0].removesuffix('.weight') if found else None
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _check_layers(backbone: nn.Module, slots: Mapping[str, List[Slot]]) -> None:
+    """Refuse ops that are held by no linear layer.
+
+    Raises:
+        ValueError: Names the op and the block.
+    """
+    held = {(slot.block, slot.op) for found in slots.values() for slot in found}
+    for i, block in enumerate(backbone.petl.blocks):
+        adapted = {op for m in backbone.petl.values() if i in m.layers for op in m.ops if op in block.spec.ops}
+        for op in sorted(adapted):
+            if (i, op) not in held:
+                raise ValueError(f'{type(backbone).__name__}: {op} of block {i} is no layer, so peft has no effect '
+                                 'there')
 
 
 def save_peft(model: nn.Module, folder: str) -> List[str]:
     """Write the methods of a model as a peft folder for the same model without mmpetl.
 
     Args:
-        model: Model with methods of one kind in ``KINDS`` attached, nothing else.
-        folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``; the head, where it trains, is among
-            peft's ``modules_to_save``.
+        model: Model with methods of one kind in ``KINDS`` attached, or with tuned parameters of the base alone.
+        folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``; the head, where it trains, and modules
+            of the base that do are among peft's ``modules_to_save``, biases of adapted layers under ``bias``.
 
     Returns:
         Lines that say what was written.
 
     Raises:
-        ValueError: If another method or a tuned base parameter is there, or peft would have no effect.
+        ValueError: If another method is there or a tuned parameter that peft cannot save, or peft would have no effect.
     """
     target = unwrap(model)
-    backbone, prefix = find_backbone(target)
+    backbone, _ = find_backbone(target)
     kinds = {type(m).__name__ for m in backbone.petl.values()}
-    kind = next((k for k in KINDS.values() if len(kinds) == 1 and kinds <= set(k.methods)), None)
+    if not kinds and backbone.petl.tune:
+        kind: Optional[Kind] = KINDS[NORMS]
+    else:
+        kind = next((k for k in KINDS.values() if len(kinds) == 1 and kinds <= set(k.methods)), None)
     if kind is None:
         known = ', '.join(name for k in KINDS.values() for name in k.methods)
         raise ValueError(f'a folder of peft holds one of {known}; this model holds '
                          f'{", ".join(sorted(kinds)) or "no method"}')
-    if backbone.petl.tune:
-        raise ValueError(f'the adapter also changes base parameters ({", ".join(backbone.petl.tune[:3])}), which a '
-                         'peft folder cannot hold')
     base = getattr(backbone, 'base_name', None) or getattr(getattr(target, 'config', None), '_name_or_path', None)
     slots = layer_slots(target)
+    _check_layers(backbone, slots)
     state, config = kind.write(target, slots, base or None)
     # Layers that upstream fuses in another way have no place in a folder of peft.
-    if not state:
+    if kind.parts and not state:
         raise ValueError(f'no linear layer of {type(target).__name__} holds an adapted op, so peft has no effect')
     state = {f'base_model.{"" if _SHARED.fullmatch(f"base_model.{key}") else "model."}{key}': value
              for key, value in state.items()}
+    config = tuned_state(target, state, config, base or None)
     heads = head_keys(target)
     if heads:
-        config['modules_to_save'] = sorted({key.rsplit('.', 1)[0] for key in heads})
+        saved = {*(config['modules_to_save'] or ()), *(key.rsplit('.', 1)[0] for key in heads)}
+        config['modules_to_save'] = sorted(saved)
         values = target.state_dict()
         state.update({f'base_model.model.{key}': values[key] for key in heads})
     write_peft(folder, state, config)
-    return [f'{len(state)} tensors of {kinds.pop()} for {type(target).__name__}; base {base!r}']
+    return [f'{len(state)} tensors of {next(iter(kinds), NORMS)} for {type(target).__name__}; base {base!r}']

@@ -54,9 +54,12 @@ def check_called(model: nn.Module, layer: str, slots: List[Slot], source: str) -
         ValueError: If upstream never calls the layer, so that peft's replacement of it has no effect.
     """
     backbone, _ = find_backbone(model)
-    attn = getattr(backbone.petl.blocks[slots[0].block], 'attn', None)
-    # Only fused layers are read past; the output projection is always called.
-    if len(slots) == 3 and not getattr(attn, 'calls_qkv', True):
+    # The attention that holds it, which in a Swin stands inside another module. Not by get_submodule: methods of sited
+    # classes hide modules of the same name.
+    attn = unwrap(model)
+    for name in layer.split('.')[:-1]:
+        attn = attn._modules[name]
+    if not getattr(attn, 'calls_qkv' if len(slots) == 3 else 'calls_proj', True):
         raise ValueError(f'{source}: {layer}: {type(backbone).__name__} multiplies by its weight itself and never '
                          'calls the layer that peft replaces, so peft has no effect there')
 

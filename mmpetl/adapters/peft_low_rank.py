@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors of LoRA, DoRA, LoHa and LoKr in peft's form, to and from methods.
+"""Tensors of LoRA, DoRA, AdaLoRA, LoHa and LoKr in peft's form, to and from methods.
 
 A layer that holds several ops (one product for q, k and v) has factors for all of them: each op gets the shared ones
 and its own rows of the others; back, the factors of the ops stand beside each other, with zeros between.
@@ -113,6 +113,71 @@ def _stacked(held: List[Slot], ups: List[Tuple[Slot, Tensor]]) -> Tensor:
                               for slot in held))
 
 
+# -- AdaLoRA ----------------------------------------------------------------------------------------------------------
+
+#: What peft adds to the rank by which it divides.
+_RANK_EPS = 1e-5
+
+
+def read_adalora(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots) -> Read:
+    """AdaLoRA. peft divides by the rank at the start whatever is left; a layer without a rank changes nothing."""
+    start = _whole_number(folder, config.get('init_r'), 'init_r')
+    # The plain setting: peft reads neither alpha_pattern nor use_rslora for this kind.
+    alpha = alpha_of(folder, {'lora_alpha': config.get('lora_alpha')}, '', start)
+    if alpha <= 0:
+        raise ValueError(f'{folder}: lora_alpha={alpha} must be above 0')
+    found: Dict[str, Dict[int, Dict[str, Any]]] = {}
+    values: Dict[str, Tensor] = {}
+    for layer, factors in parts.items():
+        of_shape(folder, layer, factors, lora_E=(None, 1))
+        rank, rows = len(factors['lora_E']), rows_of(slots[layer])
+        of_shape(folder, layer, factors, lora_A=(rank, slots[layer][0].columns), lora_B=(rows, rank))
+        _check_kept(folder, config, layer, rank)
+        for slot in slots[layer] if rank else ():
+            found.setdefault(slot.op, {})[slot.block] = dict(rank=rank, alpha=alpha * rank / (start + _RANK_EPS))
+            at = _at('AdaLoRA', slot)
+            values[f'{at}.left'] = factors['lora_B'][slot.start:slot.start + slot.rows]
+            values[f'{at}.values'], values[f'{at}.right'] = factors['lora_E'][:, 0], factors['lora_A']
+    return _configs('AdaLoRA', found, float(config.get('lora_dropout') or 0.)), values
+
+
+def _check_kept(folder: str, config: Mapping[str, Any], layer: str, rank: int) -> None:
+    """``rank_pattern`` of this kind says of each triplet whether it was kept; what was not is not stored.
+
+    Raises:
+        ValueError: If it says another number than is stored.
+    """
+    kept = of_pattern(folder, config, 'rank_pattern', f'{layer}.lora_E', None)
+    if kept is not None and (not isinstance(kept, list) or sum(each is True for each in kept) != rank):
+        raise ValueError(f'{folder}: rank_pattern of {layer} does not keep the {rank} triplets that are stored')
+
+
+def write_adalora(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
+    """AdaLoRA. Scales go into the values, so that P and Q stay orthonormal."""
+    state: Dict[str, Tensor] = {}
+    ranks: Dict[str, int] = {}
+    for layer, held, parts in held_methods(model, slots):
+        triplets = [(slot, method.scales[slot.block], own(method, slot)) for slot, method in parts]
+        left = _stacked(held, [(slot, t.left.detach()) for slot, _, t in triplets])
+        if left.shape[1]:
+            state[f'{layer}.lora_A'] = torch.cat([t.right.detach() for _, _, t in triplets])
+            state[f'{layer}.lora_B'] = left
+            state[f'{layer}.lora_E'] = torch.cat([scale * t.values.detach() for _, scale, t in triplets])[:, None]
+            ranks[layer] = left.shape[1]
+    start = max(ranks.values(), default=1)
+    for layer in ranks:
+        # lora_alpha is the rank at the start, so that this alone is left of peft's scale.
+        state[f'{layer}.lora_E'] = state[f'{layer}.lora_E'] * ((start + _RANK_EPS) / start)
+    kept = {f'{layer}.lora_E': [n < rank for n in range(start)] for layer, rank in ranks.items() if rank < start}
+    return state, plain_config(
+        'ADALORA', base, ranks, init_r=start, lora_alpha=start, lora_dropout=drop_rate_of(model), rank_pattern=kept,
+        target_r=max(1, round(sum(ranks.values()) / max(1, len(ranks)))), total_step=1, bias='none',
+        fan_in_fan_out=False, init_lora_weights=True)
+
+
+# -- LoHa and LoKr ----------------------------------------------------------------------------------------------------
+
+
 def read_loha(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots) -> Read:
     """LoHa."""
     found: Dict[str, Dict[int, Dict[str, Any]]] = {}
@@ -174,7 +239,7 @@ def read_lokr(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
             raise ValueError(f'{folder}: {layer} has not both sides of a LoKr')
         # Small either way; here the first side has no rank of its own.
         a = a if a is not None else a_up @ a_down
-        rank = _whole_number(folder, config.get('r')) if b_up is None else b_up.shape[1]
+        rank = _whole_number(folder, config.get('r'), 'r') if b_up is None else b_up.shape[1]
         height = len(b if b is not None else b_up)
         # Both sides multiply up to the layer's own size.
         rows, in_dims = rows_of(slots[layer]), a.shape[1] * (b if b is not None else b_down).shape[1]
@@ -200,9 +265,9 @@ def read_lokr(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
     return _configs('LoKr', found, 0.), values
 
 
-def _whole_number(folder: str, value: Any) -> int:
+def _whole_number(folder: str, value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'{folder}: r={value!r:.40} is not a whole number >= 1')
+        raise ValueError(f'{folder}: {key}={value!r:.40} is not a whole number >= 1')
     return value
 
 
@@ -210,7 +275,7 @@ def _rank_of(folder: str, config: Mapping[str, Any], layer: str, up: Optional[Te
     """Rank that peft divides alpha by."""
     if up is not None:
         return up.shape[1]
-    return _whole_number(folder, of_pattern(folder, config, 'rank_pattern', layer, config.get('r')))
+    return _whole_number(folder, of_pattern(folder, config, 'rank_pattern', layer, config.get('r')), 'r')
 
 
 def write_lokr(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:

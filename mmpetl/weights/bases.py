@@ -9,10 +9,13 @@ the beginning of one, where no more is published.
 from dataclasses import dataclass
 from typing import Dict, Tuple
 
+from ..names import command_here
+
 #: Where Google Drive serves a file without its page for viewers.
 _DRIVE = 'https://drive.usercontent.google.com/download?export=download&confirm=t&id='
 _FB, _MS, _GOOGLE = ('https://dl.fbaipublicfiles.com/', 'https://github.com/SwinTransformer/storage/releases/download/',
                      'https://storage.googleapis.com/vit_models/')
+_MM, _MM_PAGE = 'https://download.openmmlab.com/', 'https://github.com/open-mmlab/mmpretrain'
 _OPENAI = 'https://openaipublic.azureedge.net/clip/models/'
 _CLIP32 = '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af'
 _CLIP16 = '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f'
@@ -79,6 +82,16 @@ _ALL = (
     Base('swin-base-in22k', 'swin_base_patch4_window7_224_22k.pth',
          _MS + 'v1.0.0/swin_base_patch4_window7_224_22k.pth', 'https://github.com/microsoft/Swin-Transformer',
          'Swin-B, supervised on ImageNet-22k', 'MIT', md5='bf9cc1'),
+    Base('swin-v2-base', 'swinv2-base-w8_3rdparty_in1k-256px_20220803-8ff28f2b.pth',
+         _MM + 'mmclassification/v0/swin-v2/swinv2-base-w8_3rdparty_in1k-256px_20220803-8ff28f2b.pth', _MM_PAGE,
+         "Swin V2-B, supervised on ImageNet-1k, in mmpretrain's names", 'MIT', sha256='8ff28f2b'),
+    Base('beitv2-base', 'beitv2-base_3rdparty_in1k_20221114-73e11905.pth',
+         _MM + 'mmclassification/v0/beit/beitv2-base_3rdparty_in1k_20221114-73e11905.pth', _MM_PAGE,
+         "BEiT v2 ViT-B/16, self-supervised, fine-tuned on ImageNet-21k and -1k, in mmpretrain's names", 'MIT',
+         sha256='73e11905'),
+    Base('eva02-small-in21k', 'eva02-small-p14_pre_in21k_20230505-3175f463.pth',
+         _MM + 'mmpretrain/v1.0/eva02/eva02-small-p14_pre_in21k_20230505-3175f463.pth', _MM_PAGE,
+         "EVA-02 ViT-S/14, self-supervised on ImageNet-21k, in mmpretrain's names", 'MIT', sha256='3175f463'),
     Base('clip-vit-base-p32', 'ViT-B-32.pt', f'{_OPENAI}{_CLIP32}/ViT-B-32.pt', 'https://github.com/openai/CLIP',
          'CLIP ViT-B/32, image and text towers', 'MIT', sha256=_CLIP32),
     Base('clip-vit-base-p16', 'ViT-B-16.pt', f'{_OPENAI}{_CLIP16}/ViT-B-16.pt', 'https://github.com/openai/CLIP',
@@ -87,6 +100,10 @@ _ALL = (
          _MS + 'v1.0.4/swin_base_patch244_window877_kinetics400_22k.pth',
          'https://github.com/SwinTransformer/Video-Swin-Transformer',
          'Video Swin-B, supervised on ImageNet-22k and Kinetics-400', 'Apache-2.0'),
+    Base('video-swin-base-k600', 'swin_base_patch244_window877_kinetics600_22k.pth',
+         _MS + 'v1.0.4/swin_base_patch244_window877_kinetics600_22k.pth',
+         'https://github.com/SwinTransformer/Video-Swin-Transformer',
+         'Video Swin-B, supervised on ImageNet-22k and Kinetics-600', 'Apache-2.0'),
     _videomae('small', 'k400', 1600, '1nU-H1u3eJ-VuyCveU7v-WIOcAVxs5Hww'),
     _videomae('base', 'k400', 1600, '1tEhLyskjb755TJ65ptsrafUG2llSwQE1'),
     _videomae('large', 'k400', 1600, '1qLOXWb_MGEvaI7tvuAe94CV7S2HXRwT3'),
@@ -108,9 +125,14 @@ _MADE = {
 }
 
 
-def how_to_get(path: str) -> str:
-    """``: 'mmpetl fetch NAME' gets it`` for a file that the recipes read; empty for any other."""
+def command_for(path: str) -> str:
+    """``mmpetl fetch NAME`` for a file that the recipes read; empty for any other."""
     # Configs name files by paths of the user's machine; the file's own name tells which it is.
     name = path.replace('\\', '/').rsplit('/', 1)[-1]
-    command = f'mmpetl fetch {FILES[name].name}' if name in FILES else _MADE.get(name)
+    return command_here(f'mmpetl fetch {FILES[name].name}' if name in FILES else _MADE.get(name, ''))
+
+
+def how_to_get(path: str) -> str:
+    """``: 'mmpetl fetch NAME' gets it`` for a file that the recipes read; empty for any other."""
+    command = command_for(path)
     return f": '{command}' gets it" if command else ''

@@ -19,7 +19,7 @@ class DownloadError(OSError):
     """A file cannot be had; the message says which, from where, and where to put it by hand."""
 
 
-class _Bar:
+class Bar:
     """Progress on a terminal; one line at the end elsewhere."""
 
     def __init__(self, name: str, total: int) -> None:
@@ -72,7 +72,7 @@ def _receive(url: str, part: Path, timeout: float, say: Callable[[str], None]) -
         total = start + length if length else 0
         if start:
             say(f'{part.name}: going on after {start / 1e6:,.1f} MB')
-        bar, done = _Bar(part.name.removesuffix('.part'), total), start
+        bar, done = Bar(part.name.removesuffix('.part'), total), start
         with open(part, 'ab' if start else 'wb') as file:
             while block := response.read(BLOCK):
                 file.write(block)

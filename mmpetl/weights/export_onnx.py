@@ -57,7 +57,14 @@ def to_onnx(module: nn.Module, example: torch.Tensor, path: str | os.PathLike[st
     # traces: what it keeps then is no data.
     with torch.no_grad():
         wrapped(example)
-    data = _exported(wrapped, example, path, dynamic_batch)
+    # Attention takes another kernel where weights train, with other strides than the exporter meets when it decomposes.
+    trained = [parameter for parameter in wrapped.parameters() if parameter.requires_grad]
+    try:
+        wrapped.requires_grad_(False)
+        data = _exported(wrapped, example, path, dynamic_batch)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     difference = float('nan') if tolerance is None else 0.
     # On the example alone, a value that the exporter froze into the graph would go unnoticed.
     noise = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)

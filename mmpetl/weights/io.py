@@ -21,8 +21,8 @@ from .safe_pickle import load_pickle
 from .torchscript import load_torchscript
 
 __all__ = [
-    'FINGERPRINT_KEY', 'WeightFileError', 'atomic_write', 'file_kind', 'load_file', 'normalise', 'read_tensors',
-    'write_json'
+    'FINGERPRINT_KEY', 'WeightFileError', 'atomic_write', 'file_kind', 'file_size', 'load_file', 'normalise',
+    'read_tensors', 'write_json'
 ]
 
 #: Metadata of a ``.safetensors`` file: the fingerprint of its tensors, checked whenever they are read.
@@ -119,3 +119,9 @@ def _placed(tensors: Mapping[str, torch.Tensor], map_location: Any) -> 'OrderedD
     if isinstance(map_location, (str, torch.device)):
         return OrderedDict((key, tensor.to(map_location)) for key, tensor in tensors.items())
     return OrderedDict(tensors)
+
+
+def file_size(path: str) -> str:
+    """Size of a file for people: ``'0.93 MB'``, below a tenth of that ``'4 kB'``."""
+    size = os.path.getsize(path)
+    return f'{size / 1e6:.2f} MB' if size >= 1e5 else f'{max(size / 1e3, 1):.0f} kB'

@@ -60,7 +60,8 @@ def read_text(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> str:
         # Windows editors write a mark in front of the text.
         text = read_bytes(path, limit).decode('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ValueError(f'{printable(path)} is not UTF-8 text: {error.reason} at byte {error.start}') from None
+        raise ValueError(f'{printable(path)} is not UTF-8 text: {error.reason} at byte {error.start}; mend it, or '
+                         'make it anew') from None
     # Binary files can be valid UTF-8.
     if '\0' in text:
         raise ValueError(f'{printable(path)} is no text file: it holds zero bytes')
@@ -78,7 +79,7 @@ def read_json(path: str | os.PathLike[str], limit: int = MAX_TEXT) -> Any:
     try:
         return parse_json(text)
     except ValueError as error:
-        raise ValueError(f'{printable(path)} is not valid JSON ({error})') from None
+        raise ValueError(f'{printable(path)} is not valid JSON ({error}): mend it, or make it anew') from None
 
 
 def read_arrays(path: str | os.PathLike[str] | bytes,
