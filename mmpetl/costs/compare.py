@@ -15,7 +15,7 @@ from ..training.own_config import METHODS, TUNE
 from .plan import Plan, kept, plan
 
 #: Units of ``--budget`` in bytes. A card that is sold as 24 GB has 24 GiB.
-UNITS = {'': 1, 'B': 1, 'MB': 1 << 20, 'MIB': 1 << 20, 'GB': 1 << 30, 'GIB': 1 << 30}
+UNITS = {'MB': 1 << 20, 'MIB': 1 << 20, 'GB': 1 << 30, 'GIB': 1 << 30}
 #: The config's own methods, as they stand in it.
 OWN = 'as configured'
 
@@ -101,7 +101,7 @@ def compare(cfg: Config,
         The choices, and the reasons of the methods that this backbone does not carry.
 
     Raises:
-        ValueError: If the config's own model cannot be built.
+        ValueError: If the config's own model cannot be built, or the backbone carries none of the methods.
     """
     names, found, refused = candidates(methods), [], {}
     total = len(names) * len(LEVELS)
@@ -120,6 +120,9 @@ def compare(cfg: Config,
                 first, activation_bytes=kept(with_method(cfg, name, memory), first.input, first.batch, name))
             found.append(Choice(name, memory, planned, None if budget is None else largest_batch(planned, budget)))
     progress(total, total)
+    if not found:
+        said = [reason if reason.startswith(name) else f'{name}: {reason}' for name, reason in refused.items()]
+        raise ValueError(f'{"; ".join(said)}: choose other methods, or mend the config or --input')
     return sorted(found, key=_rank), refused
 
 

@@ -92,11 +92,12 @@ def saved_bytes(module: nn.Module, x: Tensor) -> int:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(
                 pack, lambda t: t), _Fused() if x.is_meta else nullcontext():
             out = module(x)
-        gc.collect()
+        gc.collect()  # what only cycles hold is not kept
         shown = {
             t.untyped_storage()._cdata
             for t in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(t, Tensor)
         }
+        # issubclass: isinstance asks the object for its class, and lazy modules import themselves to answer
         held = [o for o in gc.get_objects() if issubclass(type(o), Tensor) and o.device == x.device]
     finally:
         gc.unfreeze()

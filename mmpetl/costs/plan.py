@@ -13,9 +13,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..backbones.base_dtype import name_of
 from ..compat import nonreentrant_checkpointing
+from ..merging import probe_for
 from ..training.build import build_model
-from ..tuning import adapter_header, adapter_state, find_backbone, probe_for, summary
+from ..tuning import adapter_header, adapter_state, find_backbone, summary
 from ..weights.adapter_file import DIGEST_KEY, METADATA_KEY
 from .memory import on_meta, saved_bytes
 
@@ -46,7 +48,7 @@ SIZES = {
 
 @dataclass
 class Plan:
-    """Costs of one config. Bytes are of single precision.
+    """Costs of one config. Bytes are of single precision, weights as they are stored.
 
     Attributes:
         config: Name of the config file.
@@ -114,8 +116,8 @@ def input_shape(cfg: Config, backbone: nn.Module) -> Tuple[int, ...]:
         value = transform.get(SIZES.get(kind, ''))
         if isinstance(value, int) or (isinstance(value,
                                                  (list, tuple)) and all(isinstance(v, int) and v > 0 for v in value)):
-            if not transform.get('keep_ratio'):
-                size = (value, value) if isinstance(value, int) else tuple(value)[::-1]
+            if not transform.get('keep_ratio'):  # else the pictures decide, and a crop behind it says the size
+                size = (value, value) if isinstance(value, int) else tuple(value)[::-1]  # mmcv: width, height
         frames = transform.get('clip_len', frames)
     if size is None:
         return built
@@ -172,7 +174,7 @@ def macs(backbone: nn.Module, shape: Sequence[int]) -> int:
         for parameter in trainable:
             parameter.requires_grad_(True)
         backbone.train(training)
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2  # it counts multiplication and addition as two
 
 
 def adapter_bytes(model: nn.Module) -> int:
@@ -210,12 +212,18 @@ def plan(cfg: Config, name: str = '', shape: Optional[Sequence[int]] = None) -> 
     with on_meta():
         model = build_model(cfg, weights=False)
     backbone, _ = find_backbone(model)
-    with torch.device('cpu'):
-        shape = tuple(shape) if shape else input_shape(cfg, backbone)
+    shape = tuple(shape) if shape else input_shape(cfg, backbone)
     if cfg.get('petl_checkpointing') or cfg.get('activation_checkpointing'):
         nonreentrant_checkpointing(model, cfg.get('petl_checkpointing') or cfg.activation_checkpointing)
     counted, batch = summary(model), batch_size(cfg)
     states, notes = optimizer_states(cfg)
+    weights = _bytes(model.state_dict().values())
+    if backbone.petl.stored:
+        form = name_of(backbone.petl.stored_as)
+        notes.append(f'base_dtype={form!r}: weights as stored; the rest in single precision')
+        # State dicts have 8- and 4-bit weights as float32 ones.
+        weights -= sum(4 * p.numel() - p.nbytes_stored for p in backbone.parameters() if hasattr(p, 'nbytes_stored'))
+        backbone.petl.widen()  # the meta device has no autocast
     with _meta_inputs(name, shape):
         with_methods = macs(backbone, shape)
         with backbone.petl.disabled():
@@ -238,7 +246,7 @@ def plan(cfg: Config, name: str = '', shape: Optional[Sequence[int]] = None) -> 
         adapter_bytes=adapter_bytes(model),
         gmac=with_methods / 1e9,
         gmac_base=plain / 1e9,
-        weight_bytes=_bytes(model.state_dict().values()),
+        weight_bytes=weights,
         activation_bytes=saved,
         gradient_bytes=4 * counted.total,
         optimizer_bytes=4 * states * counted.total,
@@ -256,6 +264,7 @@ def kept(cfg: Config, shape: Sequence[int], batch: int, name: str = '') -> int:
     """
     with on_meta():
         model = build_model(cfg, weights=False).train()
+    find_backbone(model)[0].petl.widen()
     with _meta_inputs(name, shape):
         return saved_bytes(find_backbone(model)[0], torch.empty(batch, *shape, device='meta'))
 

@@ -7,6 +7,7 @@ import math
 def _discounted(score: float, params: float, reference: float) -> float:
     if params < 0:
         raise ValueError(f'a model cannot have {params} trainable parameters')
+    # + 1: a model that trains nothing keeps its whole score.
     return score * math.exp(-math.log10(params / reference + 1))
 
 
@@ -28,9 +29,10 @@ def pe_score(score: float, params: float) -> float:
 def ppt_score(score: float, params: float) -> float:
     """Performance-parameter trade-off of V-PETL Bench: ``score * exp(-log10(params / 1e7 + 1))``.
 
+    The benchmark takes accuracies as fractions and parameters without heads.
+
     Source: inferred from the benchmark's published table, of which it reproduces 16 of 19 rows to the digit and the
         others to 0.01.
-    It takes accuracies as fractions and parameters without heads.
 
     Args:
         score: Accuracy, in any unit; the result has the same unit.

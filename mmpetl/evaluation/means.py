@@ -31,7 +31,7 @@ def suite_means(suite: Union[str, Suite], scores: Mapping[str, Optional[float]])
     three group means. Both are returned.
 
     Args:
-        suite: Name of the suite.
+        suite: The suite, or its name.
         scores: Score of each task in per cent; a task that is None or absent is missing.
 
     Returns:
@@ -50,6 +50,7 @@ def suite_means(suite: Union[str, Suite], scores: Mapping[str, Optional[float]])
     total = mean_of(scores.get(name) for name in suite.tasks)
     means[f'mean of {len(suite.tasks)}'] = total
     if suite.groups:
+        # Counted in tasks: one missing task and seven missing ones both leave one group without a mean.
         value = mean_of(means[g].value for g in suite.groups).value
         means[f'mean of {len(suite.groups)} groups'] = Mean(value, total.have, total.need)
     return means

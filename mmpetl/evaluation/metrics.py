@@ -34,6 +34,7 @@ def mean_per_class(scores: np.ndarray, labels: np.ndarray) -> float:
         labels: (N,) class ids.
     """
     labels = np.asarray(labels)
+    # Unless told, scikit-learn averages over classes that are only predicted, too, with a recall of 0.
     return float(recall_score(labels, np.asarray(scores).argmax(1), labels=np.unique(labels), average='macro'))
 
 
@@ -77,6 +78,7 @@ def eleven_point_ap(scores: np.ndarray, targets: np.ndarray) -> float:
     total = 0.0
     for c in present:
         precision, recall, _ = precision_recall_curve(targets[:, c], scores[:, c])
+        # From 1 down: in floats 1 - 0.7 is at most 3 / 10, but 3 * 0.1 is more and would miss a recall of 3 in 10.
         total += np.mean([precision[recall >= level].max() for level in np.linspace(1, 0, 11)])
     return float(total / len(present))
 
@@ -89,7 +91,7 @@ class _ScoreMetric(BaseMetric):
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep scores (C,) and target of each sample."""
-        for sample in data_samples:
+        for sample in data_samples:  # NumPy has no bfloat16
             self.results.append((sample['pred_score'].float().cpu().numpy(), self.target(sample)))
 
     def target(self, sample: dict) -> np.ndarray:
@@ -106,8 +108,7 @@ class _ScoreMetric(BaseMetric):
         if not np.isfinite(scores).all():
             raise ValueError(
                 f'{type(self).__name__}: {int((~np.isfinite(scores)).any(1).sum())} of {len(scores)} predictions are '
-                f'not '
-                'finite; training has diverged (lower the learning rate)')
+                'not finite; training has diverged (lower the learning rate)')
         return scores, np.stack([t for _, t in results])
 
 
@@ -177,6 +178,7 @@ class DumpScores(BaseMetric):
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
         """Called by MMEngine on the samples of all ranks; writes the file."""
+        # MMEngine takes turns among the ranks, which is the order of the list under its own sampler only.
         results = sorted(results, key=lambda row: row[0])
         scores = np.stack([row[1] for row in results]).astype(np.float32)
         labels = np.stack([row[2] for row in results])

@@ -43,8 +43,7 @@ class ViewAccuracy(BaseMetric):
                 if len(self.groups) != len(sample['pred_score']):
                     raise ValueError(
                         f"ViewAccuracy: groups has {len(self.groups)} entries, the model {len(sample['pred_score'])} "
-                        f"classes"
-                    )
+                        'classes')
                 found['group_top1'] = float(self.groups[int(sample['pred_score'].argmax())] == self.groups[label])
             self.results.append(found)
 

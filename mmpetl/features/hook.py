@@ -56,7 +56,7 @@ def sources(dataset: Any) -> List[int]:
     """For every sample of a dataset, the first sample that is the same one (repeating wrappers give a sample several
     numbers)."""
     first: Dict[Any, int] = {}
-    if not hasattr(dataset, '_get_ori_dataset_idx'):
+    if not hasattr(dataset, '_get_ori_dataset_idx'):  # all of MMEngine's wrappers have it, and no public name for it
         return list(range(len(dataset)))
     return [first.setdefault(dataset._get_ori_dataset_idx(i), i) for i in range(len(dataset))]
 
@@ -90,6 +90,7 @@ def check_deterministic(dataset: Any, model: nn.Module, probes: int = 4) -> None
     for mixing in ('batch_augments', 'blending'):
         if getattr(model.data_preprocessor, mixing, None) is not None:
             raise ValueError(f'the data preprocessor mixes pictures ({mixing}); {remedy}')
+    # A transform may draw without saying so; two seeds bring it to light, on samples from all over the data.
     with random_state_kept():
         for index in sorted({round(i * (len(dataset) - 1) / max(probes - 1, 1)) for i in range(probes)}):
             seen = []
@@ -107,6 +108,7 @@ def data_identity(dataset: Any, model: nn.Module) -> Dict[str, Any]:
     digest = hashlib.sha256()
     for i in range(len(dataset)):
         info = {k: v for k, v in dataset.get_data_info(i).items() if k != 'sample_idx'}
+        # To hash what the files hold would take as long as to compute the features again.
         files = [v for v in info.values() if isinstance(v, str) and os.path.isfile(v)]
         stats = [(os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
         digest.update(json.dumps([info, stats], sort_keys=True, default=str).encode())
@@ -138,7 +140,7 @@ class CachedView(Dataset):
         return dict(inputs=self.placeholder, data_samples=sample)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'dataset':
+        if name == 'dataset':  # of an object that is being copied: it would ask for it for ever
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -156,10 +158,10 @@ def with_dataset(loader: DataLoader, dataset: Dataset) -> DataLoader:
 def _take_name(partial: Path, folder: Path) -> None:
     """Give complete features their name, unless another run has computed the same ones in the meantime."""
     if not (folder / COMPLETE).exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was cut
         try:
             os.replace(partial, folder)
-        except OSError:
+        except OSError:  # the other run was quicker, which is as good
             if not (folder / COMPLETE).exists():
                 raise
     shutil.rmtree(partial, ignore_errors=True)  # the tables that this run has mapped stay as long as it needs them
@@ -172,9 +174,9 @@ def _take_name(partial: Path, folder: Path) -> None:
 class FeatureCacheHook(Hook):
     """Compute the features of the frozen base once per image before training, then train on them.
 
-    For linear probes (no methods, no ``tune``), SynQT, VQT and LST with a pipeline that is not random. Images are not
-    even decoded again. Losses, gradients and random numbers are those of training without the hook; on a CPU in single
-    precision bitwise so.
+    For linear probes (no methods, no ``tune``), SynQT, VQT, LST and Res-Tuning-Bypass with a pipeline that is not
+    random. Images are not even decoded again. Losses, gradients and random numbers are those of training without the
+    hook; on a CPU in single precision bitwise so.
 
     The features lie in the first of device memory, pinned host memory and disk in whose free half they fit. On disk
     they stay for later runs, under a key of the samples, their files, the transforms, the base's weights and
@@ -193,7 +195,7 @@ class FeatureCacheHook(Hook):
             a method changes the token stream, or the features fit nowhere.
     """
 
-    priority = 'VERY_LOW'
+    priority = 'VERY_LOW'  # behind the hooks that still change the model or its data before training
 
     def __init__(self,
                  modes: Union[str, Sequence[str]] = 'train',
@@ -234,7 +236,7 @@ class FeatureCacheHook(Hook):
                 old = self._restore[-1][1]
                 if old.persistent_workers and old.generator is None and not hasattr(loop, 'dataloader_iterator'):
                     torch.empty((), dtype=torch.int64).random_()  # the seed that starting the workers would have drawn
-        except BaseException:
+        except BaseException:  # also when interrupted: the caller may go on to use model and loaders
             self.after_train(runner)
             raise
 
@@ -247,8 +249,10 @@ class FeatureCacheHook(Hook):
         folder = Path(self.folder or Path(runner.work_dir) / 'features') / key
         found = self._agreed(self.place in (None, 'disk') and (folder / COMPLETE).exists())
         partial = Path(self._agreed(str(part_of(folder)) if get_rank() == 0 and not found else ''))
+        if not found:
+            runner.logger.info(f'Feature cache ({mode}): {len(chosen):,} samples go through the base once ...')
         samples, store = self._run_base(runner, model, loader, chosen, folder if found else partial, found)
-        barrier()
+        barrier()  # rows of all processes are in the tables
         if store.place == 'disk' and not found and get_rank() == 0:
             store.finish(partial / COMPLETE)
             _take_name(partial, folder)
@@ -296,6 +300,7 @@ class FeatureCacheHook(Hook):
             Subset(loader.dataset, padded), batch, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
         model.eval()
         try:
+            # Every process reads everything, as it needs all labels; they share out the passes of the base.
             for number, data in enumerate(plain):
                 rows = range(number * batch, min(number * batch + batch, len(chosen)))
                 samples += data['data_samples'][:len(rows)]
@@ -306,6 +311,7 @@ class FeatureCacheHook(Hook):
                     store = FeatureStore(features, batch, len(chosen), device, place, TYPES[self.dtype], folder, world
                                          > 1)
                     inputs = data['inputs'][0]
+                    # the axes in front are kept: heads and preprocessors tell views and frames by them
                     self._placeholder = inputs.new_zeros(*inputs.shape[:-2], 1, 1)
                 if not found:
                     store.put(rows, features)
@@ -327,7 +333,7 @@ class FeatureCacheHook(Hook):
     def _use(self, loop: Any, loader: DataLoader) -> None:
         self._restore.append((loop, loop.dataloader))
         loop.dataloader = loader
-        if hasattr(loop, 'dataloader_iterator'):
+        if hasattr(loop, 'dataloader_iterator'):  # a loop over iterations holds on to the old loader
             sampler = loader.sampler
             if hasattr(sampler, '_indices_of_rank'):
                 sampler.indices = sampler._indices_of_rank()  # workers of the old loader have already drawn some

@@ -2,8 +2,8 @@
 """Frozen features, computed once per image: where they are kept, and how a backbone is fed with them.
 
 What is kept is what the trainable part reads: the outputs of the backbone for a linear probe, the per-block activations
-for side methods (SynQT, VQT, LST). That is valid only where the frozen base sees the same input every time and nothing
-trainable acts on its tokens; :func:`check_cacheable` refuses everything else.
+for side methods (SynQT, VQT, LST, Res-Tuning-Bypass). That is valid only where the frozen base sees the same input
+every time and nothing trainable acts on its tokens; :func:`check_cacheable` refuses everything else.
 
 Where the features go is a rule, not a guess: the first of device memory, pinned host memory and disk in whose free half
 they fit.
@@ -51,12 +51,16 @@ def check_cacheable(backbone: nn.Module) -> None:
             raise ValueError(
                 f'{type(method).__name__} changes the token stream, so the frozen features cannot be cached; use a '
                 f'linear '
-                'probe, SynQT, VQT or LST, or train without the feature cache')
+                'probe, SynQT, VQT, LST or ResTuningBypass, or train without the feature cache')
+        if method.over_time:
+            raise ValueError(f'{type(method).__name__} reads the frames of clips, which the feature cache cannot tell '
+                             'from samples; train without it')
     for name, parameter in backbone.named_parameters():
         if parameter.requires_grad and not name.startswith('petl.'):
             raise ValueError(f'{name} trains, so the frozen features cannot be cached; remove it from tune')
     if backbone.petl.trunk == 'train':
         for name, module in backbone.named_modules():
+            # nn.Dropout, DropPath, attentions of mmpretrain; in others attn_drop is a module, found by itself
             rates = [getattr(module, key, 0) for key in ('p', 'drop_prob', 'attn_drop')]
             if not name.startswith('petl.') and any(isinstance(r, float) and r > 0 for r in rates):
                 raise ValueError(
@@ -96,6 +100,7 @@ def choose_place(size: int, device: torch.device, folder: Path, allowed: Sequenc
     Raises:
         ValueError: If they fit nowhere.
     """
+    # Half, as training itself has taken nothing yet: this runs before the first step.
     free = {place: free_bytes(place, device, folder) for place in PLACES if place in allowed}
     for place, available in free.items():
         if size <= available / 2:
@@ -155,7 +160,7 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             size = self.rows * shape.numel()
             path = self.folder / f'{number}.bin'
-            # torch would write through a link, and fill up a file that is too short
+            # torch would write through a link, and fill up a file that is too short; 0: another process is making it
             if path.is_symlink() or path.exists() and not (
                     path.is_file() and path.stat().st_size in (0, size * dtype.itemsize)):
                 raise ValueError(f'{path} is no table of {size} numbers of type {dtype}: delete the folder, the '
@@ -201,6 +206,7 @@ class FeatureStore:
 
     def finish(self, marker: Path) -> None:
         """Write files of a store on disk through to the disk, then ``marker`` (JSON) that says so."""
+        # In this order: after a power cut a marker must not stand beside tables that never reached the disk.
         for file in sorted(self.folder.glob('*.bin')):
             with file.open('rb+') as f:
                 os.fsync(f.fileno())
@@ -239,7 +245,7 @@ class Feed:
         # outputs.
         self._owner, self._name = (backbone.petl, 'record') if backbone.petl.side_active() else (backbone, 'forward')
         self._original: Callable[..., Any] = getattr(self._owner, self._name)
-        object.__setattr__(self._owner, self._name, self._instead)
+        setattr(self._owner, self._name, self._instead)
 
     def _instead(self, *args: Any, **kwargs: Any) -> Any:
         if self.features is not None:

@@ -13,6 +13,7 @@ from ..adapters.facts import config_facts
 from ..registry import HOOKS
 from ..tuning import adapter_header, adapter_keys, find_backbone, summary, write_adapter
 from ..weights.adapter_file import STATE_KEY
+from ..weights.io import file_size
 from .adapter_check import check_run
 from .guards import guard_of
 
@@ -54,9 +55,11 @@ class AdapterHook(Hook):
         header = adapter_header(model, metrics=self._metrics, **_facts(runner))
         state = OrderedDict((k, v) for k, v in checkpoint['state_dict'].items() if k in keep)
         _, prefix = find_backbone(model)
+        # torch hands what is written here under a prefix to the load hook of the module of that prefix
         state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
         checkpoint['state_dict'] = state
         if isinstance(checkpoint.get('ema_state_dict'), dict):
+            # beside averages ('module.') an EMAHook counts its steps
             checkpoint['ema_state_dict'] = OrderedDict(
                 (k, v) for k, v in checkpoint['ema_state_dict'].items()
                 if k.removeprefix('module.') in keep or not k.startswith('module.'))
@@ -67,7 +70,7 @@ class AdapterHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
         if not getattr(runner, '_train_loop', None) or isinstance(runner._train_loop, dict):
-            return
+            return  # a run that only validates: its training was never built
         self._metrics = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
         guard = guard_of(runner)
         if guard is not None and not guard.moved(runner) and not _sharded(runner):
@@ -81,14 +84,14 @@ class AdapterHook(Hook):
     def after_train(self, runner: Any) -> None:
         path = self._write(runner, 'adapter')
         if path:
-            runner.logger.info(f'Adapter: {path} ({os.path.getsize(path) / 1e6:.2f} MB)')
+            runner.logger.info(f'Adapter: {path} ({file_size(path)})')
 
     def _write(self, runner: Any, stem: str) -> Optional[str]:
         model = runner.strategy.gathered() if _sharded(runner) else runner.model  # the processes gather together
         if not is_main_process():
             return None
         path = os.path.join(runner.work_dir, f'{stem}.safetensors')
-        with _averaged(runner):
+        with _averaged(runner):  # the hook itself has taken the averages out again when validation was over
             write_adapter(model, path, metrics=self._metrics, **_facts(runner))
         return path
 

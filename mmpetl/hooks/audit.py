@@ -63,7 +63,7 @@ class GradientAuditHook(Hook):
                     self._watching.append((method[1], parameter.register_post_accumulate_grad_hook(
                         self._summing(method[1]))))
             else:
-                self._versions[name] = parameter._version
+                self._versions[name] = parameter._version  # torch counts every change in place
 
     def _noting(self, name: str) -> Any:
 
@@ -85,6 +85,7 @@ class GradientAuditHook(Hook):
         if not self._silent:
             return
         self._seen += not last
+        # Counts are added up on the device: one number comes to the host, and only until all methods were heard.
         for method in [m for m, counts in self._silent.items() if counts and int(torch.stack(counts).sum())]:
             del self._silent[method]
         if self._silent and (last or self._seen >= self.patience):

@@ -93,6 +93,7 @@ class CheckpointHook(UpstreamCheckpointHook):
         name = self.filename_tmpl.format(step)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         info.update_info('last_ckpt', self.last_ckpt)
+        # Its counters come in meta: upstream would count one more after a validation.
         self._put(runner, name, save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler,
                   meta=meta, by_epoch=self.by_epoch, **self.args)
         if is_main_process():
@@ -154,6 +155,7 @@ class CheckpointHook(UpstreamCheckpointHook):
 
     def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
         """Save the best checkpoint."""
+        # the config of a loop, or nothing, in a run that only validates
         if isinstance(getattr(runner, '_train_loop', None), (dict, type(None))):
             return
         plain = {k: float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
@@ -252,4 +254,3 @@ def step_in_name(name: str) -> int:
     """The last number in a checkpoint's name, -1 if there is none."""
     found = re.findall(r'\d+', name.rsplit('.', 1)[0])
     return int(found[-1]) if found else -1
-

@@ -35,7 +35,7 @@ class RunGuardHook(Hook):
         ValueError: Naming epoch, iteration and tensor.
     """
 
-    priority = 'ABOVE_NORMAL'
+    priority = 'ABOVE_NORMAL'  # before the hooks that write what it would refuse
 
     def __init__(self, interval: int = 10) -> None:
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
@@ -43,11 +43,16 @@ class RunGuardHook(Hook):
         self.interval = interval
         self._start: Dict[str, torch.Tensor] = {}
         self._iterations = 0
+        self._rate = 0.
 
     def before_train(self, runner: Any) -> None:
         compare_data(runner)
-        self._iterations = 0
+        self._iterations, self._rate = 0, 0.
         self._start = {} if _sharded(runner) else {n: _sample(p).clone() for n, p in _trained(runner).items()}
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if hasattr(runner.optim_wrapper, 'param_groups'):
+            self._rate = max(self._rate, *(group['lr'] for group in runner.optim_wrapper.param_groups))
 
     def after_train_iter(self,
                          runner: Any,
@@ -92,15 +97,16 @@ class RunGuardHook(Hook):
         now = _trained(runner)
         if not self._iterations or not self._start or set(now) != set(self._start):
             return True
+        # another shape: prompts were pruned
         return any(p.shape != self._start[n].shape or not torch.equal(p, self._start[n])
                    for n, p in ((n, _sample(p)) for n, p in now.items()))
 
     def after_train(self, runner: Any) -> None:
         if not self.moved(runner):
-            rate = max(group['lr'] for group in runner.optim_wrapper.param_groups)
             self._fail(runner, f'nothing moved in {self._iterations} iteration(s): all {len(self._start)} trained '
-                       f'tensors are what they were at the start (learning rate {rate:g}): look at '
-                       'optim_wrapper.optimizer.lr, and at scale, alpha and drop_rate of the methods')
+                       f'tensors are what they were at the start (largest learning rate {self._rate:g}): look at '
+                       'optim_wrapper.optimizer.lr and param_scheduler, whose warm-up may be longer than the run, and '
+                       'at scale, alpha and drop_rate of the methods')
         self._start = {}
 
     def _fail(self, runner: Any, message: str) -> None:

@@ -9,13 +9,15 @@ Augmentation then depends neither on the number of workers nor on where a run wa
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Dict, Optional
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
 from torch.utils.data import BatchSampler, DataLoader
+
+from ..datasets.sample_errors import naming_sample
 
 
 def random_state() -> Dict[str, Any]:
@@ -49,7 +51,7 @@ def drawing_from(seed: int) -> Iterator[None]:
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # it takes no larger one
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset the GPUs' generators too
         yield
     finally:
@@ -104,7 +106,7 @@ class Draws:
         return len(self.sampler)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'sampler':
+        if name == 'sampler':  # of an object that is being copied: it would ask for it for ever
             raise AttributeError(name)
         return getattr(self.sampler, name)
 
@@ -113,7 +115,8 @@ _classes: Dict[type, type] = {}
 
 
 def _reading_draws(cls: Any) -> type:
-    """Subclass of a dataset's class that reads a sample which comes with a seed with that seed; one per class.
+    """Subclass of a dataset's class that reads a sample which comes with a seed with that seed, and names the sample in
+    errors; one per class.
 
     Nothing but the class of an object changes, as it does in the backbone, so whatever looks at the dataset finds it
     unchanged.
@@ -122,11 +125,13 @@ def _reading_draws(cls: Any) -> type:
         return cls
 
     def __getitem__(self: Any, index: Any) -> Any:
-        if not isinstance(index, Draw):
-            return cls.__getitem__(self, index)
-        with drawing_from(index.seed):
-            return cls.__getitem__(self, int(index))
+        with naming_sample(self, index):
+            if not isinstance(index, Draw):
+                return cls.__getitem__(self, index)
+            with drawing_from(index.seed):
+                return cls.__getitem__(self, int(index))
 
+    # Spawned workers get the dataset by pickle, which finds no class that was made at run time.
     def __reduce_ex__(self: Any, protocol: Any) -> Any:
         return _rebuilt, (cls, ), self.__dict__
 
@@ -158,7 +163,7 @@ def seed_draws(loader: DataLoader, seed: Optional[int]) -> Optional[str]:
     """
     loader.generator = torch.Generator().manual_seed(int(seed or 0) % 2**63)
     batches = loader.batch_sampler
-    if type(batches) is not BatchSampler:
+    if type(batches) is not BatchSampler:  # a subclass may look into its sampler, or make up indices of its own
         return f'batches come from {type(batches).__name__}'
     try:
         loader.dataset.__class__ = _reading_draws(type(loader.dataset))
@@ -166,6 +171,12 @@ def seed_draws(loader: DataLoader, seed: Optional[int]) -> Optional[str]:
         return f'{type(loader.dataset).__name__}: {error}'
     batches.sampler = Draws(batches.sampler, int(seed or 0))  # type: ignore[assignment]
     return None
+
+
+def read_by_sample(loader: DataLoader) -> None:
+    """Let the dataset of a loader name the sample in errors; classes that cannot be extended are left alone."""
+    with suppress(TypeError):
+        loader.dataset.__class__ = _reading_draws(type(loader.dataset))
 
 
 def begin_draws(loader: DataLoader, epoch: int, batches: int = 0) -> int:

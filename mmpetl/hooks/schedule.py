@@ -90,7 +90,7 @@ class ScheduleHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Take up the config's schedule where it differs."""
         before, self._before = self._before, {}
-        now = json.loads(json.dumps(schedule_of(runner)))
+        now = json.loads(json.dumps(schedule_of(runner)))  # tuples are lists, as in the checkpoint
         changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)] if before else []
         if not changed:
             return

@@ -13,11 +13,11 @@ from ..registry import MODELS
 
 #: Names of the projection in published files, and whether it is stored transposed, as (E, D).
 PUBLISHED_NAMES = {
-    'neck.proj': False,
-    'proj': False,
-    'visual.proj': False,
-    'visual_proj.proj': False,
-    'visual_projection.weight': True
+    'neck.proj': False,  # this package
+    'proj': False,  # the image tower alone
+    'visual.proj': False,  # OpenAI, open_clip
+    'visual_proj.proj': False,  # mmpretrain
+    'visual_projection.weight': True  # Hugging Face: an nn.Linear
 }
 
 
@@ -49,6 +49,7 @@ class CLIPProjection(BaseModule):
         super().__init__()
         self.proj = nn.Parameter(torch.empty(in_channels, out_channels))
         self.checkpoint = checkpoint
+        # As CLIP's own: features of unit variance stay so.
         nn.init.normal_(self.proj, std=in_channels**-0.5)
         self.proj.requires_grad = not frozen
         self.register_load_state_dict_pre_hook(_complete)
@@ -62,7 +63,7 @@ class CLIPProjection(BaseModule):
         if self.checkpoint is not None:
             with torch.no_grad():
                 self.proj.copy_(self._read())
-        self._is_init = True
+        self._is_init = True  # upstream's flag: else a second call reads the file again
 
     def _read(self) -> Tensor:
         loaded = CheckpointLoader.load_checkpoint(self.checkpoint, 'cpu', 'silent')
@@ -72,10 +73,9 @@ class CLIPProjection(BaseModule):
         if proj.shape != self.proj.shape:
             raise ValueError(
                 f'{self.checkpoint} holds a projection {tuple(proj.shape)}, the neck expects '
-                f'{tuple(self.proj.shape)}: set '
-                'in_channels and out_channels of the neck')
+                f'{tuple(self.proj.shape)}: set in_channels and out_channels of the neck')
         print_log(f'{self.checkpoint}: CLIP projection {tuple(proj.shape)}', 'current')
-        return proj.float()
+        return proj.float()  # OpenAI's files are in half precision
 
     def forward(self, feats: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
         """Project the feature of the last stage, (B, D) -> ((B, E),)."""

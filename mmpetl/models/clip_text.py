@@ -29,7 +29,7 @@ def from_hf(state: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         for pattern, target in HF_NAMES:
             if re.fullmatch(pattern, name):
                 found[re.sub(pattern, target, name)] = value
-    for kind in ('weight', 'bias'):
+    for kind in ('weight', 'bias'):  # q, k and v are one matrix in OpenAI's files
         for name in [
                 n for n in state if re.fullmatch(rf'text_model\.encoder\.layers\.\d+\.self_attn\.q_proj\.{kind}', n)
         ]:
@@ -113,7 +113,7 @@ def build_text_tower(state: Mapping[str, Tensor], act: str = 'quick_gelu') -> CL
         act: See :class:`CLIPTextTower`.
 
     Raises:
-        ValueError: If the state dict holds no text tower.
+        ValueError: If the state dict holds no text tower, or a part of it only.
     """
     if 'text_model.final_layer_norm.weight' in state:
         state = from_hf(state)
@@ -122,12 +122,13 @@ def build_text_tower(state: Mapping[str, Tensor], act: str = 'quick_gelu') -> CL
             'the weight file holds no CLIP text tower (token_embedding.weight and text_projection are missing)')
     vocab, dim = state['token_embedding.weight'].shape
     layers = len({n.split('.')[2] for n in state if n.startswith('transformer.resblocks.')})
+    # No file states the number of heads: all of CLIP's are 64 wide.
     tower = CLIPTextTower(vocab, len(state['positional_embedding']), dim, layers, max(dim // 64, 1),
                           state['text_projection'].shape[1], act)
-    own = tower.state_dict()
-    tower.load_state_dict({n: state[n].float()
-                           for n in own if n in state or n != 'logit_scale'},
-                          strict='logit_scale' in state)
+    own = {n: state[n].float() for n in tower.state_dict() if n in state}
+    missing = tower.load_state_dict(own, strict=False).missing_keys
+    if set(missing) - {'logit_scale'}:  # the temperature is no part of the tower
+        raise ValueError(f'the weight file holds a part of a CLIP text tower only: {missing[0]} is missing')
     return tower.eval()
 
 

@@ -32,8 +32,7 @@ class FeatureHead(LinearClsHead):
         **kwargs: Other arguments of :class:`mmpretrain.models.heads.LinearClsHead`.
 
     Source: ELEVATER toolkit (arXiv 2204.08790). Where it takes the softmax over classes even of a multi-label task,
-        this head takes the
-    sigmoid that its loss trains.
+        this head takes the sigmoid that its loss trains.
     """
 
     def __init__(self,

@@ -20,3 +20,10 @@ def build_videomae_head(**kwargs: Any) -> nn.Module:
     """Build a :class:`mmpetl.models.video_heads.VideoMAEHead`; same arguments."""
     from .video_heads import VideoMAEHead
     return VideoMAEHead(**kwargs)
+
+
+@MODELS.register_module(name='VideoTextHead')
+def build_video_text_head(**kwargs: Any) -> nn.Module:
+    """Build a :class:`mmpetl.models.video_text_head.VideoTextHead`; same arguments."""
+    from .video_text_head import VideoTextHead
+    return VideoTextHead(**kwargs)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..weights.io import atomic_write
 from ..weights.reading import read_arrays
+from .text_prompts import VIDEO_SETS
 
 #: Folder of the features that the recipes read -> official weights that they are made from.
 CLIP_FOLDERS = {'openai-vit-b-32': 'clip-vit-base-p32', 'openai-vit-b-16': 'clip-vit-base-p16'}
@@ -88,11 +89,13 @@ def load_text_features(path: str, num_classes: Optional[int] = None, dim: Option
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
-        base = CLIP_FOLDERS.get(folder)
+        base, name = CLIP_FOLDERS.get(folder), os.path.splitext(os.path.basename(path))[0]
+        source, out = ('--videos ' + name, path) if name in VIDEO_SETS else (
+            '--suite elevater', os.path.dirname(path) or '.')
         raise FileNotFoundError(
             f'text-feature file {path} is missing: '
-            f"'python tools/text_features.py {base or 'CLIP_WEIGHTS'} --suite elevater"
-            f"{'' if base else ' --out ' + (os.path.dirname(path) or '.')}' makes it")
+            f"'python tools/text_features.py {base or 'CLIP_WEIGHTS'} {source}{'' if base else ' --out ' + out}' "
+            'makes it')
     try:
         found = read_arrays(path)
         weight = torch.from_numpy(found['weight']).float()
@@ -106,8 +109,7 @@ def load_text_features(path: str, num_classes: Optional[int] = None, dim: Option
     if dim is not None and weight.shape[1] != dim:
         raise ValueError(
             f'{path} has features of width {weight.shape[1]}, but the head takes {dim}: is the neck of the same CLIP '
-            f'model?'
-        )
+            'model?')
     return TextFeatures(weight, names, tuple(str(t) for t in found.get('templates', ())),
                         float(found.get('logit_scale', LN_100)), str(found.get('model', '')),
                         str(found.get('checkpoint_sha256', '')))
@@ -118,8 +120,7 @@ def _check(path: str, weight: Tensor, names: Tuple[str, ...]) -> None:
         raise ValueError(f"{path}: 'weight' is {tuple(weight.shape)}, but there are {len(names)} class names")
     lengths = weight.float().norm(dim=1)
     worst = int((lengths - 1).abs().argmax())
-    if not (lengths[worst] - 1).abs() < 1e-3:
+    if not (lengths[worst] - 1).abs() < 1e-3:  # 'not <' and not '>=': NaN is refused, too
         raise ValueError(
             f'{path}: row {worst} ({names[worst]!r}) has length {float(lengths[worst]):.4f}, but rows must have unit '
-            f'length'
-        )
+            'length')

@@ -11,6 +11,14 @@ from ..weights.reading import MAX_LIST, read_json, read_text
 
 #: What may be known about a class -> key of it in the toolkit's files.
 KNOWLEDGE = {'wordnet': 'def_wn', 'wordnet-path': 'path_wn', 'wiktionary': 'def_wiki', 'gpt3': 'gpt3'}
+#: Data sets of videos, whose class names stand in their ``classes.txt``.
+VIDEO_SETS = ('hmdb51', 'ucf101', 'k400', 'ssv2')
+#: Prompts for actions: the 48 that CLIP's authors published for UCF101.
+VIDEO_TEMPLATES = tuple(
+    f'a {kind} of {who} {doing}{{}}.'
+    for doing in ('', 'using ', 'doing ', 'during ', 'performing ', 'practicing ')
+    for who in ('a person', 'the person')
+    for kind in ('photo', 'video', 'example', 'demonstration'))
 Prompts = Dict[str, Tuple[List[str], List[str]]]
 
 
@@ -41,6 +49,7 @@ def read_prompts(path: str) -> Prompts:
                 lists[name] = ast.literal_eval(node.value)
         classes, templates = ({task: lists[name] for task, name in maps[key].items()}
                               for key in ('class_map', 'template_map'))
+    # The last two are how Python's parser refuses brackets nested too deep.
     except (SyntaxError, ValueError, KeyError, AttributeError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} has not the form of ELEVATER's prompts.py ({error})") from None
     return {task: ([c if isinstance(c, str) else c[0] for c in names], list(templates.get(task, ['a photo of a {}'])))
@@ -51,7 +60,7 @@ def _load(folder: str, file: str) -> Dict[str, Dict[str, Any]]:
     path = os.path.join(folder, file)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} is missing: 'mmpetl fetch elevater-knowledge' gets it")
-    try:
+    try:  # JSON, whatever the file is called
         return {row['classname']: row for row in read_json(path, MAX_LIST)}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} has not the form of a knowledge file ({error})') from None
@@ -88,6 +97,13 @@ def read_knowledge(folder: str, task: str, kinds: Sequence[str], gpt3_items: int
         for name, row in _load(folder, f'GPT3_{task}.tsv').items():
             found.setdefault(name, []).extend(row['gpt3'][:gpt3_items])
     return found
+
+
+def as_words(name: str) -> str:
+    """Class names of action data sets as words: 'brush_hair', 'ApplyEyeMakeup' and 'Holding [something]' give 'brush
+    hair', 'apply eye makeup' and 'holding something'."""
+    spaced = re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', re.sub(r'[\[\]]', '', name.replace('_', ' ')))
+    return ' '.join(spaced.split()).lower()
 
 
 def suffixes(name: str, texts: Sequence[str]) -> List[str]:

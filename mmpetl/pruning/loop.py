@@ -14,15 +14,13 @@ import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import EMAHook, Hook
-from mmengine.model import BaseModule
-from mmengine.runner import set_random_seed
 from torch import nn
 
+from ..hooks.class_start import ClassStartHook
 from ..hooks.loops import EpochTrainLoop
 from ..registry import LOOPS
 from ..sites import nearest, positive
@@ -31,7 +29,7 @@ from ..training.tasks import find_dicts
 from ..training.work_dir import contents, newest_checkpoint
 from ..tuning import unwrap
 from .scores import PromptScorer, find_prunable, mask_levels
-from .state import Pair, PruningFiles, PruningState, restore, take
+from .state import Pair, PruningState, load_state, restore, save_state, store
 from .timeline import draw
 
 PHASES = ('train', 'score', 'prune', 'rewind', 'retrain')
@@ -58,7 +56,7 @@ def scale_schedule(schedulers: Any, ratio: float) -> Any:
     def scaled(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [scaled(v) for v in value]
-        return max(1, round(value * ratio)) if value else value
+        return max(1, round(value * ratio)) if value else value  # a warm-up stays, a beginning at 0 stays at 0
 
     return {k: scaled(v) if k in _EPOCH_KEYS else v for k, v in schedulers.items()}
 
@@ -108,9 +106,9 @@ class E2VPTLoop(EpochTrainLoop):
         metric: Name of the validation metric that decides; None takes the first.
         rule: 'greater' or 'less' is better.
         select: 'last' or 'best' validation of a candidate counts.
-        rewind: 'init' returns prompts and head to their stored values before 'train'; 'reinit' draws new ones (as the
-            published code); 'keep' goes on from the trained values, as leaving out the phase does for 'retrain'.
-            Candidates of the search start so too.
+        rewind: Where 'retrain' and candidates of the search begin. 'init': at the stored values before 'train';
+            'reinit': at new ones, by the next random seed (as the published code); 'keep': at the trained values, as
+            'retrain' does without this phase.
         scorer: Options of :class:`mmpetl.pruning.scores.PromptScorer`.
         score_dataloader: Config of another dataloader to score on; None scores on the training data, each sample once.
         val_begin, val_interval, dynamic_intervals: As in MMEngine's ``EpochBasedTrainLoop``.
@@ -160,7 +158,7 @@ class E2VPTLoop(EpochTrainLoop):
                        _levels('segments', segments, method.segments, min(min_segments, method.segments), percents)]
         self._check_config('prune' in self.phases and 'search' in (tokens, segments))
         self.state = PruningState(method.num_tokens, method.segments)
-        self.files = PruningFiles(f'{runner.work_dir}/pruning')
+        self.folder = os.path.join(runner.work_dir, 'pruning')
         self.resuming, self._checkpoint = bool(runner.cfg.get('resume')), _ValuesOnly()
         runner.register_hook(self._checkpoint)
 
@@ -175,6 +173,9 @@ class E2VPTLoop(EpochTrainLoop):
                 'or give numbers for tokens and segments')
         if any(isinstance(hook, EMAHook) for hook in self.runner.hooks):
             raise ValueError('E2VPTLoop: EMAHook keeps a copy of the unpruned model; remove it from custom_hooks')
+        if any(isinstance(hook, ClassStartHook) for hook in self.runner.hooks):
+            raise ValueError('E2VPTLoop: its trainings begin at values of their own, not at class tokens; remove '
+                             'ClassStartHook from custom_hooks')
 
     @property
     def model(self) -> nn.Module:
@@ -199,19 +200,23 @@ class E2VPTLoop(EpochTrainLoop):
             self.runner.logger.info(f'E2VPT: phase {phase}')
             getattr(self, f'_phase_{phase}')()
             self.state.done.append(phase)
-            self.files.save(self.state)
+            save_state(self.folder, self.state)
             if phase in ('prune', 'retrain') and is_main_process():
-                draw(self.state, self.files.path('timeline.png'))
+                draw(self.state, self._path('timeline.png'))
         return self.runner.model
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
 
     def _begin(self) -> None:
         """Find out where the work stands, and store the initial values."""
-        stored = self.files.load()
+        stored = load_state(self.folder)
+        barrier()  # all have read what the main process is about to change
         if stored is not None and (self.resuming or self.phases[0] != 'train'):
             found, here = (stored.num_tokens, stored.segments), (self.state.num_tokens, self.state.segments)
             if found != here:
                 raise ValueError(
-                    f"E2VPTLoop: {self.files.path('state.json')} is of a run with (tokens, segments) = {found}, "
+                    f"E2VPTLoop: {self._path('state.json')} is of a run with (tokens, segments) = {found}, "
                     f'the config has {here}: use another work dir or remove it')
             self.state = stored
             if not self.resuming:
@@ -222,11 +227,16 @@ class E2VPTLoop(EpochTrainLoop):
         begun = self.resuming and stored is not None
         if self.resuming and self._checkpoint.loaded and not begun:
             raise ValueError(f"E2VPTLoop: the checkpoint belongs to no run of this loop with "
-                             f"{self.files.path('state.json')}; start without --resume")
+                             f"{self._path('state.json')}; start without --resume")
         if 'train' in self.phases and not begun:
-            self._check_unpruned()
-            self.files.put('init', take(self.model))
-        self.files.save(self.state)
+            self._store('init')
+        save_state(self.folder, self.state)
+
+    def _store(self, name: str) -> None:
+        """Store the values of the model, which must not be pruned."""
+        if len(self.method.kept) < self.method.num_tokens:
+            raise ValueError('E2VPTLoop: the model is pruned already; load weights that are not')
+        store(self.model, self._path(f'{name}.safetensors'))
 
     def _remove_checkpoints(self) -> None:
         """Remove what trainings before left, lest a resumed run takes it for its own."""
@@ -236,22 +246,17 @@ class E2VPTLoop(EpochTrainLoop):
                 if name.endswith('.pth') and os.path.isfile(path := os.path.join(folder, name)) and os.sep not in name:
                     os.unlink(path)
 
-    def _check_unpruned(self) -> None:
-        if len(self.method.kept) < self.method.num_tokens:
-            raise ValueError('E2VPTLoop: the model is pruned already; load weights that are not')
-
     def _phase_train(self) -> None:
-        self.files.put('trained', take(self._fit('train')[0]))
+        store(self._fit('train')[0], self._path('trained.safetensors'))
 
     def _phase_score(self) -> None:
         if 'train' in self.state.done:
-            restore(self.model, self.files.get('trained'))
+            restore(self.model, self._path('trained.safetensors'))
         elif self._checkpoint.loaded:
-            self._check_unpruned()
-            self.files.put('trained', take(self.model))
+            self._store('trained')
         else:
             raise ValueError('E2VPTLoop: phase score needs a trained model: run phase train before, or set load_from')
-        self.model.to(get_device())
+        self.model.to(get_device())  # every training moves it to the CPU
         scores = self.scorer.score(self.model, self._score_loader())
         self.state.scores = dict(
             tokens=scores.tokens.tolist(), segments=scores.segments.tolist(), samples=scores.samples)
@@ -279,15 +284,14 @@ class E2VPTLoop(EpochTrainLoop):
             f'E2VPT: prune {pair[0]} tokens and {pair[1]} segments of each; kept: {self.state.kept}')
 
     def _phase_rewind(self) -> None:
-        self._rewind(self._chosen(), self.rewind)
+        self._chosen()  # where 'retrain' begins stands in its config
 
     def _phase_retrain(self) -> None:
-        if 'rewind' not in self.state.done:
-            self._rewind(self._chosen(), 'keep')
         model, _ = self._fit('retrain', self._chosen())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self.runner.logger.info(
-            f'E2VPT: {trained} trainable parameters, {len(self.method.kept)} of {self.method.num_tokens} prompts')
+            f'E2VPT: {trained} trainable parameters, {len(find_prunable(model)[2].kept)} of {self.state.num_tokens} '
+            'prompts')
 
     def _chosen(self) -> Pair:
         if self.state.chosen is None:
@@ -300,22 +304,12 @@ class E2VPTLoop(EpochTrainLoop):
         """Validation value of a pair, found now or before."""
         value = self.state.value(pair)
         if value is None:
-            self._rewind(pair, self.rewind)
             values = self._fit(f'{pair[0]}-{pair[1]}', pair)[1]
             value = values[-1] if self.select == 'last' else self.sign * max(self.sign * v for v in values)
             self.state.add_run(pair, value)
-            self.files.save(self.state)
+            save_state(self.folder, self.state)
             self.runner.logger.info(f'E2VPT: without {pair[0]} tokens and {pair[1]} segments: {value:.4f}')
         return value
-
-    def _rewind(self, pair: Pair, how: str) -> None:
-        """Store the values from which a training without ``pair`` begins."""
-        restore(self.model, self.files.get('trained' if how == 'keep' else 'init'))
-        if how == 'reinit':
-            set_random_seed(self.runner.seed, deterministic=self.runner.deterministic)
-            redraw(self.model)
-        self.method.prune(*self.state.masks(pair))
-        self.files.put('rewound', take(self.model))
 
     def _score_loader(self) -> Any:
         cfg = copy.deepcopy(self.score_dataloader or self.runner.cfg.train_dataloader)
@@ -332,7 +326,7 @@ class E2VPTLoop(EpochTrainLoop):
     def _fit(self, run: str, pair: Optional[Pair] = None) -> Tuple[nn.Module, List[float]]:
         """An ordinary training run: 'train', 'retrain', or a candidate of the search; its bare model and validation
         values."""
-        self.model.cpu()
+        self.model.cpu()  # a device need not hold two models
         if get_device() != 'cpu':
             gc.collect()  # the run before holds a model, too
         runner = build_runner(self._config(run, pair))
@@ -344,7 +338,7 @@ class E2VPTLoop(EpochTrainLoop):
         if run in ('train', 'retrain'):
             ordered = sorted(last, key=lambda key: key != name)
             self.state.results[run] = {key: last[key] for key in ordered if math.isfinite(last[key])}
-            self._epoch, self._iter = runner.epoch, runner.iter
+            self._epoch, self._iter = runner.epoch, runner.iter  # hooks of the outer run ask this loop for them
         if run == self.phases[-1]:
             self.runner.model = runner.model
         return unwrap(runner.model), [metrics[name] for metrics in found if name]
@@ -365,15 +359,16 @@ class E2VPTLoop(EpochTrainLoop):
         name = f'{top.get("experiment_name") or Path(top.filename or "pruning").stem}_{run}'
         work_dir, folder, out_dir = self._folders(run)
         epochs = self.search_epochs if search else self.max_epochs
-        values = self.files.path('init.safetensors' if run == 'train' else 'rewound.safetensors')
+        how = 'init' if run == 'train' else self.rewind if search or 'rewind' in self.state.done else 'keep'
+        begin = dict(init=self._path('init.safetensors'), keep=self._path('trained.safetensors')).get(how)
         custom, default = list(cfg.get('custom_hooks') or ()), dict(cfg.get('default_hooks') or {})
         cfg.update(
             work_dir=work_dir,
             experiment_name=name,
             train_cfg=dict(self.validation, type='mmpetl.EpochTrainLoop', max_epochs=epochs,
-                           val_begin=min(self.val_begin, epochs)),
-            randomness=dict(cfg.get('randomness') or {}, seed=self.runner.seed),
-            custom_hooks=[*custom, dict(type='mmpetl.StartHook', path=values)],
+                           val_begin=min(self.val_begin, epochs)),  # a short one is validated, too
+            randomness=dict(cfg.get('randomness') or {}, seed=self.runner.seed + (how == 'reinit')),
+            custom_hooks=[*custom, dict(type='mmpetl.StartHook', path=begin)],
             default_hooks=default,
             param_scheduler=scale_schedule(cfg.get('param_scheduler'), epochs / self.max_epochs),
             **self._origin(folder))
@@ -398,20 +393,3 @@ class E2VPTLoop(EpochTrainLoop):
         found = [path for path in (given, newest_checkpoint(folder).path)
                  if path and os.path.dirname(os.path.abspath(path)) == os.path.abspath(folder)]
         return dict(resume=bool(found), load_from=found[0] if found else None)
-
-
-@torch.no_grad()
-def redraw(model: nn.Module) -> None:
-    """Draw the methods' and the head's initial values anew; the base stays as it is.
-
-    Args:
-        model: A model with ``backbone.petl``.
-    """
-    for method in model.backbone.petl.values():
-        method.reset_parameters()
-    for name, child in model.named_children():
-        if name not in ('backbone', 'data_preprocessor') and hasattr(child, 'init_weights'):
-            for module in child.modules():
-                if isinstance(module, BaseModule):
-                    module.is_init = False
-            child.init_weights()

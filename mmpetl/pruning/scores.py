@@ -75,7 +75,7 @@ class PromptScores:
             total = scores.shape[-1]
             if not 0 <= count < total:
                 raise ValueError(f'cannot prune {count} of {total} {what}: choose 0..{total - 1}')
-            order = scores.argsort(stable=True, dim=-1)
+            order = scores.argsort(stable=True, dim=-1)  # among equals the first, on every machine
             keep.append(torch.ones_like(scores, dtype=torch.bool).scatter_(-1, order[..., :count], False))
         return keep[0], keep[1]
 
@@ -147,6 +147,7 @@ class PromptScorer:
         petl, training, full = backbone.petl, model.training, backbone.petl.full_prompts
         kept = method.kept
         # What is summed: token scores, segment scores, votes, samples.
+        # In double: the sum must not depend on how samples are dealt out to batches and processes.
         total = torch.zeros(len(kept) * (1 + method.segments) + 2, dtype=torch.float64)
         model.eval()
         # Windows cannot hold prompts that differ by sample as bare keys and values.
@@ -173,7 +174,7 @@ class PromptScorer:
         for found, shape in ((mean[:len(kept)], (-1, )), (mean[len(kept):], (len(kept), -1))):
             found = found.view(shape)
             if self.normalise:
-                found = found / (found.norm(dim=-1, keepdim=True) + 1e-20)
+                found = found / (found.norm(dim=-1, keepdim=True) + 1e-20)  # as published; all zero stays zero
             scores = found.new_full((method.num_tokens, *found.shape[1:]), float('-inf'))
             scores[kept.cpu()] = found
             parts.append(scores)
@@ -188,11 +189,12 @@ class PromptScorer:
             return model.parse_losses(model(**data, mode='loss'))[0] * count
 
         gates = [like.new_zeros(count, kept, *more, requires_grad=True) for more in ((), (method.segments, ))]
+        # Differences of two losses would drown in half precision.
         with torch.enable_grad(), torch.autocast(like.device.type, enabled=False):
             set_gates(petl, method, gates[0] if self.target == 'attention' else None)
             with method.gating(gates[0] if self.target == 'embedding' else None, gates[1]):
                 whole = loss()
-                found = torch.autograd.grad(whole, gates, materialize_grads=True)
+                found = torch.autograd.grad(whole, gates, materialize_grads=True)  # removal reads no token gate
             by_token, by_segment = (
                 (g.abs() if self.reduce == 'mean_of_abs' else g).sum(0) for g in (g.double() for g in found))
             if self.target == 'removal':

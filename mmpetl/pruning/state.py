@@ -3,11 +3,11 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import Hook
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -16,36 +16,9 @@ from ..registry import HOOKS
 from ..tuning import adapter_state, find_backbone, unwrap
 from ..weights.io import atomic_write, load_file, write_json
 from ..weights.reading import read_json
-from .scores import PromptScores
+from .scores import PromptScores, find_prunable
 
-Snapshot = Dict[str, Tensor]
 Pair = Tuple[int, int]
-
-
-def take(model: nn.Module) -> Snapshot:
-    """Copies on the CPU of all but the frozen base: methods, head and its buffers, tuned parameters of the base."""
-    return {key: tensor.detach().cpu().clone().contiguous() for key, tensor in adapter_state(model).items()}
-
-
-@torch.no_grad()
-def restore(model: nn.Module, snapshot: Snapshot) -> None:
-    """Put a snapshot back; methods take on its numbers of tokens.
-
-    Raises:
-        ValueError: If the snapshot is of another model.
-    """
-    backbone, prefix = find_backbone(model)
-    own = adapter_state(model)
-    if set(own) != set(snapshot):
-        raise ValueError(f'the stored snapshot differs at {sorted(set(own) ^ set(snapshot))[0]!r}: it was made with '
-                         'another model config')
-    for name, method in backbone.petl.items():
-        start = f'{prefix}petl.{name}.'
-        method.load_state_dict({k.removeprefix(start): v for k, v in snapshot.items() if k.startswith(start)})
-    for key, tensor in own.items():
-        if not key.startswith(f'{prefix}petl.'):
-            tensor.copy_(snapshot[key])
-    backbone.petl.refresh()
 
 
 @dataclass
@@ -110,89 +83,91 @@ class PruningState:
         self.results = {k: v for k, v in self.results.items() if k not in phases}
 
 
-class PruningFiles:
-    """The files of one pruning: ``state.json`` and ``<name>.safetensors``. Only the main process touches the disk.
+def load_state(folder: str) -> Optional[PruningState]:
+    """The state in ``folder/state.json``, or None if there is none.
 
-    Args:
-        folder: Where they lie.
+    Raises:
+        ValueError: If the file cannot be read as a state.
     """
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def path(self, name: str) -> str:
-        return os.path.join(self.folder, name)
-
-    def save(self, state: PruningState) -> None:
-        if is_main_process():
-            write_json(self.path('state.json'), asdict(state))
-
-    def load(self) -> Optional[PruningState]:
-        """The stored state, or None if there is none.
-
-        Raises:
-            ValueError: If the file cannot be read as a state.
-        """
-        path = self.path('state.json')
-        found = _from_main(path, _json)
-        if found is None:
-            return None
-        if not isinstance(found, dict) or set(found) != {f.name for f in fields(PruningState)}:
-            raise ValueError(f'{path} is not the state of a pruning run; remove it to start anew')
-        return PruningState(**found)
-
-    def put(self, name: str, snapshot: Snapshot) -> None:
-        if is_main_process():
-            atomic_write(self.path(f'{name}.safetensors'), lambda file: file.write(to_bytes(snapshot)))
-
-    def get(self, name: str) -> Snapshot:
-        """A snapshot by name.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        path = self.path(f'{name}.safetensors')
-        found = _from_main(path, lambda p: dict(load_file(p)['state_dict']))
-        if found is None:
-            raise ValueError(f'E2VPTLoop: {path} is missing: run phase train first in this work dir' +
-                             (", or choose rewind='keep'" if name == 'init' else ''))
-        return found
-
-
-def _json(path: str) -> Any:
+    path = os.path.join(folder, 'state.json')
+    if not os.path.isfile(path):
+        return None
     try:
-        return read_json(path)
-    except ValueError:
-        return 'damaged'
+        return PruningState(**read_json(path))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{path} is not the state of a pruning run; remove it to start anew') from error
 
 
-def _from_main(path: str, read: Callable[[str], Any]) -> Any:
-    """What the main process reads from a file, in every process; None if there is no file."""
-    found = [read(path) if is_main_process() and os.path.isfile(path) else None]
-    broadcast_object_list(found)
-    return found[0]
+def save_state(folder: str, state: PruningState) -> None:
+    """Write ``folder/state.json``, in the main process alone."""
+    if is_main_process():
+        write_json(os.path.join(folder, 'state.json'), asdict(state))
+
+
+def store(model: nn.Module, path: str) -> None:
+    """Write all but the frozen base: methods, head and its buffers, tuned parameters of the base."""
+    if is_main_process():
+        values = {key: tensor.detach().cpu().contiguous() for key, tensor in adapter_state(model).items()}
+        atomic_write(path, lambda file: file.write(to_bytes(values)))
+    barrier()
+
+
+def restore(model: nn.Module, path: str) -> None:
+    """Put stored values back; methods take on their numbers of tokens.
+
+    Raises:
+        ValueError: If they are missing or of another model.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f'E2VPTLoop: {path} is missing: run phase train first in this work dir')
+    values, own = load_file(path)['state_dict'], adapter_state(model)
+    if set(own) != set(values):
+        raise ValueError(f'{path} differs at {sorted(set(own) ^ set(values))[0]!r}: it was made with another model '
+                         'config')
+    backbone, prefix = find_backbone(model)
+    for name, method in backbone.petl.items():
+        start = f'{prefix}petl.{name}.'
+        method.load_state_dict({k.removeprefix(start): v for k, v in values.items() if k.startswith(start)})
+    with torch.no_grad():
+        for key, tensor in own.items():
+            if not key.startswith(f'{prefix}petl.'):
+                tensor.copy_(values[key])
+    backbone.petl.refresh()
 
 
 @HOOKS.register_module()
 class StartHook(Hook):
-    """Begin a training at the values of a snapshot, and note its validations; a resumed one goes on as it is.
+    """Begin a training at stored values, without what ``kept`` of the model's E2VPT leaves out; note its validations.
+
+    A resumed training goes on as it is.
 
     Args:
-        path: The snapshot, ``<work_dir>/pruning/<name>.safetensors``.
+        path: The values, ``<work_dir>/pruning/<name>.safetensors``; None: those that the model draws.
 
     Raises:
-        ValueError: If the snapshot is missing or of another model.
+        ValueError: If the values are missing or of another model.
     """
 
     priority = 'HIGHEST'  # the guards remember what training begins with
 
-    def __init__(self, path: str) -> None:
-        self.folder, file = os.path.split(path)
-        self.name = file.removesuffix('.safetensors')
+    def __init__(self, path: Optional[str] = None) -> None:
+        self.path = path
+        self.masks: Tuple[Tensor, Tensor]
+
+    def before_run(self, runner: Any) -> None:
+        # as kept says; load_from may bring others
+        method = find_prunable(unwrap(runner.model))[2]
+        self.masks = method.token_mask.bool(), method.segment_mask.bool()
 
     def before_train(self, runner: Any) -> None:
-        if runner.iter == 0:
-            restore(unwrap(runner.model), PruningFiles(self.folder).get(self.name))
+        if runner.iter:
+            return
+        if self.path:
+            restore(unwrap(runner.model), self.path)
+        backbone, _, method = find_prunable(unwrap(runner.model))
+        if not method.token_mask.requires_grad:  # else masks are trained: nothing is pruned yet
+            method.prune(*self.masks)
+            backbone.petl.refresh()
 
     def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
         before = runner.message_hub.runtime_info.get('validations', [])

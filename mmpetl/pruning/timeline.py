@@ -30,7 +30,7 @@ def draw(state: PruningState, path: str) -> None:
     """Write the picture as PNG, atomically."""
     labels, shares, values = timeline(state)
     size = (max(4., 1.5 + 0.55 * len(labels)), min(20., 3. + 0.16 * state.num_tokens))
-    figure = Figure(figsize=size, layout='constrained')
+    figure = Figure(figsize=size, layout='constrained')  # no pyplot: it would look for a display
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
     top.plot(range(len(labels)), values, 'o-')
     top.set_ylabel('validation')

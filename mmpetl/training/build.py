@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from .. import registry  # noqa: F401
 from ..adapters.facts import check_adapter, config_facts, forced
 from ..adapters.files import header_of, load_adapter
-from ..tuning import find_backbone
+from ..adapters.peft_folder import read_folder
+from ..tuning import find_backbone, head_keys
 from ..weights.adapter_file import is_adapter
 from ..weights.errors import WeightFileError
+from ..weights.hub import is_hub, is_peft, local_path
 from ..weights.io import atomic_write, load_file
 from .check import check_config
 from .config import load_config
@@ -90,6 +92,8 @@ def _leave_out_files(settings: Any) -> None:
     if isinstance(head, dict) and head.pop('text_features', None) is not None and str(
             head.get('type')).endswith('ZeroShotHead'):
         settings['head'] = None
+    if isinstance(settings.get('cls_head'), dict) and settings['cls_head'].get('text_features') is not None:
+        settings['cls_head']['text_features'] = None
 
 
 def load_trained(model: nn.Module, path: str, cfg: Optional[Config] = None,
@@ -99,7 +103,8 @@ def load_trained(model: nn.Module, path: str, cfg: Optional[Config] = None,
 
     Args:
         model: The model of a config.
-        path: Adapter file or checkpoint.
+        path: Adapter file, checkpoint, folder of peft, or ``hf://user/repo`` for an adapter or such a folder on the
+            hub.
         cfg: That config, whose classes and preprocessing are compared with the adapter's.
         force: See :func:`mmpetl.load_adapter`.
 
@@ -110,9 +115,14 @@ def load_trained(model: nn.Module, path: str, cfg: Optional[Config] = None,
         FileNotFoundError: If there is no such file.
         ValueError: If something is missing, or does not fit.
     """
-    path = os.path.expanduser(path)
+    named, path = path, local_path(path)
+    if is_peft(path):
+        return _load_peft(model, named, path)
     if is_adapter(path):
-        return load_adapter(model, path, force, **(config_facts(cfg) if cfg is not None else {}))
+        return load_adapter(model, named, force, **(config_facts(cfg) if cfg is not None else {}))
+    if is_hub(named):
+        raise WeightFileError(named, 'a safetensors file without adapter header',
+                              'only adapters are taken from the hub; name a base in init_cfg')
     loaded = load_file(path)
     state, header = loaded['state_dict'], header_of(loaded)
     if header is not None:
@@ -131,6 +141,24 @@ def load_trained(model: nn.Module, path: str, cfg: Optional[Config] = None,
     except RuntimeError as error:
         raise WeightFileError(path, str(error), 'use the config with which it was trained') from None
     return header
+
+
+def _load_peft(model: nn.Module, named: str, path: str) -> Dict[str, Any]:
+    """Base and folder of peft into the model of a config that has no methods.
+
+    Raises:
+        ValueError: If the folder has no head for the model's.
+    """
+    backbone, _ = find_backbone(model)
+    if len(backbone.petl):
+        raise ValueError(f'{named}: a folder of peft brings its own methods, and the config attaches '
+                         f'{", ".join(backbone.petl)}: take them out by --cfg-options model.backbone.petl=[]')
+    config, _ = read_folder(path)
+    if head_keys(model) and not config.get('modules_to_save'):
+        raise ValueError(f'{named}: this folder of peft holds no head, and that of the model would stay random: use '
+                         'it from Python, mmpetl.load_adapter')
+    model.init_weights()
+    return load_adapter(model, named)
 
 
 def check_output(path: str, inputs: Any = (), suffixes: Any = SUFFIXES) -> None:

@@ -247,6 +247,7 @@ def _fault(where: str, key: str, value: Any) -> str:
         return 'give a finite number'
     if key == 'crop_size' and all(type(v) is float and 0 < v <= 1 for v in items):
         return ''  # shares of the picture
+    # type() where isinstance would take True for a number
     if key in POSITIVE and value is not None and not (value == -1 and type(value) is int and key in MINUS_ONE) and not (
             items and all(type(v) is int and v > 0 for v in items)):
         return 'give a whole number from 1' + (', or -1 for never' if key == 'interval' else '')

@@ -43,6 +43,7 @@ class Typed:
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 _LOADER = frozenset({*inspect.signature(torch.utils.data.DataLoader.__init__).parameters, 'num_batch_per_epoch'})
 _LOOPS = dict(train_cfg='train', val_cfg='val', test_cfg='test')
+# MMEngine hands on to either of the two, by the entry type.
 _CLIP = frozenset(('type', *inspect.signature(torch.nn.utils.clip_grad_norm_).parameters,
                    *inspect.signature(torch.nn.utils.clip_grad_value_).parameters)) - {'parameters'}
 _PARAMWISE = frozenset(('custom_keys', 'lr_mult', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
@@ -70,6 +71,7 @@ def check_types(cfg: Mapping[str, Any], source: str) -> None:
     if scope not in ('mmengine', *root.MODELS.children) and importlib.util.find_spec(scope.split('.')[0]) is None:
         known = ('mmpretrain', 'mmaction')
         raise ValueError(f'{source}: default_scope={scope!r}: there is no such library{nearest(scope, known)}')
+    # registries of a library hang below MMEngine's as soon as they are imported
     if scope != 'mmengine' and importlib.util.find_spec(f'{scope}.registry'):
         importlib.import_module(f'{scope}.registry')
     for each in typed(cfg):

@@ -20,6 +20,7 @@ from mmengine.config import Config, ConfigDict
 from ..recipes import find_config
 from ..weights.adapter_file import is_adapter
 from ..weights.errors import WeightFileError
+from ..weights.hub import is_peft, local_path
 from ..weights.io import file_kind, load_file
 from .check import check_complete, check_config, check_sections
 from .flags import LOGGERS
@@ -49,11 +50,14 @@ def load_config(path: str) -> Config:
 
 
 def _check_checkpoint(path: str, resume: bool = False) -> None:
-    """Look at a local checkpoint before anything expensive is built; other addresses are left to the runner."""
+    """Look at a local checkpoint before anything expensive is built, and fetch an adapter of the hub; other addresses
+    are left to the runner."""
+    path = local_path(path)
+    if is_peft(path) and not resume:
+        return
     # the latter: a folder that DeepSpeed wrote
     if '://' in path or os.path.isfile(os.path.join(path, 'latest')):
         return
-    path = os.path.expanduser(path)
     file_kind(path)
     if not resume:
         return
@@ -67,7 +71,7 @@ def _check_checkpoint(path: str, resume: bool = False) -> None:
 def _set_common(cfg: Config, args: argparse.Namespace) -> None:
     """What training and testing share: launcher and work dir (command line, else config, else the config's name)."""
     cfg.launcher = args.launcher
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))  # older launchers give it as a flag only
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from ..datasets.collect import Collection
 from ..datasets.contact_sheet import as_picture, spread
 from ..datasets.how_to_get import and_get
-from ..datasets.loading import LoadImage, read_bytes
+from ..datasets.loading import LoadImage, read_bytes, split_member
 from ..datasets.survey import Survey, Tick, across, extent, survey_pictures, survey_videos
 from ..registry import DATASETS
 from .config import load_config
@@ -113,7 +113,7 @@ def check_config(path: str, decode: bool = True, jobs: int = 4, shown: int = 24,
         if not (cfg.get(loader) or {}).get('dataset'):
             continue
         if part == 'test' and 'val' in datasets and cfg[loader]['dataset'] == cfg[LOADERS['val']]['dataset']:
-            continue
+            continue  # looked at once, reported once
         try:
             datasets[part] = _build(cfg, loader)
         except (ValueError, OSError) as error:
@@ -160,17 +160,13 @@ def _survey(report: DataReport, files: Mapping[str, Sequence[str]], load: Option
                                    f'{high:g}) in mmpetl.LoadImage')
     else:
         report.problems += [f'unreadable: {path} is missing{and_get(path)}' for path in dict.fromkeys(paths)
-                            if not _there(path)]
+                            if not os.path.isfile(split_member(path)[0])]
         return
     report.fill(survey)
     pairs = across(files, survey)
     if pairs:
         report.problems.append(f'{len(pairs)} held-out {report.kind}s are byte for byte in training, first '
                                f'{pairs[0][1]} ({pairs[0][0]}): scores on them say nothing')
-
-
-def _there(path: str) -> bool:
-    return os.path.isfile(path.partition('.zip@')[0] + '.zip' if '.zip@' in path else path)
 
 
 def _samples(report: DataReport, dataset: Any, rows: Sequence[Mapping[str, Any]], count: int, cfg: Config) -> Samples:

@@ -3,6 +3,7 @@
 
 import argparse
 
+from ..console import VERBOSE
 from .options import ConfigOptions
 
 #: Name of a logger -> MMEngine's backend, the module that it needs, and the package that brings it.
@@ -30,6 +31,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='what started the processes')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by the launcher')
+    parser.add_argument('--verbose', action='store_true', help=VERBOSE)
     parser.add_argument('--debug', action='store_true', help='show tracebacks (as MMPETL_DEBUG=1 does)')
 
 

@@ -17,6 +17,7 @@ from mmengine.registry import FUNCTIONS, TRANSFORMS
 from mmengine.utils import ProgressBar
 from torch import nn
 
+from ..datasets.loading import split_member
 from ..datasets.video_io import spread
 from ..weights.reading import as_path
 from .build import build_model, load_trained, read_config
@@ -89,8 +90,7 @@ class Predictor:
         """Refuse an input before anything is computed."""
         if isinstance(one, (str, os.PathLike)):
             path = os.path.expanduser(os.fspath(one))
-            plain = path.partition('.zip@')
-            path = plain[0] + '.zip' if plain[1] else path
+            path = split_member(path)[0]
             if '://' not in path and not os.path.isfile(path):
                 what = 'is a folder: give the files in it' if os.path.isdir(path) else (
                     'no such file; give the path of a picture or video')

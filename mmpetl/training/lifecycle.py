@@ -5,6 +5,7 @@
 package that take the same arguments.
 """
 
+import logging
 import os
 from typing import Any, Dict, List, Optional
 
@@ -17,6 +18,9 @@ from .work_dir import Newest, newest_checkpoint
 
 #: Hooks that every training run has.
 HOOKS = ('mmpetl.RunGuardHook', 'mmpetl.ScheduleHook')
+#: Hooks without which a method would not be trained as published.
+HOOKS_OF = dict(AdaLoRA='mmpetl.AdaLoRAHook', GPS='mmpetl.ChoiceHook', SCT='mmpetl.ChoiceHook',
+                SPT='mmpetl.ChoiceHook')
 
 
 def _is(node: Any, name: str) -> bool:
@@ -44,7 +48,8 @@ def prepare(cfg: Config) -> Optional[Newest]:
         hooks['checkpoint']['type'] = 'mmpetl.CheckpointHook'
     custom = list(cfg.get('custom_hooks') or [])
     have = {str(hook.get('type')).split('.')[-1] for hook in custom if isinstance(hook, dict)}
-    cfg.custom_hooks = [*custom, *[dict(type=name) for name in HOOKS if name.split('.')[-1] not in have]]
+    wanted = [*HOOKS, *_hooks_of_methods(cfg)]
+    cfg.custom_hooks = [*custom, *[dict(type=name) for name in wanted if name.split('.')[-1] not in have]]
     _set_loop(cfg)
     _fit_schedule(cfg)
     _check_decay(cfg)
@@ -60,6 +65,14 @@ def prepare(cfg: Config) -> Optional[Newest]:
     return found
 
 
+def _hooks_of_methods(cfg: Config) -> List[str]:
+    """Hooks that the methods of a config need."""
+    methods = ((cfg.get('model') or {}).get('backbone') or {}).get('petl') or ()
+    listed = methods if isinstance(methods, (list, tuple)) else ()  # the backbone says what is wrong with another value
+    kinds = [str(m.get('type')).split('.')[-1] for m in listed if isinstance(m, dict)]
+    return list(dict.fromkeys(HOOKS_OF[kind] for kind in kinds if kind in HOOKS_OF))
+
+
 def _check_decay(cfg: Config) -> None:
     """Refuse layer-wise decay of what has no layer.
 
@@ -70,7 +83,7 @@ def _check_decay(cfg: Config) -> None:
     kind = wrapper.get('constructor') if isinstance(wrapper, dict) else None
     kind = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     methods = (cfg.model.get('backbone') or {}).get('petl') if isinstance(cfg.get('model'), dict) else None
-    if methods and 'LearningRateDecay' in kind:
+    if methods and any(word in kind for word in ('LearningRateDecay', 'LayerDecay')):
         names = ', '.join(str(method.get('type')) for method in methods)
         raise ValueError(f'optim_wrapper.constructor={kind!r} scales rates by the names of blocks, which {names} do '
                          'not have: set it to mmpetl.TrainableOptimWrapperConstructor and leave out its paramwise_cfg')
@@ -138,12 +151,20 @@ def _fit_schedule(cfg: Config) -> None:
 
 def _check_end(entry: Dict[str, Any], number: int, listed: List[Dict[str, Any]], last: Any) -> None:
     kind = str(entry.get('type')).split('.')[-1]
-    end = entry.get('end')
-    if end is None or last is None or not kind.startswith(('Cosine', 'Poly', 'OneCycle')) or end >= last:
+    if last is None or kind not in ('CosineAnnealingLR', 'PolyLR', 'OneCycleLR'):
+        return
+    period = entry.get('T_max', entry.get('total_steps'))
+    end = entry.get('end') if entry.get('end') is not None else period and entry.get('begin', 0) + period
+    if not isinstance(end, (int, float)) or end == last:
+        return
+    unit = 'epochs' if entry.get('by_epoch', True) else 'iters'
+    where = f'param_scheduler.{number} ({kind})'
+    if end > last:
+        print_log(f'{where} goes on to {end} and train_cfg.max_{unit} is {last}: its rate does not come down in this '
+                  'run. Leave out its end and T_max, so that they follow', 'current', logging.WARNING)
         return
     if any(isinstance(other, dict) and other.get('begin', 0) >= end for other in listed):
         return
-    unit = 'epochs' if entry.get('by_epoch', True) else 'iters'
-    raise ValueError(f'param_scheduler.{number} ({kind}) ends at {end} and train_cfg.max_{unit} is {last}: its last '
+    raise ValueError(f'{where} ends at {end} and train_cfg.max_{unit} is {last}: its last '
                      f'rate would stay for the rest. Leave out its end and T_max, so that they follow, or set both; '
                      f"dict(type='ConstantLR', factor=1, begin={end}) after it says that it shall stay")

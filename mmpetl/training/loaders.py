@@ -13,12 +13,15 @@ from typing import Any, Callable, Iterator, List
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from ..clean_errors import plain_error
+
 #: Seconds that workers get to end by themselves; one that reads a long video meanwhile is ended.
 PATIENCE = 2.
 
 
 def close_loaders_after(runner: Any, *names: str) -> None:
-    """Let methods of a runner shut its loaders down when they return or raise, also by KeyboardInterrupt.
+    """Let methods of a runner shut its loaders down when they return or raise, also by KeyboardInterrupt; what a worker
+    raised becomes one line.
 
     Args:
         runner: A runner of MMEngine. Its methods are replaced on the object: a subclass would shut out the runners that
@@ -35,6 +38,11 @@ def _closing(runner: Any, method: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
+        except Exception as error:
+            plain = plain_error(error)
+            if plain is None:
+                raise
+            raise plain from error
         finally:
             close_loaders(list(loaders_of(runner)))
 

@@ -18,7 +18,7 @@ class _Trainable(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._model = (model, )
+        self._model = (model, )  # in a tuple, or torch would make it a part, with its frozen parameters
 
     def parameters(self, recurse: bool = True):  # type: ignore[no-untyped-def]
         return (p for p in self._model[0].parameters(recurse) if p.requires_grad)

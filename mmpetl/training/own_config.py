@@ -2,6 +2,7 @@
 """The config of a data set of one's own: inherits a shipped base and schedule, adapted to the number of samples."""
 
 import os
+import shlex
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import ceil
@@ -127,7 +128,8 @@ def schedule(samples: int, largest_batch: int) -> Tuple[int, int, int]:
 def _reads_beside_text(choice: Choice) -> bool:
     """Whether the base was trained beside text, and so reads pictures that are normalised as there."""
     settings = Config.fromfile(str(bases('picture')[choice.base])).model.backbone
-    return ARCHS[ARCH_OF_TYPE[settings.type]].projects
+    arch = ARCHS.get(ARCH_OF_TYPE[settings.type])
+    return arch is not None and arch.projects
 
 
 def _base_paths(choice: Choice, kind: str, out: str) -> List[str]:
@@ -208,8 +210,8 @@ def config_text(lists: Lists, choice: Choice, name: str, out: str, trainable: st
     interval = max(1, epochs // 5)
     lines = [
         f'"""{" + ".join(choice.methods)} on {choice.base}, {name}: {len(lists.collection.classes)} classes, {kind}s: '
-        f'{counts}.', '', f'    mmpetl train {path}',
-        f'    mmpetl test {path} work_dirs/{stem}/adapter.safetensors', '',
+        f'{counts}.', '', f'    mmpetl train {shlex.quote(path)}',
+        f'    mmpetl test {shlex.quote(path)} work_dirs/{stem}/adapter.safetensors', '',
         *([f'Trainable: {trainable}.'] if trainable else []), 'Expected accuracy: unknown.', '"""', '', '_base_ = ['
     ]
     lines += [f'    {base!r},' for base in _base_paths(choice, kind, out)]

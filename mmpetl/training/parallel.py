@@ -23,6 +23,7 @@ from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_mod
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
+from ..backbones.base_dtype import name_of
 from ..backbones.block import SitedBlock
 from ..backbones.load_hook import taken_as_it_is
 from ..compat import cut_config_texts, install_deepspeed_stub
@@ -42,6 +43,20 @@ def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool
         nonwrapped_numel: Numbers in the module, which do not matter here.
     """
     return recurse or isinstance(module, SitedBlock)
+
+
+def check_base_dtype(model: Optional[nn.Module], strategy: str) -> None:
+    """Refuse a base that is stored in two precisions where a strategy lays parameters (...) out in one.
+
+    Raises:
+        ValueError: Names the strategy and the option.
+    """
+    petls = [getattr(m, 'petl', None) for m in (model.modules() if model else ())]
+    kinds = [name_of(petl.stored_as) for petl in petls if getattr(petl, 'stored', None)]
+    if kinds:
+        raise ValueError(f'{strategy}: base_dtype={kinds[0]!r} keeps norms and what trains in float32 beside weights '
+                         'of fewer bits, which this strategy cannot lay out together: leave base_dtype out, or train '
+                         "with base_dtype='bf16' and DDP")
 
 
 class _SeveralProcesses(BaseStrategy):
@@ -106,6 +121,7 @@ class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
         super().__init__(model_wrapper=wrapper, **kwargs)
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
+        check_base_dtype(model, type(self).__name__)
         self.whole = copy.deepcopy(model).cpu()
         model = super()._wrap_model(model)  # type: ignore[func-returns-value]
         units = [unit for unit in FSDP.fsdp_modules(model) if unit is not model]
@@ -177,6 +193,7 @@ class FSDPStrategy(_SeveralProcesses, UpstreamFSDP):
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
         """Give every process its shards of the state that :meth:`optim_state_dict` returns."""
+        # A shard begins where those of the processes before it end.
         held, before = self._held(), all_gather_object({name: p.numel() for name, p in self._held()})[:get_rank()]
         own: Dict[int, Dict[str, Any]] = {}
         for i, (name, shard) in enumerate(held):
@@ -257,6 +274,7 @@ class DeepSpeedStrategy(_SeveralProcesses, UpstreamDeepSpeed):
     def build_optim_wrapper(self, optim_wrapper: Any, model: Optional[nn.Module] = None) -> BaseOptimWrapper:
         """Move to DeepSpeed's config what its optimizer wrapper does not take, then build, then scale the learning
         rate."""
+        check_base_dtype(model, type(self).__name__)
         self.config['train_micro_batch_size_per_gpu'] = self.dispatch_kwargs.get('train_micro_batch_size_per_gpu', 1)
         if isinstance(optim_wrapper, dict):
             cfg = dict(optim_wrapper)

@@ -19,7 +19,7 @@ def memory_bytes() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 class _Rate(TextColumn):
@@ -76,7 +76,7 @@ def training_bar(runner: Any, console: Optional[Console] = None) -> Iterator[Non
         return
     progress = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), _Rate(''),
                         TimeRemainingColumn(), TextColumn('{task.fields[more]}'), console=console)
-    handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]
+    handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]  # a FileHandler is one, too
     streams = [handler.stream for handler in handlers]
     with progress:
         runner.register_hook(BarHook(progress))

@@ -17,10 +17,14 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 
 from .. import compat
+from ..console import quiet_class
 from ..datasets.how_to_get import and_get
 from ..hooks.adapter import AdapterHook
 from ..hooks.adapter_check import BelongsHook
+from ..hooks.name_samples import NameSamplesHook
 from ..tuning import unwrap
+from ..weights.hub import is_peft, local_path
+from .build import load_trained
 from .compiling import compile_blocks_in
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
@@ -29,6 +33,7 @@ from .lifecycle import name_base, prepare
 from .loaders import close_loaders_after
 from .naming import naming_keys
 from .progress_bar import training_bar
+from .said import TellHook, tell_end
 from .work_dir import claimed, is_first_process, note_command, refuse_or_clear
 
 _runs = itertools.count()
@@ -42,6 +47,10 @@ def _set_processes(cfg: Config) -> None:
     """
     if cfg.get('launcher', 'none') == 'none':
         return
+    backbone = (cfg.get('model') or {}).get('backbone')
+    if isinstance(backbone, dict) and str(backbone.get('base_dtype')).endswith(('int8', 'nf4')):
+        raise ValueError(f'--launcher {cfg.launcher}: base_dtype={backbone["base_dtype"]!r} is for one process, as the '
+                         "weights cannot be sent to others: use base_dtype='bf16', or one process")
     if cfg.launcher == 'pytorch':
         if 'RANK' not in os.environ:
             raise ValueError('--launcher pytorch is for torchrun: use bash tools/dist_train.sh CONFIG GPUS')
@@ -97,11 +106,11 @@ def build_runner(cfg: Config) -> Any:
     names = cfg.petl_checkpointing = cfg.get('petl_checkpointing') or reentrant
     if 'runner_type' in cfg:
         cfg.setdefault('env_cfg', {})
-        runner = RUNNERS.build(cfg)
-    else:
-        runner = RUNNERS.get('Runner').from_cfg(cfg)
+    kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+    runner = RUNNERS.build(cfg) if kind is None else quiet_class(kind).from_cfg(cfg)
     if not any(isinstance(hook, AdapterHook) for hook in runner.hooks):
         runner.register_hook(BelongsHook())
+    runner.register_hook(NameSamplesHook())
     if resumed is not None:
         runner.logger.info(str(resumed))
     if reentrant:
@@ -136,10 +145,15 @@ def _naming_data_keys(cfg: Config) -> Iterator[None]:
                 name, dataset = f'{name}.dataset', dataset['dataset']
             for key in ('ann_file', 'data_root'):
                 value = dataset.get(key) if isinstance(dataset, dict) else None
-                if path and isinstance(value, str) and value and os.path.join('/', value).rstrip('/') in path:
+                if path and isinstance(value, str) and value and (
+                        os.path.join('/', value).rstrip('/') in path
+                        or key == 'data_root' and path.startswith(os.path.abspath(value) + os.sep)):
                     raise FileNotFoundError(
                         f'{error.filename} does not exist: prepare the data set, or set {name}.{key} '
                         f'(in the config or by --cfg-options) to where it is{and_get(error.filename)}') from error
+        if path:
+            raise FileNotFoundError(
+                f'{error.filename} does not exist: mend the path, or the list that names it') from error
         raise
 
 
@@ -201,16 +215,25 @@ def run_training(args: argparse.Namespace) -> None:
         if is_first_process():
             note_command(cfg.work_dir, sys.argv)
         runner = build_runner(cfg)
+        runner.register_hook(TellHook())
         with training_bar(runner):
             runner.train()
+        tell_end(runner, args.config, args.cfg_options)
 
 
 def run_test(args: argparse.Namespace) -> dict[str, float]:
     """Test with parsed arguments; see :func:`test`."""
     cfg = test_config(args)
+    # The runner reads files; a folder of peft is put on the model that it has built.
+    folder = None
+    if cfg.load_from is not None and is_peft(local_path(cfg.load_from)):
+        folder, cfg.load_from = cfg.load_from, None
     with naming_keys(cfg, args.config), _naming_data_keys(cfg):
         runner = build_runner(cfg)
-        if cfg.load_from is None:
+        runner.register_hook(TellHook())
+        if folder:
+            load_trained(unwrap(runner.model), folder, cfg)
+        elif cfg.load_from is None:
             _init_untrained(runner.model, args.config)
         metrics = runner.test()
     if mmengine.dist.is_main_process():

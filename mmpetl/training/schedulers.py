@@ -32,5 +32,6 @@ class LinearLR(UpstreamLinearLR):
             more = {} if end is None else dict(end=end)
             return super().build_iter_from_epoch(*args, begin=begin, epoch_length=epoch_length, **more, **kwargs)
         first = int(begin * epoch_length)
+        # the shortest that upstream takes (it divides by end - begin - 1), and without effect
         kwargs.update(start_factor=1., end_factor=1., by_epoch=False)
         return cls(*args, begin=first, end=first + 2, **kwargs)

@@ -54,6 +54,7 @@ def claimed(work_dir: str) -> Iterator[None]:
         raise ValueError(f'{work_dir} cannot be a folder: {error.strerror}: name another one by --work-dir') from error
     path = os.path.join(folder, LOCK)
     while True:
+        # to append: opening must not empty what the owner has written
         file = open(path, 'a+', encoding='utf-8', errors='replace')  # noqa: SIM115  (held as long as the run lasts)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
