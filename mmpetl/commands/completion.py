@@ -6,7 +6,7 @@ from typing import Any, List
 
 from ..recipes import recipes
 
-SHELLS = ('bash', 'zsh', 'tcsh')
+SHELLS = ('bash', 'zsh', 'fish', 'tcsh')
 
 
 def add_parser(subparsers: Any) -> None:
@@ -33,13 +33,14 @@ def run(args: argparse.Namespace) -> int:
         for action in command._actions:
             if action.dest in ('config', 'configs') and not action.option_strings:
                 action.complete = {  # type: ignore[attr-defined]
-                    'bash': '_mmpetl_configs', 'zsh': '_mmpetl_configs', 'tcsh': 'f'}
+                    'bash': '_mmpetl_configs', 'zsh': '_mmpetl_configs', 'fish': '(_mmpetl_configs)', 'tcsh': 'f'}
             elif action.dest in ('checkpoint', 'adapter', 'file', 'files', 'path'):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     names = ' '.join(recipes())
     print(shtab.complete(parser, shell=args.shell, preamble={
         'bash': f'_mmpetl_configs() {{ compgen -W "{names}" -- "$1"; compgen -f -X "!*.py" -- "$1"; }}',
-        'zsh': f'_mmpetl_configs() {{ compadd {names}; _files -g "*.py"; }}'}))
+        'zsh': f'_mmpetl_configs() {{ compadd -- {names}; _files -g "*.py"; }}',
+        'fish': f'function _mmpetl_configs; string split " " "{names}"; __fish_complete_suffix .py; end'}))
     return 0
 
 

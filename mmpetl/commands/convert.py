@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..console import VERBOSE
 from ..weights import WeightFileError, convert
 from ..weights.archs import ALIASES, ARCHS, FORMATS
 from ..weights.convert_file import SUFFIXES, natural_arch, read_source, write_converted
@@ -88,5 +89,6 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command line of ``tools/convert_weights.py``."""
     parser = argparse.ArgumentParser(prog='tools/convert_weights.py', description=__doc__)
+    parser.add_argument('--verbose', action='store_true', help=VERBOSE)
     parser.add_argument('--debug', action='store_true', help='show tracebacks')
     run(_add_arguments(parser).parse_args(argv))

@@ -4,6 +4,7 @@
 import argparse
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any, List
 
@@ -14,6 +15,7 @@ from ..datasets.survey import Survey, extent, survey_pictures, survey_videos
 from ..datasets.video_lists import write_text
 from ..names import plain_name
 from ..training.own_config import Choice, choose, config_text
+from ..weights.bases import command_for
 from .numbers import whole
 from .progress import bar
 
@@ -93,6 +95,13 @@ def write_config(lists: Lists, choice: Choice, name: str, args: argparse.Namespa
     return path
 
 
+def _missing_base(config: str) -> str:
+    """The command that fetches the base of a config, if it is a file of the project's that is not there."""
+    from ..training.config import load_config
+    base = (load_config(config).model.backbone.get('init_cfg') or {}).get('checkpoint') or ''
+    return '' if os.path.exists(os.path.expanduser(base)) else command_for(base)
+
+
 def run(args: argparse.Namespace) -> int:
     """``mmpetl data make``."""
     source = Path(args.source).expanduser().resolve()
@@ -112,9 +121,11 @@ def run(args: argparse.Namespace) -> int:
     write_lists(lists, args.out, args.overwrite)
     path = write_config(lists, choice, name, args)
     _print(lists, survey)
-    print(f'wrote {path} and its lists; look at it by: mmpetl data check {path}\n'
-          f'train:  mmpetl train {path}\n'
-          f'test:   mmpetl test {path} work_dirs/{Path(path).stem}/adapter.safetensors')
+    missing, given = _missing_base(path), shlex.quote(path)
+    print(f'wrote {path} and its lists; look at it by: mmpetl data check {given}\n' +
+          (f'fetch:  {missing}\n' if missing else '') +
+          f'train:  mmpetl train {given}\n'
+          f'test:   mmpetl test {given} work_dirs/{Path(path).stem}/adapter.safetensors')
     return 0
 
 

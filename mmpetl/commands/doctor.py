@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from .. import compat
+from ..compat import environment
 from ..version import __version__
 
 #: Where the table of tested versions lies, seen from a checkout.
@@ -112,7 +112,7 @@ def pin_findings(text: Optional[str] = None, look_up: Callable[[str], Optional[s
             continue
         have = look_up(wanted.name)
         pinned = next(iter(wanted.specifier)).version
-        if have is not None and re.sub(r'\+.*', '', have) != pinned:
+        if have is not None and re.sub(r'\+.*', '', have) != pinned:  # 2.12.1+cpu is 2.12.1
             found.append(Finding('note', f'{wanted.name} (tested)', f'{have}, tested is {pinned}',
                                  f'pip install {wanted.name}=={pinned}'))
     return found
@@ -120,7 +120,7 @@ def pin_findings(text: Optional[str] = None, look_up: Callable[[str], Optional[s
 
 def _python() -> Finding:
     have = '.'.join(map(str, sys.version_info[:3]))
-    low, high = compat.PYTHON_RANGE
+    low, high = environment.PYTHON_RANGE
     if low <= sys.version_info[:2] < high:
         return Finding('ok', 'python', have)
     return Finding('wrong', 'python', f'{have}, needed is >={low[0]}.{low[1]},<{high[0]}.{high[1]}',
@@ -130,7 +130,7 @@ def _python() -> Finding:
 def trap_findings() -> List[Finding]:
     """The traps that :func:`mmpetl.compat.environment_warnings` knows."""
     found = []
-    for line in compat.environment_warnings():
+    for line in environment.environment_warnings():
         text, _, mend = line.partition(' Run: ')
         found.append(Finding('wrong', 'trap', text, mend))
     return found or [Finding('ok', 'traps', 'none of the known ones')]
@@ -179,6 +179,7 @@ def _device() -> Finding:
     import torch
     if torch.cuda.is_available():
         try:
+            # a torch without kernels for this GPU finds it all the same, and fails here
             (torch.ones(2, 2, device='cuda') @ torch.ones(2, 2, device='cuda')).sum().item()
         except RuntimeError as error:
             return Finding('wrong', 'device', f'{torch.cuda.get_device_name()}: {" ".join(str(error).split())[:120]}',
@@ -227,6 +228,7 @@ def _print(found: Sequence[Finding]) -> None:
     for entry in found:
         cells = (text.replace('[', r'\[') for text in (entry.name, entry.text, entry.mend))
         table.add_row(f'[{colours[entry.state]}]{entry.state}[/]', *cells)
+    # in a pipe rich would take 80 columns and break the commands that mend
     Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200).print(table)
     counts = {state: sum(entry.state == state for entry in found) for state in colours}
     print(f'{counts["ok"]} ok, {counts["note"]} to note, {counts["wrong"]} wrong')

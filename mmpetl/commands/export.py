@@ -10,9 +10,10 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..merging import MergeReport, merge, probe_for
 from ..training.build import FORCE, build_model, check_output, load_trained, read_config, write_state
 from ..training.options import ConfigOptions
-from ..tuning import MergeReport, adapter_header, adapter_state, find_backbone, merge, probe_for
+from ..tuning import adapter_header, adapter_state, find_backbone
 from ..version import __version__
 from ..weights import write_json
 from ..weights.archs import ARCHS, known_elsewhere
@@ -37,9 +38,7 @@ class Scores(nn.Module):
         backbone, prefix = find_backbone(model)
         parts = [getattr(model, name, None) for name in ('neck', 'head', 'cls_head')] if prefix else []
         self.parts = nn.ModuleList([backbone, *(part for part in parts if part is not None)])
-        for part in self.parts:
-            part.eval()
-        self.training = False
+        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, [T,] H, W) -> (B, classes), or the last feature of a bare backbone."""
@@ -72,6 +71,7 @@ def export_onnx(model: nn.Module, path: str, backbone_only: bool = False) -> Lis
     """
     report, reason = merge_if_possible(model)
     backbone, _ = find_backbone(model)
+    backbone.petl.widen()
     module = Scores(backbone if backbone_only else model)
     difference = to_onnx(module, probe_for(backbone, 2), path)
     what = str(report) if report else f'not merged, the graph holds the methods: {reason}'
@@ -244,7 +244,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = read_config(args.config, args.cfg_options)
     if args.base:
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=args.base)
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr):  # building a model may log
         model = build_model(cfg)
         load_trained(model, args.adapter, cfg, args.force)
         model.eval()

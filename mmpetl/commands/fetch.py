@@ -86,7 +86,7 @@ def fetch_data(data: Data, root: str = '', mirrors: Sequence[str] = ()) -> int:
             print(f'unpacking {path}')
             unpack(path, folder / file.unpack)
             path.unlink()
-            done.touch()
+            done.touch()  # the archive is gone: without a mark it would be fetched again
     lacking = missing(data, folder)
     if not lacking:
         print(f'{data.name}: {folder} is complete')

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..adapters.facts import check_adapter, config_facts
 from ..adapters.files import header_of
+from ..adapters.peft_folder import read_folder
 from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
 from ..names import printable
 from ..weights import convert, detect, fingerprint
 from ..weights.archs import ARCHS, FORMATS
 from ..weights.convert_file import natural_arch, read_source
+from ..weights.hub import PEFT_TENSORS, is_hub, is_peft, local_path
 from ..weights.io import file_kind, load_file
 
 
@@ -27,7 +29,8 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
     """Describe a weight file; nothing in it is executed.
 
     Args:
-        path: Checkpoint, adapter file, published weights (torch, TorchScript, safetensors, npz, onnx).
+        path: Checkpoint, adapter file, folder of peft, published weights (torch, TorchScript, safetensors, npz, onnx),
+            or ``hf://user/repo`` for an adapter on the hub.
         config: Config whose backbone the weights are tried on.
 
     Returns:
@@ -40,8 +43,12 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no weight file, or does not fit the config.
     """
-    path = os.path.expanduser(path)
-    found: Dict[str, Any] = dict(path=path, bytes=0, kind='onnx')
+    named, path = path, local_path(path)
+    found: Dict[str, Any] = dict(path=named if is_hub(named) else path, bytes=0, kind='onnx')
+    settings: Dict[str, Any] = {}
+    if is_peft(path):
+        settings = {f'peft: {k}': _short(v) for k, v in read_folder(path)[0].items() if v not in (None, {}, [], '')}
+        path = os.path.join(path, PEFT_TENSORS)
     if path.endswith('.onnx') and os.path.isfile(path):
         loaded: Dict[str, Any] = dict(state_dict=read_source(path))
     else:
@@ -64,7 +71,7 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
         entries={
             k: _short(v)
             for k, v in loaded.items() if k != 'state_dict' and v is not header
-        },
+        } | settings,
         header=header)
     base = {k: v for k, v in state.items() if '.petl.' not in f'.{k}'}
     found['format'], found['fits'] = _fits(base, header)

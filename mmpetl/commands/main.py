@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..clean_errors import run_cleanly
+from ..console import VERBOSE, quiet
 from ..suggest import nearest
 from ..version import __version__
 
@@ -67,14 +68,19 @@ COMMANDS: Dict[str, Command] = {
     'convert': Command('convert', 'published weights to OpenMMLab key names', (
         'mmpetl convert ViT-B_16.npz vit-b16.safetensors', )),
     'inspect': Command('inspect', 'what a checkpoint or adapter file holds', (
-        'mmpetl inspect work_dirs/lora/adapter.safetensors', )),
+        'mmpetl inspect work_dirs/lora/adapter.safetensors', 'mmpetl inspect hf://user/repo')),
     'merge': Command('merge', 'merge an adapter into its base', (
         'mmpetl merge quickstart/lora work_dirs/lora/adapter.safetensors -o merged.pth', )),
     'export': Command('export', 'a model for other runtimes and libraries', (
         'mmpetl export quickstart/lora work_dirs/lora/adapter.safetensors -o model.onnx', )),
+    'push': Command('push', 'put an adapter onto the Hugging Face hub', (
+        'mmpetl push work_dirs/lora/adapter.safetensors user/quickdraw-lora --config quickstart/lora',
+        'mmpetl push adapter.safetensors user/flowers --private --licence cc-by-4.0')),
     'doctor': Command('doctor', 'check the installation', ('mmpetl doctor', )),
     'completion': Command('completion', 'tab completion for a shell', (
-        'mmpetl completion bash > ~/.local/share/bash-completion/completions/mmpetl', )),
+        'mmpetl completion bash > ~/.local/share/bash-completion/completions/mmpetl',
+        'mmpetl completion zsh > ~/.zfunc/_mmpetl    # with fpath=(~/.zfunc $fpath) before compinit in ~/.zshrc',
+        'mmpetl completion fish > ~/.config/fish/completions/mmpetl.fish')),
 }
 
 
@@ -106,6 +112,8 @@ def build_parser(command: Optional[str] = None) -> argparse.ArgumentParser:
     for added in subparsers.choices.values():
         if '--debug' not in added._option_string_actions:
             added.add_argument('--debug', action='store_true', help='show tracebacks (as MMPETL_DEBUG=1 does)')
+        if '--verbose' not in added._option_string_actions:
+            added.add_argument('--verbose', action='store_true', help=VERBOSE)
     return parser
 
 
@@ -121,6 +129,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if words and arguments[0] == words[0] and words[0] not in available():
         print(f'error: mmpetl has no command {words[0]!r}{nearest(words[0], available())}', file=sys.stderr)
         return 2
+    with quiet(arguments):  # from here on: a command's module may import libraries
+        return _run(arguments, words)
+
+
+def _run(arguments: List[str], words: List[str]) -> int:
     args = build_parser(words[0] if words else None).parse_args(arguments)
     status: List[Any] = [0]
 
@@ -129,6 +142,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             status[0] = args.run(args) or 0
             sys.stdout.flush()
         except BrokenPipeError:  # the reader has seen enough: mmpetl config list | head
+            # else Python flushes into the broken pipe once more as it ends, and complains
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return run_cleanly(run, arguments) or int(status[0])

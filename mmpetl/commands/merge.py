@@ -9,9 +9,11 @@ from typing import Any, Dict, Tuple
 from mmengine.config import Config
 from torch import nn
 
+from ..console import VERBOSE
+from ..merging import MergeReport, merge
 from ..training.build import FORCE, build_model, check_output, load_trained, read_config, write_state
 from ..training.options import ConfigOptions
-from ..tuning import MergeReport, adapter_header, find_backbone, merge
+from ..tuning import adapter_header, find_backbone
 from ..version import __version__
 from .numbers import positive
 
@@ -100,5 +102,6 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command line of ``tools/merge_adapter.py``."""
     parser = argparse.ArgumentParser(prog='tools/merge_adapter.py', description=__doc__)
+    parser.add_argument('--verbose', action='store_true', help=VERBOSE)
     parser.add_argument('--debug', action='store_true', help='show tracebacks')
     run(_add_arguments(parser).parse_args(argv))

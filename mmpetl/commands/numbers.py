@@ -23,10 +23,24 @@ def whole(least: int) -> Callable[[str], int]:
 
 def positive(text: str) -> float:
     """A type for argparse: a finite number above 0."""
+    value = _finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f'{text!r}: give a number above 0')
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A type for argparse: a finite number from 0."""
+    value = _finite(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f'{text!r}: give a number from 0')
+    return value
+
+
+def _finite(text: str) -> float:
+    """The number; -1 for what is none, and for infinite ones."""
     try:
         value = float(text)
     except ValueError:
-        value = 0.
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f'{text!r}: give a number above 0')
-    return value
+        return -1.
+    return value if math.isfinite(value) else -1.

@@ -43,6 +43,7 @@ def show(plans: Sequence[Plan]) -> None:
         '', *(p.config for p in plans), title='estimates in single precision; activations: kept for the backward pass')
     for cells in zip(*(rows(p) for p in plans)):
         table.add_row(cells[0][0], *(value.replace('[', r'\[') for _, value in cells))
+    # in a pipe rich would take 80 columns, too few for several plans
     Console(width=None if sys.stdout.isatty() else 40 + 44 * len(plans)).print(table)
 
 

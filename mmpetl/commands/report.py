@@ -13,21 +13,38 @@ from ..sweeps.report_files import markdown, write_all
 from ..sweeps.report_pages import run_name, run_page
 from ..sweeps.run_facts import is_run
 from ..weights.io import atomic_write
+from .numbers import whole
 from .progress import bar
 
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl report``; status 1 if a run that was planned is missing."""
     runs = [folder for folder in args.dirs if is_run(folder)]
+    if runs and not set(args.dirs) - set(runs) and (args.compare or args.tasks):
+        raise ValueError(f'--compare and --tasks are for sweeps, and {runs[0]} is a training run: leave them out')
+    _make_folder(args.out)
     for folder in runs:
         with bar(f'batches of {run_name(folder)}') as tick:
-            page = run_page(folder, not args.no_test, tick)
+            page = run_page(folder, not args.no_test, tick, args.maps)
         name = f'{run_name(folder).replace("/", "_")}.html' if args.out else 'report.html'
         path = os.path.join(args.out or folder, name)
         atomic_write(path, partial(write_text, page))
         print(path)
     sweeps = [folder for folder in args.dirs if folder not in runs]
     return _sweeps(sweeps, args.out, args.compare, args.tasks) if sweeps else 0
+
+
+def _make_folder(out: Optional[str]) -> None:
+    """Make the folder of ``--out``, before anything is tested.
+
+    Raises:
+        ValueError: If that is not possible.
+    """
+    try:
+        if out:
+            os.makedirs(out, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'--out {out} cannot be a folder: {error.strerror}: name another one') from error
 
 
 def _sweeps(folders: Sequence[str], out: Optional[str], pair: Optional[Sequence[str]],
@@ -49,7 +66,7 @@ def _sweeps(folders: Sequence[str], out: Optional[str], pair: Optional[Sequence[
 def _named(rows: List[Row], name: str) -> Row:
     found = [row for row in rows if row.name == name]
     if len(found) != 1:
-        raise ValueError(f'--compare: no sweep is called {name!r}; there are {", ".join(row.name for row in rows)}')
+        raise ValueError(f'--compare: no sweep is called {name!r}: name two of {", ".join(row.name for row in rows)}')
     return found[0]
 
 
@@ -68,4 +85,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         '--no-test', action='store_true', help='runs: without testing the adapter, which classes, confusions and worst '
         'samples come from')
+    parser.add_argument(
+        '--maps', type=whole(0), default=6, metavar='N', help='runs: of how many of the worst samples to draw what the '
+        'model looked at: attributions, attention, share of the prompts (default: 6; 0: none)')
     parser.set_defaults(run=run)

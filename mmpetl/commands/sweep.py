@@ -19,6 +19,7 @@ from ..names import printable
 from ..sweeps.plan import SweepPlan, Unit, budget, failures, forget_failures, make_plan, units, write_text
 from ..weights.io import atomic_write
 from .numbers import whole
+from .train import without
 
 
 def _parse_grid(texts: Optional[List[str]]) -> Optional[Dict[str, List[Any]]]:
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         f'final runs, in {work_dir}')
     if args.slurm:
         hidden = {'--slurm', '--slurm-jobs', '--slurm-line'}
-        script = slurm_script(_without(args.argv, hidden), work_dir, plan['name'], args.slurm_jobs, args.slurm_line)
+        script = slurm_script(without(args.argv, hidden), work_dir, plan['name'], args.slurm_jobs, args.slurm_line)
         atomic_write(args.slurm, partial(write_text, script))
         print(f'sbatch {args.slurm}')
         return 0
@@ -119,19 +120,6 @@ def run(args: argparse.Namespace) -> int:
     note_command(work_dir, sys.argv)
     work(plan, work_dir, jobs=args.jobs)
     return _close(plan, work_dir)
-
-
-def _without(argv: List[str], options: set) -> List[str]:
-    """Arguments without these options, each of which takes one value."""
-    kept, skip = [], False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word.split('=')[0] in options:
-            skip = '=' not in word
-        else:
-            kept.append(word)
-    return kept
 
 
 def _complete(unit: Unit) -> bool:
@@ -190,4 +178,4 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--slurm-line', action='append', default=[], metavar='OPTION',
                         help='further line of the script, for example --slurm-line=--gres=gpu:1')
     parser.add_argument('--dry-run', action='store_true', help='write the plan, print what would start, and stop')
-    parser.set_defaults(run=run, argv=sys.argv[2:])
+    parser.set_defaults(run=run, argv=sys.argv[2:])  # for the batch script, which gives the same command

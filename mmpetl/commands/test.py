@@ -3,6 +3,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ..training.flags import add_test_arguments
@@ -25,7 +26,11 @@ def here(args: argparse.Namespace) -> None:
     run_test(args)
 
 
+def _main(argv: Sequence[str]) -> None:
+    from ..training.run import test
+    test(argv)
+
+
 if __name__ == '__main__':
     from ..clean_errors import run_cleanly
-    from ..training.run import test
-    sys.exit(run_cleanly(test, sys.argv[1:]))
+    sys.exit(run_cleanly(_main, sys.argv[1:]))

@@ -6,7 +6,8 @@ import importlib
 import socket
 import subprocess
 import sys
-from typing import Any, List
+from collections.abc import Sequence
+from typing import Any, List, Set
 
 from ..training.flags import add_train_arguments
 
@@ -47,6 +48,19 @@ def launch(args: argparse.Namespace, module: str) -> int:
     return 0
 
 
+def without(argv: List[str], options: Set[str]) -> List[str]:
+    """Arguments without these options, each of which takes one value."""
+    kept, skip = [], False
+    for word in argv:
+        if skip:
+            skip = False
+        elif word.split('=')[0] in options:
+            skip = '=' not in word
+        else:
+            kept.append(word)
+    return kept
+
+
 def several(gpus: int, argv: List[str], module: str = __name__) -> int:
     """Run a command in several processes by torchrun.
 
@@ -58,16 +72,8 @@ def several(gpus: int, argv: List[str], module: str = __name__) -> int:
     Returns:
         The exit status of torchrun.
     """
-    kept, skip = [], False
-    for word in argv[1:]:
-        if not skip and not word.startswith('--gpus='):
-            skip = word == '--gpus'
-            if skip:
-                continue
-            kept.append(word)
-        else:
-            skip = False
-    with socket.socket() as probe:
+    kept = without(argv[1:], {'--gpus'})
+    with socket.socket() as probe:  # a free port: two runs on one machine would meet at torchrun's usual one
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     return subprocess.call([
@@ -75,7 +81,11 @@ def several(gpus: int, argv: List[str], module: str = __name__) -> int:
         f'--master-port={port}', '-m', module, *kept, '--launcher', 'pytorch'])
 
 
+def _main(argv: Sequence[str]) -> None:
+    from ..training.run import train
+    train(argv)
+
+
 if __name__ == '__main__':
     from ..clean_errors import run_cleanly
-    from ..training.run import train
-    sys.exit(run_cleanly(train, sys.argv[1:]))
+    sys.exit(run_cleanly(_main, sys.argv[1:]))

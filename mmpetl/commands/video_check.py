@@ -9,7 +9,7 @@ from typing import Dict, List, Union
 
 from ..datasets.how_to_get import and_get
 from ..datasets.tables.video import VIDEO_SETS
-from ..datasets.video_io import DECODERS
+from ..datasets.video_files.opening import MODULES
 from ..datasets.video_lists import Entry, read_video_list
 from ..datasets.video_prepare import check_counts
 from ..datasets.video_probe import Probe, check_videos
@@ -122,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ``--json``."""
     group = parser.add_argument_group('videos')
     group.add_argument(
-        '--decoder', choices=['auto', *DECODERS], default='auto', help='default: the one that training would use')
+        '--decoder', choices=['auto', *MODULES], default='auto', help='default: the one that training would use')
     group.add_argument('--timeout', type=float, default=30., help='seconds that one video may take (default 30)')
 
 

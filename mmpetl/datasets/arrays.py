@@ -38,13 +38,14 @@ def quickdraw_classes(say: Say = print) -> Dict[str, np.ndarray]:
     source = SOURCES['quickdraw']
     path = fetch.archive(source, say)
     suffix = '.ndjson.gz'
-    chosen = sorted(name for name, _ in fetch.members(source, path))[::17][:20]
+    chosen = sorted(name for name, _ in fetch.members(source, path))[::17][:20]  # from all over the alphabet
     drawings: Dict[str, np.ndarray] = {}
     for name, read in fetch.members(source, path):
         if name in chosen:
             content = unpacked(read(), f'{path.name}: {name}')
             try:
                 table = np.asarray([parse_json(line) for line in content.splitlines()], np.float32)
+                # ink is 1 there, and dark here
                 drawings[name[:-len(suffix)]] = 255 - np.rint(255 * table).astype(np.uint8).reshape(-1, 28, 28)
             except (TypeError, ValueError) as error:
                 raise fetch.FetchError(f'{path.name}: {printable(name)} holds no drawings: {error}') from None
@@ -63,5 +64,5 @@ def sklearn_digits() -> List[np.ndarray]:
         raise fetch.FetchError(
             'the digits come with scikit-learn, which is not installed. Run: pip install scikit-learn') from None
     bunch = load_digits()
-    images = 255 - np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    images = 255 - np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # ink is up to 16 there
     return [images[bunch.target == i] for i in range(10)]

@@ -46,6 +46,7 @@ class _Images:
 
     def __init__(self, count: int, shape: Tuple[int, ...]) -> None:
         size = int(np.prod(shape))
+        # max: no memory of 0 bytes can be mapped
         self.pixels = np.frombuffer(mmap.mmap(-1, max(count * size, 1)), np.uint8, count * size).reshape(count, *shape)
         self.original = np.frombuffer(mmap.mmap(-1, max(count * 8, 1)), np.int32, count * 2).reshape(count, 2)
         self.filled = np.frombuffer(mmap.mmap(-1, max(count, 1)), np.uint8, count)
@@ -94,8 +95,7 @@ class CachedDataset:
             self._images = _Images(len(self.dataset), shape)
         print_log(
             f'{type(self.dataset).__name__}: {"caching" if self._images else "NOT caching"} {len(self.dataset)} '
-            f'images of '
-            f'{shape[0]}x{shape[1]} ({need / 2**30:.2f} GiB, limit {self._limit / 2**30:.2f} GiB)',
+            f'images of {shape[0]}x{shape[1]} ({need / 2**30:.2f} GiB, limit {self._limit / 2**30:.2f} GiB)',
             logger='current')
         self._decided = True
 
@@ -130,7 +130,7 @@ class CachedDataset:
         if self._images is None:
             return self.dataset[idx]
         info: Dict[str, Any] = self.dataset.get_data_info(idx)
-        slot = info['sample_idx']
+        slot = info['sample_idx']  # idx itself may be negative
         if not self._images.filled[slot]:
             self._fill(slot, copy.deepcopy(info))
         # A copy: later transforms may write into the image.
@@ -144,8 +144,7 @@ class CachedDataset:
         if image.shape != want or image.dtype != np.uint8:
             raise ValueError(
                 f"CachedDataset: {info.get('img_path')} is {image.shape} {image.dtype} after the cached transforms, "
-                f"the first "
-                f'image {want} uint8: add a resize or crop to one size at the head of the pipeline')
+                f'the first image {want} uint8: add a resize or crop to one size at the head of the pipeline')
         self._images.pixels[slot] = image
         self._images.original[slot] = result['ori_shape']
         self._images.filled[slot] = 1

@@ -120,7 +120,7 @@ class ClipRandAugment(BaseTransform):
         names = list(LEVELS)
         draws: List[Draw] = []
         for index in np.random.choice(len(names), self.num_ops):
-            if self.prob < 1. and random.random() > self.prob:
+            if self.prob < 1. and random.random() > self.prob:  # at 1 nothing is drawn, as published
                 continue
             level = random.gauss(self.magnitude, self.magnitude_std) if self.magnitude_std > 0 else self.magnitude
             argument = LEVELS[names[index]]

@@ -116,7 +116,7 @@ def _from_folders(source: str, kind: str, given: Tuple[str, ...]) -> Collection:
     subs = subfolders(source)
     parts = [name for name in subs if name in SPLITS]
     if 'train' not in parts and 'trainval' not in parts:
-        parts = []
+        parts = []  # classes that happen to be called so
     elif len(parts) < len(subs):
         odd = next(name for name in subs if name not in parts)
         raise ValueError(f'{source} holds {", ".join(parts)} and also {odd}: parts and classes side by side; move one '
@@ -172,6 +172,7 @@ def _from_list(source: str, kind: str, given: Tuple[str, ...], root: str, column
         if not 0 <= label < len(names):
             raise ValueError(f'{where}: label {line.label!r} is none of the {len(names)} classes'
                              + nearest(line.label, place))
+        # a list that was written on Windows
         name = line.name if os.path.isfile(os.path.join(root, line.name)) else line.name.replace('\\', '/')
         if not os.path.isfile(os.path.join(root, name)):
             raise FileNotFoundError(f'{where}: {os.path.join(root, name)} does not exist; --root is the folder that '

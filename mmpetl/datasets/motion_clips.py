@@ -58,8 +58,8 @@ def render(drawing: np.ndarray, motion: str, rng: np.random.Generator) -> np.nda
     frames = []
     for t in np.linspace(-1., 1., FRAMES) * amount:
         matrix = cv2.getRotationMatrix2D((centre, centre), angle, size * (np.exp(0.4 * t) if motion == 'size' else 1.))
-        matrix[:,
-               2] += (x + (24. * t if motion == 'x' else 0.) - centre, y + (18. * t if motion == 'y' else 0.) - centre)
+        matrix[0, 2] += x + (24. * t if motion == 'x' else 0.) - centre
+        matrix[1, 2] += y + (18. * t if motion == 'y' else 0.) - centre
         strokes = cv2.warpAffine(255 - drawing, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)[..., None] / 255.
         frames.append((paper * (1. - strokes) + ink * strokes).astype(np.uint8))
     return np.stack(frames)
@@ -72,6 +72,7 @@ def write_mp4(path: Path, frames: np.ndarray) -> None:
         RuntimeError: If OpenCV cannot encode mp4 here.
     """
     import cv2
+    # not H.264, which the OpenCV of PyPI cannot write
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'mp4v'), RATE, (frames.shape[2], frames.shape[1]))
     if not writer.isOpened():
         raise RuntimeError(f'{path}: this OpenCV has no MPEG-4 encoder; install opencv-python from PyPI')
@@ -106,6 +107,7 @@ def write_clips(folder: Path, drawings: Mapping[str, Sequence[np.ndarray]], seed
         rows: List[Tuple[str, int]] = []
         (folder / part).mkdir(parents=True)
         for number, image in enumerate(images):
+            # a generator for each: a clip stays the same whatever the number of others
             forward = {motion: render(image, motion, np.random.default_rng([seed, part == 'test', number, i]))
                        for i, motion in enumerate(('x', 'y', 'size'))}
             for label, name in enumerate(CLASSES):
@@ -179,8 +181,4 @@ def write_weights(path: Path, state: Dict[str, torch.Tensor]) -> None:
     """Write a state dict as ``.safetensors``."""
     from safetensors.torch import save
     data = save({key: value.contiguous() for key, value in state.items()}, metadata={'format': 'pt'})
-    atomic_write(path, lambda file: _write(file, data))
-
-
-def _write(file: Any, data: bytes) -> None:
-    file.write(data)
+    atomic_write(path, lambda file: file.write(data))

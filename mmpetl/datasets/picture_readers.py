@@ -97,6 +97,7 @@ def read_tiff(data: bytes, image: Optional[Image.Image], bands: Optional[Sequenc
         tags: Any = image.tag_v2  # type: ignore[attr-defined]
         bits, count, kind = tags.get(BITS, (1,)), tags.get(SAMPLES, 1), tags.get(FORMAT, (1,))
         extra = tuple(np.atleast_1d(tags.get(EXTRA, ())))
+        # what Pillow understands: grey, colours, grey with alpha
         known = count == 1 or tags.get(PHOTOMETRIC) in COLOURS or (count == 2 and extra[:1] in ((1,), (2,)))
         if max(bits) <= 8 and set(kind) == {1} and known:
             return None
@@ -120,6 +121,7 @@ def _by_tifffile(data: bytes, bands: Optional[Sequence[int]]) -> Stored:
         orientation = page.tags[ORIENTATION].value if ORIENTATION in page.tags else 1
     if values.ndim == 3 and axes.startswith('S'):
         values = np.moveaxis(values, 0, -1)
+    # 3: numbers of a palette, which are no brightness
     if values.ndim not in (2, 3) or values.dtype.kind not in 'buif' or photometric == 3:
         raise ValueError(f'is a TIFF file with axes {axes}, numbers of type {values.dtype} and photometric '
                          f'interpretation {photometric}: grey or bands of real numbers are needed')
@@ -147,7 +149,7 @@ def read_deep_png(data: bytes) -> Optional[Stored]:
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if values is None or values.dtype != np.uint16 or values.ndim != 3:
         raise ValueError('cannot be decoded')
-    return Stored(values[:, :, [2, 1, 0, 3][:values.shape[2]]])
+    return Stored(values[:, :, [2, 1, 0, 3][:values.shape[2]]])  # OpenCV: BGR, then alpha
 
 
 def is_dicom(data: bytes) -> bool:

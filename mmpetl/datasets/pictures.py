@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .picture_readers import (
+    ORIENTATION,
     Stored,
     check_growth,
     choose_bands,
@@ -60,11 +61,16 @@ def decode_picture(data: bytes,
     try:
         stored = read_stored(data, bands, upright)
     except DAMAGED as error:
-        # the readers' own words begin with what the file is
-        text = ' '.join(str(error).split()) or type(error).__name__
-        known = type(error) is ValueError and text.split(' ')[0] in ('is', 'has', 'holds')
-        raise ValueError(text if known else f'cannot be decoded ({text})') from None
+        raise ValueError(what_is_wrong(error)) from None
     return show(stored, background, window)
+
+
+def what_is_wrong(error: BaseException) -> str:
+    """An error of :func:`read_stored` in one line, to be put after the name of the file."""
+    text = ' '.join(str(error).split()) or type(error).__name__
+    # the readers' own words begin with what the file is
+    known = type(error) is ValueError and text.split(' ')[0] in ('is', 'has', 'holds')
+    return text if known else f'cannot be decoded ({text})'
 
 
 def read_stored(data: bytes, bands: Optional[Sequence[int]] = None, upright: bool = True) -> Stored:
@@ -90,7 +96,7 @@ def read_stored(data: bytes, bands: Optional[Sequence[int]] = None, upright: boo
         image.load()
         stored = _from_pillow(_upright(image) if upright else image)
     elif upright and not tiff:
-        stored.values = turn(stored.values, image.getexif().get(0x0112, 1))
+        stored.values = turn(stored.values, image.getexif().get(ORIENTATION, 1))
     if bands is not None and not tiff:
         values = stored.values
         stored.values = choose_bands(values if values.ndim == 3 else values[:, :, None], bands)
@@ -139,6 +145,7 @@ def show(stored: Stored, background: Optional[Sequence[int]] = WHITE, window: Wi
         top = np.iinfo(alpha.dtype).max if alpha.dtype.kind in 'ui' else 1
         cover = np.rint(alpha.astype(np.float64) * (255 / top)).clip(0, 255).astype(np.uint32)
         under = np.asarray(background, np.uint32)
+        # + 127: to the nearest
         picture = ((picture * cover + under * (255 - cover) + 127) // 255).astype(np.uint8)
     return np.ascontiguousarray(picture)
 
@@ -168,6 +175,6 @@ def _check_range(values: np.ndarray, top: float) -> None:
     if not np.isfinite(values).all():
         raise ValueError(f'holds NaN or infinite numbers: {advice} (NaN becomes black)')
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > top or 0 < high < top / 16:
+    if low < 0 or high > top or 0 < high < top / 16:  # 12 bits, as cameras and scanners have, fill a sixteenth of 16
         why = f'outside 0..{top:g}' if low < 0 or high > top else f'all below a sixteenth of 0..{top:g}'
         raise ValueError(f'holds {kind} from {low:g} to {high:g}, {why}: {advice}')

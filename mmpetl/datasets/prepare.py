@@ -5,9 +5,8 @@ Every recipe is deterministic and atomic: its result is complete or absent, and 
 """
 
 import json
-from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -25,15 +24,6 @@ from .sources import SOURCES, Source
 Say = Callable[[str], None]
 #: Raised when the files that a recipe writes change, so that older ones are made again.
 RECIPE = 1
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    """Write an (H, W) uint8 image."""
-    import cv2
-    done, data = cv2.imencode('.png', image)
-    if not done:
-        raise RuntimeError(f'{path}: cannot be encoded as PNG')
-    path.write_bytes(data.tobytes())
 
 
 def write_classes(folder: Path, images: Sequence[np.ndarray], classes: Sequence[str], split: Tuple[int, int, int],
@@ -63,7 +53,7 @@ def write_classes(folder: Path, images: Sequence[np.ndarray], classes: Sequence[
         place.mkdir(parents=True)
         names.append([f'images/{place.name}/{i:03d}.png {label}' for i in range(sum(split))])
         for i in range(sum(split)):
-            _write_png(place / f'{i:03d}.png', stack[i])
+            (place / f'{i:03d}.png').write_bytes(small_tasks.png(stack[i]))
     for kind, (start, stop) in bounds.items():
         lines = [line for of_class in names for line in of_class[start:stop]]
         (folder / f'{kind}.txt').write_text('\n'.join(lines) + '\n')
@@ -123,10 +113,6 @@ def digits10(target: Path, say: Say = print) -> None:
                                                            (100, 20, 50), about))
 
 
-def _write(data: bytes, file: BinaryIO) -> None:
-    file.write(data)
-
-
 def dinov2_vits14(target: Path, say: Say = print) -> None:
     """DINOv2 ViT-S/14, fp32, under its publisher's names, as one ``.safetensors`` file."""
     from safetensors.torch import save
@@ -147,7 +133,7 @@ def dinov2_vits14(target: Path, say: Say = print) -> None:
             'sha256': source.member_sha256,
             FINGERPRINT_KEY: fingerprint(state)
         })
-    atomic_write(target, partial(_write, data))
+    atomic_write(target, lambda file: file.write(data))
 
 
 #: What ``tools/fetch_data.py`` prepares: name -> (file or folder below the cache folder, recipe, version of the

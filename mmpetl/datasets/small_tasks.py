@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Four small real data sets in the file forms of VTAB-1k and ELEVATER, made from packages that anyone can fetch.
 
-===============  =======  ====================
-========================================================================== task             classes  training / test
-  images ===============  =======  ====================
-  ==========================================================================
-quickdraw        20       800 + 200 / 600       Quick, Draw!, 28 x 28, dark strokes on white
-digits           10       800 + 200 / 500       scikit-learn's digits, 8 x 8, dark on white
-pneumonia        2        800 + 200 / 500       chest X-rays, 224 x 224, out of the training and test folders as
-packaged dsprites_loc     16       800 + 200 / 600       dSprites, 64 x 64, horizontal position by VTAB's label rule;
-rows at random ===============  =======  ====================
-==========================================================================
+============  =======  ===============  =====================================================================
+task          classes  training / test  images
+============  =======  ===============  =====================================================================
+quickdraw     20       800 + 200 / 600  Quick, Draw!, 28 x 28, dark strokes on white
+digits        10       800 + 200 / 500  scikit-learn's digits, 8 x 8, dark on white
+pneumonia     2        800 + 200 / 500  chest X-rays, 224 x 224, out of the package's training and test folders
+dsprites_loc  16       800 + 200 / 600  dSprites, 64 x 64, horizontal position by VTAB's label rule, at random
+============  =======  ===============  =====================================================================
 
 ``vtab/<task>/`` holds ``train800.txt``, ``val200.txt``, ``train800val200.txt``, ``test.txt`` and ``images/``;
 ``elevater/<task>/`` holds the same images as ``train.zip`` (all 1,000) and ``test.zip`` with the index files
@@ -77,8 +75,8 @@ def by_class(name: str, classes: Sequence[str], pictures: Sequence[Sequence[Tupl
         ValueError: If a class has too few images.
     """
     parts: Dict[str, List[Picture]] = {}
-    for part, rows, start, count in (('train800', pictures, 0, 800), ('val200', pictures, 800, 200), ('test', tests, 0,
-                                                                                                      test_count)):
+    for part, rows, start, count in (('train800', pictures, 0, 800), ('val200', pictures, 800, 200),
+                                     ('test', tests, 0, test_count)):
         first, each = start // len(classes), count // len(classes)
         for label, of_class in enumerate(rows):
             if len(of_class) < first + each:
@@ -142,8 +140,8 @@ def stored_rows(path: Path, name: str, rows: Sequence[int]) -> Iterator[np.ndarr
             raise ValueError(f'{path} has no array {name!r}')
         with bundle.open(f'{name}.npy') as file:
             version = np.lib.format.read_magic(file)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1,
-                                                                             0) else np.lib.format.read_array_header_2_0
+            form = np.lib.format
+            read_header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
             shape, fortran, dtype = read_header(file)
             if fortran or dtype.hasobject or not shape:
                 raise ValueError(f'{path}: the array {name!r} is not one of plain numbers in C order')

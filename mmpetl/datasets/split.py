@@ -2,6 +2,7 @@
 """Cut a data set into training, validation and test: stratified, seeded, what belongs together kept together."""
 
 import random
+from collections import Counter
 from typing import Dict, List, Sequence, Tuple
 
 PARTS = ('train', 'val', 'test')
@@ -52,8 +53,7 @@ def split(labels: Sequence[int], groups: Sequence[str], val: float = 0.2, test: 
     units = list(together.values())
     random.Random(seed).shuffle(units)
     units.sort(key=len, reverse=True)  # stable: random among equals
-    counts = {label: labels.count(label) if isinstance(labels, list) else list(labels).count(label)
-              for label in set(labels)}
+    counts = Counter(labels)
     lacking = {(part, label): float(share) for label, count in counts.items()
                for part, share in zip(PARTS, shares(count, val, test))}
     parts = [''] * len(labels)

@@ -14,7 +14,7 @@ import numpy as np
 from ..weights.reading import open_regular
 from .how_to_get import and_get
 from .loading import read_bytes
-from .pictures import DAMAGED, read_stored, show
+from .pictures import DAMAGED, read_stored, show, what_is_wrong
 from .video_probe import check_videos
 
 Tick = Callable[[int, int], None]
@@ -101,8 +101,7 @@ def _picture(path: str, bands: Optional[Sequence[int]], window: Optional[Tuple[f
     try:
         stored = read_stored(data, bands)
     except DAMAGED as error:
-        known = isinstance(error, ValueError) and str(error).split(' ')[0] in ('is', 'has', 'holds')
-        look.wrong = str(error) if known else f'cannot be decoded ({error})'
+        look.wrong = what_is_wrong(error)
         return look
     values = stored.values
     look.size = (int(values.shape[0]), int(values.shape[1]))

@@ -17,6 +17,7 @@ from ..weights.reading import open_regular
 
 Example = Dict[str, List[Any]]
 _SHARD = re.compile(r'(?P<name>.+)-(?P<split>\w+)\.tfrecord-(?P<number>\d{5})-of-(?P<total>\d{5})')
+# Of CRC-32C, whose polynomial zlib's crc32 does not have.
 _CRC = [0] * 256
 for _i in range(256):
     _value = _i
@@ -48,6 +49,7 @@ def offsets(path: str) -> List[Tuple[int, int]]:
             length = int.from_bytes(header[:8], 'little')
             if len(header) < 12 or masked_crc(header[:8]) != int.from_bytes(header[8:], 'little'):
                 raise ValueError(f'{path}: no TFRecord at byte {position}: it is another kind of file, or damaged')
+            # a record: length (8 bytes), its checksum (4), the data, their checksum (4)
             if position + 16 + length > size:
                 raise ValueError(f'{path} is cut off in the record at byte {position}: fetch it again')
             found.append((position + 12, length))
@@ -133,7 +135,6 @@ class Records(Sequence[Dict[str, Any]]):
 
     Args:
         paths: The shards in their order.
-        parsed: Called with each example.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:

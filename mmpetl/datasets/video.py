@@ -21,7 +21,7 @@ from .video_lists import read_video_list
 from .video_probe import LEVELS, Probe, check_videos
 from .video_transforms import ShortSideResize
 
-#: Loader workers whose skipped videos are counted separately.
+#: Loader workers whose skipped videos are counted separately: adding to one number at once would lose some.
 SLOTS = 256
 
 

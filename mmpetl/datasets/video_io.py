@@ -23,8 +23,7 @@ from .video_files.errors import VideoError
 from .video_files.opening import AUTO, MODULES, installed, open_video
 from .video_transforms import ShortSideResize
 
-#: Decoder -> module that must be importable.
-DECODERS = MODULES
+#: Decoder -> package that brings it.
 PACKAGES = {'pyav': 'av', 'opencv': 'opencv-python', 'decord': 'decord'}
 
 
@@ -39,8 +38,8 @@ def choose_decoder(decoder: str = 'auto') -> str:
         if found is None:
             raise ValueError('no video decoder is installed: pip install av')
         return found
-    if decoder not in DECODERS:
-        raise ValueError(f'unknown decoder {decoder!r}' + nearest(decoder, ['auto', *DECODERS]))
+    if decoder not in MODULES:
+        raise ValueError(f'unknown decoder {decoder!r}' + nearest(decoder, ['auto', *MODULES]))
     if not installed(decoder):
         raise ValueError(f"decoder '{decoder}' is not installed: pip install {PACKAGES[decoder]}, or write "
                          "decoder='auto'")

@@ -3,7 +3,7 @@
 
 import os
 import re
-from typing import BinaryIO, Iterable, List, NamedTuple, Optional, Tuple
+from typing import Iterable, List, NamedTuple, Optional, Tuple
 
 from ..weights.io import atomic_write
 from .how_to_get import how_to_get
@@ -85,9 +85,4 @@ def write_video_list(path: str, rows: Iterable[Tuple[str, int]], delimiter: str 
 
 def write_text(path: str, text: str) -> None:
     """Write a text file, which appears only when it is complete; folders are made."""
-
-    def write(file: BinaryIO) -> None:
-        file.write(text.encode())
-
-    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    atomic_write(path, write)
+    atomic_write(path, lambda file: file.write(text.encode()))

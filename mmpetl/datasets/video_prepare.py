@@ -158,10 +158,8 @@ def check_counts(info: VideoSet, lists: Lists, classes: Sequence[str]) -> List[s
                 wrong.append(f'{where}: {len(rows)} videos, published are {count}')
             if len({label for _, label in rows}) != info.num_classes:
                 wrong.append(f'{where}: {len({label for _, label in rows})} of {info.num_classes} classes occur')
-        both = {name
-                for name, _ in lists[split]['train']} & {name
-                                                         for name, _ in lists[split]['test']
-                                                         } if split in lists else set()
+        names = [{name for name, _ in rows} for rows in lists.get(split, {}).values()]
+        both = set.intersection(*names) if names else set()
         if both:
             wrong.append(f'{split}: {len(both)} videos are in both lists, for example {sorted(both)[0]}')
     return wrong
@@ -179,6 +177,7 @@ def encode(source: Path, target: Path, short_side: int, ffmpeg: str) -> str:
     Returns:
         '' or why it failed.
     """
+    # x264 takes even sides only; -2 is what keeps the shape, made even
     side = f'2*trunc(min({short_side}\\,{{}})/2)'
     scale = f"scale=w='if(gt(iw\\,ih)\\,-2\\,{side.format('iw')})':h='if(gt(iw\\,ih)\\,{side.format('ih')}\\,-2)'"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -329,6 +328,6 @@ def main(name: str, doc: Optional[str], argv: Optional[Sequence[str]] = None) ->
     try:
         return prepare(name, args)
     except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError) and not error.errno
+        missing = isinstance(error, FileNotFoundError) and not error.errno  # in our own words, without how to get it
         print(f'error: {error}{and_get("", name, str(args.root)) if missing else ""}', file=sys.stderr)
         return 1

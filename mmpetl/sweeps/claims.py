@@ -14,6 +14,7 @@ from ..weights.guards import parse_json
 from ..weights.reading import read_text
 
 #: Seconds between signs of life, and after which a silent worker is taken for dead.
+#: The second outlasts the minute for which NFS may show an old time stamp.
 BEAT, DEAD = 15., 120.
 
 
@@ -37,6 +38,7 @@ class Claim:
         """Try to take the claim; False if a living worker holds it."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         try:
+            # of several workers on several machines, the file system lets one make the file
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
             with os.fdopen(handle, 'w') as file:
                 file.write(self.token)

@@ -55,14 +55,15 @@ def compare(first: Row, second: Row) -> Comparison:
     """
     from scipy.stats import ttest_1samp, wilcoxon
     if first.suite != second.suite:
-        raise ValueError(f'{first.name} and {second.name} are of different suites: {first.suite}, {second.suite}')
+        raise ValueError(f'{first.name} and {second.name} are of different suites: {first.suite}, {second.suite}; '
+                         'name two of one suite')
     pairs = {f'{task}, {run}': cell.by_run[run] - other
              for task, cell in first.cells.items() if task in second.cells
              for run, other in second.cells[task].by_run.items() if run in cell.by_run}
     if not pairs:
         raise ValueError(f'{first.name} and {second.name} share no finished run: the same tasks and seeds are compared')
     differences = list(pairs.values())
-    moved = len(set(differences)) > 1
+    moved = len(set(differences)) > 1  # without spread the t-test divides by 0
     return Comparison(first.name, second.name, pairs, statistics.fmean(differences), interval(differences),
                       float(ttest_1samp(differences, 0).pvalue) if moved else None,
                       float(wilcoxon(differences).pvalue) if moved and any(differences) else None)

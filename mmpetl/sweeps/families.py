@@ -6,11 +6,13 @@ from typing import Any, Dict, Tuple
 OTHER = 'other methods'
 #: Family -> the methods of it, by their registered names.
 FAMILIES: Dict[str, Tuple[str, ...]] = {
-    'weight updates': ('LoRA', 'DoRA', 'VeRA', 'FacT', 'KAdaptation', 'LoHa', 'LoKr', 'OFT', 'BOFT'),
+    'weight updates': ('LoRA', 'DoRA', 'VeRA', 'FacT', 'KAdaptation', 'LoHa', 'LoKr', 'OFT', 'BOFT',
+                       'GLoRA', 'AdaLoRA', 'GPS', 'SPT'),
     'adapters': ('Adapter', 'AdaptFormer', 'AdapterPlus', 'Compacter', 'Convpass', 'PATT', 'STAdapter', 'RepAdapter',
-                 'Mona', 'ARC', 'AIM'),
+                 'Mona', 'ARC', 'AIM', 'SCT', 'ZeroI2V', 'DualPath',
+                 'ResTuning'),
     'prompts': ('VPT', 'E2VPT', 'APT', 'Prefix'),
-    'side networks': ('LST', 'SynQT', 'VQT'),
+    'side networks': ('LST', 'SynQT', 'VQT', 'ResTuningBypass', 'Side4Video'),
     'scaling': ('SSF', 'IA3', 'RLRR', 'DiffFit'),
 }
 BASE, HEAD, MIXED = 'base parameters', 'head only', 'several families'

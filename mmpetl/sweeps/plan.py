@@ -19,10 +19,9 @@ from ..training.options import merge_options
 from ..training.tasks import prepare_suite
 from ..weights.io import atomic_write, write_json
 from ..weights.reading import read_json
-from .search import DECAY, LR, Params, Scores, Search, as_dict, build_search, diverges
+from .search import ALIASES, Params, Scores, Search, as_dict, build_search, diverges
 from .trial import SKIPPED, Result, Trial, check_search_epochs, read_result, write_result
 
-ALIASES = {'lr': LR, 'wd': DECAY, 'weight_decay': DECAY}
 PLAN_FILE = 'sweep.json'
 #: A sweep as its file holds it.
 SweepPlan = Dict[str, Any]
@@ -38,7 +37,7 @@ def _check_grid(cfg: Any, grid: Optional[Mapping[str, Sequence[Any]]], source: s
         ValueError: Naming the key and the value.
     """
     for short, values in (grid or {}).items():
-        key = dict(lr=LR, wd=DECAY).get(short, short)
+        key = ALIASES.get(short, short)
         for value in values:
             trial = copy.deepcopy(cfg)
             merge_options(trial, {key: value}, '--grid')
@@ -157,10 +156,11 @@ def _checked_plan(plan: Any, path: str) -> SweepPlan:
     kinds = dict(name=str, suite=str, tasks=list, seeds=list, cfg_options=dict, select=str, search=str, grid=dict)
     whole = dict(shot_seeds=(list, type(None)), root=(str, type(None)))
     if not isinstance(plan, dict):
-        raise ValueError(f'{path} is not the plan of a sweep')
+        raise ValueError(f'{path} is not the plan of a sweep: name the folder of one, or begin it anew by mmpetl sweep')
     for key, kind in {**kinds, **whole}.items():
         if not isinstance(plan.get(key), kind):  # type: ignore[arg-type]
-            raise ValueError(f'{path} is not the plan of a sweep: {key!r} is a {type(plan.get(key)).__name__}')
+            raise ValueError(f'{path} is not the plan of a sweep: {key!r} is a {type(plan.get(key)).__name__}: begin '
+                             'the sweep anew by mmpetl sweep')
     known = get_suite(plan['suite']).tasks
     for task in plan['tasks']:
         if not isinstance(task, str) or task not in known:
@@ -224,6 +224,7 @@ class Unit:
 
     def scores(self) -> Scores:
         """Validation scores of the search so far; failed and skipped trials are None."""
+        # The search is asked again with every round of results: what it wants next depends on them.
         known: Dict[Params, Optional[float]] = {}
         while True:
             found = False
@@ -257,8 +258,9 @@ class Unit:
         return [t for t in self.finals() if self.result(t) is None]
 
     def settle(self, trial: Trial) -> bool:
-        """Write the result of a trial that need not run: one that must diverge. True if it was one."""
-        if trial.phase != 'search' or not diverges(trial.params):
+        """Write the result of a trial that need not run: one of a coarse-to-fine search, whose rates are constant and
+        for any batch, that must diverge. True if it was one."""
+        if self.plan['search'] != 'coarse_to_fine' or trial.phase != 'search' or not diverges(trial.params):
             return False
         write_result(
             self.folder(trial),
@@ -316,7 +318,7 @@ def startable(every: Sequence[Unit], busy: Set[str]) -> List[Tuple[Unit, Trial]]
     found: List[Tuple[Unit, Trial]] = []
     for unit in every:
         waiting = unit.waiting()
-        while sum(unit.settle(t) for t in waiting):
+        while sum(unit.settle(t) for t in waiting):  # any() would settle one and look again
             waiting = unit.waiting()
         found += [(unit, t) for t in waiting if unit.folder(t) not in busy]
     return found

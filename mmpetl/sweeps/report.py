@@ -297,7 +297,9 @@ def time_of(rows: Sequence[Row]) -> Tuple[str, List[Optional[float]]]:
 def mean_label(rows: Sequence[Row]) -> str:
     """What the mean over :func:`tasks_of` is called: a part of the suite must not be taken for its mean."""
     suite, count = get_suite(rows[0].suite), len(tasks_of(rows))
-    return f'mean of {count}' if count == len(suite.tasks) else f"mean of these {count} tasks (not {suite.title}'s)"
+    if count == len(suite.tasks):
+        return f'mean of {count}'
+    return f"mean of {f'these {count} tasks' if count > 1 else 'this task'} (not {suite.title}'s)"
 
 
 def table(rows: Sequence[Row], pm: str = '±') -> List[List[str]]:

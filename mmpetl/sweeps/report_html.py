@@ -62,13 +62,15 @@ class Text:
 
 @dataclass
 class Section:
-    """A part of a page, in the order: note, pictures, tables, samples, texts."""
+    """A part of a page, in the order: note, pictures, tables, samples, texts; ``wide``: a sample has several pictures.
+    """
     title: str
     note: str = ''
     pictures: List[Picture] = field(default_factory=list)
     tables: List[Table] = field(default_factory=list)
     samples: List[Sample] = field(default_factory=list)
     texts: List[Text] = field(default_factory=list)
+    wide: bool = False
 
 
 def number(value: Optional[float], form: str = '.2f') -> Cell:

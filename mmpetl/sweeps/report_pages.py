@@ -14,6 +14,7 @@ from ..weights.reading import read_text
 from .compare import interval
 from .report import MISSING, Row, cell_text, mean_text, memory_of, tasks_of, time_of
 from .report_html import Cell, Picture, Sample, Section, Table, Text, data_uri, number, render
+from .report_maps import draw_maps, draw_prompts, maps_of, words_of
 from .report_plots import plot
 from .run_facts import Curve, Outcome, config_of, outcome_of, read_curves, trained_file
 from .short_names import short_names
@@ -50,14 +51,15 @@ def draw_curves(panels: Sequence[Tuple[str, str, Dict[str, Curve]]], file: Any) 
             step = max(1, len(curve) // POINTS)
             points = curve[::step] + ([curve[-1]] if (len(curve) - 1) % step else [])
             axes.plot(*zip(*points), marker='o' if len(points) < 12 else '', markersize=3, linewidth=1.2)
+            # matplotlib leaves labels that begin with '_' out of the legend
             axes.get_lines()[-1].set_label(f' {name}' if name.startswith('_') else name)
         axes.set_xlabel(x)
-        axes.set_ylabel(y, parse_math=False)
+        axes.set_ylabel(y, parse_math=False)  # names may hold $
         axes.grid(alpha=.25)
         if len(curves) > 1:
             for text in axes.legend(fontsize=7).get_texts():
                 text.set_parse_math(False)
-    figure.savefig(file, format='svg', metadata={'Date': None})
+    figure.savefig(file, format='svg', metadata={'Date': None})  # the same bytes whenever it is drawn
 
 
 def curve_pictures(folders: Dict[str, str]) -> List[Picture]:
@@ -191,13 +193,41 @@ def _draw_matrix(matrix: np.ndarray, file: Any) -> None:
     figure.savefig(file, format='png')
 
 
-def run_page(folder: str, test: bool = True, tick: Optional[Callable[[int, int], None]] = None) -> str:
+def maps_section(outcome: Outcome, count: int) -> List[Section]:
+    """What the model looked at in the worst samples; none where nothing is asked for.
+
+    Args:
+        outcome: The test, with its model.
+        count: Samples to explain.
+    """
+    samples, found = [], []
+    for bad in outcome.worst[:count]:
+        try:
+            found.append(maps_of(outcome.model, bad.inputs, bad.guess))
+        except ValueError as error:
+            return [Section('What the model looked at', f'No maps: {error}.')]
+        samples.append(Sample(data_uri(draw_maps(bad.inputs, outcome.swap, found[-1]), 'image/jpeg'), bad.name,
+                              outcome.classes[bad.label], outcome.classes[bad.guess],
+                              words_of(found[-1], outcome.classes[bad.guess])))
+    if not samples:
+        return []
+    note = ('The worst samples. Second picture: what adds to the score of the predicted class (red) and takes from it '
+            '(blue), by integrated gradients.')
+    note += (' Third: where the class token looks in the last block.' if found[0].attention is not None else '')
+    file = io.BytesIO()
+    caption = 'What each prompt adds to the score of the predicted class, mean over these samples'
+    pictures = [Picture(data_uri(file.getvalue(), 'image/svg+xml'), caption)] if draw_prompts(found, file) else []
+    return [Section('What the model looked at', note, pictures, samples=samples, wide=True)]
+
+
+def run_page(folder: str, test: bool = True, tick: Optional[Callable[[int, int], None]] = None, maps: int = 6) -> str:
     """The page of a training run.
 
     Args:
         folder: Its work dir.
         test: Test its adapter on the test data, for classes, confusions and the worst samples.
         tick: Called with (batches done, batches in all) of the test.
+        maps: Of how many of the worst samples maps are drawn of what the model looked at.
     """
     sections = [Section('', pictures=curve_pictures({'run': folder}))]
     if test:
@@ -209,6 +239,7 @@ def run_page(folder: str, test: bool = True, tick: Optional[Callable[[int, int],
                           f'probability of the true class {bad.probability:.3f}') for bad in outcome.worst]
         sections += [Section('Classes', tables=[class_table(outcome)]), confusion_section(outcome),
                      Section('Worst samples', 'Those of the highest loss, as the model sees them.', samples=samples)]
+        sections += maps_section(outcome, maps)
     sections.append(Section('How it was made', texts=texts_of(folder, config_of(folder))))
     return render(run_name(folder), sections)
 

@@ -78,7 +78,7 @@ def place_labels(axes: Any, points: Sequence[Tuple[float, float]], texts: Sequen
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
     figure = axes.figure
-    figure.canvas.draw()
+    figure.canvas.draw()  # lays out: only then are places in pixels known
     renderer, inside = figure.canvas.get_renderer(), axes.get_window_extent()
     here = [tuple(axes.transData.transform(point)) for point in points]
     unit = size * figure.dpi / 72
@@ -108,6 +108,7 @@ def _room(at: Tuple[float, float], width: float, height: float, taken: Sequence[
           unit: float) -> Tuple[float, float, bool]:
     """Left and lower edge of the nearest free place for a label around a point, in pixels, and whether it is far."""
     from matplotlib.transforms import Bbox
+    # Around the point in widening rings, right and left before above and below, where text reads best.
     for step in range(120):
         radius = unit * (.55 + .35 * step)
         for turn in (0.25, -0.25, 2.9, -2.9, 1.57, -1.57, 0.9, -0.9, 2.2, -2.2, 0.6, -0.6, 2.55, -2.55):
@@ -156,7 +157,7 @@ def plot(rows: Sequence[Row], file: BinaryIO, kind: str = 'png') -> None:
     for axes, (_, points) in zip(all_axes, panels):  # last: where they go depends on everything else
         place_labels(axes, [(p.cost, p.score) for p in points], [p.label for p in points],
                      bars=[p.spread for p in points])
-    figure.set_layout_engine('none')
+    figure.set_layout_engine('none')  # else saving would move the axes away from their labels
     figure.savefig(file, format=kind, dpi=150, metadata={'Date': None} if kind == 'svg' else None)
 
 

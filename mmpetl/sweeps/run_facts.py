@@ -15,8 +15,7 @@ import torch
 from ..datasets.contact_sheet import as_picture
 from ..training.build import build_model, load_trained, read_config
 from ..training.work_dir import ADAPTERS, newest_checkpoint
-from ..weights.guards import parse_json
-from ..weights.reading import MAX_LIST, read_text
+from .trial import log_rows, logs_of
 
 #: Largest side of a thumbnail, pixels.
 THUMB = 112
@@ -26,11 +25,7 @@ _ODD = ('data_time', 'time', 'memory', 'epoch', 'iter', 'step')
 
 def is_run(folder: str) -> bool:
     """Whether a folder is the work dir of a training run."""
-    return bool(_logs(folder))
-
-
-def _logs(folder: str) -> List[str]:
-    return sorted(glob.glob(os.path.join(glob.escape(folder), '*', 'vis_data', 'scalars.json')))
+    return bool(logs_of(folder))
 
 
 def config_of(folder: str) -> str:
@@ -41,7 +36,8 @@ def config_of(folder: str) -> str:
     """
     found = sorted(glob.glob(os.path.join(glob.escape(folder), '*', 'vis_data', 'config.py')))
     if not found:
-        raise FileNotFoundError(f'{folder} holds no run: no */vis_data/config.py, which training writes')
+        raise FileNotFoundError(f'{folder} holds no run: no */vis_data/config.py, which training writes: name the work '
+                                'dir of a run')
     return found[-1]
 
 
@@ -53,31 +49,26 @@ def read_curves(folder: str) -> Tuple[Dict[str, Curve], Dict[str, Curve]]:
     """
     training: Dict[str, Dict[int, float]] = {}
     testing: Dict[str, Dict[int, float]] = {}
-    for path in _logs(folder):
-        for line in read_text(path, MAX_LIST).splitlines():
-            try:
-                row = parse_json(line, finite=False)
-            except ValueError:  # the last line of a run that was killed while writing
-                continue
-            if not isinstance(row, dict) or not isinstance(row.get('step'), (int, float)):
-                continue
-            into = training if 'iter' in row else testing
-            for key, value in row.items():
-                if key not in _ODD and isinstance(value, (int, float)) and math.isfinite(value):
-                    into.setdefault(key, {})[int(row['step'])] = float(value)
+    for row in log_rows(folder):
+        into = training if 'iter' in row else testing
+        for key, value in row.items():
+            if key not in _ODD and isinstance(value, (int, float)) and math.isfinite(value):
+                into.setdefault(key, {})[int(row['step'])] = float(value)
     return ({key: sorted(found.items()) for key, found in training.items()},
             {key: sorted(found.items()) for key, found in testing.items()})
 
 
 @dataclass
 class Bad:
-    """A test sample with its loss, the encoded thumbnail (JPEG), its name, and the label it got."""
+    """A test sample with its loss, the encoded thumbnail (JPEG), its name, and the label it got; and one view of what
+    the model saw, (C, H, W) or (1, C, T, H, W)."""
     loss: float
     thumb: bytes
     name: str
     label: int
     guess: int
     probability: float
+    inputs: torch.Tensor
 
 
 @dataclass
@@ -89,11 +80,15 @@ class Outcome:
         scores: Probabilities, (N, C).
         classes: Names of the classes.
         worst: The samples of the highest loss, worst first.
+        model: The model.
+        swap: Whether the channels of inputs are BGR.
     """
     labels: np.ndarray
     scores: np.ndarray
     classes: Sequence[str]
     worst: List[Bad] = field(default_factory=list)
+    model: Any = None
+    swap: bool = False
 
     @property
     def guesses(self) -> np.ndarray:
@@ -119,7 +114,8 @@ def trained_file(folder: str) -> str:
             return os.path.join(folder, name)
     newest = newest_checkpoint(folder)
     if newest.path is None:
-        raise FileNotFoundError(f'{folder} holds no adapter and no checkpoint')
+        raise FileNotFoundError(f'{folder} holds no adapter and no checkpoint to test: train on with --resume, or '
+                                'leave the test out by --no-test')
     return newest.path
 
 
@@ -155,12 +151,13 @@ def outcome_of(folder: str, worst: int = 12, tick: Optional[Callable[[int, int],
             if len(truth) != 1:
                 raise ValueError(f'{folder}: samples have several labels, which have no confusion matrix')
             probability = sample.pred_score.float().cpu().numpy()
-            loss = -math.log(max(float(probability[truth[0]]), 1e-12))
+            loss = -math.log(max(float(probability[truth[0]]), 1e-12))  # it may be 0
             labels.append(truth[0])
             scores.append(probability)
             if len(heap) < worst or loss > heap[0][0]:
                 bad = Bad(loss, thumbnail(inputs, swap), _name(sample), truth[0], int(probability.argmax()),
-                          float(probability[truth[0]]))
+                          float(probability[truth[0]]), inputs[:1].clone() if inputs.dim() == 5 else inputs.clone())
+                # the number decides between equal losses: samples cannot be compared
                 (heapq.heappush if len(heap) < worst else heapq.heapreplace)(heap, (loss, -len(labels), bad))
         if tick:
             tick(done, len(loader))
@@ -168,7 +165,7 @@ def outcome_of(folder: str, worst: int = 12, tick: Optional[Callable[[int, int],
         raise ValueError(f'{folder}: the test data are empty')
     array = np.stack(scores)
     return Outcome(np.asarray(labels), array, _classes(header, loader.dataset, array.shape[1]),
-                  [bad for *_, bad in sorted(heap, key=lambda item: item[:2], reverse=True)])
+                  [bad for *_, bad in sorted(heap, key=lambda item: item[:2], reverse=True)], model, swap)
 
 
 def _name(sample: Any) -> str:
@@ -185,14 +182,14 @@ def _classes(header: Any, dataset: Any, count: int) -> List[str]:
     return [str(i) for i in range(count)]
 
 
-def thumbnail(inputs: torch.Tensor, swap: bool) -> bytes:
-    """A JPEG file of what the model saw: a picture (3, H, W), or the middle frame of a clip.
+def as_image(inputs: torch.Tensor, swap: bool) -> Any:
+    """What the model saw as a Pillow picture: a picture (3, H, W), or the middle frame of a clip.
 
     Args:
         inputs: (C, H, W), (C, T, H, W) or (clips, C, T, H, W), uint8 or any other numbers.
         swap: Whether the channels are BGR.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
     while inputs.dim() > 4:
         inputs = inputs[0]
     if inputs.dim() == 4:
@@ -200,6 +197,14 @@ def thumbnail(inputs: torch.Tensor, swap: bool) -> bytes:
     inputs = inputs.detach().cpu()[:3 if len(inputs) == 3 else 1]  # of other numbers of bands the first
     picture = as_picture((inputs if inputs.dtype == torch.uint8 else inputs.float()).numpy())
     image = Image.fromarray(np.ascontiguousarray(picture[..., ::-1]) if swap else picture)
+    return image.convert('RGB')
+
+
+def thumbnail(inputs: torch.Tensor, swap: bool) -> bytes:
+    """A JPEG file of what the model saw, inputs (C, H, W) or of clips, see :func:`as_image`; at most :data:`THUMB`
+    pixels on a side."""
+    from PIL import Image, ImageOps
+    image = as_image(inputs, swap)
     file = io.BytesIO()
     ImageOps.contain(image, (THUMB, THUMB), Image.Resampling.BICUBIC).save(file, 'JPEG', quality=85)
     return file.getvalue()

@@ -14,6 +14,8 @@ Params = Tuple[Tuple[str, Any], ...]
 Scores = Mapping[Params, Optional[float]]
 
 LR, DECAY = 'optim_wrapper.optimizer.lr', 'optim_wrapper.optimizer.weight_decay'
+#: Short names of config keys.
+ALIASES = {'lr': LR, 'wd': DECAY, 'weight_decay': DECAY}
 
 
 class Search:

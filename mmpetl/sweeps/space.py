@@ -8,12 +8,11 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 from mmengine.config import Config
 
 from ..suggest import nearest
+from .search import ALIASES, LR
 
 #: Kind -> what its arguments are called.
 KINDS: Dict[str, Tuple[str, ...]] = {
     'choice': ('values', ), 'uniform': ('low', 'high'), 'loguniform': ('low', 'high'), 'randint': ('low', 'high')}
-LR = 'optim_wrapper.optimizer.lr'
-_SHORT = {'lr': LR, 'wd': 'optim_wrapper.optimizer.weight_decay'}
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,13 @@ class Range:
     """
     kind: str
     args: Tuple[Any, ...]
+
+    def tried(self) -> List[Any]:
+        """The values of a choice; the two ends of an interval."""
+        if self.kind == 'choice':
+            return list(self.args[0])
+        low, high = self.args
+        return [low, high - 1] if self.kind == 'randint' else [low, high]
 
     def __str__(self) -> str:
         return f'{self.kind}({", ".join(map(repr, self.args))})'
@@ -41,7 +47,7 @@ def parse_range(text: str) -> Tuple[str, Range]:
         ValueError: If the text has another form, the kind is unknown, or the ends do not fit.
     """
     key, equals, value = text.partition('=')
-    key = _SHORT.get(key.strip(), key.strip())
+    key = ALIASES.get(key.strip(), key.strip())
     form = f'{text!r}: write KEY=KIND(...), for example lr=loguniform(1e-4, 1e-1) or KEY=choice([4, 8])'
     try:
         call = ast.parse(value.strip(), mode='eval').body
@@ -93,7 +99,11 @@ def space_of(cfg: Config, texts: Sequence[str]) -> Dict[str, Range]:
     """
     if not texts:
         return default_space(cfg)
-    found = dict(parse_range(text) for text in texts)
+    listed = [parse_range(text) for text in texts]
+    found = dict(listed)
+    twice = [key for number, (key, _) in enumerate(listed) if key in dict(listed[:number])]
+    if twice:
+        raise ValueError(f'--space names {twice[0]} twice: give it one range')
     for key in found:
         place: Any = cfg.to_dict()
         parts = key.split('.')

@@ -2,10 +2,9 @@
 """``mmpetl submit DIR``: the ELEVATER leaderboard's submission from a sweep's final runs.
 
 Format: ``all_predictions.zip`` with one ``all_predictions.json``, ``{"data": [one entry per data set]}``. An entry
-    holds the probabilities
-of every test image in the order of the list, rounded to six decimals, for each seed of the few-shot subset, and the
-parameter counts. A sweep over a suite of one's own in ELEVATER's form gives the same file, for a leaderboard of one's
-own.
+holds the probabilities of every test image in the order of the list, rounded to six decimals, for each seed of the
+few-shot subset, and the parameter counts. A sweep over a suite of one's own in ELEVATER's form gives the same file, for
+a leaderboard of one's own.
 """
 
 import json
@@ -51,7 +50,7 @@ def entry_of(work_dir: str, task_units: Sequence[Unit], model_name: str, sizes: 
         result = unit.result(finals[0]) if finals else None
         if result is None or result.status != OK:
             raise ValueError(
-                f'{name} {unit.fold or ""}: the final run is missing; finish the sweep first (mmpetl sweep)')
+                f'{name} {unit.fold or ""}: the final run is missing: begin or finish it by mmpetl sweep')
         path = os.path.join(unit.folder(finals[0]), 'scores.npz')
         if not os.path.isfile(path):
             raise ValueError(
@@ -172,7 +171,8 @@ def submission(work_dir: str, model_name: Optional[str] = None, sizes: Optional[
     suite = get_suite(plan['suite'])
     if suite.form != 'elevater':
         raise ValueError(
-            f'{work_dir} is a sweep over {suite.title}: only ELEVATER, and suites in its form, have a submission')
+            f'{work_dir} is a sweep over {suite.title}: only ELEVATER, and suites in its form, have a submission: '
+            'name the folder of such a sweep')
     by_task: Dict[str, List[Unit]] = {}
     for unit in units(plan, work_dir):
         by_task.setdefault(unit.task, []).append(unit)

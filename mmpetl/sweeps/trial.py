@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 from ..clean_errors import one_line
 from ..datasets.tables import get_suite, get_task
@@ -151,6 +151,7 @@ def trial_config(plan: Mapping[str, Any], trial: Trial, folder: str) -> Any:
         cfg.task.root = plan['root']
     cfg.work_dir = os.path.join(folder, 'run')
     apply_task(cfg, {**plan.get('cfg_options', {}), **trial.params})
+    # of its own: MMEngine hands the message hub of a name to every runner of that name in a process
     cfg.experiment_name = f'{trial.task}-{trial.phase}-{os.path.basename(folder)[-8:]}-{time.time_ns()}'
     cfg.randomness = dict(cfg.get('randomness') or {}, seed=trial.seed)
     cfg.resume = True
@@ -204,18 +205,26 @@ def _set_epochs(cfg: Any, plan: Mapping[str, Any], trial: Trial) -> None:
 # -- running ----------------------------------------------------------------------------------------------------------
 
 
-def read_history(work_dir: str, key: str) -> Dict[int, float]:
-    """Score of every evaluated epoch, from the log files that MMEngine wrote; later pieces of a resumed run win."""
-    history: Dict[int, float] = {}
-    for path in sorted(glob.glob(os.path.join(glob.escape(work_dir), '*', 'vis_data', 'scalars.json'))):
+def logs_of(work_dir: str) -> List[str]:
+    """The log files of numbers that MMEngine wrote, one per piece of a run, oldest first."""
+    return sorted(glob.glob(os.path.join(glob.escape(work_dir), '*', 'vis_data', 'scalars.json')))
+
+
+def log_rows(work_dir: str) -> Iterator[Dict[str, Any]]:
+    """What MMEngine logged of a run: one dict per line that has a ``step``, oldest first."""
+    for path in logs_of(work_dir):
         for line in read_text(path, MAX_LIST).splitlines():
             try:
                 row = parse_json(line, finite=False)
             except ValueError:  # the last line of a run that was killed while writing
                 continue
-            if isinstance(row, dict) and key in row:
-                history[int(row['step'])] = float(row[key])
-    return history
+            if isinstance(row, dict) and isinstance(row.get('step'), (int, float)):
+                yield row
+
+
+def read_history(work_dir: str, key: str) -> Dict[int, float]:
+    """Score of every evaluated epoch, from the log files that MMEngine wrote; later pieces of a resumed run win."""
+    return {int(row['step']): float(row[key]) for row in log_rows(work_dir) if key in row}
 
 
 def _finish(runner: Any, cfg: Any, history: Mapping[int, float]) -> Result:
@@ -294,7 +303,7 @@ def _die_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os._exit(1)
+        os._exit(1)  # at once: sys.exit would end this thread alone
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -317,7 +326,7 @@ def serve() -> None:
     its output goes to ``log.txt`` of its folder.
     """
     _die_with_parent()
-    answers = os.fdopen(os.dup(1), 'w')
+    answers = os.fdopen(os.dup(1), 'w')  # before libraries' output takes the place of standard output
     for line in iter(sys.stdin.readline, ''):
         folder = line.rstrip('\n')
         with open(os.path.join(folder, 'log.txt'), 'ab') as log:
@@ -329,10 +338,6 @@ def serve() -> None:
         print('done', file=answers, flush=True)
 
 
-if __name__ == '__main__':
-    serve()
-
-
 def describe(trial: Trial, result: Result) -> str:
     """One line about a finished trial."""
     what = describe_params({**trial.fold, **trial.params}, ', ')
@@ -340,3 +345,7 @@ def describe(trial: Trial, result: Result) -> str:
     if result.status != OK:
         return printable(f'{head}: {result.status.upper()}: {result.error}')
     return f'{head}: {result.score:.2f} after {result.seconds:.0f} s'
+
+
+if __name__ == '__main__':
+    serve()

@@ -5,6 +5,7 @@ Where a published grid is to be followed, use a sweep; this is for data of one's
 Massively Parallel Hyperparameter Tuning, https://arxiv.org/abs/1810.05934.
 """
 
+import copy
 import os
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -12,8 +13,11 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
-from ..training.check import check_config
+from ..costs.memory import on_meta
+from ..training.build import build_model
+from ..training.check import check_complete, check_config
 from ..training.config import load_config
+from ..training.lifecycle import prepare
 from ..training.options import merge_options
 from ..training.run import build_runner
 from ..training.tasks import apply_task
@@ -70,10 +74,31 @@ def check(cfg: Config, on_test: bool) -> None:
                          'val_dataloader.dataset to a validation part, or say --on-test')
 
 
+def check_values(cfg: Config, config: str, space: Mapping[str, Range]) -> None:
+    """Refuse a range with a value, an end for numbers, that no run can be built with.
+
+    Raises:
+        ValueError: Naming the range and what is wrong with the value.
+    """
+    for key, each in space.items():
+        for value in each.tried():
+            trial = copy.deepcopy(cfg)
+            trial.merge_from_dict({key: value})
+            try:
+                check_config(trial, config)
+                # What a run would refuse when it begins is refused here, before there are any.
+                prepare(copy.deepcopy(trial))
+                if key.startswith('model.'):
+                    with on_meta():
+                        build_model(trial, weights=False)
+            except ValueError as error:
+                raise ValueError(f'--space {key}={each}: {error}') from error
+
+
 def train_one(params: Mapping[str, Any], config: str, options: Mapping[str, Any], metric: str, home: str) -> None:
     """One run of the search, inside a Ray worker: the config with ``params``; goes on if it was interrupted."""
     from ray import tune
-    os.chdir(home)
+    os.chdir(home)  # Ray begins elsewhere, and configs name data and weights from here
     cfg = load_config(config)
     cfg.merge_from_dict({**options, **params})
     apply_task(cfg, dict(options))
@@ -95,6 +120,7 @@ def _tuner(space: Mapping[str, Range], trainable: Any, folder: Path, samples: in
     from ray.tune.schedulers import ASHAScheduler
     if tune.Tuner.can_restore(str(folder)):
         return tune.Tuner.restore(str(folder), trainable=trainable, resume_unfinished=True, restart_errored=True)
+    # Of three runs one goes on, after a ninth and after a third of the epochs.
     asha = ASHAScheduler(time_attr='epoch', max_t=epochs, grace_period=max(1, epochs // 9), reduction_factor=3)
     return tune.Tuner(
         trainable,
@@ -128,17 +154,24 @@ def search(config: str, work_dir: str, texts: Sequence[str] = (), samples: int =
     Raises:
         ValueError: If Ray Tune is not installed, or config and ranges do not fit.
     """
+    if os.path.isfile(work_dir):
+        raise ValueError(f'--work-dir {work_dir} is a file: name a folder')
+    cfg = load_config(config)
+    merge_options(cfg, options)
+    check_config(cfg, config)
+    check_complete(cfg, config)
+    check(cfg, on_test)
+    if not cfg.train_cfg.get('max_epochs'):
+        raise ValueError(f'{config}: a search counts epochs: give train_cfg a max_epochs')
+    space, epochs = space_of(cfg, texts), int(cfg.train_cfg.max_epochs)
+    check_values(cfg, config, space)
     try:
         import ray
         from ray import tune
     except ImportError:
         raise ValueError(_MISSING) from None
-    cfg = load_config(config)
-    merge_options(cfg, options)
-    check_config(cfg, config)
-    check(cfg, on_test)
-    space, epochs = space_of(cfg, texts), int(cfg.train_cfg.max_epochs)
     folder = Path(os.path.abspath(work_dir)) / 'ray'
+    # root: workers must import this package from a checkout, too
     started, root = not ray.is_initialized(), str(Path(__file__).resolve().parents[2])
     if started:
         path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
@@ -162,7 +195,12 @@ def _row(result: Any) -> Dict[str, Any]:
     history = result.metrics_dataframe
     scores = [] if history is None or 'score' not in history else list(history['score'])
     return dict(params=dict(result.config), score=max(scores) if scores else None, epochs=len(scores),
-                error=str(result.error) if result.error else '')
+                error=_last_line(str(result.error or '')))
+
+
+def _last_line(text: str) -> str:
+    """What a traceback ends with: the error's own line."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), '')
 
 
 def _write(config: str, work_dir: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any],

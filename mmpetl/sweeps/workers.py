@@ -33,7 +33,7 @@ class Worker:
     LIFE = 50
 
     def __init__(self, gpu: Optional[int] = None) -> None:
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[2])  # of a checkout that is not installed
         self.env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')])))
         if gpu is not None:
             visible = [g for g in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if g]

@@ -2,8 +2,8 @@
 """ELEVATER image classification: 20 data sets, few-shot subsets, four metrics.
 
 Source: Li et al., arXiv 2204.08790 and the index files that its toolkit downloads. The official validation lists are
-    not used by the
-protocol: validation is cut out of the training images (see :func:`mmpetl.datasets.fewshot.validation_positions`).
+    not used by the protocol: validation is cut out of the training images (see
+    :func:`mmpetl.datasets.fewshot.validation_positions`).
 """
 
 from typing import Dict, Optional, Tuple

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """VTAB-1k: 19 tasks in three groups, 1,000 training images each (800 to train while searching, 200 to validate).
 
-Sources: Zhai et al., arXiv 1910.04867; slices, label rules and test counts as in VPT (arXiv 2203.12119, Table 8). Two
-    published list
-formats are read: ``<split>.txt`` with lines ``images/<split>/000000.jpg label`` and ``<split>.json`` with a list of
-one-entry dicts whose names are relative to ``images/``.
+Two published list formats are read: ``<split>.txt`` with lines ``images/<split>/000000.jpg label`` and
+``<split>.json`` with a list of one-entry dicts whose names are relative to ``images/``.
+
+Sources: Zhai et al., arXiv 1910.04867; slices, label rules and test counts as in VPT (arXiv 2203.12119, Table 8).
 """
 
 from typing import Dict, Tuple

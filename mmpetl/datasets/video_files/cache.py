@@ -60,6 +60,7 @@ class Findings:
         self._read_to += len(whole)
         for line in whole.decode(errors='replace').splitlines():
             parts = line.split()
+            # 24: a key is a digest of 12 bytes
             if len(parts) == 3 and len(parts[0]) == 24 and parts[2].isdigit():
                 self._known[parts[0]] = Finding(parts[1], int(parts[2]))
 
@@ -76,6 +77,7 @@ class Findings:
         self._known[key] = Finding(word, frames)
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            # one write in append mode: lines of several processes stand one after the other, each whole
             descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 os.write(descriptor, f'{key} {word} {frames}\n'.encode())

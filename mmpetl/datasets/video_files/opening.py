@@ -133,4 +133,4 @@ def open_video(path: str, decoder: str = 'auto', num_threads: int = 1, findings:
             failed.append(_explained(path, name, error))
             if isinstance(error, VideoError) and not isinstance(error, NoDecoderError):
                 break
-    raise failed[0]
+    raise failed[0]  # what the decoder of the first choice says

@@ -138,9 +138,7 @@ def compare(film: Any, path: str) -> Tuple[str, int]:
                 break
     except Exception:  # every decoder has error classes of its own
         return 'pyav', reference.total
-    if not same_film(ours, theirs):
-        return 'pyav', reference.total
-    return 'order', reference.total
+    return 'order' if same_film(ours, theirs) else 'pyav', reference.total
 
 
 def open_other(path: str, decoder: str, num_threads: int = 1,
@@ -153,7 +151,7 @@ def open_other(path: str, decoder: str, num_threads: int = 1,
         VideoError: If the file cannot be read.
         Exception: The decoder's own error if it cannot open the file.
     """
-    findings = findings or Findings(os.devnull)
+    findings = findings or Findings(os.devnull)  # no folder: they last as long as this call
     film = FILMS[decoder](path, num_threads)
     key = Findings.key(path, film.version)
     finding = findings.get(key)

@@ -116,11 +116,11 @@ class PyAVReader:
 
     def _version_key(self) -> str:
         import av
-        return Findings.key(self.path, f'pyav {av.__version__}')
+        return Findings.key(self.path, f'pyav {av.__version__}')  # what one version proves, another need not do
 
     def _open(self) -> Any:
         import av
-        av.logging.set_level(None)
+        av.logging.set_level(None)  # FFmpeg writes to the terminal by itself, without the name of the file
         if self._data is not None:
             container = av.open(io.BytesIO(self._data), metadata_errors='ignore')
         else:
@@ -135,7 +135,7 @@ class PyAVReader:
         kind = container.format.name
         if kind.endswith('_pipe') or kind == 'image2':
             raise VideoError(f'it is a picture ({kind.removesuffix("_pipe")}), not a video')
-        films = [s for s in container.streams.video if not int(getattr(s, 'disposition', 0) or 0) & 0x400]
+        films = _films(container)
         if not films:
             sound = ' of sound' if container.streams.audio else ''
             picture = ', only a cover picture' if container.streams.video else ''
@@ -145,7 +145,7 @@ class PyAVReader:
 
     def _scan(self, container: Any) -> Index:
         """The film is the video stream with most packets: cover pictures and thumbnails have one."""
-        films = [s for s in container.streams.video if not int(getattr(s, 'disposition', 0) or 0) & 0x400]
+        films = _films(container)
         hidden = {s.index for s in films if s.codec_context is not None and s.codec_context.name in ('vp8', 'libvpx')}
         packets: Dict[int, List[Tuple[Optional[int], bool]]] = {s.index: [] for s in films}
         held = dict.fromkeys(packets, 0)
@@ -278,7 +278,7 @@ class PyAVReader:
             try:
                 for index in wanted:
                     key = self._key_before(index)
-                    if self._jumps(key, at):
+                    if self._jumps(key, at):  # a file that was just opened stands at its first frame
                         frames = self._jump(container, key) if key or at > 0 else self._frames(container)
                     frame = next((f for f in frames if f.pts is None or f.pts >= times[index]), None)
                     if frame is None or frame.pts != times[index]:
@@ -304,6 +304,7 @@ class PyAVReader:
             if [time for time, _ in order] != times:
                 return False
             with self._open() as container:
+                # from the last key frame: in file order a jump would lead to where the decoder stands anyway
                 for key, end in zip(keys[::-1], [*keys[1:], len(times)][::-1]):
                     frames = self._jump(container, key)
                     for i in range(key, end):
@@ -316,6 +317,11 @@ class PyAVReader:
 
     def close(self) -> None:
         """Nothing stays open between two calls."""
+
+
+def _films(container: Any) -> List[Any]:
+    """The video streams that are no attached pictures (FFmpeg's AV_DISPOSITION_ATTACHED_PIC)."""
+    return [s for s in container.streams.video if not int(getattr(s, 'disposition', 0) or 0) & 0x400]
 
 
 def _shown(packet: Any) -> bool:
