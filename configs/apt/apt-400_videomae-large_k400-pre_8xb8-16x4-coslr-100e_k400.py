@@ -5,7 +5,8 @@
     bash tools/dist_train.sh configs/apt/apt-400_videomae-large_k400-pre_8xb8-16x4-coslr-100e_k400.py 8
 
 Trainable: 1,660,048 (1,248,000 + 412,048 in norm and head).
-No script for this size is published; these are the settings of ViT-B.
+No script for this size is published; these are the settings of ViT-B, with prompts in all blocks (the published command
+line, without its flags, would stop at block 11).
 Expected top-1: published unknown (the paper's tables are not at hand), measured unknown.
 """
 

@@ -9,14 +9,11 @@ No script for this backbone and data set is published; these are the settings of
 Expected top-1 in %: published 73.3 (VideoMAE's list of models), measured unknown.
 """
 
-_base_ = ['../_base_/recipes/videomae-base_hmdb51.py', '../_base_/schedules/videomae_adamw.py']
-blends = [dict(blend, num_classes=51) for blend in _base_.blends]
+_base_ = [
+    '../_base_/default_runtime_video.py', '../_base_/backbones/videomae-base.py',
+    '../_base_/recipes/videomae-full_hmdb51.py'
+]
 model = dict(
-    data_preprocessor=dict(blending=dict(type='RandomBatchAugment', augments=blends, probs=[0.5, 0.5])),
+    data_preprocessor=dict(blending=dict(type='RandomBatchAugment', augments=_base_.blends, probs=[0.5, 0.5])),
     backbone=dict(tune=['*'], trunk='train', drop_path_rate=0.2),
     cls_head=dict(num_classes=51, label_smooth_eps=0.1, dropout_ratio=0.5))
-train_pipeline = [
-    *_base_.train_pipeline[:3], _base_.strong_augment, *_base_.train_pipeline[4:-2], _base_.erase, *_base_.pack
-]
-train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))
-optim_wrapper = dict(optimizer=dict(lr=0.0005), paramwise_cfg=dict(decay_rate=0.7))

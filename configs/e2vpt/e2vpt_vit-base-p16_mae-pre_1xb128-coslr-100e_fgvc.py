@@ -6,7 +6,8 @@
     mmpetl sweep configs/e2vpt/e2vpt_vit-base-p16_mae-pre_1xb128-coslr-100e_fgvc.py --suite fgvc
 
 Trainable: 92,160 in the method, 769 per class in the head (CUB: 153,800).
-Prompt lengths are those of the released command list; learning rate and weight decay are searched.
+Prompt lengths are those of the released command list; learning rate and weight decay are searched,
+by the best epoch on the validation images, as the released code does on FGVC alone.
 Expected: unknown (a command is released, no number of this backbone was found). Measured: unknown.
 """
 
@@ -18,3 +19,4 @@ model = dict(
     backbone=dict(petl=[dict(type='E2VPT', num_tokens=5, num_kv_tokens=5, drop_rate=0.1, drop_per_sample=True)]),
     head=dict(init_cfg=_base_.head_init))
 train_dataloader = dict(batch_size=128)
+sweep = dict(select='best')

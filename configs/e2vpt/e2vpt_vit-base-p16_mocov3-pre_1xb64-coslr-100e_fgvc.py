@@ -6,7 +6,8 @@
     mmpetl sweep configs/e2vpt/e2vpt_vit-base-p16_mocov3-pre_1xb64-coslr-100e_fgvc.py --suite fgvc
 
 Trainable: 92,160 in the method, 769 per class in the head (CUB: 153,800).
-Prompt lengths are those of the released command list; learning rate and weight decay are searched.
+Prompt lengths are those of the released command list; learning rate and weight decay are searched,
+by the best epoch on the validation images, as the released code does on FGVC alone.
 Expected: unknown (a command is released, no number of this backbone was found). Measured: unknown.
 """
 
@@ -17,3 +18,4 @@ _base_ = [
 model = dict(
     backbone=dict(petl=[dict(type='E2VPT', num_tokens=5, num_kv_tokens=5, drop_rate=0.1, drop_per_sample=True)]),
     head=dict(init_cfg=_base_.head_init))
+sweep = dict(select='best')

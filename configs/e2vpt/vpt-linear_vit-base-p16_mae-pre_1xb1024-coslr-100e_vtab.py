@@ -13,5 +13,5 @@ _base_ = ['../_base_/recipes/vit-base-p16_mae_vtab-vpt.py', '../_base_/schedules
 model = dict(head=dict(init_cfg=_base_.head_init))
 train_dataloader = dict(batch_size=1024)
 sweep = dict(grid={
-    'optim_wrapper.optimizer.lr': [50., 25., 10., 5., 2.5, 1., .5, .25, .1, .05, .025, .005, .0025]
+    'optim_wrapper.optimizer.lr': [.0025, .005, .025, .05, .1, .25, .5, 1., 2.5, 5., 10., 25., 50.]
 })

@@ -10,6 +10,5 @@ Expected, published (V-PETL Bench), Natural / Specialized / Structured: 79.01 / 
 of 3 groups 73.86. Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='Adapter', kind='pfeiffer', mid_dims=8)]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[dict(type='Adapter', kind='pfeiffer', mid_dims=8)]))

@@ -11,7 +11,6 @@ Expected, published (V-PETL Bench), Natural / Specialized / Structured: 80.56 / 
 of 3 groups 74.75. Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='AdaptFormer', mid_dims=8, scale=0.1)]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[dict(type='AdaptFormer', mid_dims=8, scale=0.1)]))
 sweep = dict(grid={'model.backbone.petl.0.scale': [0.01, 0.1, 1., 10., 100.]})

@@ -11,21 +11,15 @@ Expected, published, Natural / Specialized / Structured: 81.24 / 84.73 / 61.53; 
 Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(
-    backbone=dict(
-        drop_path_rate=0.1,
-        trunk='train',
-        petl=[
-            dict(
-                type='Convpass',
-                mid_dims=8,
-                scale=1.,
-                init='xavier',
-                subs='attn',
-                drop_path_rate=[0.1 * i / 11 for i in range(12)])
-        ]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[
+    dict(
+        type='Convpass',
+        mid_dims=8,
+        scale=1.,
+        init='xavier',
+        subs='attn',
+        drop_path_rate=[0.1 * i / 11 for i in range(12)])]))
 per_task = dict(
     columns=['model.backbone.petl.0.scale'],
     rows=dict(

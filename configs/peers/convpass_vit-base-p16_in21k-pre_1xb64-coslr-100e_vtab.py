@@ -11,10 +11,9 @@ Expected, published, Natural / Specialized / Structured: 81.69 / 85.31 / 62.68; 
 Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[
     dict(type='Convpass', mid_dims=8, scale=1., drop_path_rate=[0.1 * i / 11 for i in range(12)])]))
-train_dataloader = dict(drop_last=True)
 per_task = dict(
     columns=['model.backbone.petl.0.scale', 'model.backbone.petl.0.init'],
     rows=dict(

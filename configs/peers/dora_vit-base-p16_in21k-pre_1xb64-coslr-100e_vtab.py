@@ -9,8 +9,6 @@ Trainable: 313,344 in the method, 769 per class in the head. The sweep searches 
 Expected: unknown, the paper has no VTAB-1k table; schedule of the neighbouring recipes. Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(
-    backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='DoRA', rank=8, ops='qv')]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[dict(type='DoRA', rank=8, ops='qv')]))
 sweep = dict(grid={'model.backbone.petl.0.alpha': [0.08, 0.8, 8, 80]})

@@ -12,9 +12,8 @@ Expected, published, Natural / Specialized / Structured: 80.64 / 85.30 / 60.71; 
 75.55. Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='FacT', kind='tk', rank=16, scale=1.)]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[dict(type='FacT', kind='tk', rank=16, scale=1.)]))
 per_task = dict(
     columns=['model.backbone.petl.0.rank', 'model.backbone.petl.0.scale'],
     rows=dict(

@@ -11,9 +11,8 @@ The released training reports the best of ten tests; here the last epoch counts.
 Expected: unknown (no average of this form was found). Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='FacT', kind='tt', rank=16, scale=1.)]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[dict(type='FacT', kind='tt', rank=16, scale=1.)]))
 per_task = dict(
     columns=['model.backbone.petl.0.rank', 'model.backbone.petl.0.scale'],
     rows=dict(

@@ -10,7 +10,6 @@ Expected, published (V-PETL Bench), Natural / Specialized / Structured: 79.49 / 
 of 3 groups 74.60. Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='LoRA', rank=8, ops='qv')]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[dict(type='LoRA', rank=8, ops='qv')]))
 sweep = dict(grid={'model.backbone.petl.0.alpha': [0.08, 0.8, 8, 80, 800]})

@@ -10,8 +10,6 @@ Expected: unknown, no table of the paper was read for this recipe; schedule of t
 Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(
-    backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='RepAdapter', mid_dims=8)]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[dict(type='RepAdapter', mid_dims=8)]))
 sweep = dict(grid={'model.backbone.petl.0.scale': [0.1, 0.5, 1, 5, 10]})

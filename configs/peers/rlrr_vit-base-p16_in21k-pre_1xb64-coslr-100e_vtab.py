@@ -10,7 +10,5 @@ Expected: unknown, no table of the paper was read for this recipe; schedule of t
 Measured: unknown.
 """
 
-_base_ = '../_base_/recipes/petl-vit_vtab.py'
-model = dict(
-    backbone=dict(drop_path_rate=0.1, trunk='train', petl=[dict(type='RLRR')]))
-train_dataloader = dict(drop_last=True)
+_base_ = '../_base_/recipes/petl-vit-drop_vtab.py'
+model = dict(backbone=dict(petl=[dict(type='RLRR')]))

@@ -11,6 +11,8 @@ The published count leaves out the 64 shared rule parameters, which stay frozen.
 every block; here the branch starts at zero.
 The head starts from the text features of the classes, as in all published scripts; a random head is another recipe,
 without a published number: --cfg-options model.head.text_features=None.
+The released code reports the best test epoch, and its feature norm learns statistics in the first epoch alone; here
+the last epoch counts and all epochs do.
 Expected: unknown (no table for B/16 is published). Measured: unknown.
 """
 

@@ -9,6 +9,7 @@
 Trainable: 86,192,640 in the tower, 513 per class in the head; mean over the 20 data sets 86,222,163.
 The head starts from the text features of the classes, as in all published scripts; a random head is another recipe,
 without a published number: --cfg-options model.head.text_features=None.
+The released code reports the best test epoch; here the last epoch counts.
 Expected: unknown (no table for B/16 is published). Measured: unknown.
 """
 

@@ -4,7 +4,7 @@
     python tools/train.py configs/quickstart/lora_adaptformer.py
 
 Trainable: 816,384 parameters in the two methods and 7,700 in the head.
-Accuracy on the 600 test drawings, measured on CPU with seed 0: 84.7 % (linear probe: 72.8 %).
+Accuracy on the 600 test drawings, measured on CPU, seed 0, commit 5e5706ead: 84.7 % (linear probe: 72.8 %).
 """
 
 _base_ = '../_base_/recipes/quickstart.py'

@@ -4,7 +4,9 @@ the picture.
 Weights: mmpetl fetch dinov2-vits14
 """
 
+_base_ = './dinov2-small.py'
 model = dict(
+    _delete_=True,
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
@@ -14,15 +16,7 @@ model = dict(
         pad_val=0,
         seg_pad_val=255,
         size=(224, 224)),
-    backbone=dict(
-        type='mmpetl.VisionTransformer',
-        arch='dinov2-s',
-        img_size=224,
-        patch_size=14,
-        layer_scale_init_value=1e-5,
-        out_type='featmap',
-        petl=[],
-        init_cfg=dict(type='Pretrained', checkpoint='{{$MMPETL_CACHE:~/.cache/mmpetl}}/dinov2_vits14.safetensors')),
+    backbone=dict(_base_.model.backbone, out_type='featmap'),
     decode_head=dict(
         type='FCNHead',
         in_channels=384,

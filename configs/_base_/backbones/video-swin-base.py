@@ -2,6 +2,8 @@
 map -> linear head.
 
 Weights: mmpetl fetch video-swin-base
+V-PETL's README names weights of Kinetics-600 beside them: mmpetl fetch video-swin-base-k600, then --cfg-options
+    model.backbone.init_cfg.checkpoint=$HOME/.cache/mmpetl/swin_base_patch244_window877_kinetics600_22k.pth
 As V-PETL has it, drop-path stays on in the frozen base (trunk='train'). Logits of the test views are averaged.
 """
 

@@ -10,4 +10,4 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-8, begin=0, end=6),
     dict(type='CosineAnnealingLR', T_max=95, begin=5, end=100),
 ]
-sweep = dict(grid={'optim_wrapper.optimizer.lr': [1e-3, 1e-4, 5e-4, 5e-3]})
+sweep = dict(grid={'optim_wrapper.optimizer.lr': [1e-4, 5e-4, 1e-3, 5e-3]})

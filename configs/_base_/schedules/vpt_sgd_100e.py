@@ -17,9 +17,10 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', T_max=90, begin=10, end=max_epochs),
 ]
 auto_scale_lr = dict(base_batch_size=256, enable=True)
+# Among equal scores the first is taken: the smallest rate, as published.
 sweep = dict(
     grid={
-        'optim_wrapper.optimizer.lr': [50., 25., 10., 5., 2.5, 1., .5, .25, .1, .05],
+        'optim_wrapper.optimizer.lr': [.05, .1, .25, .5, 1., 2.5, 5., 10., 25., 50.],
         'optim_wrapper.optimizer.weight_decay': [.01, .001, .0001, 0.],
     },
     seeds=[42, 44, 82, 100, 800])

@@ -3,4 +3,4 @@
 """
 
 _base_ = './vpt_sgd_100e.py'
-sweep = dict(grid={'optim_wrapper.optimizer.lr': [50., 25., 10., 5., 2.5, 1., .5, .25, .1]})
+sweep = dict(grid={'optim_wrapper.optimizer.lr': [.1, .25, .5, 1., 2.5, 5., 10., 25., 50.]})
