@@ -260,6 +260,8 @@ CONFIGS = [
     ("optim_wrapper['type'] = 'AmpOptimWrapper'; optim_wrapper['loss_scale'] = 'x'", "optim_wrapper (AmpOptimWrapper, constructor='mmpetl.TrainableOptimWrapperConstructor', loss_scale='x')"),
     ("optim_wrapper['constructor'] = 'LearningRateDecayOptimWrapperConstructor'", "optim_wrapper.constructor='LearningRateDecayOptimWrapperConstructor' scales rates by the names of blocks, whic"),
     ("param_scheduler = [dict(type='CosineAnnealingLR', T_max=1, end=1)]; train_cfg['max_epochs'] = 3", 'param_scheduler.0 (CosineAnnealingLR) ends at 1 and train_cfg.max_epochs is 3: its last rate would stay for th'),
+    ("param_scheduler = dict(type='CosineAnnealingLR', T_max=2); train_cfg['max_epochs'] = 3", 'param_scheduler.0 (CosineAnnealingLR) ends at 2 and train_cfg.max_epochs is 3: its last rate would stay'),
+    ("optim_wrapper['constructor'] = 'mmseg.LayerDecayOptimizerConstructor'", "optim_wrapper.constructor='mmseg.LayerDecayOptimizerConstructor' scales rates by the names of blocks"),
     ("param_scheduler = [dict(type='PolyLR', power='x')]", "param_scheduler.0.power='x'"),
     ("param_scheduler = [dict(type='StepLR')]", 'param_scheduler.0 (StepLR)'),
     ("param_scheduler = [dict(type='StepLR', step_size=0)]", 'param_scheduler.0.step_size=0'),

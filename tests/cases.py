@@ -18,7 +18,8 @@ SWIN_ARCH = dict(embed_dims=16, depths=[2, 2], num_heads=[2, 4])
 class Backbone:
     """One backbone: registered type, tiny arguments, input shape, feature width, real-size arguments; ``like``: the
     backbone of ``BACKBONES`` whose methods it carries, ``without`` some; ``only``: those that the tests run with;
-    ``unmerged``: those that do not merge into it."""
+    ``unmerged``: those that do not merge into it; ``graphs``: those that the default run compiles, empty: all of
+    ``only``."""
     name: str
     type: str
     kwargs: Dict[str, Any]
@@ -31,10 +32,15 @@ class Backbone:
     without: Tuple[str, ...] = ()
     only: Tuple[str, ...] = ()
     unmerged: Tuple[str, ...] = ()
+    graphs: Tuple[str, ...] = ()
+
+    def allows(self, case: 'Case') -> bool:
+        """Whether a method is defined on this base, which is like one of ``BACKBONES``."""
+        return bool({self.like, self.name} & set(case.on)) and case.name not in self.without
 
     def carries(self, case: 'Case') -> bool:
-        """Whether a case runs on this base of timm or transformers."""
-        return bool({self.like, self.name} & set(case.on)) and case.name not in self.without and (not self.only or case.name in self.only)
+        """Whether all generic tests of a case run on this base."""
+        return self.allows(case) and (not self.only or case.name in self.only)
 
     def build(self, petl: Sequence[Any] = (), **options: Any) -> Any:
         from mmpetl.registry import MODELS
@@ -80,6 +86,44 @@ def _swin(**kwargs: Any) -> Any:
     return SwinTransformer(**kwargs)
 
 
+def _deit3(**kwargs: Any) -> Any:
+    from mmpretrain.models import DeiT3
+    return DeiT3(**kwargs)
+
+
+def _beit(**kwargs: Any) -> Any:
+    from mmpretrain.models import BEiTViT
+    return BEiTViT(**kwargs)
+
+
+def _eva02(**kwargs: Any) -> Any:
+    from mmpretrain.models import ViTEVA02
+    return ViTEVA02(**kwargs)
+
+
+def _swin_v2(**kwargs: Any) -> Any:
+    """Without the hook that takes tables out of every state dict, after which upstream itself misses them."""
+    from mmpretrain.models import SwinTransformerV2
+    model = SwinTransformerV2(**kwargs)
+    model._load_state_dict_pre_hooks.clear()
+    return model
+
+
+def _mvit(**kwargs: Any) -> Any:
+    from mmpretrain.models import MViT
+    return MViT(**kwargs)
+
+
+def _video_mvit(**kwargs: Any) -> Any:
+    from mmaction.models.backbones.mvit import MViT
+    return MViT(**kwargs)
+
+
+def _uniformer(**kwargs: Any) -> Any:
+    from mmaction.models.backbones.uniformerv2 import UniFormerV2
+    return UniFormerV2(**kwargs)
+
+
 def _videomae(**kwargs: Any) -> Any:
     from mmaction.models.backbones.vit_mae import VisionTransformer
     return VisionTransformer(**kwargs)
@@ -103,8 +147,9 @@ def _hf(config: Dict[str, Any]) -> Any:
     kind = settings.pop('model_type')
     built = transformers.AutoConfig.for_model(kind, **settings)
     model = getattr(transformers, TOWERS[kind])(built, **({'add_pooling_layer': False} if kind == 'vit' else {}))
-    if kind in ('videomae', 'vjepa2'):  # as backbones they take and give what mmaction2's do
+    if kind in ('videomae', 'vjepa2', 'timesformer'):  # as backbones they take and give what mmaction2's do
         model.register_forward_pre_hook(lambda _, args: (args[0].transpose(1, 2), ))
+    if kind in ('videomae', 'vjepa2'):
         model.register_forward_hook(lambda _, args, out: out.last_hidden_state.mean(1))
     return model
 
@@ -126,7 +171,7 @@ BACKBONES: List[Backbone] = [
 _TIMM_VIT = dict(init_values=0.5, img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=4, mlp_ratio=2.)
 _HF_VIT = dict(
     hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
-SIDE = ('SynQT', 'LST', 'VQT')
+SIDE = ('SynQT', 'LST', 'VQT', 'Res-Tuning-Bypass')
 #: linear, branch, qkv, kv, prompts, norm, side.
 ONE_PER_POINT = ('LoRA', 'AdaptFormer', 'PATT', 'Prefix', 'VPT', 'SSF', 'VQT')
 
@@ -142,29 +187,69 @@ _VJEPA2 = dict(
     model_type='vjepa2', crop_size=32, patch_size=8, frames_per_clip=4, tubelet_size=2, hidden_size=32,
     num_attention_heads=2, num_hidden_layers=2, mlp_ratio=2, pred_hidden_size=24, pred_num_hidden_layers=1,
     pred_num_attention_heads=2)
-#: Backbones of timm and transformers, one row per family; tests/backbones has short rows for further classes.
+#: What the generic tests run on backbones that share the blocks of others; tests/backbones/test_sister_classes.py has all
+#: other methods in one short test each.
+SHORT = ('LoRA', 'AdaptFormer', 'Prefix', 'VPT', 'SSF')
+_SWIN_V2 = dict(
+    arch=dict(SWIN_ARCH, extra_norm_every_n_blocks=2), img_size=32, window_size=4, out_indices=(1, ), drop_path_rate=0.,
+    pretrained_window_sizes=[0, 0])
+_TIMM_SWIN = dict(img_size=32, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, drop_path_rate=0.)
+_HF_SWIN = dict(model_type='swin', image_size=32, **{k: v for k, v in _TIMM_SWIN.items() if k != 'img_size'})
+_HIERA = dict(model_name='hiera_tiny_224', img_size=32, embed_dim=16, num_heads=2, stages=(1, 2), q_pool=1,
+              mask_unit_size=(2, 2), mask_unit_attn=(True, False))
+_UNIFORMER = dict(
+    input_resolution=32, patch_size=8, width=32, layers=3, heads=2, t_size=4, n_layers=2, n_dim=32, n_head=2, return_list=[1, 2],
+    mlp_dropout=[0., 0.], no_lmhra=False, double_lmhra=True, clip_pretrained=False)
+_MVIT = dict(embed_dims=16, num_layers=3, num_heads=2, downscale_indices=[1])
+#: Backbones that are like others: one row per family; tests/backbones has short rows for further classes.
 FOREIGN: List[Backbone] = [
+    Backbone('deit3', 'mmpetl.DeiT3', dict(use_layer_scale=False, **_VIT), (3, 32, 32), 32, 'mmpretrain `DeiT3`', _deit3, dict(arch='base'), like='vit',
+             only=SHORT, graphs=('LoRA', ), unmerged=('SSF', 'LoRA + SSF', 'RLRR')),
+    Backbone('beit', 'mmpetl.BEiTViT', _VIT, (3, 32, 32), 32, 'mmpretrain `BEiTViT` (BEiT, BEiT v2)', _beit,
+             dict(arch='base'), like='vit', without=SIDE, only=SHORT, graphs=('VPT', )),
+    Backbone('eva02', 'mmpetl.ViTEVA02', dict(sub_ln=True, **_VIT), (3, 32, 32), 32, 'mmpretrain `ViTEVA02`', _eva02,
+             dict(arch='base'), like='vit', without=SIDE, only=SHORT, graphs=('VPT', )),
+    Backbone('swin_v2', 'mmpetl.SwinTransformerV2', _SWIN_V2, (3, 32, 32), 32, 'mmpretrain `SwinTransformerV2`',
+             _swin_v2, dict(arch='base'), like='swin', without=('RepAdapter', 'ARC', 'DiffFit'), only=(*SHORT, 'PATT', 'E2VPT'),
+             graphs=('VPT', ), unmerged=('SSF', 'LoRA + SSF', 'RLRR', 'GLoRA')),
+    Backbone('mvit', 'mmpetl.MViT', dict(arch=_MVIT, img_size=32, out_scales=(1, )), (3, 32, 32), 32, 'mmpretrain `MViT` (MViT v2)',
+             _mvit, dict(arch='base'), like='swin', without=('VPT', 'E2VPT', 'VPT + LoRA', 'Prefix-qk', 'Convpass'),
+             only=('LoRA', 'AdaptFormer', 'Prefix', 'SSF', 'PATT'), graphs=('Prefix', ), unmerged=('RepAdapter', 'ARC')),
+    Backbone('video_mvit', 'mmpetl.VideoMViT',
+             dict(arch=_MVIT, spatial_size=32, temporal_size=4, out_scales=(1, ), output_cls_token=False), (3, 4, 32, 32), 32,
+             'mmaction2 `MViT` (MViT v2)', _video_mvit, dict(arch='base'), like='video_swin', without=('Prefix-qk', ),
+             only=('LoRA', 'AdaptFormer', 'Prefix', 'SSF', 'ST-Adapter'), graphs=('SSF', ), unmerged=('RepAdapter', 'ARC')),
+    Backbone('uniformer_v2', 'mmpetl.UniFormerV2', _UNIFORMER, (3, 4, 32, 32), 32, 'mmaction2 `UniFormerV2`', _uniformer,
+             dict(clip_pretrained=False), like='clip', without=SIDE, only=SHORT, graphs=('LoRA', )),
     _foreign('timm_vit', dict(model_name='vit_small_patch14_reg4_dinov2', **_TIMM_VIT),
            'timm `VisionTransformer` (AugReg, DeiT 3, DINOv2, CLIP, SigLIP)'),
+    _foreign('timm_swin', dict(model_name='swin_tiny_patch4_window7_224', **_TIMM_SWIN),
+           'timm `SwinTransformer`, `SwinTransformerV2`', like='swin', only=SHORT, graphs=('LoRA', )),
+    _foreign('timm_hiera', _HIERA, 'timm `Hiera`', like='swin', without=('Convpass', ), only=SHORT, graphs=('VPT', ),
+             unmerged=('RepAdapter', 'ARC')),
+    _foreign('hf_swin', _HF_SWIN, 'transformers `SwinModel`, `Swinv2Model`', like='swin', only=SHORT, graphs=('LoRA', )),
     _foreign('hf_vit', dict(model_type='vit', **_HF_VIT),
-           'transformers `ViTModel`, `Dinov2Model`, `Dinov2WithRegistersModel`, `VivitModel`'),
+           'transformers `ViTModel`, `DeiTModel`, `ViTMSNModel`, `IJepaModel`, `Dinov2Model`, `Dinov2WithRegistersModel`, `VivitModel`'),
     _foreign('hf_clip', dict(model_type='clip_vision_model', **_HF_VIT),
            'transformers `CLIPVisionModel`, `SiglipVisionModel`'),
     _foreign('hf_videomae',
            dict(model_type='videomae', num_frames=4, tubelet_size=2, use_mean_pooling=False, **_HF_VIT),
            'transformers `VideoMAEModel`', (3, 4, 32, 32), like='videomae'),
     _foreign('timm_eva', dict(model_name='eva02_tiny_patch14_224', scale_mlp=True, **_TIMM_VIT),
-           'timm `Eva` (EVA, EVA-02, DINOv3, PE)', without=SIDE, unmerged=('SSF', 'LoRA + SSF', 'RepAdapter', 'ARC', 'RLRR')),
+           'timm `Eva` (EVA, EVA-02, DINOv3, PE)', without=SIDE, unmerged=('SSF', 'LoRA + SSF', 'RepAdapter', 'ARC', 'RLRR', 'GLoRA')),
     _foreign('hf_dinov3',
            dict(model_type='dinov3_vit', num_register_tokens=2, use_gated_mlp=True, key_bias=True, **_HF_VIT),
            'transformers `DINOv3ViTModel`', without=SIDE, only=ONE_PER_POINT),
+    _foreign('hf_timesformer', dict(model_type='timesformer', num_frames=4, **_HF_VIT),
+           'transformers `TimesformerModel`', (3, 4, 32, 32), like='videomae', without=SIDE, only=SHORT,
+           graphs=('LoRA', )),
     _foreign('hf_vjepa2', _VJEPA2, 'transformers `VJEPA2Model`', (3, 4, 32, 32), like='videomae', without=SIDE,
            only=ONE_PER_POINT),
 ]
 FOREIGN.append(
     Backbone('clip_frames', 'mmpetl.CLIPVisionTransformer', dict(frames=4, **_VIT), (3, 4, 32, 32), 32,
              'mmpretrain ViT and CLIP over the frames of clips (`frames=T`)', _clip_frames, dict(arch='base', frames=8),
-             like='clip', without=SIDE, only=('LoRA', 'AIM', 'ST-Adapter')))
+             like='clip', without=SIDE, only=('LoRA', 'AIM', 'ST-Adapter', 'ZeroI2V', 'DualPath', 'Side4Video')))
 BACKBONE = {b.name: b for b in BACKBONES}
 ROW = {b.name: b for b in [*BACKBONES, *FOREIGN]}
 ALL = tuple(BACKBONE)
@@ -263,6 +348,29 @@ METHODS: List[Case] = [
         counts=dict(clip_frames=10_657_536),
         note='it adapts a backbone for images to clips, see below'),
     Case(
+        'ZeroI2V', [dict(type='ZeroI2V', mid_dims=4, drop_rate=0.)],
+        on=('clip_frames', ),
+        identity=False,
+        real=[dict(type='ZeroI2V')],
+        counts=dict(clip_frames=14_208_000),
+        note='it adapts a backbone for images to clips, see below'),
+    Case(
+        'DualPath', [dict(type='DualPath', frame_grid=(2, 2), spatial_frames=2, mid_dims=4, drop_rate=0.)],
+        on=('clip_frames', ),
+        identity=False,
+        real=[dict(type='DualPath', frame_grid=(2, 2))],
+        counts=dict(clip_frames=17_903_616),
+        # Behind two up-projections that start at zero: its gradient comes with the third step.
+        without_gradient=('time_in.down', ),
+        note='it adapts a backbone for images to clips, see below'),
+    Case(
+        'Side4Video', [dict(type='Side4Video', width=16, heads=2)],
+        on=('clip_frames', ),
+        identity=False,
+        real=[dict(type='Side4Video')],
+        counts=dict(clip_frames=21_056_832),
+        note='it adapts a backbone for images to clips, see below'),
+    Case(
         'PATT', [dict(type='PATT', ops='kv', mid_dims=4)],
         identity=False,
         real=[dict(type='PATT', ops='kv', mid_dims=128)],
@@ -272,6 +380,12 @@ METHODS: List[Case] = [
         identity=False,
         real=[dict(type='Prefix', num_tokens=16, mid_dims=128)],
         counts=dict(video_swin=4_839_936)),
+    Case(
+        'Prefix-qk', [dict(type='Prefix', ops='qk', num_tokens=3, mid_dims=4)],
+        identity=False,
+        real=[dict(type='Prefix', ops='qk', num_tokens=16, mid_dims=128, positions=196)],
+        counts=dict(video_swin=29_628_864),
+        often=OFTEN),
     Case(
         'VPT', [dict(type='VPT', num_tokens=3)],
         on=('vit', 'clip', 'swin', 'videomae'),
@@ -405,6 +519,51 @@ METHODS: List[Case] = [
         real=[dict(type='RLRR')],
         counts=dict(vit=288_768),
         often=OFTEN),
+    Case(
+        'AdaLoRA', [dict(type='AdaLoRA', rank=3, alpha=6)],
+        folds=True,
+        real=[dict(type='AdaLoRA')],
+        counts=dict(vit=1_991_520),
+        often=OFTEN),
+    Case(
+        'GPS', [dict(type='GPS', num_weights=2)],
+        folds=True,
+        real=[dict(type='GPS')],
+        counts=dict(vit=82_944),
+        often=OFTEN),
+    Case(
+        'SPT', [dict(type='SPT', budget=1200, rank=2)],
+        folds=True,
+        real=[dict(type='SPT')],
+        counts=dict(vit=400_000),
+        often=OFTEN),
+    Case(
+        'SCT', [dict(type='SCT', num_channels=4)],
+        identity=False,
+        real=[dict(type='SCT')],
+        counts=dict(vit=111_744),
+        often=OFTEN),
+    Case(
+        'GLoRA', [dict(type='GLoRA', rank=2)],
+        folds=True,
+        real=[dict(type='GLoRA')],
+        counts=dict(vit=1_825_056),
+        without_gradient=('k.c_down', ),  # one constant for all logits of a query
+        often=OFTEN),
+    Case(
+        'Res-Tuning', [dict(type='ResTuning', num_tokens=2, mid_dims=4)],
+        identity=False,
+        real=[dict(type='ResTuning')],
+        counts=dict(vit=285_816, swin=373_232),
+        often=OFTEN),
+    Case(
+        'Res-Tuning-Bypass', [dict(type='ResTuningBypass', mid_dims=4)],
+        on=VITS,
+        identity=False,
+        real=[dict(type='ResTuningBypass')],
+        counts=dict(vit=387_324),
+        note='Swins: the chain has one width',
+        often=('vit', 'videomae')),
     Case('LoRA + AdaptFormer',
          [dict(type='LoRA', rank=2), dict(type='AdaptFormer', mid_dims=4)]),
     Case(
@@ -452,6 +611,15 @@ def features(output: Any) -> torch.Tensor:
         pooled = output.get('pooler_output')
         return output.last_hidden_state[:, 0] if pooled is None else pooled
     return output
+
+
+def drawn(module: torch.nn.Module, std: float = 0.5, seed: int = 0) -> torch.nn.Module:
+    """The module, all of its parameters drawn anew from a normal distribution."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    return module
 
 
 def perturb(module: torch.nn.Module, std: float = 0.05, seed: int = 1) -> None:

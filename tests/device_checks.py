@@ -214,7 +214,7 @@ def applies(check: str, row: str, device: str = 'cpu') -> bool:
     if device == 'meta' and (check not in SHAPES_ONLY or backbone.name == 'hf_vjepa2'):
         return False  # the latter's own forward pass reads numbers out of a tensor
     kinds = {cfg['type'] for cfg in case.petl}
-    side = kinds & {'SynQT', 'LST', 'VQT'}
+    side = kinds & {'SynQT', 'LST', 'VQT', 'Side4Video'}
     pooled = kinds & {'VPT', 'E2VPT'} and backbone.name in ('swin', 'timm_eva')
     return bool({
         'merged': case.folds and case.name not in backbone.unmerged,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmpetl.datasets.tables import get_task
+from mmpetl.datasets.tables.video import VIDEO_SETS
 from mmpetl.datasets.video_lists import write_video_list
 
 #: Width, heads and blocks of the small transformers.
@@ -75,6 +76,22 @@ def mocov3(path: Path) -> None:
                 'optimizer': {'state': {0: {'momentum_buffer': draw(1000, DIM)}}, 'param_groups': groups}}, path)
 
 
+def beit(path: Path) -> None:
+    """mmpretrain's file of the fine-tuned BEiT v2, in its own names."""
+    state = {'cls_token': draw(1, 1, DIM), 'patch_embed.projection.weight': draw(DIM, 3, 16, 16),
+             'patch_embed.projection.bias': draw(DIM), **norm('ln2', DIM)}
+    for i in range(DEPTH):
+        b = f'layers.{i}.'
+        state |= norm(b + 'ln1', DIM) | norm(b + 'ln2', DIM) | linear(b + 'attn.proj', DIM, DIM)
+        state |= linear(b + 'ffn.layers.0.0', 4 * DIM, DIM) | linear(b + 'ffn.layers.1', DIM, 4 * DIM)
+        state |= {b + 'gamma_1': draw(DIM), b + 'gamma_2': draw(DIM), b + 'attn.qkv.weight': draw(3 * DIM, DIM),
+                  b + 'attn.q_bias': draw(DIM), b + 'attn.v_bias': draw(DIM),
+                  b + 'attn.relative_position_bias_table': draw(27 * 27 + 3, HEADS),
+                  b + 'attn.relative_position_index': torch.zeros(197, 197, dtype=torch.long)}
+    head = linear('head.fc', 1000, DIM)
+    torch.save({'meta': {}, 'state_dict': {f'backbone.{k}': v for k, v in state.items()} | head}, path)
+
+
 def jax(path: Path) -> None:
     arrays = {'cls': draw(1, 1, DIM), 'Transformer/posembed_input/pos_embedding': draw(1, 197, DIM),
               'embedding/kernel': draw(16, 16, 3, DIM), 'embedding/bias': draw(DIM)}
@@ -130,10 +147,10 @@ def swin(path: Path) -> None:
     torch.save({'model': swin_state((7, 7), (4, 4), True) | linear('head', 21841, SWIN_DIM * 8)}, path)
 
 
-def video_swin(path: Path) -> None:
+def video_swin(path: Path, classes: int = 400) -> None:
     state = {f'backbone.{k}': v for k, v in swin_state((8, 7, 7), (2, 4, 4)).items()}
     meta = {'epoch': 30, 'iter': 1, 'mmcv_version': '1.3.1', 'time': 'x', 'config': 'model=dict()', 'CLASSES': None}
-    torch.save({'meta': meta, 'state_dict': state | linear('cls_head.fc_cls', 400, SWIN_DIM * 8)}, path)
+    torch.save({'meta': meta, 'state_dict': state | linear('cls_head.fc_cls', classes, SWIN_DIM * 8)}, path)
 
 
 def videomae(path: Path) -> None:
@@ -197,9 +214,11 @@ WRITERS = {
     'jx_vit_base_p16_224-80ecf9dd.pth': timm_plain,
     'deit_base_patch16_224-b5f2ef4d.pth': deit,
     'mae_pretrain_vit_base.pth': mae,
+    'beitv2-base_3rdparty_in1k_20221114-73e11905.pth': beit,
     'linear-vit-b-300ep.pth.tar': mocov3,
     'swin_base_patch4_window7_224_22k.pth': swin,
     'swin_base_patch244_window877_kinetics400_22k.pth': video_swin,
+    'swin_base_patch244_window877_kinetics600_22k.pth': lambda path: video_swin(path, 600),
     'ViT-B-32.pt': lambda path: clip(path, 32),
     'ViT-B-16.pt': lambda path: clip(path, 16),
     **{f'videomae_vit-{name}.pth': videomae for name in ('small_k400_1600e', 'base_k400_1600e', 'large_k400_1600e',
@@ -251,3 +270,4 @@ def write_video_data(root: Path) -> None:
             write_video(root / name / video)
         for part in ('train', 'val', 'test'):
             write_video_list(str(lists / f'{part}.csv'), [(video, i) for i, video in enumerate(videos)])
+        (root / name / 'classes.txt').write_text(''.join(f'class_{c}\n' for c in range(VIDEO_SETS[name].num_classes)))

@@ -40,7 +40,7 @@ class Room:
 
 _WAIST = ('registry', 'suggest', 'sites')
 _FILES = (*_WAIST, 'names', 'version', 'weights')
-_TUNED = (*_FILES, 'tuning')
+_TUNED = (*_FILES, 'tuning', 'merging')
 _DATA = ('datasets', 'evaluation', 'models')
 
 ROOMS: List[Room] = [
@@ -52,13 +52,15 @@ ROOMS: List[Room] = [
     Room('registry', "registries, children of MMEngine's", outside=('mmengine', )),
     Room('recompute', 'what is computed again in the backward pass', outside=('torch', )),
     Room('sites', 'the waist: `BlockSpec`, `Method`, `Tap`', imports=('suggest', ), outside=('torch', 'mmengine')),
-    Room('clean_errors', 'one clear line instead of a traceback', ('names', 'suggest')),
+    Room('console', 'what a command shows, and what only its log file holds', ('on_import', ), outside=('mmengine', )),
+    Room('clean_errors', 'one clear line instead of a traceback', ('console', 'names', 'suggest')),
     Room('weights', 'reading and writing files safely, converters, exports', ('names', 'version'), never=UPSTREAM),
     Room('compat', 'remedies for the pinned stack', ('names', 'weights'), lazy=True),
     Room('methods', 'one published method per file', ('registry', 'suggest', 'sites', 'recompute'), never=UPSTREAM),
     Room('backbones', 'one family of backbones per file, `attach`',
          (*_WAIST, 'recompute', 'weights', 'compat')),
-    Room('tuning', 'what trains, counts, merging, adapter state', ('sites', 'weights')),
+    Room('tuning', 'what trains, counts, adapter state', ('sites', 'weights')),
+    Room('merging', 'merging methods into the base', ('sites', 'tuning')),
     Room('adapters', 'adapter files in use, banks, mixed batches, combinations', (*_TUNED, 'backbones')),
     Room('models', 'heads and preprocessors that upstream lacks', _FILES),
     Room('datasets', 'suites, lists, samplers, transforms, reading pictures and videos', _FILES),
@@ -66,7 +68,7 @@ ROOMS: List[Room] = [
     Room('features', 'the feature cache: store and hook', (*_TUNED, 'backbones')),
     Room('hooks', 'checkpoints, adapters, audit, guards, loops that resume exactly', (*_TUNED, 'adapters', *_DATA)),
     Room('training', 'flags, config, tasks, build, run, optimizers, several processes',
-         (*_TUNED, 'recipes', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks')),
+         (*_TUNED, 'recipes', 'console', 'clean_errors', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks')),
     Room('pruning', "E2VPT's procedure", (*_TUNED, 'hooks', 'training')),
     Room('costs', 'what a config costs: parameters, operations, memory',
          (*_TUNED, 'recompute', 'compat', 'backbones', 'training')),
@@ -75,7 +77,7 @@ ROOMS: List[Room] = [
     Room('apis', 'the face: what Python users call',
          (*_TUNED, 'backbones', 'adapters', *_DATA, 'training', 'costs', 'sweeps'), lazy=True),
     Room('commands', 'the command line: one file per command',
-         (*_TUNED, 'recipes', 'clean_errors', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks', 'pruning',
+         (*_TUNED, 'recipes', 'console', 'clean_errors', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks', 'pruning',
           'training', 'costs', 'sweeps', 'apis'), lazy=True),
     Room('__init__', 'the face, lazily', ('on_import', 'version'), outside=(), lazy=True),
 ]

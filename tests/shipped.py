@@ -43,7 +43,7 @@ def write_data(folder: Path, cfg: Config, images: int = 4) -> None:
             suite_data.write_elevater(root, name, dict(train=5, test=1), suite=cfg.task.suite)
         cfg.task.update(name=name, root=root)
         return
-    for loader in LOADERS:
+    for loader in (name for name in LOADERS if cfg.get(name)):
         dataset = cfg[loader].dataset
         dataset.data_root = str(folder)
         part, lines = Path(dataset.ann_file).stem, []
@@ -82,7 +82,8 @@ def _shrink_methods(cfg: Config) -> None:
     for method in cfg.model.backbone.petl:
         if isinstance(method.get('drop_path_rate'), list):
             method.drop_path_rate = method.drop_path_rate[:2]
-        for key, small in (('num_tokens', 3), ('num_kv_tokens', 2), ('phm_dim', 4), ('phm_rank', 1)):
+        for key, small in (('num_tokens', 3), ('num_kv_tokens', 2), ('phm_dim', 4), ('phm_rank', 1),
+                           ('num_channels', 4), ('width', 32), ('budget', 900)):
             if isinstance(method.get(key), int):
                 method[key] = min(small, method[key]) if key != 'phm_dim' else small
 
@@ -104,7 +105,10 @@ def shrink(path: str, folder: Path, images: int = 4, **more: object) -> Path:
         neck.update(in_channels=width, out_channels=16, checkpoint=None)
         width = 16
     if 'in_channels' in head:
-        head.in_channels = width
+        head.in_channels = 2 * width if any(m.type == 'DualPath' for m in cfg.model.backbone.petl) else width
+    if head.get('projection'):
+        head.projection.update(out_channels=16, checkpoint=None)
+        width = 16
     if 'text_features' in head:
         _write_text_features(folder, head, width)
     _shrink_pipelines(cfg)
@@ -121,7 +125,9 @@ def _shrink_pipelines(cfg: Config) -> None:
     for loader in LOADERS:
         if cfg.get(loader) is None:
             continue
-        cfg[loader].update(batch_size=2, num_workers=0, persistent_workers=False)
+        # FGVC's data sets have a hundred classes and more, and an image of each
+        many = bool(cfg.get('task')) and get_suite(cfg.task.suite).form == 'fgvc'
+        cfg[loader].update(batch_size=34 if many else 2, num_workers=0, persistent_workers=False)
         for dataset in _datasets(cfg[loader].dataset):
             for t in dataset.get('pipeline', ()):
                 for key in ('scale', 'crop_size', 'size', 'input_size'):
@@ -136,6 +142,8 @@ def _datasets(node: ConfigDict) -> list:
 def _write_text_features(folder: Path, head: ConfigDict, width: int) -> None:
     weight = torch.nn.functional.normalize(torch.randn(head.num_classes, width), dim=-1).numpy()
     head.text_features = str(folder / 'text.npz')
+    if 'VideoTextHead' in head.type:
+        head.scale = 5.  # at CLIP's 100 random features are all of one class, whatever the input
     np.savez(head.text_features, weight=weight, class_names=[f'class {c}' for c in range(head.num_classes)])
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmpetl.sites import add_product
+from mmpetl.sites import add_product, product_as, scale_shift, scaled, sum_as
 
 
 @pytest.mark.parametrize('bias', [False, True])
@@ -40,3 +40,41 @@ def test_the_wider_type_wins():
     code, weight = torch.randn(2, 5, 3, dtype=torch.bfloat16), torch.randn(6, 3, dtype=torch.bfloat16)
     assert add_product(torch.zeros(2, 5, 6), code, weight).dtype == torch.float32
     assert add_product(torch.zeros(2, 5, 6, dtype=torch.bfloat16), code, weight).dtype == torch.bfloat16
+
+
+def _same(function, formula, *leaves):
+    found, expected = function(*leaves), formula(*leaves)
+    assert torch.allclose(found, expected, atol=1e-12) and found.dtype is expected.dtype
+    pairs = zip(*(torch.autograd.grad((out * out).sum(), leaves) for out in (found, expected)))
+    assert all(torch.allclose(a, b, atol=1e-10) and a.shape == b.shape for a, b in pairs)
+
+
+@pytest.mark.parametrize('shape', [(3, 4), (2, 3, 4)])
+def test_factors_and_sums_equal_their_formulas(shape):
+    make = torch.Generator().manual_seed(0)
+    y, z, row, one = (torch.randn(*s, dtype=torch.float64, generator=make, requires_grad=True)
+                      for s in (shape, shape, (4, ), (1, )))
+    _same(scale_shift, lambda y, s: y * s, y, row)
+    _same(lambda y, s: scale_shift(y, s, s), lambda y, s: y * s + s, y, row)
+    _same(scaled, lambda y, s: y * s, y, one)
+    _same(lambda a, b: product_as(a, b, None), torch.mul, y, row)
+    _same(lambda a, b: sum_as(a, b, None, 2.), lambda a, b: a + 2 * b, y, z)
+
+
+
+def test_rounding_inside_a_kernel_is_the_cast_after_it():
+    make = torch.Generator().manual_seed(0)
+    a, b, row = (torch.randn(*s, generator=make).requires_grad_() for s in ((3, 4), (3, 4), (4, )))
+    half = torch.bfloat16
+    pairs = [(lambda a, b, row: product_as(a, row, half), lambda a, b, row: (a * row).to(half)),
+             (lambda a, b, row: product_as(row, a, half), lambda a, b, row: (a * row).to(half)),
+             (lambda a, b, row: sum_as(a, b, half, 2.), lambda a, b, row: (a + 2 * b).to(half)),
+             (lambda a, b, row: sum_as(a, b.to(half), half), lambda a, b, row: (a + b.to(half)).to(half)),
+             (lambda a, b, row: scale_shift(a.to(half), row), lambda a, b, row: (a.to(half) * row).to(half))]
+    for function, formula in pairs:
+        found, expected = function(a, b, row), formula(a, b, row)
+        assert found.dtype is half and torch.equal(found, expected)
+        grads = [torch.autograd.grad(out.float().square().sum(), [a, b, row], allow_unused=True)
+                 for out in (found, expected)]
+        for x, y in zip(*grads):
+            assert (x is None) == (y is None) and (x is None or torch.allclose(x, y, rtol=2e-2, atol=2e-2))

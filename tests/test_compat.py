@@ -18,6 +18,7 @@ from mmengine.runner.activation_checkpointing import turn_on_activation_checkpoi
 from torch import nn
 
 from mmpetl import compat
+from mmpetl.compat import environment, placeholders
 
 
 def folder_of(package):
@@ -29,7 +30,7 @@ def folder_of(package):
 
 def test_mmaction_needs_the_placeholders():
     mmaction = folder_of('mmaction')
-    assert compat._lacks_drn(mmaction), 'the wheel ships localizers/drn again: drop its placeholder'
+    assert placeholders._lacks_drn(mmaction), 'the wheel ships localizers/drn again: drop its placeholder'
     assert 'apply_chunking_to_forward' in (
         mmaction / 'models/multimodal/vindlu/modeling_bert.py').read_text(), 'VindLU was mended: drop it'
 
@@ -49,14 +50,14 @@ def test_complete_installations_are_left_alone(tmp_path, monkeypatch):
     (localizers / '__init__.py').write_text('from .drn.drn import DRN')
     (vindlu / 'modeling_bert.py').write_text('from transformers.modeling_utils import apply_chunking_to_forward')
     (tmp_path / 'transformers/modeling_utils.py').write_text('')
-    monkeypatch.setattr(compat, '_folder', lambda name: tmp_path / name)
-    assert compat._lacks_drn(tmp_path / 'mmaction')
-    assert compat._vindlu_breaks(tmp_path / 'mmaction')
+    monkeypatch.setattr(placeholders, '_folder', lambda name: tmp_path / name)
+    assert placeholders._lacks_drn(tmp_path / 'mmaction')
+    assert placeholders._vindlu_breaks(tmp_path / 'mmaction')
     (localizers / 'drn').mkdir()
     (tmp_path / 'transformers/modeling_utils.py').write_text('def apply_chunking_to_forward(): ...')
-    assert not compat._lacks_drn(tmp_path / 'mmaction')
-    assert not compat._vindlu_breaks(tmp_path / 'mmaction')
-    monkeypatch.setattr(compat, '_folder', lambda name: None)
+    assert not placeholders._lacks_drn(tmp_path / 'mmaction')
+    assert not placeholders._vindlu_breaks(tmp_path / 'mmaction')
+    monkeypatch.setattr(placeholders, '_folder', lambda name: None)
     for name in [
             n for n in sys.modules
             if n.startswith(('mmaction.models.localizers.drn', 'mmaction.models.multimodal.vindlu'))
@@ -72,10 +73,10 @@ def test_deepspeed_without_its_one_bit_optimizers(tmp_path, monkeypatch):
     ), 'mmengine was mended: drop the placeholder'
     name = 'deepspeed.runtime.fp16.onebit'
     monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setattr(compat, '_folder', lambda package: None)
+    monkeypatch.setattr(placeholders, '_folder', lambda package: None)
     assert not compat.install_deepspeed_stub()
     (tmp_path / 'runtime/fp16/onebit').mkdir(parents=True)
-    monkeypatch.setattr(compat, '_folder', lambda package: tmp_path)
+    monkeypatch.setattr(placeholders, '_folder', lambda package: tmp_path)
     assert not compat.install_deepspeed_stub()
     (tmp_path / 'runtime/fp16/onebit').rmdir()
     assert compat.install_deepspeed_stub()
@@ -215,7 +216,7 @@ torch.distributed.destroy_process_group()
 
 def test_cpu_processes():
     with_rank = dict(os.environ, RANK='0', WORLD_SIZE='1', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1', MASTER_PORT='0',
-                     CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(Path(compat.__file__).parents[1]), OMP_NUM_THREADS='1')
+                     CUDA_VISIBLE_DEVICES='', PYTHONPATH=str(Path(compat.__file__).parents[2]), OMP_NUM_THREADS='1')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', CPU_PROGRAM],
                           env=with_rank,
                           capture_output=True,
@@ -342,7 +343,7 @@ def test_unknown_submodule():
     }, None),
 ])
 def test_environment_warnings(monkeypatch, installed, expected):
-    monkeypatch.setattr(compat, '_version', installed.get)
+    monkeypatch.setattr(environment, '_version', installed.get)
     found = compat.environment_warnings()
     if expected is None:
         assert found == []
@@ -352,8 +353,8 @@ def test_environment_warnings(monkeypatch, installed, expected):
 
 
 def test_environment_warnings_are_logged_once(monkeypatch, caplog):
-    monkeypatch.setattr(compat, 'environment_warnings', lambda: ['trap'])
-    monkeypatch.setattr(compat, '_warned', False)
+    monkeypatch.setattr(environment, 'environment_warnings', lambda: ['trap'])
+    monkeypatch.setattr(environment, '_warned', False)
     printed = []
     monkeypatch.setattr('mmengine.logging.print_log', lambda text, **_: printed.append(text))
     assert compat.warn_environment() == compat.warn_environment() == ['trap']

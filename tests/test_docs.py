@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pages that a reader meets: the site builds without a warning, the notebook and the tutorials' Python run."""
 
+import html
 import json
 import os
 import re
@@ -28,14 +29,44 @@ def test_site_builds(tmp_path):
                           cwd=ROOT, capture_output=True, text=True, env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'})
     assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]
     api = (tmp_path / 'site/api/index.html').read_text(encoding='utf-8')
+    import mmpetl
     from mmpetl import apis
     assert all(f'mmpetl.{name}' in api for name in apis.__all__)
     assert ':mod:' not in api and ':class:' not in api
     methods = (tmp_path / 'site/api/methods/index.html').read_text(encoding='utf-8')
     assert 'mmpetl.methods.lora.LoRA' in methods and 'mmpetl.methods.synqt.SynQT' in methods
+    missing = [name for name in dir(mmpetl) if name != '__version__' and f'id="mmpetl{name.lower()}"' not in api]
+    assert not missing, missing
+    _reference_is_whole(tmp_path / 'site/api')
     assert 'First steps' in (tmp_path / 'site/tutorials/first_steps/index.html').read_text(encoding='utf-8')
     served = list((tmp_path / 'site').rglob('*.html'))
     assert not [page for page in served if 'fonts.googleapis' in page.read_text(encoding='utf-8')], 'fetched from elsewhere'
+
+
+def _reference_is_whole(api):
+    """Every registered type is in the list of types and, where it is a class, on a page with its arguments; every
+    command and every option is on the page of commands."""
+    from mmengine.registry import Registry
+
+    from mmpetl import registry
+    from mmpetl.commands.main import available
+    types = html.unescape((api / 'types/index.html').read_text(encoding='utf-8'))
+    pages = ''.join(page.read_text(encoding='utf-8') for page in api.rglob('*.html'))
+    count = 0
+    for key, found in vars(registry).items():
+        if not isinstance(found, Registry) or key.startswith('ROOT_'):
+            continue
+        found.import_from_location()
+        for name, item in found.module_dict.items():
+            if item.__module__.startswith('mmpetl'):
+                count += 1
+                assert f'<code>{name}</code>' in types, f'{key}: {name}'
+                place = f'{item.__module__}.{item.__name__}'
+                assert item.__module__ == 'mmpetl.backbones' or f'id="{place}"' in pages, place
+    assert count > 90
+    commands = html.unescape((api / 'commands/index.html').read_text(encoding='utf-8'))
+    assert not [name for name in available() if f'usage: mmpetl {name} ' not in commands]
+    assert 'usage: mmpetl data make ' in commands and '--on-test' in commands and '--budget' in commands
 
 
 def test_nav_leads_to_every_page():
@@ -44,7 +75,7 @@ def test_nav_leads_to_every_page():
     pages = {p.relative_to(ROOT / 'docs').as_posix() for p in (ROOT / 'docs').rglob('*') if p.suffix in ('.md', '.ipynb')}
     left = {p for p in pages if p not in text}
     assert {p.split('/')[0] for p in left} <= {'methods', 'adr'}, sorted(left)
-    assert yaml.safe_load(text)['hooks'] == ['tools/docs_site.py']
+    assert yaml.safe_load(text)['hooks'] == ['tools/docs_site.py', 'tools/docs_reference.py']
 
 
 def test_notebook_runs(tmp_path, monkeypatch):
@@ -91,22 +122,42 @@ def test_page_for_users_of_openmmlab_runs(tmp_path):
     assert named - {'TIMM', 'HF'} == {t for entry in FAMILIES.values() for t in entry.types}
 
 
-def test_stock_tools_train(tmp_path, monkeypatch):
-    """`mim train mmpretrain CONFIG` runs this file of mmpretrain; of a base with LoRA nothing but factors and head moves."""
-    import runpy
-
-    import mmpretrain
+def _only_factors_and_head_moved(folder):
     import torch
-    from toy_run import write
-    config = write(tmp_path, "model['backbone'].update(type='mmpetl.VisionTransformer', petl=[dict(type='LoRA', rank=2)])\n")
-    tool = Path(mmpretrain.__file__).parent / '.mim/tools/train.py'
-    monkeypatch.setattr(sys, 'argv', [str(tool), str(config), '--work-dir', str(tmp_path / 'out'),
-                                      '--no-persistent-workers'])
-    runpy.run_path(str(tool), run_name='__main__')
-    first, last = (torch.load(tmp_path / f'out/epoch_{n}.pth', weights_only=False)['state_dict'] for n in (1, 2))
+    first, last = (torch.load(folder / f'epoch_{n}.pth', weights_only=False)['state_dict'] for n in (1, 2))
     moved = {key for key in first if not torch.equal(first[key], last[key])}
     assert moved and all(key.startswith('head.') or '.petl.' in key for key in moved), moved
     assert any('.petl.' in key for key in moved)
+
+
+def test_stock_tools_train(tmp_path, monkeypatch):
+    """`mim train mmpretrain CONFIG` runs this file of mmpretrain with these arguments; of a base with LoRA nothing but
+    factors and head moves."""
+    import runpy
+
+    import mmpretrain
+    from toy_run import write
+    config = write(tmp_path, "model['backbone'].update(type='mmpetl.VisionTransformer', petl=[dict(type='LoRA', rank=2)])\n")
+    tool = Path(mmpretrain.__file__).parent / '.mim/tools/train.py'
+    monkeypatch.setattr(sys, 'argv', [str(tool), str(config), '--launcher', 'none', '--work-dir', str(tmp_path / 'out'),
+                                      '--no-persistent-workers'])
+    runpy.run_path(str(tool), run_name='__main__')
+    _only_factors_and_head_moved(tmp_path / 'out')
+
+
+@pytest.mark.slow
+def test_mim_trains(tmp_path):
+    """The page's commands: openmim in an environment of its own that sees this one's packages, and the real `mim`."""
+    from toy_run import command, write
+    config = write(tmp_path, "model['backbone'].update(type='mmpetl.VisionTransformer', petl=[dict(type='LoRA', rank=2)])\n")
+    page = (TUTORIALS / 'openmmlab.md').read_text(encoding='utf-8')
+    script = re.search(r'```bash\n(python -m venv.*?)```', page, re.S)[1]
+    script = re.sub(r'^python ', f'{sys.executable} ', script, flags=re.M).replace(
+        'mmpretrain CONFIG', f'mmpretrain {config} --work-dir out --no-persistent-workers')
+    done = command('bash', '-euc', script, cwd=tmp_path, timeout=900)
+    assert not done.returncode, done.stderr[-3000:]
+    assert 'Training finished successfully' in done.stdout
+    _only_factors_and_head_moved(tmp_path / 'out')
 
 
 def test_sizes_and_times_of_tutorials_are_those_that_stand_elsewhere():
@@ -123,3 +174,13 @@ def test_forms_and_hooks_are_read():
     entries = [hook['entry'] for repo in yaml.safe_load((ROOT / '.pre-commit-config.yaml').read_text())['repos']
                for hook in repo['hooks']]
     assert entries == ['python -m ruff check', 'python -m mypy', 'python -m pytest -q tests/test_layering.py']
+
+
+def test_decisions_are_numbered():
+    files = sorted((ROOT / 'docs/adr').glob('*.md'))
+    assert [int(path.name[:4]) for path in files] == list(range(1, len(files) + 1))
+    assert all(path.read_text().startswith(f'# {int(path.name[:4])}. ') for path in files)
+    # code names a decision by its file: numbers alone would go on pointing somewhere when it is renumbered
+    for path in (ROOT / 'mmpetl').rglob('*.py'):
+        for name in re.findall(r'docs/adr/([\w.-]+)', path.read_text()):
+            assert (ROOT / 'docs/adr' / name.rstrip('.')).is_file(), f'{path}: {name}'

@@ -20,7 +20,8 @@ pairs = pytest.mark.parametrize('case, backbone', PARAMS, ids=PAIR_IDS)
 OWN_BLOCKS = ('vit', 'videomae', 'swin')
 compiled = pytest.mark.parametrize(
     'case, backbone',
-    [p if b.name in OWN_BLOCKS or case.name in ONE_PER_POINT or b.name not in ALL or set(case.on) <= {b.name} else
+    [p if case.name in b.graphs or not b.graphs and (b.name in OWN_BLOCKS or case.name in ONE_PER_POINT or b.name not in ALL
+                                                     or set(case.on) <= {b.name}) else
      pytest.param(case, b, marks=pytest.mark.slow) for p, (case, b) in zip(PARAMS, PAIRS)
      if not b.like or case.name in ONE_PER_POINT],
     ids=lambda value: value.name)

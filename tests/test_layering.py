@@ -156,15 +156,15 @@ def test_sizes(path):
     ('backbones', 'from mmpetl.methods.lora import LoRA'), ('backbones', 'from ..methods import LoRA'),
     ('weights', 'import mmengine'), ('weights', 'from ..sites import BlockSpec'),
     ('tuning', 'from .backbones import attach'), ('tuning', 'from .methods import LoRA'),
-    ('tuning', 'def f():\n    from .weights import io'), ('adapters', 'from ..training.build import x'),
+    ('tuning', 'def f():\n    from .weights import io'), ('merging', 'from .adapters import bank'), ('adapters', 'from ..training.build import x'),
     ('datasets', 'from ..backbones.vit import x'), ('models', 'import mmpetl.methods'),
     ('evaluation', 'from mmpetl.methods import LoRA'), ('features', 'from ..training import run'),
     ('hooks', 'from ..apis import attach'), ('hooks', 'from ..training.run import x'),
     ('pruning', 'from ..sweeps import plan'), ('training', 'from ..costs import plan'),
     ('training', 'from ..commands import main'), ('costs', 'from ..sweeps import report'),
     ('sweeps', 'from ..commands import report'), ('sweeps', 'def f():\n    from ..training.run import x'),
-    ('compat', 'from .sites import x'), ('recompute', 'import mmengine'), ('registry', 'import torch'),
-    ('clean_errors', 'from .training import run'), ('apis', 'from .commands import main'), ('version', 'import torch'),
+    ('compat', 'from ..sites import x'), ('recompute', 'import mmengine'), ('registry', 'import torch'),
+    ('clean_errors', 'from .training import run'), ('console', 'import torch'), ('apis', 'from .commands import main'), ('version', 'import torch'),
     ('on_import', 'import mmengine'), ('suggest', 'from .sites import x'), ('names', 'import torch'), ('recipes', 'import mmengine'), ('__init__', 'import torch'), ('commands', 'from .. import attach'),
 ])
 def test_the_rules_catch(room, source):

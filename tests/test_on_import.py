@@ -54,12 +54,19 @@ if first == 'upstream':
 import mmpetl
 from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.registry import MODELS, HOOKS
-assert CheckpointLoader._schemes[''].__module__ == 'mmpetl.compat'
+assert CheckpointLoader._schemes[''].__module__ == 'mmpetl.compat.loading'
 assert MODELS.get('mmpetl.FeatureHead') is not None and HOOKS.get('mmpetl.AdapterHook') is not None
 assert 'mmpetl.compat' in sys.modules
 """
     for first in ('upstream', 'mmpetl'):
         subprocess.run([sys.executable, '-c', code, first], check=True)
+
+
+@pytest.mark.parametrize('first', ['mmpetl.compat', 'mmpetl.commands.doctor', 'mmpetl.apis'])
+def test_any_module_may_be_the_first(first):
+    """Before torch and mmengine, whose import is watched."""
+    done = subprocess.run([sys.executable, '-W', 'error:mmpetl', '-c', f'import {first}'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1500:]
 
 
 def test_modules_that_were_attributes():

@@ -3,6 +3,8 @@
 
 import importlib.util
 import json
+import logging
+import os
 import pickle
 import shutil
 import sys
@@ -301,8 +303,32 @@ def test_messages_of_workers_are_shortened():
         'Caught FileNotFoundError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n'
         '  File "x.py", line 1, in f\nFileNotFoundError: data/7.png is not there')
     assert one_line(error) == 'FileNotFoundError: data/7.png is not there'
+    error.args = (error.args[0].rpartition('\n')[0] + "\nFileNotFoundError: [Errno 2] No such file or directory: 'data/7.png'", )
+    assert one_line(error) == 'No such file or directory: data/7.png'
     assert one_line(KeyError('no key x')) == 'no key x'
     assert one_line(AssertionError()) == 'AssertionError'
+
+
+def test_the_line_comes_even_if_its_log_is_full(capsys, monkeypatch):
+    """A log that cannot be written, an error without words, nobody who listens: no error of the report itself."""
+    from mmpetl import clean_errors
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    class Mute(ValueError):
+
+        def __str__(self):
+            raise RuntimeError
+
+    handler = logging.FileHandler(os.devnull)
+    monkeypatch.setattr(clean_errors, '_file_handlers', lambda: [handler])
+    handler.stream = types.SimpleNamespace(write=full, flush=full, close=lambda: None)
+    for error, said in ((ValueError('what counts'), 'error: what counts'), (Mute(), 'error: Mute')):
+        clean_errors.report(error)
+        assert capsys.readouterr().err.startswith(said)
+    monkeypatch.setattr(sys, 'stderr', types.SimpleNamespace(write=full, flush=full))
+    clean_errors.report(ValueError('what counts'))
 
 
 # -- shell scripts ----------------------------------------------------------------------------------------------------

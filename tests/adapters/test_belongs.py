@@ -169,6 +169,14 @@ def bank(config, folder, force=''):
     mmpetl.AdapterBank(model).add_file('other', adapter(folder), force=bool(force))
 
 
+def serve(config, folder, force=''):
+    model = model_of(config)
+    model.backbone.init_weights()
+    served = mmpetl.AdapterBank(model)
+    served.serve({'other': adapter(folder)}, force=bool(force))
+    served['other']
+
+
 def hot_swap(config, folder, force=''):
     model = model_of(config)
     model.backbone.init_weights()
@@ -195,6 +203,7 @@ WAYS = {
     'load_trained': lambda c, f, force='': load_trained(model_of(c), checkpoint(f), None, bool(force)),
     'load_adapter': lambda c, f, force='': mmpetl.load_adapter(model_of(c), adapter(f), force=bool(force)),
     'bank.add_file': bank,
+    'bank.serve': serve,
     'bank.hot_swap': hot_swap,
     'load_state_dict': lambda c, f: load_checkpoint(model_of(c), adapter(f), 'cpu'),
     'inspect --config': lambda c, f: inspect_file(adapter(f), str(c)),
@@ -202,7 +211,7 @@ WAYS = {
 #: These end in a refusal of their own: AdaptFormer cannot be merged.
 UNFOLDED = ('merge', )
 #: Ways that know the model alone, not its data.
-MODEL_ALONE = ('load_trained', 'load_adapter', 'bank.add_file', 'bank.hot_swap', 'load_state_dict')
+MODEL_ALONE = ('load_trained', 'load_adapter', 'bank.add_file', 'bank.serve', 'bank.hot_swap', 'load_state_dict')
 #: Which differences each way must see besides those that all ways are tried with.
 TRIED = {'tools/test.py': tuple(DIFFERENCES), 'load_adapter': tuple(DIFFERENCES)}
 
@@ -213,7 +222,7 @@ def rows():
             if name in OF_DATA and way in MODEL_ALONE or way == 'load_state_dict' and name == 'mean':
                 continue
             # a bank brings the file's own methods
-            yield way, 'to_rgb' if way == 'bank.add_file' and name == 'alpha' else name
+            yield way, 'to_rgb' if way in ('bank.add_file', 'bank.serve') and name == 'alpha' else name
 
 
 @pytest.mark.parametrize('way, name', list(rows()))
@@ -310,10 +319,11 @@ def test_scopes_and_silent_keys_are_no_difference():
 
 #: Function -> why it may read tensors of an adapter, or put tensors into a model, without asking.
 READS = {
+    'mmpetl/adapters/push.py:push': 'sends the file as it is',
     'mmpetl/training/config.py:_check_checkpoint': 'looks for epoch and iteration; the runner loads it, and its hook asks',
-    'mmpetl/compat.py:load_from_local': 'reads for MMEngine, whose models ask in their load hook',
+    'mmpetl/compat/loading.py:load_from_local': 'reads for MMEngine, whose models ask in their load hook',
     'mmpetl/commands/inspect.py:inspect_file': 'describes a file; with a config, _try asks',
-    'mmpetl/pruning/state.py:get': 'reads the search of a pruning run',
+    'mmpetl/pruning/state.py:restore': 'reads the values of a pruning run',
     'mmpetl/training/lifecycle.py:name_base': 'looks whether load_from is a base; the runner loads it and asks',
     'mmpetl/training/work_dir.py:_look_into': 'reads how far a checkpoint is; the runner loads it and asks',
 }
@@ -339,7 +349,7 @@ def functions_that_load():
 
 def test_every_function_that_opens_an_adapter_asks():
     found = dict(functions_that_load())
-    assert {'mmpetl/adapters/files.py:load_adapter', 'mmpetl/adapters/bank.py:add_file',
+    assert {'mmpetl/adapters/files.py:load_adapter', 'mmpetl/adapters/store.py:read_adapter',
             'mmpetl/adapters/bank.py:hot_swap', 'mmpetl/training/build.py:load_trained'} <= set(found)
     assert set(READS) <= set(found), 'the list names functions that are gone'
     silent = [name for name, asks in found.items() if not asks and name not in READS]
@@ -349,6 +359,7 @@ def test_every_function_that_opens_an_adapter_asks():
 def test_the_one_function_is_asked_on_every_way(trained, monkeypatch):
     import mmpetl.adapters.bank as in_bank
     import mmpetl.adapters.facts as in_adapters
+    import mmpetl.adapters.store as in_store
     import mmpetl.backbones.load_hook as in_loading
 
     class Asked(Exception):
@@ -357,7 +368,7 @@ def test_the_one_function_is_asked_on_every_way(trained, monkeypatch):
     def spy(*_, **__):
         raise Asked
 
-    for module in (in_bank, in_adapters, in_loading):
+    for module in (in_bank, in_adapters, in_store, in_loading):
         monkeypatch.setattr(module, 'check_belongs', spy)
     for way in WAYS:
         with pytest.raises(Asked):

@@ -82,6 +82,20 @@ def _close(a, b, plain):
     assert (a - b).abs().max() <= 1e-6 * max(1, a.abs().max())
 
 
+def _both_ways(plain, theirs, x, tmp_path):
+    """Read what peft has saved, and let peft read it back from us: the model of ours, in evaluation mode."""
+    theirs.train(False)
+    theirs.save_pretrained(str(tmp_path / 'theirs'))
+    ours = copy.deepcopy(plain)
+    mmpetl.load_peft(ours, str(tmp_path / 'theirs'))
+    ours.train(False)
+    _close(_output(theirs, x), _output(ours, x), _output(plain, x))
+    mmpetl.save_peft(ours, str(tmp_path / 'ours'))
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / 'ours')).train(False)
+    _close(_output(ours, x), _output(again, x), _output(plain, x))
+    return ours
+
+
 @pytest.mark.parametrize('name', MODEL)
 def test_from_peft(name, tmp_path):
     plain, x = _plain(name), _inputs(name)
@@ -134,15 +148,7 @@ def test_ia3_both_ways(name, tmp_path):
     theirs = peft.get_peft_model(
         copy.deepcopy(plain), peft.IA3Config(target_modules=[attention, second], feedforward_modules=[second]))
     _move(theirs)
-    theirs.train(False)
-    theirs.save_pretrained(str(tmp_path / 'theirs'))
-    ours = copy.deepcopy(plain)
-    mmpetl.load_peft(ours, str(tmp_path / 'theirs'))
-    ours.train(False)
-    _close(_output(theirs, x), _output(ours, x), _output(plain, x))
-    mmpetl.save_peft(ours, str(tmp_path / 'ours'))
-    again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / 'ours')).train(False)
-    _close(_output(ours, x), _output(again, x), _output(plain, x))
+    _both_ways(plain, theirs, x, tmp_path)
 
 
 @pytest.mark.parametrize('method', [dict(type='DoRA', rank=2, alpha=4, ops='fc1'), dict(type='LoHa', rank=2, ops='fc1')])
@@ -169,6 +175,8 @@ KINDS = {
     'OFT shared': lambda t: peft.OFTConfig(r=4, oft_block_size=0, target_modules=t, block_share=True,
                                            num_cayley_neumann_terms=3),
     'VeRA': lambda t: peft.VeraConfig(r=4, target_modules=t, vera_dropout=0.1),
+    'AdaLoRA': lambda t: peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=3, total_step=9, target_modules=t),
+    'BOFT': lambda t: peft.BOFTConfig(boft_block_size=8, target_modules=t),
 }
 TRUNKS = {'mmpretrain ViT': ['qkv', 'attn.proj', 'ffn.layers.1'], 'timm ViT': ['qkv', 'attn.proj', 'fc1'],
           'ViTForImageClassification': ['q_proj', 'v_proj', 'o_proj', 'fc2']}
@@ -187,15 +195,7 @@ def test_further_kinds_both_ways(kind, name, tmp_path):
         for parameter in theirs.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    theirs.train(False)
-    theirs.save_pretrained(str(tmp_path / 'theirs'))
-    ours = copy.deepcopy(plain)
-    mmpetl.load_peft(ours, str(tmp_path / 'theirs'))
-    ours.train(False)
-    _close(_output(theirs, x), _output(ours, x), _output(plain, x))
-    mmpetl.save_peft(ours, str(tmp_path / 'ours'))
-    again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / 'ours')).train(False)
-    _close(_output(ours, x), _output(again, x), _output(plain, x))
+    ours = _both_ways(plain, theirs, x, tmp_path)
     report = mmpetl.merge(ours)
     assert report.merged and (_output(ours, x) - _output(theirs, x)).abs().max() <= 2e-5
 
@@ -207,6 +207,8 @@ OURS = {
     'VeRA': (dict(type='VeRA', rank=4, ops='q,v,proj,fc1,fc2'), ''),
     'LoKr': (dict(type='LoKr', rank=2, alpha=4, ops='q,v,proj,fc1'), 'holds q, k, v; peft has one Kronecker product'),
     'OFT': (dict(type='OFT', block_size=8, ops='q,v,proj,fc1'), 'holds q, k, v; peft rotates what they read once'),
+    'AdaLoRA': (dict(type='AdaLoRA', rank=3, alpha=6, ops='q,v,proj,fc1'), ''),
+    'BOFT': (dict(type='BOFT', block_size=8, factors=1, ops='q,v,proj'), 'holds q, k, v; peft rotates what they read once'),
     'OFT series': (dict(type='OFT', block_size=8, ops='proj,fc2', neumann_terms=6), ''),
 }
 
@@ -240,6 +242,11 @@ def test_ours_to_peft(kind, name, tmp_path):
     (peft.LoKrConfig(r=2, target_modules=['qkv']), {}, 'cannot be divided among its ops: blocks of 12 rows'),
     (peft.LoKrConfig(r=9, target_modules=['fc1'], decompose_factor=6), dict(rank_pattern={'.*fc1': 4}),
      "rank_pattern '.*fc1' is not a plain name"),
+    (peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=['fc1']), dict(init_r=0), 'init_r=0 is not a whole number'),
+    (peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=['fc1']), dict(lora_alpha=0), 'must be above 0'),
+    (peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=['fc1']),
+     dict(rank_pattern={'blocks.1.mlp.fc1.lora_E': [True, False]}), 'rank_pattern of blocks.1.mlp.fc1 does not keep the 2'),
+    (peft.BOFTConfig(boft_block_size=8, target_modules=['fc1']), dict(boft_dropout=0.5), 'boft_dropout=0.5 is not read'),
     (peft.LoHaConfig(r=2, target_modules=['qkv']), dict(module_dropout=0.5), 'module_dropout=0.5 is not read here'),
     (peft.LoHaConfig(r=2, target_modules=['qkv']), dict(alpha='8'), 'is not a number'),
     (peft.LoHaConfig(r=2, target_modules=['qkv']), dict(peft_type='LOKR'), 'is neither a factor nor a parameter'),
@@ -257,6 +264,167 @@ def test_what_further_kinds_refuse(config, changes, message, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in plain.state_dict().items())
 
 
+@pytest.mark.parametrize('name', TRUNKS)
+def test_a_pruned_adalora_both_ways(name, tmp_path):
+    """After peft has taken triplets away ranks differ, one layer has none left; a pruned one of ours goes to peft."""
+    plain, x, targets = _plain(name), _inputs(name), TRUNKS[name]
+    theirs = peft.get_peft_model(copy.deepcopy(plain), peft.AdaLoraConfig(
+        init_r=4, target_r=1, tinit=1, tfinal=2, lora_alpha=3, total_step=8, target_modules=targets))
+    generator = torch.Generator().manual_seed(3)
+    weak = next(n for n, _ in theirs.named_parameters() if 'lora_E' in n)
+    for step in range(1, 9):
+        for key, parameter in theirs.named_parameters():
+            if parameter.requires_grad:
+                # One layer that matters least loses all of its triplets.
+                small = 1e-6 if key.replace('lora_A', 'lora_E').replace('lora_B', 'lora_E') == weak else 1
+                parameter.grad = small * torch.randn(parameter.shape, generator=generator)
+                parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+        theirs.base_model.update_and_allocate(step)
+    kept = theirs.peft_config['default'].rank_pattern
+    assert {sum(mask) for mask in kept.values()} > {0, 1} and min(sum(mask) for mask in kept.values()) == 0
+    ours = _both_ways(plain, theirs, x, tmp_path)
+    ranks = {len(t.values) for m in _petl(ours).values() for t in m.triplets().values()}
+    assert len(ranks) > 1 and 0 not in ranks
+    assert {tuple(v) for v in json.loads((tmp_path / 'ours/adapter_config.json').read_text())['rank_pattern'].values()}
+    report = mmpetl.merge(ours)
+    assert report.merged and (_output(ours, x) - _output(theirs, x)).abs().max() <= 2e-5
+
+
+def _petl(model):
+    return next(m for m in model.modules() if hasattr(m, 'taps'))
+
+
+def test_boft_of_several_factors_both_ways(tmp_path, monkeypatch):
+    """peft has them with its CUDA extension alone, whose one function is a block diagonal."""
+    layer = peft.tuners.boft.layer
+    monkeypatch.setattr(layer, 'get_fbd_cuda', lambda: True)
+    monkeypatch.setattr(layer.FastBlockDiag, 'apply', lambda blocks: torch.stack([torch.block_diag(*b) for b in blocks]))
+    plain, x = _plain('timm ViT'), _inputs('timm ViT')
+    theirs = peft.get_peft_model(copy.deepcopy(plain), peft.BOFTConfig(
+        boft_block_num=8, boft_block_size=0, boft_n_butterfly_factor=3, target_modules=['qkv', 'fc1']))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    _both_ways(plain, theirs, x, tmp_path)
+
+
+def _norms(model):
+    """Of the blocks: peft takes names that end so, and timm has empty modules called as its last norm is."""
+    return [n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) and '.' in n]
+
+
+#: Parameters of the base that train: peft's config -> names of a few that are tuned afterwards.
+TUNED = {
+    'bias all': lambda m, t: peft.LoraConfig(r=2, target_modules=t, bias='all'),
+    'bias of layers': lambda m, t: peft.LoraConfig(r=2, target_modules=t, bias='lora_only'),
+    'AdaLoRA with biases': lambda m, t: peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=t, bias='all'),
+    'modules': lambda m, t: peft.LoHaConfig(r=2, target_modules=t, modules_to_save=_norms(m)[:2]),
+    'norms': lambda m, t: peft.LNTuningConfig(target_modules=_norms(m)),
+    'norms and modules': lambda m, t: peft.LNTuningConfig(target_modules=_norms(m), modules_to_save=t[-1:]),
+}
+
+
+@pytest.mark.parametrize('name', TRUNKS)
+@pytest.mark.parametrize('kind', TUNED)
+def test_tuned_parameters_both_ways(kind, name, tmp_path):
+    plain, x = _plain(name), _inputs(name)
+    theirs = peft.get_peft_model(copy.deepcopy(plain), TUNED[kind](plain, TRUNKS[name]))
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(3)
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    ours = _both_ways(plain, theirs, x, tmp_path)
+    backbone = next(m for m in ours.modules() if hasattr(m, 'petl'))
+    assert backbone.petl.tune and mmpetl.summary(ours).tuned > 0
+    # In a bank the base comes back when another adapter is on.
+    bank = mmpetl.AdapterBank(copy.deepcopy(plain))
+    bank.add_file('theirs', str(tmp_path / 'theirs'))
+    bank.model.train(False)
+    _close(_output(theirs, x), _output(bank.model, x), _output(plain, x))
+    with bank.using(None):
+        assert (_output(bank.model, x) - _output(plain, x)).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize('name, tune', [('timm ViT', '*norm*'), ('mmpretrain ViT', '*ln*'), ('Dinov2Model', '*norm*')])
+def test_norms_of_ours_to_peft(name, tune, tmp_path):
+    plain, x = _plain(name), _inputs(name)
+    ours = mmpetl.attach(copy.deepcopy(plain), tune=[tune])
+    with torch.no_grad():
+        for key, parameter in ours.named_parameters():
+            if parameter.requires_grad and 'head' not in key:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    ours.train(False)
+    mmpetl.save_peft(ours, str(tmp_path))
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path)).train(False)
+    _close(_output(ours, x), _output(theirs, x), _output(plain, x))
+    again = copy.deepcopy(plain)
+    mmpetl.load_peft(again, str(tmp_path))
+    again.train(False)
+    assert torch.equal(_output(again, x), _output(ours, x))
+
+
+def test_layers_that_peft_chooses_by_number(tmp_path):
+    plain, x = _plain('ViTForImageClassification'), _inputs('ViTForImageClassification')
+    theirs = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(
+        r=2, target_modules=['q_proj', 'fc1'], layers_to_transform=[1], modules_to_save=['classifier'], use_rslora=True))
+    _move(theirs)
+    ours = _both_ways(plain, theirs, x, tmp_path)
+    assert all(list(m.layers) == [1] for m in _petl(ours).values())
+
+
+def test_every_kind_of_peft_is_read_or_refused_by_name(tmp_path):
+    known = set()
+    for kind in peft.PeftType:
+        model = _plain('timm ViT')
+        folder = _folder(tmp_path / kind.value, peft_type=kind.value)
+        if kind.value == 'LORA':
+            mmpetl.load_peft(model, folder)
+            known.add(kind.value)
+            continue
+        with pytest.raises(ValueError) as error:
+            mmpetl.load_peft(model, folder)
+        assert '\n' not in str(error.value)
+        if f"peft_type '{kind.value}' is not read here" not in str(error.value):
+            known.add(kind.value)
+    assert known == {'LORA', 'ADALORA', 'LOHA', 'LOKR', 'IA3', 'VERA', 'OFT', 'BOFT', 'LN_TUNING'}
+    with pytest.raises(ValueError, match='PREFIX_TUNING.*prompts of language models'):
+        mmpetl.load_peft(_plain('timm ViT'), str(tmp_path / 'PREFIX_TUNING'))
+
+
+@pytest.mark.parametrize('tune, message', [
+    (['cls_token'], 'also changes cls_token'), (['blocks.0.attn.qkv.weight'], 'also changes blocks.0.attn.qkv.weight'),
+    (['blocks.0.mlp.fc1.*'], None),
+])
+def test_tuned_parameters_that_peft_cannot_save(tune, message, tmp_path):
+    model = mmpetl.attach(_plain('timm ViT'), [dict(type='LoRA', rank=2)], tune=tune)
+    if message is None:
+        mmpetl.save_peft(model, str(tmp_path))
+        assert 'blocks.0.mlp.fc1' in json.loads((tmp_path / 'adapter_config.json').read_text())['modules_to_save']
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        mmpetl.save_peft(model, str(tmp_path))
+    assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('change', ['narrow', 'wide', 'one'])
+def test_factors_of_another_width_are_refused(change, tmp_path):
+    """Before the model is touched; a factor of one column is not spread out."""
+    from safetensors.torch import load_file, save_file
+    folder = _folder(tmp_path)
+    tensors = load_file(f'{folder}/adapter_model.safetensors')
+    width = dict(narrow=16, wide=40, one=1)[change]
+    save_file({k: t.new_ones(len(t), width) if 'fc1.lora_A' in k or 'qkv.lora_A' in k else t for k, t in tensors.items()},
+              f'{folder}/adapter_model.safetensors')
+    model = _plain('timm ViT')
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=f'{width}') as error:
+        mmpetl.load_peft(model, folder)
+    assert '\n' not in str(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
 def _folder(tmp_path, **changes):
     model = mmpetl.attach(_plain('timm ViT'), [dict(type='LoRA', rank=2)])
     mmpetl.save_peft(model, str(tmp_path))
@@ -267,8 +435,11 @@ def _folder(tmp_path, **changes):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(use_dora=True), 'has not all factors of a DoRA'),
-    (dict(bias='all'), "bias='all'"),
+    (dict(bias='some'), "bias='some'"),
     (dict(peft_type='XLORA'), "peft_type 'XLORA'"),
+    (dict(lora_bias=True), 'lora_bias=True'),
+    (dict(target_parameters=['x']), 'target_parameters'),
+    (dict(anything_new=1), 'anything_new=1 is not read here'),
     (dict(peft_type='LOHA'), 'lora_alpha=4.0 is not read here'),
     (dict(init_lora_weights='pissa'), 'changes the base'),
     (dict(alpha_pattern={'(a+)+$': 2}), 'not a plain name'),

@@ -13,9 +13,9 @@ from benchmark_plain import plain  # noqa: E402
 
 #: Methods of the table on the backbones that have no textbook form; a few have none anywhere.
 ON_NORMS_AND_INPUTS = ('OFT', 'BOFT', 'RepAdapter', 'ARC', 'RLRR', 'SSF', 'LoRA + SSF')
-WITHOUT = {'swin': ('Adapter', 'Prefix', 'VPT', 'E2VPT', 'APT', 'Convpass', 'VPT + LoRA', 'Mona', *ON_NORMS_AND_INPUTS),
-           'video_swin': ('Adapter', 'Prefix', 'APT', *ON_NORMS_AND_INPUTS)}
-NOWHERE = ('IA3', 'DoRA', 'VeRA', 'Adapter+', 'ST-Adapter', 'DoRA + LoRA')
+WITHOUT = {'swin': ('Adapter', 'Prefix', 'VPT', 'E2VPT', 'APT', 'Convpass', 'VPT + LoRA', 'Mona', 'SCT', 'Res-Tuning', *ON_NORMS_AND_INPUTS),
+           'video_swin': ('Adapter', 'Prefix', 'APT', 'SCT', 'Res-Tuning', *ON_NORMS_AND_INPUTS)}
+NOWHERE = ('Prefix-qk', 'IA3', 'DoRA', 'VeRA', 'Adapter+', 'ST-Adapter', 'DoRA + LoRA')
 PAIRS = [(case, BACKBONE[name]) for case in METHODS for name in case.on
          if name in BACKBONE and case.name not in (*WITHOUT.get(name, ()), *NOWHERE)]
 RULES = [(torch.float32, 1e-5), (torch.float64, 1e-10)]

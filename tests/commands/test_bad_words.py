@@ -44,14 +44,33 @@ def here(tmp_path_factory):
                 'stock.py': (folder / 'toy.py').read_bytes()}.items():
             Path(name).write_bytes(content)
         Path('emptydir').mkdir()
+        damaged_runs_and_sweeps()
         yield folder
+
+
+def damaged_runs_and_sweeps():
+    """Work dirs of the toy and folders of sweeps, each with one thing wrong; two sweeps that are planned only."""
+    for name, file, content in (('w_noconfig', 'config.py', None), ('w_badconfig', 'config.py', b'model = dict(\n'),
+                                ('w_badlog', 'scalars.json', b'\xff' + bytes(300))):
+        shutil.copytree('w', name)
+        path = next(Path(name).glob(f'*/vis_data/{file}'))
+        path.write_bytes(content) if content else path.unlink()
+    shutil.copytree('w', 'w_noadapter', ignore=shutil.ignore_patterns('*.safetensors', '*.pth'))
+    shutil.copytree('w', 'w_cut')
+    Path('w_cut/adapter.safetensors').write_bytes(Path('cut.safetensors').read_bytes())
+    for name, content in dict(s_cut=b'{', s_short=b'{"suite": "vtab"}', s_list=b'[1]', s_noise=b'\xff\xfe').items():
+        Path(name).mkdir()
+        Path(name, 'sweep.json').write_bytes(content)
+    for config, suite in ((bad_words.SWEEP, 'vtab'), (bad_words.ELEVATER, 'elevater')):
+        assert main(['sweep', config, '--suite', suite, '--dry-run', '--work-dir', f'planned_{suite}']) == 0
 
 
 @pytest.mark.parametrize('words, said', bad_words.ROWS, ids=[words for words, _ in bad_words.ROWS])
 def test_a_bad_command_line_is_one_line(here, words, said):
-    words = words.replace('SWEEP', bad_words.SWEEP)
+    words = words.replace('SWEEP', bad_words.SWEEP).replace('ELEVATER', bad_words.ELEVATER)
     status, lines = bad_inputs.outcome(lambda: main(shlex.split(words)))
-    lines = [line.replace(f'{here}/', '').replace(bad_words.SWEEP, 'SWEEP') for line in lines]
+    lines = [line.replace(f'{here}/', '').replace(bad_words.SWEEP, 'SWEEP').replace(
+        bad_words.ELEVATER, 'ELEVATER') for line in lines]
     problem = bad_inputs.fault(status, lines, said)
     assert not problem, problem
     assert not any((here / name).exists() for name in ('m.pth', 'm.safetensors', 'm.onnx', 'x.pth', 't.pth', 'o1', 'sw'))

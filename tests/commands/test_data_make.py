@@ -145,10 +145,10 @@ def test_groups_twins_and_parts(tmp_path, monkeypatch, capsys):
     for i in range(1, 12):
         (folder / 'daisy' / f'{i:02d}.png').write_bytes((folder / 'daisy/00.png').read_bytes())
     (folder / 'poppy/00.png').write_bytes((folder / 'red tulip/00.png').read_bytes())
-    assert make(folder, '--out', 'twins') == 0
+    assert make(folder, '--out', 'the twins') == 0
     said = ' '.join(capsys.readouterr().out.split())
-    assert 'are the same picture under two classes' in said
-    assert len({part for part in ('train', 'val', 'test') for name, _ in lines(f'twins/{part}.txt') if 'daisy' in name}) == 1
+    assert 'are the same picture under two classes' in said and "mmpetl train 'the twins/" in said
+    assert len({part for part in ('train', 'val', 'test') for name, _ in lines(f'the twins/{part}.txt') if 'daisy' in name}) == 1
     # parts that a column names stay
     (folder / 'split.csv').write_text('path,label,split\n' + ''.join(
         f'{name},{label},{"test" if name[-6:-4] in ("00", "01") else "train"}\n' for name, label, _ in rows if label != 'daisy'))

@@ -53,11 +53,14 @@ def shrink(config, **backbone):
 @pytest.mark.parametrize('count', [1, 5])
 def test_make_train_test_infer(count, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MMPETL_CACHE', str(tmp_path / 'nothing'))
     folder = videos(tmp_path / 'clips', count)
     assert main(['data', 'make', 'clips', '--base', 'videomae-dinov2-small', '--method', 'lora', 'adaptformer', '--epochs',
                  '3']) == 0
     said = capsys.readouterr().out
     assert f'{2 * count} videos of 2 classes, 64 x 48 pixels, 12' in said and 'mmpetl train own_data/clips/clips_lora-ada' in said
+    script = said.split('fetch:  python ')[1].split('\n')[0]  # the base is not there
+    assert script.endswith('tools/prepare_motion_clips.py') and Path(script).is_file()
     made = 'own_data/clips/clips_lora-adaptformer_videomae-dinov2-small.py'
     assert main(['data', 'check', made, '--sheet', 'sheet.png']) == (count == 1)
     said = capsys.readouterr().out

@@ -6,9 +6,9 @@ import json
 import pytest
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from mmpetl import compat
 from mmpetl.commands import doctor
 from mmpetl.commands.main import main
+from mmpetl.compat import environment
 
 VERSIONS = {'torch': '2.12.1+cpu', 'mmengine': '0.10.6', 'rich': '14.0'}
 
@@ -41,7 +41,7 @@ def test_requirements_are_read():
 
 
 def test_traps_and_status(monkeypatch, capsys):
-    monkeypatch.setattr(compat, 'environment_warnings', lambda: ['two things break each other. Run: pip uninstall one'])
+    monkeypatch.setattr(environment, 'environment_warnings', lambda: ['two things break each other. Run: pip uninstall one'])
     monkeypatch.setattr(doctor, 'import_findings', lambda: [doctor.Finding('ok', 'x', 'can be imported')])
     assert main(['doctor']) == 1
     out = capsys.readouterr().out

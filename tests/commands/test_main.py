@@ -2,10 +2,15 @@
 """The command line as a whole: quick to start, examples that parse, names of configs, completion, several processes."""
 
 import os
+import pty
+import re
 import resource
+import select
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import toy_run
@@ -114,6 +119,62 @@ _ask mmpetl train quickstart/lo
     assert configs.split() == ['quickstart/lora']
 
 
+def script_of(shell, tmp_path, capsys):
+    assert main(['completion', shell]) == 0
+    script = tmp_path / f'mmpetl.{shell}'
+    script.write_text(capsys.readouterr().out)
+    return script
+
+
+@pytest.mark.skipif(not shutil.which('fish'), reason='there is no fish here')
+def test_completion_in_fish(tmp_path, capsys):
+    script = script_of('fish', tmp_path, capsys)
+
+    def ask(line):
+        done = subprocess.run(['fish', '--no-config', '-c', f'source {script}; complete -C "{line}"'], cwd=tmp_path,
+                              capture_output=True, text=True, check=True, env=dict(os.environ, HOME=str(tmp_path)))
+        return [answer.split('\t')[0] for answer in done.stdout.splitlines()]
+
+    assert ask('mmpetl tr') == ['train'] and ask('mmpetl train --wo') == ['--work-dir']
+    assert ask('mmpetl train quickstart/lo') == ['quickstart/lora']
+    (tmp_path / 'mine.py').touch()
+    assert ask('mmpetl train min') == ['mine.py']
+
+
+@pytest.mark.skipif(not shutil.which('zsh'), reason='there is no zsh here')
+def test_completion_in_zsh(tmp_path, capsys):
+    """Typed at a prompt, in a terminal."""
+    folder = tmp_path / 'zfunc'
+    folder.mkdir()
+    script_of('zsh', tmp_path, capsys).rename(folder / '_mmpetl')
+    (tmp_path / '.zshrc').write_text(f'fpath=({folder} $fpath); autoload -Uz compinit; compinit -u; PS1=READY\nsetopt no_beep\n')
+    ours, theirs = pty.openpty()
+    shell = subprocess.Popen(['zsh', '-i'], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path,
+                             env=dict(os.environ, ZDOTDIR=str(tmp_path), TERM='dumb', HOME=str(tmp_path)))
+    os.close(theirs)
+    seen = b''
+
+    def until(pattern):
+        nonlocal seen
+        end = time.monotonic() + 60
+        while not re.search(pattern, seen):
+            assert time.monotonic() < end, seen
+            if select.select([ours], [], [], 1)[0]:
+                seen += os.read(ours, 65536)
+        seen = b''
+
+    try:
+        until(b'READY')
+        for typed, wanted in ((b'mmpetl tr\t', b'mmpetl train'), (b'--wo\t', b'--work-dir'),
+                              (b'x quickstart/lo\t', b'quickstart/lora')):
+            os.write(ours, typed)
+            until(wanted)
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(ours)
+
+
 # -- several processes ------------------------------------------------------------------------------------------------
 
 
@@ -128,14 +189,16 @@ def test_several_processes_get_the_same_words(monkeypatch):
 
 
 def test_train_and_test_by_command(tmp_path, monkeypatch):
-    """One process trains, two test; the run is that of tools/train.py."""
+    """One process trains, started as those of several are, two test; the run is that of tools/train.py."""
     monkeypatch.chdir(tmp_path)
-    toy_run.write(tmp_path)
+    toy_run.write(tmp_path, "log_level = 'INFO'\ncustom_hooks = [dict(type='mmpetl.AdapterHook', full_checkpoints=True)]\n"
+                  "model['backbone'].update(type='mmpetl.VisionTransformer', petl=[dict(type='LoRA', rank=2)])\n")
     run = [sys.executable, '-m', 'mmpetl.commands.main']
     env = dict(os.environ, PYTHONPATH=str(toy_run.ROOT), OMP_NUM_THREADS='1')
-    done = subprocess.run([*run, 'train', 'toy.py', '--set', 'train_cfg.max_epochs=1'], capture_output=True, text=True,
-                          env=env)
+    done = subprocess.run([*run[:2], 'mmpetl.commands.train', 'toy.py', '--set', 'train_cfg.max_epochs=1'],
+                          capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert '\nnext      mmpetl test work_dirs/toy/toy.py work_dirs/toy/adapter.safetensors\n' in done.stdout
     done = subprocess.run([*run, 'test', 'toy.py', 'work_dirs/toy/epoch_1.pth', '--gpus', '2', '--out', 'scores.json',
                            '--out-item', 'metrics'], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -11,7 +11,8 @@ import torch
 from mmengine.config import Config
 
 from mmpetl.commands.main import main
-from mmpetl.commands.sweep import _parse_grid, _without, slurm_script
+from mmpetl.commands.sweep import _parse_grid, slurm_script
+from mmpetl.commands.train import without
 from mmpetl.models import TextFeatures, save_text_features
 from mmpetl.sweeps import trial
 from mmpetl.sweeps.plan import Unit, make_plan, read_plan, units
@@ -115,6 +116,13 @@ def test_elevater_folds_scores_and_skipped_trials(data, tmp_path, capsys):
     assert resolved.train_cfg.max_epochs == 2
 
 
+def test_what_stands_in_a_grid_runs(data, tmp_path):
+    """Its rates are for another batch and rise and fall, so none is left out for what it would be if constant."""
+    config = toy_sweep.write_config(tmp_path / 'toy.py', epochs=1, sweep='grid=dict(lr=[250.0], wd=[0.01, 0.0]), seeds=[1]')
+    unit, = units(make_plan(config, str(tmp_path / 's'), 'vtab', ['kitti'], str(data)), str(tmp_path / 's'))
+    assert len(unit.waiting()) == 2 and not any(unit.settle(t) for t in unit.waiting())
+
+
 def test_a_failed_trial_is_reported_and_never_a_score(data, tmp_path, capsys):
     config = toy_sweep.write_config(tmp_path / 'toy.py', epochs=1, sweep='grid=dict(lr=[1e30, 0.1]), seeds=[1]')
     assert sweep(config, data, tmp_path / 's') == 0
@@ -180,7 +188,7 @@ def test_slurm_script_and_command_line_helpers(tmp_path, capsys, data):
         'cfg.py', '--suite', 'vtab', '--slurm', 'x.sh', '--slurm-jobs=4', '--slurm-line=--gres=gpu:1', '--seeds', '1',
         '2'
     ]
-    kept = _without(argv, {'--slurm', '--slurm-jobs', '--slurm-line'})
+    kept = without(argv, {'--slurm', '--slurm-jobs', '--slurm-line'})
     assert kept == ['cfg.py', '--suite', 'vtab', '--seeds', '1', '2']
     script = slurm_script(kept, str(tmp_path), 'toy', 4, ['--gres=gpu:1'])
     assert '#SBATCH --array=0-3' in script and '#SBATCH --gres=gpu:1' in script

@@ -4,6 +4,7 @@
 The default suite runs one recipe of every kind; the slow one runs all.
 """
 
+import copy
 import re
 import shlex
 import sys
@@ -17,7 +18,10 @@ from mmpetl.commands.fetch import GROUPS
 from mmpetl.commands.main import main
 from mmpetl.datasets.downloads import DATA
 from mmpetl.datasets.prepare import RECIPES
+from mmpetl.registry import METHODS
+from mmpetl.sites import BlockSpec
 from mmpetl.sweeps import plan as sweep_plan
+from mmpetl.sweeps.space import space_of
 from mmpetl.training import config as training_config
 from mmpetl.training import run
 from mmpetl.training.tasks import find_dicts
@@ -42,7 +46,7 @@ COMMANDS = {path: printed(path) for path in CONFIGS}
 #: One of every kind: pruning, text heads, zero-shot, every family of backbones, every folder.
 LEAN = ('e2vpt-prune_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab', 'e2vpt_swin-base_in22k-pre_1xb80-coslr-100e_vtab',
         'zeroshot_clip-vit-base-p32_openai-pre_elevater', 'kadaptation_clip-vit-base-p16_openai-pre_1xb64-50e_elevater',
-        'apt-400_videomae-small_k400-pre_8xb8-16x4-coslr-100e_hmdb51',
+        'apt-400_videomae-small_k400-pre_8xb8-16x4-coslr-100e_hmdb51', 'zeroshot_clip-vit-base-p16_openai-pre_16x4_hmdb51',
         'patt-kv-adaptformer_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51')
 
 
@@ -65,6 +69,10 @@ def shrink_backbone(backbone):
             method.drop_path_rate = method.drop_path_rate[:official.DEPTH]
         if method.type == 'KAdaptation':
             method.phm_dim = 4
+        if 'num_channels' in method:
+            method.num_channels = 4
+        if 'budget' in method:
+            method.budget = 4000
     return official.DIM
 
 
@@ -78,7 +86,12 @@ def shrink(cfg):
         cfg.model.neck.update(in_channels=width, out_channels=16)
         width = 16
     if 'in_channels' in head:
-        head.in_channels = width
+        types = {m.type: m for m in backbone.get('petl') or ()}
+        # the feature of two paths, of a side network, or of the base
+        head.in_channels = (2 * width if 'DualPath' in types else types['Side4Video'].width if 'Side4Video' in types
+                            else width)
+    if head.get('projection'):
+        head.projection.out_channels = 16
     for kind in ('Resize', 'CenterCrop', 'RandomCrop', 'ResizeEdge', 'mmpetl.ShortSideResize', 'mmpetl.ViewCrops',
                  'MultiScaleCrop'):
         for t in find_dicts([cfg.get(k) for k in ('train_dataloader', 'val_dataloader', 'test_dataloader')], kind):
@@ -132,14 +145,28 @@ def here(place, monkeypatch):
 
 
 def text_features(argv):
-    """``tools/text_features.py``, with the three data sets of the small prompts file."""
+    """``tools/text_features.py``, with one data set of a suite."""
     pytest.importorskip('open_clip')
     sys.path.insert(0, str(ROOT / 'tools'))
     try:
         import text_features as tool
     finally:
         sys.path.pop(0)
-    tool.main(argv + ['--tasks', 'dtd'])
+    tool.main(argv + (['--tasks', 'dtd'] if '--suite' in argv else []))
+
+
+def check_space(config, texts):
+    """Every value of a printed search makes the methods of the config; the search itself needs Ray."""
+    specs = [BlockSpec(i, 0, 768, 12, 3072, 1, (14, 14)) for i in range(12)]
+    tried = 0
+    for key, values in space_of(config, texts).items():
+        for value in values.tried():
+            trial = Config(copy.deepcopy(config._cfg_dict))
+            trial.merge_from_dict({key: value})
+            for method in trial.model.backbone.petl:
+                METHODS.build(dict(method, specs=specs))
+            tried += 1
+    return tried
 
 
 def known_names():
@@ -153,6 +180,8 @@ def execute(words):
         assert set(argv) <= known_names()
     elif tool == 'mmpetl sweep':
         assert main(['sweep', *argv, '--dry-run']) == 0
+    elif tool == 'mmpetl search':
+        assert check_space(Config.fromfile(str(ROOT / argv[0])), argv[argv.index('--space') + 1:])
     elif tool == 'python tools/text_features.py':
         text_features(argv)
     elif tool == 'python tools/train.py':
@@ -183,6 +212,7 @@ def test_commands_are_whole_and_name_the_recipe(path):
             assert (ROOT / words[1]).is_file()
     bases = {Path(value).name for value in checkpoints(Config.fromfile(str(path)).model)}
     assert {BASES[name].file for words in commands if words[1] == 'fetch' for name in words if name in BASES} == bases
+    assert bases <= set(official.WRITERS), 'the commands could not be tried: tests/official.py does not write the file'
 
 
 def checkpoints(node):
@@ -200,9 +230,29 @@ def run_all(path):
                for kind in kinds)
 
 
+def test_printed_searches():
+    """Those of recipes and of cards."""
+    found = [(Config.fromfile(str(path)), words) for path, lines in COMMANDS.items() for words in lines if words[1] == 'search']
+    card = (ROOT / 'docs/methods/glora.md').read_text().split('```bash\n')[1].split('```')[0].replace('\\\n', ' ')
+    glora = Config.fromfile(str(next(p for p in CONFIGS if p.stem.startswith('glora'))))
+    tried = [check_space(config, words[words.index('--space') + 1:]) for config, words in [*found, (glora, shlex.split(card))]]
+    assert tried == [24, 11]
+    with pytest.raises(ValueError, match='no form of a'):
+        check_space(glora, ["model.backbone.petl.0.a=choice(['matrix'])"])
+
+
 @pytest.mark.parametrize('path', [p for p in CONFIGS if p.stem in LEAN], ids=lambda p: p.stem)
 def test_printed_commands_run(path, here):
     run_all(path)
+
+
+def test_weights_of_kinetics_600_serve_too(here):
+    """V-PETL's README names them; the option is that of the backbone's file."""
+    path = 'configs/vpetl/patt-kv-adaptformer_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51.py'
+    file = BASES['video-swin-base-k600'].file
+    text = (ROOT / 'configs/_base_/backbones/video-swin-base.py').read_text()
+    assert f'model.backbone.init_cfg.checkpoint=$HOME/.cache/mmpetl/{file}' in text
+    run.train([path, '--work-dir', 'k600', '--cfg-options', f'model.backbone.init_cfg.checkpoint={here / "cache" / file}'])
 
 
 @pytest.mark.slow

@@ -50,6 +50,20 @@ def test_numbers_are_published_or_absent():
     assert found['apt-400_videomae-base_k400-pre_8xb8-16x4-coslr-100e_hmdb51'] == {}
 
 
+def test_a_size_is_known_or_said_to_be_unknown():
+    """Of every base on the page, in its own table and in the metafiles; its parameters are those of the recipes."""
+    page = (ROOT / model_zoo.PAGE).read_text(encoding='utf-8').split('## Bases')[1].split('## Data')[0]
+    table = {row[0]: row for line in page.splitlines() if line.startswith('| ') for row in [line[2:-2].split(' | ')]}
+    for r in RECIPES:
+        row = table[r.base.name]
+        assert row[4] == (f'{r.base.size:,} bytes' if r.base.size else 'unknown')
+        assert f'{r.costs["Parameters"]:,}' in row[2].split(' or ')
+    for folder in model_zoo.FOLDERS:
+        for model in yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())['Models']:
+            size = model['Metadata']['Base']['Size']
+            assert size == 'unknown' or type(size) is int and size > 1e6
+
+
 def test_openmmlab_reads_the_index():
     """mmpretrain's own reader, as mim and its model hub use it."""
     from modelindex.load_model_index import load

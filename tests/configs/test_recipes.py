@@ -61,6 +61,23 @@ def test_peers_train_as_many_parameters_as_they_say(path):
     assert found <= numbers, found - numbers
 
 
+def test_bases_have_as_many_parameters_as_they_say():
+    """The backbone, with CLIP's its projection; DINOv2's file has positions for 518 px."""
+    seen = 0
+    for path in sorted((ROOT / 'configs/_base_/backbones').glob('*.py')):
+        stated = re.search(r'\(([\d,]+) parameters\)', path.read_text())
+        if stated:
+            model = Config.fromfile(path).model
+            parts = [model.backbone, *([model.neck] if 'CLIPProjection' in str(model.get('neck')) else [])]
+            if 'dinov2' in path.stem:
+                model.backbone.img_size = 518
+            with on_meta():
+                found = sum(p.numel() for part in parts for p in MODELS.build(part).parameters())
+            assert stated[1] == f'{found:,}', path.stem
+            seen += 1
+    assert seen >= 14
+
+
 PEVIT = [p for p in CONFIGS if '/pevit/' in p]
 
 
@@ -76,6 +93,17 @@ def test_pevit_starts_from_text_or_quotes_no_number(path):
     assert f'python tools/text_features.py clip-vit-base-{patch} --suite elevater' in doc
 
 
+@pytest.mark.parametrize('path', [p for p in PEVIT if '_clip-' in p and 'random' not in p and 'zeroshot' not in p])
+def test_pevit_says_how_its_protocol_differs(path):
+    """The released score is that of the best test epoch; two of its searches go one way."""
+    cfg, doc = load(path, **{'task.name': 'dtd'}), ' '.join((ROOT / path).read_text().split('"""')[1].split())
+    assert 'reports the best test epoch' in doc and 'here the last epoch counts' in doc
+    assert cfg.train_cfg.val_interval == cfg.train_cfg.max_epochs and cfg.sweep.search == 'coarse_to_fine'
+    kind = Path(path).stem.split('_')[0]
+    assert ('first epoch alone' in doc) == bool(cfg.model.backbone.petl)
+    assert ('towards smaller decays only' in doc) == (kind in ('lora', 'adapter'))
+
+
 @pytest.mark.parametrize('path', [KADAPT, KADAPT.replace('kadaptation', 'zeroshot').replace('1xb64-50e_', '')])
 def test_a_file_of_text_features_per_task_may_be_an_option(path):
     options = {'task.name': 'dtd', 'model.head.text_features': 'mine/{task}.npz'}
@@ -88,6 +116,8 @@ def shrink(cfg, root, head_channels=32):
     swin = 'Swin' in backbone.type
     backbone.arch = (dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[2, 2, 2, 2]) if swin else
                      dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64))
+    if 'SwinTransformerV2' in backbone.type:
+        backbone.arch.extra_norm_every_n_blocks = 0
     backbone.update(dict(img_size=32, window_size=2) if swin else dict(img_size=32, patch_size=8))
     backbone.pop('init_cfg')
     if swin:
@@ -97,6 +127,10 @@ def shrink(cfg, root, head_channels=32):
             method.drop_path_rate = method.drop_path_rate[:2]
         if method.type == 'KAdaptation':
             method.phm_dim = 4
+        if 'num_channels' in method:
+            method.num_channels = 4
+        if 'budget' in method:
+            method.budget = 900
     if cfg.model.get('neck', {}).get('type') == 'mmpetl.CLIPProjection':
         cfg.model.neck.update(in_channels=32, out_channels=16, checkpoint=None)
         head_channels = 16

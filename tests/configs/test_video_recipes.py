@@ -11,7 +11,9 @@ from mmengine.dataset import Compose
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_scope
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted([*(ROOT / 'configs/vpetl').glob('*.py'), *(ROOT / 'configs/apt').glob('*.py')])
+RECIPES = sorted([*(ROOT / 'configs/vpetl').glob('*.py'), *(ROOT / 'configs/apt').glob('[!z]*.py'),
+                  *(ROOT / 'configs/apt').glob('zero-i2v*.py')])
+ZERO_SHOT = ROOT / 'configs/apt/zeroshot_clip-vit-base-p16_openai-pre_16x4_hmdb51.py'
 NAMES = [path.stem for path in RECIPES]
 
 
@@ -37,6 +39,8 @@ def build(cfg):
             for k, v in cfg.model.data_preprocessor.items() if k != 'blending'
         }
     }
+    if 'text_features' in model['cls_head']:
+        model['cls_head'] = {**model['cls_head'], 'text_features': None}
     with real_size():
         return MODELS.build(model)
 
@@ -46,7 +50,8 @@ def test_trainable_parameters_are_those_in_the_header(path):
     stated = int(re.search(r'^Trainable: ([\d,]+)', path.read_text(), re.M)[1].replace(',', ''))
     model = build(load(path))
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == stated
-    assert all(p.requires_grad for p in model.cls_head.parameters())
+    held = [n for n, p in model.cls_head.named_parameters() if not p.requires_grad]
+    assert held == (['projection.proj'] if 'text' in path.stem else []), "CLIP's projection alone stays"
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=NAMES)
@@ -64,6 +69,15 @@ def test_header_names_its_file_and_what_is_expected(path):
     assert cfg.train_dataloader.batch_size == videos and cfg.train_cfg.max_epochs == epochs
     assert cfg.param_scheduler[-1]['end'] == epochs and cfg.param_scheduler[-1][
         'T_max'] == epochs - cfg.param_scheduler[0]['end']
+
+
+def test_zero_shot_trains_nothing_and_tests_all_views():
+    text, cfg = ZERO_SHOT.read_text(), load(ZERO_SHOT)
+    assert f'configs/apt/{ZERO_SHOT.name}' in text and 'Trainable: 0.' in text and 'measured unknown' in text
+    assert not [n for n, p in build(cfg).named_parameters() if p.requires_grad]
+    trained = load(first('^aim-text'))
+    assert cfg.test_dataloader == trained.test_dataloader and not cfg.get('train_dataloader')
+    assert cfg.model.cls_head.num_classes == cfg.test_dataloader.dataset.num_classes == 51
 
 
 def test_blending_can_be_built():

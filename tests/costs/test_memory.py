@@ -8,7 +8,7 @@ norms, q, k, v, the output of the attention, and the input of the activation (4 
 
 import pytest
 import torch
-from cases import BACKBONE, CASE, PAIRS, features, perturb
+from cases import BACKBONE, CASE, PAIRS, SIDE, features, perturb
 
 import mmpetl
 from mmpetl.costs.memory import on_meta, saved_bytes
@@ -107,7 +107,7 @@ def test_the_upper_half_keeps_what_half_the_blocks_keep():
 
 
 #: Side methods give a vector and refuse the other forms of output.
-STREAM = [(c, b) for c, b in VITS if c.name not in ('SynQT', 'LST', 'VQT')]
+STREAM = [(c, b) for c, b in VITS if c.name not in SIDE]
 
 
 @pytest.mark.parametrize('case, backbone', STREAM, ids=[f'{c.name}-{b.name}' for c, b in STREAM])

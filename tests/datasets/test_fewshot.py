@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Few-shot subsets and validation splits: golden arrays and closed formulas."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import golden_path
 
 from mmpetl.datasets.fewshot import few_shot_positions, validation_positions
-
-GOLDEN = Path(__file__).parents[2] / '../shared/golden/kadapt_fewshot.npz'
 
 
 @pytest.fixture(scope='module')
 def golden():
-    if not GOLDEN.is_file():
-        pytest.skip(f'golden arrays are not beside the checkout ({GOLDEN.name})')
-    return np.load(GOLDEN, allow_pickle=False)
+    return np.load(golden_path('kadapt_fewshot'), allow_pickle=False)
 
 
 @pytest.mark.parametrize('kind', ['mc', 'ml'])

@@ -17,7 +17,8 @@ from mmengine.runner import Runner
 import mmpetl  # noqa: F401
 from mmpetl.datasets.video import VideoListDataset
 from mmpetl.datasets.video_files.errors import VideoError
-from mmpetl.datasets.video_io import DECODERS, VideoDecode, VideoInit, choose_decoder
+from mmpetl.datasets.video_files.opening import MODULES
+from mmpetl.datasets.video_io import VideoDecode, VideoInit, choose_decoder
 from mmpetl.datasets.video_lists import read_video_list, write_video_list
 from mmpetl.datasets.video_probe import check_videos, probe
 
@@ -160,7 +161,7 @@ def decode(path, wanted, decoder):
     return VideoDecode()(dict(results, frame_inds=np.array(wanted)))
 
 
-@pytest.mark.parametrize('decoder', list(DECODERS))
+@pytest.mark.parametrize('decoder', list(MODULES))
 @pytest.mark.parametrize('name, frames', [('good 7.mp4', 19), ('one.mp4', 1), ('odd.mp4', 20)])
 def test_decoders_agree_on_frames(videos, decoder, name, frames):
     wanted = [0, frames - 1, 0, frames // 2]
@@ -197,7 +198,7 @@ def test_decoder_is_chosen(monkeypatch, log):
         VideoInit('opencv', io_backend='petrel')
 
 
-@pytest.mark.parametrize('decoder', list(DECODERS))
+@pytest.mark.parametrize('decoder', list(MODULES))
 @pytest.mark.parametrize('name', ['zero.mp4', 'truncated.mp4', 'text.mp4', 'audio.mp4', 'renamed.mp4'])
 def test_bad_files_are_named_in_one_line(videos, decoder, name):
     with pytest.raises(VideoError, match=name) as caught:
@@ -297,7 +298,7 @@ def test_unknown_level_is_refused():
         check_videos(['a.mp4'], 'decoded')
 
 
-@pytest.mark.parametrize('decoder', list(DECODERS))
+@pytest.mark.parametrize('decoder', list(MODULES))
 def test_all_decoders_check(videos, decoder):
     names = ['good 0.mp4', 'one.mp4', 'truncated.mp4', 'audio.mp4']
     found = [probe(str(videos / name), 'decode', decoder) for name in names]

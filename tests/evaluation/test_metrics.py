@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metrics against golden arrays, closed cases and mmpretrain's own."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden import golden_path
 from mmengine.evaluator import Evaluator
 from mmpretrain.evaluation import Accuracy, SingleLabelMetric
 from mmpretrain.registry import METRICS
@@ -13,14 +13,10 @@ from mmpretrain.structures import DataSample
 
 from mmpetl.evaluation import METRIC_KEYS, eleven_point_ap, mean_per_class, roc_auc
 
-GOLDEN = Path(__file__).parents[2] / '../shared/golden/kadapt_metrics.npz'
-
 
 @pytest.fixture(scope='module')
 def golden():
-    if not GOLDEN.is_file():
-        pytest.skip(f'golden arrays are not beside the checkout ({GOLDEN.name})')
-    return np.load(GOLDEN, allow_pickle=False)
+    return np.load(golden_path('kadapt_metrics'), allow_pickle=False)
 
 
 def test_functions_equal_golden(golden):

@@ -30,6 +30,7 @@ METHODS = {
     'SynQT-kv': [dict(type='SynQT', num_tokens=2, mid_dims=4, qsm_mid_dims=2, context='kv', checkpoint=False)],
     'VQT': [dict(type='VQT', num_tokens=2)],
     'LST': [dict(type='LST', reduction=2)],
+    'Res-Tuning-Bypass': [dict(type='ResTuningBypass', mid_dims=2)],
 }
 
 

@@ -92,6 +92,25 @@ def test_numbers_are_checked_before_a_checkpoint_is_written(chance):
     assert [p.name for p in (folder / 'spoilt').glob('epoch_*')] == ['epoch_1.pth']
 
 
+def test_a_loss_that_is_no_number_ends_the_run(chance):
+    """Named with epoch and iteration; no checkpoint, no adapter."""
+    from mmengine.hooks import Hook
+
+    class Spoil(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 1:
+                with torch.no_grad():
+                    next(p for p in runner.model.backbone.parameters() if not p.requires_grad).fill_(float('nan'))
+
+    folder, path = chance
+    runner = build_runner(toy_chance.config(path, folder / 'no_number'))
+    runner.register_hook(Spoil())
+    with pytest.raises(ValueError, match='the loss became nan in epoch 1, iteration 3: lower the learning rate'):
+        runner.train()
+    assert not [*(folder / 'no_number').glob('epoch_*'), *(folder / 'no_number').glob('*adapter.safetensors')]
+
+
 def test_base_in_load_from(chance):
     """Named once, it is found again by whoever uses the config."""
     folder, path = chance

@@ -49,6 +49,9 @@ EMA = [dict(type='mmpetl.AdapterHook'), dict(type='EMAHook', momentum=0.3)]
 INSIDE = {'default_hooks.checkpoint': dict(type='CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=1)}
 ITERS = {'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=9, val_interval=3),
          'param_scheduler': dict(_delete_=True, type='PolyLR', by_epoch=False, power=2), **INSIDE}
+ADALORA = {'model.backbone.petl': [dict(type='AdaLoRA', rank=4, ops='qv', drop_rate=0.2)],
+           'custom_hooks': [dict(type='mmpetl.AdapterHook'),
+                            dict(type='mmpetl.AdaLoRAHook', target_rank=2, warm_up=2, final=3)], **INSIDE}
 #: name -> (changes of the config, iteration before which the run is cut): 9 iterations, 3 in an epoch.
 CASES = {
     'end of an epoch': ({}, 7),
@@ -60,6 +63,8 @@ CASES = {
     'average, inside': ({'custom_hooks': EMA, **INSIDE}, 5),
     'accumulation, inside': ({'optim_wrapper.accumulative_counts': 2, **INSIDE, 'default_hooks.checkpoint.interval': 1},
                              5),
+    'AdaLoRA, while it chooses': (ADALORA, 5),
+    'AdaLoRA, when it has chosen': (ADALORA, 7),
     'mixed precision': ({'optim_wrapper.type': 'mmpetl.CpuAmpOptimWrapper'}, 7),
     'iterations': (ITERS, 5),
     'AdamW, several schedules': ({

@@ -207,6 +207,55 @@ def test_boft():
         assert (mine.grad - gradient).abs().max() <= 1e-6 * max(1, gradient.abs().max())
 
 
+def test_adalora():
+    """Outputs, gradients with the penalty, importance, and what is taken away, over a whole training side by side."""
+    config = peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, tinit=2, tfinal=3, deltaT=2, beta1=0.8, beta2=0.7,
+                                orth_reg_weight=0.3, total_step=12, target_modules=TARGETS)
+    ours = mmpetl.attach(vit(), [dict(type='AdaLoRA', rank=4, ops=OPS, alpha=6)])
+    wrapped = peft.get_peft_model(vit().float(), config)
+    theirs, names = wrapped.base_model.model.double(), []
+    ours.train(False), theirs.train(False)
+    method, tied = ours.petl['adalora'], []
+    for i, op, m in their_modules(theirs):
+        m.ranknum['default'].fill_(4 - 1e-5)  # peft adds this number to the rank
+        triplets = method.triplets()[f'{i}.{op}']
+        tied += [(triplets.left, m.lora_B['default']), (triplets.values, m.lora_E['default']),
+                 (triplets.right, m.lora_A['default'])]
+        names.append(f'{i}.{op}')
+    compare(ours, theirs, tie(tied))
+    optimizers = [torch.optim.SGD([pair[j] for pair in tied], lr=0.01) for j in (0, 1)]
+    allocator, x = method.allocator(2, 12, 2, 3, 2, 0.8, 0.7), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    regularised = [p for n, p in theirs.named_parameters() if 'lora_A' in n or 'lora_B' in n]
+    eye, taken = torch.eye(4, dtype=torch.float64), []
+    for step in range(1, 13):
+        grams = [p @ p.T if p.shape[0] == 4 else p.T @ p for p in regularised]
+        penalties = method.orthogonality('released'), sum(torch.norm(g - eye, p='fro') for g in grams) / len(grams)
+        for optimizer, model, penalty in zip(optimizers, (ours, theirs), penalties):
+            optimizer.zero_grad()
+            (features(model(x)).square().mean() + 0.3 * penalty).backward()
+        assert all((a.grad - b.grad.view_as(a)).abs().max() <= 1e-9 * max(1, b.grad.abs().max()) for a, b in tied)
+        for optimizer in optimizers:
+            optimizer.step()
+        allocator.step(step)
+        wrapped.base_model.update_and_allocate(step)
+        assert all((a - b.view_as(a)).abs().max() <= 1e-9 * max(1, b.abs().max()) for a, b in tied), step
+        taken.append(sum(int((t.values == 0).sum()) for t in method.triplets().values()))
+        if step == 8:
+            ranks = wrapped.base_model.rankallocator
+            found = {k: v for k, v in ranks.exp_avg_ipt.items() if 'lora_A' in k}
+            for name in names:
+                key = next(k for k in found if k.endswith(f'{name[0]}.{MODULES[name[2:]]}.lora_A.default'))
+                assert torch.allclose(allocator.sensitivity[f'{name}.right'], ranks.exp_avg_ipt[key], rtol=1e-9, atol=0)
+                assert torch.allclose(allocator.uncertainty[f'{name}.right'], ranks.exp_avg_unc[key], rtol=1e-9, atol=0)
+    assert taken[:3] == [0, 0, 0] and taken[3] == 8 and taken[8:] == [12] * 4
+    features_before = features(ours(x))
+    ranks = allocator.finish()
+    assert sum(ranks.values()) == 12 and len(set(ranks.values())) > 1
+    assert (features(ours(x)) - features_before).abs().max() <= 1e-12
+    patterns = wrapped.base_model.peft_config['default'].rank_pattern
+    assert sorted(ranks.values()) == sorted(sum(kept) for kept in patterns.values())
+
+
 def test_a_magnitude_needs_the_output_of_the_base():
     for before in (dict(type='LoRA', ops='qv'), dict(type='SSF'), dict(type='PATT', ops='qk')):
         with pytest.raises(ValueError, match='put DoRA first in the list'):

@@ -4,6 +4,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import drawn
 from mmpretrain.models.utils import resize_pos_embed
 
 import mmpetl
@@ -14,14 +15,6 @@ from mmpetl.sites import BlockSpec
 
 def specs(depth=2, dim=24, grid=(3, 4), extra=1):
     return [BlockSpec(i, 0, dim, 4, 4 * dim, extra, grid) for i in range(depth)]
-
-
-def perturb(method, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return method
 
 
 def textbook(branch, x, grid):
@@ -41,7 +34,7 @@ def textbook(branch, x, grid):
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize('front', [0, 1, 4])
 def test_equals_separate_convolutions(front, dtype, tolerance):
-    method = perturb(Convpass(specs(extra=front), mid_dims=5, scale=[0.3, 0.7])).to(dtype).eval()
+    method = drawn(Convpass(specs(extra=front), mid_dims=5, scale=[0.3, 0.7])).to(dtype).eval()
     x, y, g = (torch.randn(2, front + 12, 24, dtype=dtype, requires_grad=True) for _ in range(3))
     for sub in ('attn', 'ffn'):
         branch = method.blocks['1'][sub]
@@ -62,7 +55,7 @@ def test_count_of_vit_base(subs, expected):
 @pytest.mark.parametrize('init', ['identity', 'xavier'])
 def test_start_is_exact_and_everything_learns(init):
     torch.manual_seed(0)
-    method = perturb(Convpass(specs(), init=init))
+    method = drawn(Convpass(specs(), init=init))
     method.init_weights()
     x, y = torch.randn(2, 13, 24), torch.randn(2, 13, 24)
     assert torch.equal(method.on_branch(0, 'attn', y, x, y), y)
@@ -82,7 +75,7 @@ def test_start_is_exact_and_everything_learns(init):
 
 def test_own_drop_path_drops_samples_and_rescales_the_rest():
     torch.manual_seed(0)
-    method = perturb(Convpass(specs(), drop_rate=0., drop_path_rate=[0., 0.25]))
+    method = drawn(Convpass(specs(), drop_rate=0., drop_path_rate=[0., 0.25]))
     x, y = torch.randn(400, 13, 24), torch.zeros(400, 13, 24)
     assert torch.equal(method.on_branch(0, 'ffn', y, x, y), method.eval().on_branch(0, 'ffn', y, x, y))
     full = method.eval().on_branch(1, 'ffn', y, x, y)
@@ -112,7 +105,7 @@ def test_other_grids_are_refused_at_build(grid, shown):
 
 
 def test_bfloat16_autocast():
-    method, x = perturb(Convpass(specs())).eval(), torch.randn(2, 13, 24)
+    method, x = drawn(Convpass(specs())).eval(), torch.randn(2, 13, 24)
     expected = method.on_branch(0, 'ffn', x, x, x)
     with torch.autocast('cpu', torch.bfloat16):
         out = method.on_branch(0, 'ffn', x, x, x.bfloat16())
@@ -121,7 +114,7 @@ def test_bfloat16_autocast():
 
 
 def test_compiles_to_one_graph():
-    method, x = perturb(Convpass(specs(), drop_path_rate=0.1)), torch.randn(2, 13, 24)
+    method, x = drawn(Convpass(specs(), drop_path_rate=0.1)), torch.randn(2, 13, 24)
     compiled = torch.compile(lambda t: method.on_branch(1, 'ffn', t, t, t), fullgraph=True, backend='eager')
     assert compiled(x).shape == x.shape
     method.eval()

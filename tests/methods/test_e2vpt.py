@@ -3,25 +3,15 @@
 state."""
 
 import copy
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden import e2vpt_names, golden_tensors
 from mmpretrain.models import SwinTransformer, VisionTransformer
 
 from mmpetl.backbones.attach import attach
 from mmpetl.methods.e2vpt import E2VPT
 from mmpetl.sites import BlockSpec
-
-GOLDEN = Path(__file__).parents[2] / '../shared/golden'
-
-
-def golden(name):
-    path = GOLDEN / f'{name}.npz'
-    if not path.exists():
-        pytest.skip(f'golden arrays are not beside the checkout: {path.name}')
-    return {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items()}
 
 
 def specs(depth=12, dim=768, heads=12):
@@ -48,28 +38,7 @@ def tiny_vit(depth=3, petl=None, out_type='cls_token', **kwargs):
 
 def load_reference(model, sd):
     """Weights of the reference's ViT (separate q, k, v), its prompts and key/value prompts into our names."""
-    out = {
-        'cls_token': sd['embeddings.cls_token'],
-        'pos_embed': sd['embeddings.position_embeddings'],
-        'patch_embed.projection.weight': sd['embeddings.patch_embeddings.weight'],
-        'patch_embed.projection.bias': sd['embeddings.patch_embeddings.bias'],
-        'petl.e2vpt.prompts.0': sd['prompt_embeddings'][0],
-        'petl.e2vpt.token_mask': sd['prompt_soft_tokens_mask_cls_token'],
-        'petl.e2vpt.segment_mask': sd['prompt_soft_tokens_pieces_mask_cls_token']
-    }
-    for i in range(len(model.layers)):
-        out[f'petl.e2vpt.kv_prompts.{i}'] = sd[f'encoder.layer.{i}.attn.deep_QKV_embeddings'][None]
-        if i:
-            out[f'petl.e2vpt.prompts.{i}'] = sd['deep_prompt_embeddings'][i - 1]
-    for kind in ('weight', 'bias'):
-        out[f'ln1.{kind}'] = sd[f'encoder.encoder_norm.{kind}']
-        for i in range(len(model.layers)):
-            ref, own = f'encoder.layer.{i}.', f'layers.{i}.'
-            out[f'{own}attn.qkv.{kind}'] = torch.cat([sd[f'{ref}attn.{op}.{kind}'] for op in ('query', 'key', 'value')])
-            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'),
-                                 ('ffn.fc1', 'ffn.layers.0.0'), ('ffn.fc2', 'ffn.layers.1')):
-                out[f'{own}{ours}.{kind}'] = sd[f'{ref}{theirs}.{kind}']
-    model.load_state_dict(out)
+    model.load_state_dict(e2vpt_names(sd, len(model.layers)))
 
 
 @pytest.mark.parametrize('shared', [True, False])
@@ -77,7 +46,7 @@ def load_reference(model, sd):
 def test_golden_key_value_prompts(shared, behind):
     """Output and gradient of sum(y^2). Whether prompts stand before or behind the tokens makes no difference in
     attention."""
-    z = golden('e2vpt_attn')
+    z = golden_tensors('e2vpt_attn')
     model = tiny_vit(1, out_type='raw', share_kv=shared)  # a last block hands on all its tokens only to who reads them
     attention, prompts = model.layers[0].attn, model.petl.e2vpt.kv_prompts['0']
     sd = {f'qkv.{k}': torch.cat([z[f'attn.{op}.{k}'] for op in ('query', 'key', 'value')]) for k in ('weight', 'bias')}
@@ -91,8 +60,19 @@ def test_golden_key_value_prompts(shared, behind):
     torch.testing.assert_close(prompts.grad, torch.stack([z[f'grad.{tag}.{n}'] for n in names]), atol=1e-5, rtol=1e-5)
 
 
+def test_golden_on_queries_and_values():
+    """The published ablation: scores transposed, prompts in front of queries and values."""
+    z = golden_tensors('e2vpt_attn')
+    model = tiny_vit(1, out_type='raw', attention_prompts='qv')
+    attention, prompts = model.layers[0].attn, model.petl.e2vpt.kv_prompts['0']
+    sd = {f'qkv.{k}': torch.cat([z[f'attn.{op}.{k}'] for op in ('query', 'key', 'value')]) for k in ('weight', 'bias')}
+    attention.load_state_dict({**sd, **{f'proj.{k}': z[f'attn.out.{k}'] for k in ('weight', 'bias')}})
+    prompts.data.copy_(z['mode1.prompt'][None])
+    torch.testing.assert_close(attention(z['x']), z['y.mode1'], atol=1e-6, rtol=0)
+
+
 def test_golden_block():
-    z = golden('e2vpt_attn')
+    z = golden_tensors('e2vpt_attn')
     model = tiny_vit(1, out_type='raw')
     block = model.layers[0]
     sd = {
@@ -123,7 +103,7 @@ def reference_model(z, variant):
 @pytest.mark.parametrize('pair', ['tok2_piece3', 'tok8_piece7'])
 def test_golden_pruning(pair, full):
     """'released' sets pruned tokens to zero, 'paper' takes them out: the reference's two results, and they differ."""
-    z = golden('e2vpt_importance')
+    z = golden_tensors('e2vpt_importance')
     token, piece = (int(word[-1]) for word in pair.split('_'))
     keep = z['token_masks'][token].bool(), z['piece_masks'][piece].bool()
     for variant, kind in (('released', 'logits'), ('paper', 'logits_removed')):

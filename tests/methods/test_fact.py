@@ -4,6 +4,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import drawn
 
 from mmpetl.methods.fact import FacT
 from mmpetl.sites import OPS, BlockSpec
@@ -13,14 +14,6 @@ KINDS = [dict(kind='tt'), dict(kind='tk'), dict(kind='tk', ref_layout=True)]
 
 def specs(dims=(24, 24), heads=4, ratio=4):
     return [BlockSpec(i, 0, dim, heads, int(ratio * dim)) for i, dim in enumerate(dims)]
-
-
-def perturb(method, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return method
 
 
 def textbook_update(method, i, op):
@@ -49,7 +42,7 @@ def textbook_update(method, i, op):
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 @pytest.mark.parametrize('options', KINDS, ids=str)
 def test_equals_weight_increments(options, dtype, tolerance, op):
-    method = perturb(FacT(specs(), rank=3, scale=[1., 0.3], **options)).to(dtype).eval()
+    method = drawn(FacT(specs(), rank=3, scale=[1., 0.3], **options)).to(dtype).eval()
     torch.manual_seed(1)
     wide_in, wide_out = method.specs[1].op_dims(op)
     x, y, g = (torch.randn(2, 5, c, dtype=dtype, requires_grad=True) for c in (wide_in, wide_out, wide_out))
@@ -65,7 +58,7 @@ def test_equals_weight_increments(options, dtype, tolerance, op):
 @pytest.mark.parametrize('options', KINDS, ids=str)
 def test_fold(options):
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-        method = perturb(FacT(specs(), rank=3, scale=0.3, ops=['q', 'fc1', 'fc2'], **options)).to(dtype).eval()
+        method = drawn(FacT(specs(), rank=3, scale=0.3, ops=['q', 'fc1', 'fc2'], **options)).to(dtype).eval()
         for op in OPS:
             wide_in, wide_out = method.specs[0].op_dims(op)
             x, weight = torch.randn(2, 5, wide_in, dtype=dtype), torch.randn(wide_out, wide_in, dtype=dtype) / 5
@@ -89,7 +82,7 @@ def test_count_of_vit_base(options, expected):
 @pytest.mark.parametrize('options', KINDS, ids=str)
 def test_start_is_exact_and_everything_learns(options):
     torch.manual_seed(0)
-    method = perturb(FacT(specs(), rank=3, **options))
+    method = drawn(FacT(specs(), rank=3, **options))
     method.init_weights()
     inputs = {op: tuple(torch.randn(2, 5, c) for c in method.specs[0].op_dims(op)) for op in OPS}
     assert all(torch.equal(method.on_linear(0, op, x, y), y) for op, (x, y) in inputs.items())
@@ -124,7 +117,7 @@ def test_widths_must_agree():
 
 def test_bfloat16_autocast():
     for options in KINDS:
-        method = perturb(FacT(specs(), rank=3, scale=0.1, **options)).eval()
+        method = drawn(FacT(specs(), rank=3, scale=0.1, **options)).eval()
         x, y = torch.randn(2, 5, 24), torch.randn(2, 5, 96)
         expected = method.on_linear(0, 'fc1', x, y)
         with torch.autocast('cpu', torch.bfloat16):
@@ -135,7 +128,7 @@ def test_bfloat16_autocast():
 
 @pytest.mark.parametrize('options', KINDS, ids=str)
 def test_compiles_to_one_graph(options):
-    method, x = perturb(FacT(specs(), rank=3, **options)).eval(), torch.randn(2, 5, 24)
+    method, x = drawn(FacT(specs(), rank=3, **options)).eval(), torch.randn(2, 5, 24)
     compiled = torch.compile(
         lambda t: method.on_linear(1, 'fc2', method.on_linear(1, 'fc1', t, t.repeat(1, 1, 4)), t),
         fullgraph=True,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import drawn
 
 from mmpetl.methods.kadaptation import KAdaptation
 from mmpetl.sites import BlockSpec, Tap
@@ -17,14 +18,6 @@ GOLDEN = Path(__file__).parents[3] / 'shared' / 'golden' / 'kadapt_attn_clean.np
 
 def specs(dims=(24, 24), heads=4):
     return [BlockSpec(i, 0, dim, heads, 4 * dim) for i, dim in enumerate(dims)]
-
-
-def perturb(method, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator).to(parameter))
-    return method
 
 
 def kron_update(method, i, op):
@@ -49,7 +42,7 @@ def kron_update(method, i, op):
     ],
     ids=str)
 def test_equals_kronecker_products(options, dtype, tolerance):
-    method = perturb(KAdaptation(specs(), phm_dim=4, scale=0.1, **options)).to(dtype)
+    method = drawn(KAdaptation(specs(), phm_dim=4, scale=0.1, **options)).to(dtype)
     torch.manual_seed(1)
     for op in method.ops:
         wide_in, wide_out = method.specs[1].op_dims(op)
@@ -68,7 +61,7 @@ def test_equals_kronecker_products(options, dtype, tolerance):
 
 
 def test_gradients_by_finite_differences():
-    method = perturb(KAdaptation(specs((8, ), 2), phm_dim=2, scale=0.5)).double()
+    method = drawn(KAdaptation(specs((8, ), 2), phm_dim=2, scale=0.5)).double()
     x = torch.randn(1, 3, 8, dtype=torch.float64)
     parameters = dict(method.named_parameters())
 
@@ -141,7 +134,7 @@ def test_rules_are_shared_per_width():
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize('bias', ['shared', None])
 def test_fold(dtype, tolerance, bias):
-    method = perturb(KAdaptation(specs(), phm_dim=4, scale=0.01, bias=bias, post_scale_q=True)).to(dtype)
+    method = drawn(KAdaptation(specs(), phm_dim=4, scale=0.01, bias=bias, post_scale_q=True)).to(dtype)
     x = torch.randn(2, 5, 24, dtype=dtype)
     for op in 'qkv':
         weight, offset = torch.randn(24, 24, dtype=dtype) / 5, torch.randn(24, dtype=dtype)
@@ -186,14 +179,14 @@ def test_released_form_learns_its_bias_only_and_mixes_tokens():
     for h in range(4):
         for t in range(5):
             assert torch.equal(delta[:, t, h], bias.view(4, 6)[(h * 5 + t) % 4].expand(3, -1))
-    perturb(method)
+    drawn(method)
     alone, together = (method.on_linear(0, 'q', z, torch.zeros_like(z))[:1] for z in (x[:1], x))
     assert (alone - together).abs().max() > 0.1
     assert method.fold(0, 'q', torch.eye(24), None) is None
 
 
 def test_output_of_a_sample_does_not_depend_on_its_batch():
-    method = perturb(KAdaptation(specs((24, )), phm_dim=4, scale=0.1))
+    method = drawn(KAdaptation(specs((24, )), phm_dim=4, scale=0.1))
     x = torch.randn(3, 5, 24)
     torch.testing.assert_close(
         method.on_linear(0, 'q', x, x)[:1], method.on_linear(0, 'q', x[:1], x[:1]), atol=1e-6, rtol=1e-6)
@@ -217,7 +210,7 @@ def test_bad_options(options, message):
 
 
 def test_bfloat16_autocast_keeps_parameters_and_output_types():
-    method = perturb(KAdaptation(specs(), phm_dim=4, scale=0.01))
+    method = drawn(KAdaptation(specs(), phm_dim=4, scale=0.01))
     x, weight = torch.randn(2, 5, 24), torch.randn(24, 24)
     expected = method.on_linear(0, 'q', x, F.linear(x, weight))
     with torch.autocast('cpu', torch.bfloat16):
@@ -227,7 +220,7 @@ def test_bfloat16_autocast_keeps_parameters_and_output_types():
 
 
 def test_compiles_to_one_graph():
-    method = perturb(KAdaptation(specs(), phm_dim=4, scale=0.01))
+    method = drawn(KAdaptation(specs(), phm_dim=4, scale=0.01))
     x = torch.randn(2, 5, 24)
     compiled = torch.compile(lambda t: method.on_linear(0, 'q', t, t), fullgraph=True, backend='eager')
     assert torch.equal(compiled(x), method.on_linear(0, 'q', x, x))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from cases import BACKBONE, perturb
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmpetl.methods.lokr import split
 from mmpetl.registry import METHODS
@@ -71,6 +72,15 @@ def test_lokr_is_its_formula(options, shapes):
         a, b = (sides[s].matrix().detach().numpy() for s in 'ab')
         delta = np.block([[entry * b for entry in row] for row in a])
         check(method, op, delta * (4 / rank if not (sides['a'].is_whole and sides['b'].is_whole) else 1))
+
+
+def test_lokr_forms_no_full_update():
+    """Multiplications per token, the number of docs/methods/lokr.md."""
+    method = METHODS.build(dict(type='LoKr', specs=[BlockSpec(0, 0, 768, 12, 3072)], ops='q'))
+    x, y = torch.randn(5, 768), torch.randn(5, 768)
+    with FlopCounterMode(display=False) as flops:
+        method.on_linear(0, 'q', x, y)
+    assert flops.get_total_flops() == 2 * 5 * 16896
 
 
 @pytest.mark.parametrize('size, factor, expected', [(768, -1, (24, 32)), (768, 8, (8, 96)), (127, -1, (1, 127)),

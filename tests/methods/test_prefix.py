@@ -3,25 +3,15 @@
 
 import copy
 import io
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden import golden_tensors
 from torch.nn import functional as F
 
-from mmpetl.backbones.attention import attend, split_heads
+from mmpetl.backbones.attention import attend, attend_windows, split_heads
 from mmpetl.methods.prefix import Prefix
 from mmpetl.sites import BlockSpec
-
-GOLDEN = Path(__file__).parents[2] / '../shared/golden'
-
-
-def golden(name):
-    path = GOLDEN / f'{name}.npz'
-    if not path.exists():
-        pytest.skip(f'golden arrays are not beside the checkout: {path.name}')
-    return {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items() if v.dtype.kind == 'f'}
 
 
 def specs(depth=2, dim=16, heads=2):
@@ -54,7 +44,7 @@ def window_attention(z, method, x, mask):
 
 @pytest.mark.parametrize('masked', [False, True])
 def test_golden(masked):
-    z = golden('vpetl_attn_prefix_kv_fixed')
+    z = golden_tensors('vpetl_attn_prefix_kv_fixed', 'f')
     method = Prefix(specs(1), num_tokens=3, mid_dims=8)
     layers = (('down', 0), ('up', 2))
     names = {
@@ -76,9 +66,50 @@ def test_golden(masked):
         torch.testing.assert_close(parameter.grad, z[f'gp_{tag}.{names[own]}'], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize('masked', [False, True])
+def test_golden_on_queries_and_keys(masked):
+    """Video Swin's attention over windows of (4, 7, 7), through the sited attention."""
+    z = golden_tensors('vpetl_attn_prefix_qk_swapped', 'f')
+    spec = [BlockSpec(0, 0, 8, 1, 32, window=(8, 7, 7))]
+    method = Prefix(spec, num_tokens=3, mid_dims=8, ops='qk', positions=196)
+    names = dict(table='wte.weight', **{
+        f'{a}.{k}': f'control_trans.{n}.{k}' for a, n in (('down', 0), ('up', 2)) for k in ('weight', 'bias')})
+    method.blocks['0'].load_state_dict({own: z[f'sd.{theirs}'] for own, theirs in names.items()})
+    x = z['x'].requires_grad_()
+    q, k, v = F.linear(x, z['sd.qkv.weight'], z['sd.qkv.bias']).chunk(3, -1)
+    bias = z['sd.relative_position_bias_table'][relative_index((4, 7, 7))].permute(2, 0, 1)
+    # The second window of a picture is cut in two, as a shift would.
+    half = torch.arange(196) >= 98
+    mask = torch.stack([torch.zeros(196, 196), -100. * (half[:, None] != half)])
+    y = attend_windows(q, k, v, 1, bias, mask if masked else None, (2, 1, 1), (True, False, False),
+                       channels=method.on_channels(0, 196, 0))
+    y = F.linear(y, z['sd.proj.weight'], z['sd.proj.bias'])
+    tag = 'mask' if masked else 'nomask'
+    torch.testing.assert_close(y, z[f'y_{tag}'], atol=1e-6, rtol=0)
+    y.backward(z['cotangent'])
+    torch.testing.assert_close(x.grad, z[f'gx_{tag}'], atol=1e-5, rtol=0)
+    for own, parameter in method.blocks['0'].named_parameters():
+        torch.testing.assert_close(parameter.grad, z[f'gp_{tag}.{names[own]}'], atol=1e-5, rtol=1e-5)
+
+
+def test_channels_equal_a_bias_of_the_logits():
+    """Only the sum of products changes: attention with the bias scale * Q_p^T K_p, in windows of each kind."""
+    torch.manual_seed(0)
+    method = Prefix([BlockSpec(0, 0, 16, 2, 32, window=(2, 3))], num_tokens=4, mid_dims=8, ops='qk').double()
+    rows = method.on_channels(0, 6, 0)
+    q, k, v = torch.randn(3, 8, 6, 16, dtype=torch.float64)
+    bias, mask = torch.randn(2, 6, 6).double(), -100. * (torch.rand(4, 6, 6) < .3).double()
+    learned = bias + rows[0] @ rows[1].transpose(-1, -2) * 8**-0.5
+    for given in (None, mask):
+        kwargs = dict(mask=given, windows=(2, 2), shifted=(True, True))
+        torch.testing.assert_close(attend_windows(q, k, v, 2, bias, channels=rows, **kwargs),
+                                   attend_windows(q, k, v, 2, learned, **kwargs))
+    torch.testing.assert_close(attend(q, k, v, 2, channels=rows), attend(q, k, v, 2, bias=learned - bias))
+
+
 def test_softmax_runs_over_the_prefix_under_a_mask():
     """The published code leaves the prefix columns of a masked window as raw logits: its result is another one."""
-    fixed, released = golden('vpetl_attn_prefix_kv_fixed'), golden('vpetl_attn_prefix_kv_swapped')
+    fixed, released = (golden_tensors(f'vpetl_attn_prefix_kv_{form}', 'f') for form in ('fixed', 'swapped'))
     torch.testing.assert_close(fixed['y_nomask'], released['y_nomask'], atol=1e-6, rtol=0)
     assert (fixed['y_mask'] - released['y_mask']).abs().max() > 0.5
 

@@ -130,6 +130,13 @@ class Frozen:
     def op_parameters(self, op):
         return self.parts[op]
 
+    @property
+    def tap(self):
+        return self
+
+    def held(self, op):
+        """No copies in half precision."""
+
 
 def test_rlrr_is_its_formula():
     method = build('RLRR')
@@ -177,9 +184,9 @@ def test_diff_fit_is_its_formula():
         assert (features(model(x)) - features(plain(x))).abs().max() <= 1e-12
 
 
-@pytest.mark.parametrize('kind', ['RLRR', 'LoHa', 'LoKr'])
-def test_what_full_updates_cost(kind):
-    """The cards' numbers, beside DiffFit, which adds no product."""
+@pytest.mark.parametrize('kind, times', [('RLRR', (2, 2.5)), ('LoHa', (2, 2.5)), ('LoKr', (1.15, 1.25))])
+def test_what_full_updates_cost(kind, times):
+    """The cards' numbers, beside DiffFit, which adds no product; LoKr acts by sides and forms no full update."""
     options = dict(arch=dict(embed_dims=96, num_layers=8, num_heads=3, feedforward_channels=384), img_size=64)
 
     def products(**petl):
@@ -191,7 +198,7 @@ def test_what_full_updates_cost(kind):
         return np.array([forward.get_total_flops(), step.get_total_flops()])
 
     ops = {} if kind == 'RLRR' else dict(ops='q,k,v,proj,fc1,fc2')
-    assert np.abs(products(type=kind, **ops) / products(type='DiffFit') - (2, 2.5)).max() < 0.15
+    assert np.abs(products(type=kind, **ops) / products(type='DiffFit') - times).max() < 0.15
 
 
 @pytest.mark.parametrize('cfg, words', [

@@ -177,13 +177,19 @@ def test_rows_are_dropped_and_rescaled():
 # -- the frozen stream ------------------------------------------------------------------------------------------------
 
 
+def upstream_forward(model, x):
+    """The base's own forward pass, without the side method."""
+    stock = next(c for c in type(model).__mro__ if not c.__module__.startswith('mmpetl'))
+    return stock.forward(model, x)
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_frozen_stream_has_no_gradient_and_no_noise(name):
     model = build(METHODS[name], drop_path_rate=.5)
     model.train()
     noisy = build(METHODS[name], drop_path_rate=.5, trunk='train')
     noisy.train()
-    reads = [[t for read in m.petl.record(lambda m=m: super(type(m), m).forward(images())) for t in read.values()]
+    reads = [[t for read in m.petl.record(lambda m=m: upstream_forward(m, images())) for t in read.values()]
              for m in (model, model, noisy)]
     assert not any(t.requires_grad for t in reads[0])
     assert all(torch.equal(a, b) for a, b in zip(reads[0], reads[1]))
@@ -209,7 +215,7 @@ def test_only_what_is_read_is_kept_and_computed():
         model, calls = build(dict(METHODS[name], layers=layers)), []
         for layer in model.layers:
             layer.ffn.layers[0][0].register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        reads = model.petl.record(lambda model=model: super(type(model), model).forward(images()))
+        reads = model.petl.record(lambda model=model: upstream_forward(model, images()))
         assert ([len(read) for read in reads], len(calls)) == (kept, runs), (name, layers)
 
 
@@ -424,7 +430,7 @@ def kept_bytes(run, model):
 def side_bytes(model, image):
     """Kept bytes of a side method; recomputation hides its inputs from the hooks, so the reads are added by hand."""
     method = model.petl.side_method()
-    reads = model.petl.record(lambda: super(type(model), model).forward(image))
+    reads = model.petl.record(lambda: upstream_forward(model, image))
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for read in reads for t in read.values()}
     blocks = model.petl.side_blocks()
     hidden = method.memory.recomputes if hasattr(method, 'memory') else method.checkpoint
@@ -479,8 +485,8 @@ def test_kept_bytes_of_the_light_forms():
     (dict(num_tokens=16, context='absorb', checkpoint=True), .054),
     (dict(num_tokens=16, context='kv', checkpoint=True), .106),
     (dict(num_tokens=16, context='absorb', checkpoint=False), .170),
-    (dict(num_tokens=16, context='kv', checkpoint=False), .217),
-    (dict(num_tokens=1, context='absorb', checkpoint=False), .065),
+    (dict(num_tokens=16, context='kv', checkpoint=False), .218),
+    (dict(num_tokens=1, context='absorb', checkpoint=False), .064),
 ], ids=str)
 def test_kept_bytes_at_base_size(options, target):
     """The card's numbers: against 1,118,395,908 bytes, what full fine-tuning with explicit attention keeps at batch 8."""

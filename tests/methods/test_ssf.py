@@ -4,6 +4,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import drawn
 
 from mmpetl.methods.ssf import SSF
 from mmpetl.recompute import ELEMENTWISE, Recomputing
@@ -14,18 +15,10 @@ def specs(dims=(24, 24), heads=4):
     return [BlockSpec(i, 0, dim, heads, 4 * dim) for i, dim in enumerate(dims)]
 
 
-def perturb(method, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return method
-
-
 @pytest.mark.parametrize('level', [0, ELEMENTWISE])
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_formula_and_gradients(dtype, tolerance, level):
-    method = perturb(SSF(specs())).to(dtype)
+    method = drawn(SSF(specs())).to(dtype)
     y, g = (torch.randn(2, 5, 96, dtype=dtype, requires_grad=True) for _ in range(2))
     unit = method.blocks['1']['fc1']
     with Recomputing(level):
@@ -75,7 +68,7 @@ def test_a_scale_of_zero_is_exact():
 
 @pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_folds_into_every_operation(dtype, tolerance):
-    method = perturb(SSF(specs())).to(dtype)
+    method = drawn(SSF(specs())).to(dtype)
     for op in OPS:
         wide_in, wide_out = method.specs[0].op_dims(op)
         x = torch.randn(2, 5, wide_in, dtype=dtype)
@@ -117,7 +110,7 @@ def test_embedding_and_final_norm_belong_to_the_outer_blocks():
 
 def test_start():
     torch.manual_seed(0)
-    method = perturb(SSF(specs([768, 768], 12)))
+    method = drawn(SSF(specs([768, 768], 12)))
     method.init_weights()
     scale, shift = (
         torch.cat([getattr(u, name) for b in method.blocks.values() for u in b.values()])
@@ -148,7 +141,7 @@ def test_bfloat16_keeps_one_half_precision_tensor_for_the_backward_pass():
 
 
 def test_compiles_to_one_graph():
-    method, y = perturb(SSF(specs())), torch.randn(2, 5, 24)
+    method, y = drawn(SSF(specs())), torch.randn(2, 5, 24)
     compiled = torch.compile(
         lambda t: method.on_norm(1, 'final', method.on_linear(1, 'v', t, t)), fullgraph=True, backend='eager')
     assert torch.equal(compiled(y), method.on_norm(1, 'final', method.on_linear(1, 'v', y, y)))

@@ -77,3 +77,23 @@ def test_adapter_plus_is_its_formula():
     kept = part.abs().amax((1, 2)) > 0
     assert 0 < kept.sum() < 64, 'samples are dropped one by one'
     assert (part[kept] - 2 * whole[kept]).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize('kernel', [(3, 1, 1), (5, 5, 5)])
+def test_st_adapter_gradients_in_bfloat16(kernel):
+    """Those of float32 up to rounding and the same in every step, whatever stood in the memory before."""
+    method = STAdapter([BlockSpec(0, 0, 12, 2, 24, 0, (4, 4, 4))], mid_dims=8, kernel=kernel)
+    perturb(method, 0.5)
+    x, weight = torch.randn(2, 64, 12), torch.randn(2, 64, 12)
+
+    def gradients(half):
+        with torch.autocast('cpu', torch.bfloat16, enabled=half):
+            loss = (method.on_stream(0, x) * weight).sum()
+        for size in (10**3, 10**4, 10**5, 10**6):
+            torch.full((size, ), float('nan'))
+        return torch.autograd.grad(loss, list(method.parameters()))
+
+    exact, found = gradients(False), [gradients(True) for _ in range(4)]
+    for i, parameter in enumerate(exact):
+        assert (found[0][i] - parameter).abs().max() <= 0.03 * parameter.abs().max()
+        assert all(torch.equal(found[0][i], other[i]) for other in found)

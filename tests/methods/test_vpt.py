@@ -1,27 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """VPT against the reference on golden arrays, its initialisation, counts, and the two forms of deep prompts."""
 
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from cases import BACKBONE, features, perturb
+from golden import golden_tensors, vit_names
 from mmpretrain.models import SwinTransformer, VisionTransformer
 
 from mmpetl.backbones.attach import attach
 from mmpetl.methods.vpt import VPT
 from mmpetl.registry import METHODS
 from mmpetl.sites import BlockSpec
-
-GOLDEN = Path(__file__).parents[2] / '../shared/golden'
-
-
-def golden(name):
-    path = GOLDEN / f'{name}.npz'
-    if not path.exists():
-        pytest.skip(f'golden arrays are not beside the checkout: {path.name}')
-    return {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items() if v.dtype.kind == 'f'}
 
 
 def specs(depth=12, dim=768, heads=12, **kwargs):
@@ -46,18 +36,7 @@ def tiny_vit(petl, depth=3, **kwargs):
 
 def load_reference(model, sd):
     """Weights of the reference's ViT (separate q, k, v) into mmpretrain's names."""
-    out = {
-        'cls_token': sd['embeddings.cls_token'], 'pos_embed': sd['embeddings.position_embeddings'],
-        'patch_embed.projection.weight': sd['embeddings.patch_embeddings.weight'],
-        'patch_embed.projection.bias': sd['embeddings.patch_embeddings.bias']}
-    for kind in ('weight', 'bias'):
-        out[f'ln1.{kind}'] = sd[f'encoder.encoder_norm.{kind}']
-        for i in range(len(model.layers)):
-            ref, own = f'encoder.layer.{i}.', f'layers.{i}.'
-            out[f'{own}attn.qkv.{kind}'] = torch.cat([sd[f'{ref}attn.{op}.{kind}'] for op in ('query', 'key', 'value')])
-            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'),
-                                 ('ffn.fc1', 'ffn.layers.0.0'), ('ffn.fc2', 'ffn.layers.1')):
-                out[f'{own}{ours}.{kind}'] = sd[f'{ref}{theirs}.{kind}']
+    out = vit_names(sd, len(model.layers))
     missing, unexpected = model.load_state_dict(out, strict=False)
     assert not unexpected and all(k.startswith('petl.') for k in missing), (missing, unexpected)
 
@@ -71,7 +50,7 @@ def set_prompts(method, first, deep=None):
 @pytest.mark.parametrize('case', ['deep', 'shallow', 'deep_project8'])
 @pytest.mark.parametrize('full', [False, True])
 def test_golden(case, full):
-    z = golden('e2vpt_vpt_sup')
+    z = golden_tensors('e2vpt_vpt_sup', 'f')
     sd = {k.removeprefix('sd.transformer.'): v for k, v in z.items() if k.startswith('sd.')}
     project = 8 if case == 'deep_project8' else None
     model = tiny_vit([dict(type='VPT', num_tokens=3, deep=case != 'shallow', project=project)])
@@ -184,7 +163,7 @@ def test_golden_swin_block(shift):
 
     Where prompts are equal over the batch, as deep ones are, the grid tokens come out right.
     """
-    z = golden('e2vpt_swin_vpt_block')
+    z = golden_tensors('e2vpt_swin_vpt_block', 'f')
     block = swin_block(z, shift)
     torch.testing.assert_close(block(z['block.x'], (8, 8))[:, 3:], z[f'block.y_shift{shift}'][:, 3:], atol=1e-5, rtol=0)
     y = block(z['block.xleak'], (8, 8))
@@ -195,7 +174,7 @@ def test_golden_swin_block(shift):
 def test_golden_swin_merging():
     """A prompt is merged with three copies of itself; the reference stores positions before channels, mmpretrain
     channels first."""
-    z = golden('e2vpt_swin_vpt_block')
+    z = golden_tensors('e2vpt_swin_vpt_block', 'f')
     model = SwinTransformer(
         dict(embed_dims=16, depths=[1, 1], num_heads=[2, 2]),
         img_size=32,

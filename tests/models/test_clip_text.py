@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from mmpetl.datasets import Elevater
+from mmpetl.datasets.tables.video import VIDEO_SETS as PREPARED
 from mmpetl.models import class_weights, load_text_features
 from mmpetl.models.clip_text import CLIPTextTower, build_text_tower, encode_classes
+from mmpetl.models.text_prompts import VIDEO_SETS
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
@@ -75,6 +77,10 @@ def test_later_tokens_do_not_matter_and_foreign_files_are_refused():
     torch.testing.assert_close(tower(ids)[0], tower(changed)[0])
     with pytest.raises(ValueError, match='holds no CLIP text tower'):
         build_text_tower({'visual.proj': torch.zeros(2, 2)})
+    whole = tower.state_dict()
+    assert build_text_tower({n: v for n, v in whole.items() if n != 'logit_scale'})
+    with pytest.raises(ValueError, match='a part of a CLIP text tower only: ln_final.bias is missing'):
+        build_text_tower({n: v for n, v in whole.items() if n != 'ln_final.bias'})
 
 
 def test_classes_are_averaged_over_templates():
@@ -136,6 +142,39 @@ def test_tool_writes_features_of_a_suite(tmp_path):
     assert load_text_features(str(tmp_path / 'text_features/clip/mnist.npz')).templates == ('one {}', 'two {}')
 
 
+@pytest.mark.peers
+def test_tool_writes_features_of_videos(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('open_clip')
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    monkeypatch.setenv('MMPETL_CACHE', str(tmp_path))
+    import text_features as tool
+    tower = CLIPTextTower(49408, 77, 64, 1, 1, 16)
+    torch.nn.init.normal_(tower.text_projection)
+    torch.save(tower.state_dict(), tmp_path / 'clip.pth')
+    words = [str(tmp_path / 'clip.pth'), '--videos', 'hmdb51', '--root', str(tmp_path)]
+    with pytest.raises(FileNotFoundError, match=r"classes.txt is missing: 'python tools/prepare_hmdb51.py' writes it"):
+        tool.main(words)
+    (tmp_path / 'classes.txt').write_text('brush_hair\nTaiChi\nHolding [something]\n')
+    tool.main(words)
+    # As words, with the templates for actions, into the folder that recipes read.
+    features = load_text_features(str(tmp_path / 'text_features/clip/hmdb51.npz'), 3, 16)
+    assert features.class_names == ('brush hair', 'tai chi', 'holding something')
+    assert len(set(features.templates)) == 48 and 'a video of a person doing {}.' in features.templates
+    tool.main([*words, '--template', 'someone {}', '--out', str(tmp_path / 'own.npz')])
+    assert load_text_features(str(tmp_path / 'own.npz'), 3, 16).templates == ('someone {}', )
+    with pytest.raises(SystemExit):
+        tool.main([*words, '--knowledge', 'gpt3', '--out', str(tmp_path)])
+    assert 'there is no --knowledge about --videos' in capsys.readouterr().err
+
+
 def test_missing_features_name_the_command_that_makes_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="'python tools/text_features.py clip-vit-base-p32 --suite elevater'"):
         load_text_features(str(tmp_path / 'openai-vit-b-32/dtd.npz'))
+    with pytest.raises(FileNotFoundError, match="'python tools/text_features.py clip-vit-base-p16 --videos hmdb51'"):
+        load_text_features(str(tmp_path / 'openai-vit-b-16/hmdb51.npz'))
+    with pytest.raises(FileNotFoundError, match=r"CLIP_WEIGHTS --videos ucf101 --out .*mine/ucf101.npz' makes it"):
+        load_text_features(str(tmp_path / 'mine/ucf101.npz'))
+
+
+def test_video_sets_are_those_that_are_prepared():
+    assert set(PREPARED) == set(VIDEO_SETS)

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heads and necks: golden arrays, closed formulas, mmpretrain's classifier around them."""
 
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from golden import golden_tensors
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmpetl.models import TextFeatures, class_weights, load_text_features, save_text_features
 
-GOLDEN = Path(__file__).parents[2] / '../shared/golden/kadapt_head.npz'
-
 
 @pytest.fixture(scope='module')
 def golden():
-    if not GOLDEN.is_file():
-        pytest.skip(f'golden arrays are not beside the checkout ({GOLDEN.name})')
-    with np.load(GOLDEN, allow_pickle=False) as data:
-        return {k: torch.from_numpy(data[k]) for k in data.files}
+    return golden_tensors('kadapt_head')
 
 
 def text_file(path, weight, names=None):

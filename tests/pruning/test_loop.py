@@ -19,10 +19,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from safetensors.torch import load_file
 
 from mmpetl.hooks.loops import EpochTrainLoop
 from mmpetl.pruning.loop import PHASES, E2VPTLoop, scale_schedule
-from mmpetl.pruning.state import PruningFiles, PruningState
+from mmpetl.pruning.state import PruningState, load_state, save_state
 from mmpetl.pruning.timeline import timeline
 from mmpetl.training.run import train
 from mmpetl.weights import adapter_file
@@ -157,7 +158,7 @@ def test_one_run_does_everything(whole):
     assert state['runs'][0] == dict(
         tokens=0, segments=0, value=state['runs'][0]['value']), 'the unpruned model is a candidate'
     assert set(state['results']) == {'train', 'retrain'} and state['results']['retrain']['accuracy/top1'] > 50
-    assert {'init.safetensors', 'trained.safetensors', 'rewound.safetensors', 'state.json', 'timeline.png'} == {
+    assert {'init.safetensors', 'trained.safetensors', 'state.json', 'timeline.png'} == {
         p.name for p in (folder / 'pruning').iterdir()}
     assert (runner.epoch, runner.max_epochs) == (3, 3)
 
@@ -233,7 +234,7 @@ def test_every_training_has_the_rate_for_its_batch(tmp_path, monkeypatch):
 
 def test_timeline(whole):
     folder, _ = whole
-    state = PruningFiles(str(folder / 'pruning')).load()
+    state = load_state(str(folder / 'pruning'))
     labels, shares, values = timeline(state)
     assert len(labels) == len(shares) == len(values) == len(state.runs) + 2
     for run_, column in zip(state.runs, shares[1:]):
@@ -292,8 +293,7 @@ def test_rewinding(tmp_path, monkeypatch, rewind):
     rows."""
     seen = values_before_training(monkeypatch)
     run(tmp_path, loop=dict(tokens=2, segments=1, max_epochs=1, rewind=rewind))
-    files = PruningFiles(str(tmp_path / 'pruning'))
-    init, done = files.get('init'), files.get('trained')
+    init, done = (load_file(str(tmp_path / 'pruning' / f'{name}.safetensors')) for name in ('init', 'trained'))
     (method, head), kept = seen['retrain'], state_of(tmp_path)['kept']['tokens']
     for i in range(2):
         start, end = (s[f'backbone.petl.e2vpt.prompts.{i}'][kept] for s in (init, done))
@@ -350,7 +350,7 @@ def test_released_variant(tmp_path):
     """Masks train in the first phase, are binary afterwards, and pruned tokens stay as zeros."""
     runner = run(tmp_path, petl=dict(type='E2VPT', num_tokens=5, num_kv_tokens=2, segments=4, variant='released'),
                  loop=dict(tokens=2, segments=1, max_epochs=2, rewind='reinit', scorer=dict(variant='released')))
-    first = PruningFiles(str(tmp_path / 'pruning')).get('trained')
+    first = load_file(str(tmp_path / 'pruning' / 'trained.safetensors'))
     assert not torch.equal(first['backbone.petl.e2vpt.segment_mask'], torch.ones(5, 4))
     method = runner.model.backbone.petl.e2vpt
     assert method.num_prompts(0) == 5 and method.token_mask.sum() == 3
@@ -438,9 +438,9 @@ def test_bad_surroundings(tmp_path):
 
 
 def test_a_broken_state_file(tmp_path):
-    files = PruningFiles(str(tmp_path / 'pruning'))
-    files.save(PruningState(5, 4))
-    assert files.load() == PruningState(5, 4)
+    folder = str(tmp_path / 'pruning')
+    save_state(folder, PruningState(5, 4))
+    assert load_state(folder) == PruningState(5, 4)
     for text in ('{"format": 1}', '{"num_to', '[]'):
         (tmp_path / 'pruning' / 'state.json').write_text(text)
         with pytest.raises(ValueError, match='state.json is not the state of a pruning run'):

@@ -11,21 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden import e2vpt_names, golden_tensors
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmpetl.pruning.scores import PromptScorer, PromptScores, find_prunable, mask_levels, set_gates
 
-GOLDEN = Path(__file__).parents[2] / '../shared/golden'
 ROOT = Path(__file__).parents[2]
-
-
-def golden():
-    path = GOLDEN / 'e2vpt_importance.npz'
-    if not path.exists():
-        pytest.skip(f'golden arrays are not beside the checkout: {path.name}')
-    return {k: torch.from_numpy(v) for k, v in np.load(path, allow_pickle=False).items()}
 
 
 def classifier(depth=3, swin=False, petl=None, **kwargs):
@@ -62,28 +55,7 @@ def classifier(depth=3, swin=False, petl=None, **kwargs):
 
 def reference_classifier(z, **kwargs):
     model, sd = classifier(**kwargs), {k.removeprefix('sd.enc.transformer.'): v for k, v in z.items()}
-    out = {
-        'cls_token': sd['embeddings.cls_token'],
-        'pos_embed': sd['embeddings.position_embeddings'],
-        'patch_embed.projection.weight': sd['embeddings.patch_embeddings.weight'],
-        'patch_embed.projection.bias': sd['embeddings.patch_embeddings.bias'],
-        'petl.e2vpt.prompts.0': sd['prompt_embeddings'][0],
-        'petl.e2vpt.token_mask': sd['prompt_soft_tokens_mask_cls_token'],
-        'petl.e2vpt.segment_mask': sd['prompt_soft_tokens_pieces_mask_cls_token']
-    }
-    for i in range(3):
-        out[f'petl.e2vpt.kv_prompts.{i}'] = sd[f'encoder.layer.{i}.attn.deep_QKV_embeddings'][None]
-        if i:
-            out[f'petl.e2vpt.prompts.{i}'] = sd['deep_prompt_embeddings'][i - 1]
-    for kind in ('weight', 'bias'):
-        out[f'ln1.{kind}'] = sd[f'encoder.encoder_norm.{kind}']
-        for i in range(3):
-            ref, own = f'encoder.layer.{i}.', f'layers.{i}.'
-            out[f'{own}attn.qkv.{kind}'] = torch.cat([sd[f'{ref}attn.{op}.{kind}'] for op in ('query', 'key', 'value')])
-            for theirs, ours in (('attn.out', 'attn.proj'), ('attention_norm', 'ln1'), ('ffn_norm', 'ln2'),
-                                 ('ffn.fc1', 'ffn.layers.0.0'), ('ffn.fc2', 'ffn.layers.1')):
-                out[f'{own}{ours}.{kind}'] = sd[f'{ref}{theirs}.{kind}']
-    model.backbone.load_state_dict(out)
+    model.backbone.load_state_dict(e2vpt_names(sd, 3))
     model.head.fc.load_state_dict({k: z[f'sd.head.last_layer.{k}'] for k in ('weight', 'bias')})
     return model
 
@@ -114,7 +86,7 @@ def batches(count=12, size=4):
 def test_golden_published_scores(variant):
     """The published signed score, whether masks are buffers or trained parameters, and the masks that follow from
     it."""
-    z = golden()
+    z = golden_tensors('e2vpt_importance')
     scores = PromptScorer(variant='released').score(reference_classifier(z, variant=variant), golden_batches(z))
     torch.testing.assert_close(scores.tokens.float(), z['token_importance'], atol=1e-7, rtol=0)
     torch.testing.assert_close(scores.segments.float(), z['piece_importance'], atol=1e-6, rtol=0)
@@ -130,7 +102,7 @@ def test_golden_published_scores(variant):
 
 
 def test_golden_normalised_and_absolute_scores():
-    z = golden()
+    z = golden_tensors('e2vpt_importance')
     model, data = reference_classifier(z), golden_batches(z)
     scores = PromptScorer(variant='released', normalise=True).score(model, data)
     torch.testing.assert_close(scores.segments.float(), z['piece_importance_normalised'], atol=1e-5, rtol=0)
@@ -159,7 +131,7 @@ def test_levels_of_the_published_search():
         assert mask_levels(total, 1, zero=False) == levels
         assert mask_levels(total, 1) == sorted({0, *levels})
     assert mask_levels(16, 4, zero=False) == [1, 3, 4, 6, 8, 9, 11, 12]
-    z = golden()
+    z = golden_tensors('e2vpt_importance')
     assert mask_levels(10, 1, zero=False) == z['token_increments'].cumsum(0).unique().tolist()
     assert mask_levels(16, 4, zero=False) == z['piece_increments'].cumsum(0).unique().tolist()
 
@@ -384,11 +356,11 @@ def test_refusals():
 
 
 SCRIPT = """
-import json, sys
+import gc, json, os, sys
 import torch
 import torch.distributed as dist
 from mmengine.model import MMDistributedDataParallel
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from test_scores import PromptScorer, batches, classifier
 dist.init_process_group('gloo')
 model = MMDistributedDataParallel(classifier())
@@ -396,6 +368,9 @@ mine = batches(7, 1)[dist.get_rank()::2]
 scores = PromptScorer(target='attention').score(model, mine)
 if dist.get_rank() == 1:
     print(json.dumps([scores.tokens.tolist(), scores.segments.tolist(), scores.samples]))
+del model  # a DDP model that outlives its group may abort the process at its end
+gc.collect()
+dist.destroy_process_group()
 """
 
 

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.runner import checkpoint as upstream
 
-from mmpetl import compat
+from mmpetl.compat import loading
 from mmpetl.training.run import build_runner, train, train_config, train_parser
 
 STRATEGY = "runner_type = 'FlexibleRunner'\nstrategy = dict(type='SingleDeviceStrategy')\n"
@@ -69,7 +69,7 @@ def test_control_upstream_executes_it(tmp_path, toy, monkeypatch):
     config, source = toy
     marker, work_dir = tmp_path / 'it-ran', tmp_path / 'run'
     evil = write_evil(source, work_dir / 'epoch_1.pth', marker)
-    monkeypatch.setattr(compat, 'cut_config_texts', lambda checkpoint: checkpoint)
+    monkeypatch.setattr(loading, 'cut_config_texts', lambda checkpoint: checkpoint)
     args = train_parser().parse_args([str(config), '--work-dir', str(work_dir), '--resume', str(evil)])
     build_runner(train_config(args)).train()
     assert marker.exists()
@@ -100,7 +100,7 @@ def test_every_scheme_cuts_the_texts(tmp_path, monkeypatch, place):
     loader = upstream.CheckpointLoader._get_checkpoint_loader(place)
     if getattr(loader, '__wrapped__', None) is not None:  # a service that no test has: what it returns is cut
         assert loader.__wrapped__ in (upstream.load_from_ceph, upstream.load_from_pavi)
-        loader = compat._without_config_texts(lambda filename, map_location=None: full)
+        loader = loading._without_config_texts(lambda filename, map_location=None: full)
     loaded = loader(place, 'cpu')
     assert loaded['meta'] == dict(epoch=1) and loaded['message_hub'] == dict(runtime_info=dict(iter=3))
 
@@ -108,4 +108,4 @@ def test_every_scheme_cuts_the_texts(tmp_path, monkeypatch, place):
 def test_no_scheme_was_forgotten():
     assert set(upstream.CheckpointLoader._schemes) == {
         '', 'http://', 'https://', 'pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'torchvision://', 'modelzoo://',
-        'open-mmlab://', 'openmmlab://', 'mmcls://'}
+        'open-mmlab://', 'openmmlab://', 'mmcls://', 'hf://'}

@@ -138,6 +138,7 @@ def test_a_part_of_a_suite_is_named_so(tmp_path):
     row = read_row(fake_sweep(tmp_path / 'a', 'vtab', {'kitti': 70., 'svhn': 50.}))
     text = markdown([row])
     assert "mean of these 2 tasks (not VTAB-1k's)" in text and '60.50' in text and 'cifar' not in text and '-- [2/19]' in text
+    assert "mean of this task (not VTAB-1k's)" in markdown([read_row(fake_sweep(tmp_path / 'b', 'vtab', {'kitti': 70.}))])
 
 
 def test_latex(tmp_path):

@@ -150,7 +150,8 @@ def a_run(tmp_path_factory):
     """A work dir as `mmpetl train` leaves it, on pictures of which one class has a hostile name."""
     home = tmp_path_factory.mktemp('run')
     config = toy_run.write(home, "custom_hooks = [dict(type='mmpetl.AdapterHook')]\n"
-                           "model['backbone'].update(type='mmpetl.VisionTransformer', petl=[dict(type='LoRA', rank=2)], "
+                           "model['backbone'].update(type='mmpetl.VisionTransformer', petl=[dict(type='LoRA', rank=2), "
+                           "dict(type='VPT', num_tokens=3)], "
                            f"init_cfg=dict(type='Pretrained', checkpoint=r'{home}/base.pth'))\n"
                            "dataset['classes'] = ['<i>dark</i>', 'light']\n")
     cfg = Config.fromfile(config)
@@ -175,7 +176,13 @@ def test_page_of_a_run(a_run, capsys):
     last = testing['accuracy/top1'][-1][1]
     right = round(24 * last / 100)
     assert f'{right} of 24 test samples right ({100 * right / 24:.2f} %), by adapter.safetensors' in shown
-    assert sum(tag == 'img' for tag, _ in page.tags) == 1 + 12 and 'petl=[' in shown
+    # curves, thumbnails, the chart of the prompts, maps
+    assert sum(tag == 'img' for tag, _ in page.tags) == 1 + 12 + 1 + 6 and 'petl=[' in shown
+    assert len(re.findall(r'score of (light|<i>dark</i>) [+-]\d+\.\d\d over an empty picture without prompts: picture '
+                          r'[+-]\d+\.\d\d, prompts [+-]\d+\.\d\d(?:, lost between the steps [+-]\d+\.\d\d)?; \d+ % of the attention', shown)) == 6
+    assert main(['report', str(a_run), '--maps', '0']) == 0
+    assert 'What the model looked at' not in (a_run / 'report.html').read_text(encoding='utf-8')
+    capsys.readouterr()
     assert 'mmpetl train' in shown and "'note=<b>'" in shown
     assert 'data/dark' in shown or 'dark/dark' in shown or 'light/light' in shown
     assert main(['report', str(a_run), '--no-test', '--out', str(a_run.parent / 'pages')]) == 0

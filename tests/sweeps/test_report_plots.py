@@ -47,7 +47,9 @@ def test_real_config_names_become_short_and_stay_different():
     names = [path.stem for path in recipes().values() if path.parent.name == 'peers']
     short = short_names(names)
     assert len(set(short.values())) == len(names) > 15 and max(map(len, short.values())) <= 28
-    assert short['lora_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab'] == 'lora'
+    assert short['adaptformer_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab'] == 'adaptformer'
+    assert short['lora_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab'] != short[
+        'lora_beitv2-base-p16_in21k-in1k-pre_1xb64-coslr-100e_vtab']
     assert list(short_names(['a_mae_x', 'a_in21k_x']).values()) == ['a mae', 'a in21k']
     assert list(short_names(['a_b_c', 'a_c_b']).values()) == ['a #1', 'a #2'] and short_names(['lora_x']) == {'lora_x': 'lora'}
 

@@ -2,14 +2,12 @@
 """Searches: the published coarse-to-fine walk, grids, failures."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import golden_path
 
 from mmpetl.sweeps.search import DECAY, LR, CoarseToFine, Grid, build_search, describe_params, diverges
-
-GOLDEN = Path(__file__).parents[2] / '../shared/golden/kadapt_search.npz'
 
 
 def peak(params):
@@ -28,9 +26,7 @@ def one_by_one(search, score):
 
 
 def test_walk_equals_the_published_trace():
-    if not GOLDEN.is_file():
-        pytest.skip(f'golden arrays are not beside the checkout ({GOLDEN.name})')
-    golden = np.load(GOLDEN, allow_pickle=False)
+    golden = np.load(golden_path('kadapt_search'), allow_pickle=False)
     search = CoarseToFine()
     scores, trace = one_by_one(search, peak)
     np.testing.assert_allclose(trace, golden['trace_idx'], rtol=1e-3)

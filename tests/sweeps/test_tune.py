@@ -67,10 +67,16 @@ def test_a_search_needs_a_validation_part(tmp_path):
 def test_ray_is_optional(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'ray', None)
     config = toy_run.write(tmp_path)
-    assert main(['search', str(config), '--work-dir', str(tmp_path / 's')]) == 1
+    assert main(['search', str(config), '--on-test', '--work-dir', str(tmp_path / 's')]) == 1
     assert "pip install 'ray[tune]'" in capsys.readouterr().err
-    assert main(['search', str(config), '--samples', '0']) == 1
     assert not (tmp_path / 's').exists()
+
+
+def test_what_a_run_would_refuse_is_refused_before_one_begins(tmp_path, capsys):
+    config = toy_run.write(tmp_path)
+    assert main(['search', str(config), '--on-test', '--work-dir', str(tmp_path / 's'), '--set', 'train_cfg.max_epochs=3']) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'CosineAnnealingLR) ends at 2 and train_cfg.max_epochs is 3' in error and not (tmp_path / 's').exists()
 
 
 @pytest.mark.slow
@@ -80,7 +86,7 @@ def test_search_on_ray(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     toy_run.write(tmp_path)
     words = ['search', 'toy.py', '--on-test', '--samples', '3', '--space', 'lr=choice([1e-9, 0.1])', '--work-dir', 's',
-             '--gpus-per-run', '0', '--set', 'train_cfg.max_epochs=3']
+             '--gpus-per-run', '0', '--set', 'train_cfg.max_epochs=3', 'param_scheduler.T_max=3']
     assert main(words) == 0
     found = json.loads((tmp_path / 's/search.json').read_text())['rows']
     assert len(found) == 3 and all(row['score'] is not None and 1 <= row['epochs'] <= 3 for row in found)

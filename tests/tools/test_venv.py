@@ -16,10 +16,7 @@ VENV = ROOT / 'tools' / '_venv.sh'
 def shell(script, **environment):
     kept = {k: v for k, v in os.environ.items() if not k.startswith('MMPETL_')}
     done = subprocess.run(['bash', '-euc', f'. {VENV}\n{script}'],
-                          env={
-                              **kept,
-                              **environment
-                          },
+                          env={'MMPETL_NO_UV': '1', **kept, **environment},
                           capture_output=True,
                           text=True,
                           timeout=60)
@@ -63,6 +60,42 @@ def test_reused_until_something_changes(tmp_path, pip):
     assert calls(tmp_path) == ['venv', 'pip', 'pip']
     shell(f'mmpetl_venv {venv} runtime dev viz', **env)  # another list: brought up to date in place
     assert calls(tmp_path) == ['venv', 'pip', 'pip', 'pip', 'pip']
+
+
+def test_uv_is_taken_where_it_is(tmp_path, pip):
+    """uv makes the environment and installs; where it fails pip does."""
+    uv = tmp_path / 'bin' / 'uv'
+    uv.parent.mkdir()
+    uv.write_text(f"""#!/bin/sh
+echo "uv $*" >>{tmp_path}/asked
+[ ! -e {tmp_path}/broken ] || exit 2
+[ "$1" != venv ] || {{ shift $(($# - 1)); mkdir -p "$1/bin"; cp {pip} "$1/bin/python"; }}
+""")
+    uv.chmod(0o755)
+    env = dict(MMPETL_PYTHON=str(pip), MMPETL_NO_UV='0', PATH=f'{uv.parent}:{os.environ["PATH"]}')
+    code, out, err = shell(f'mmpetl_venv {tmp_path}/env runtime; command -v python', **env)
+    assert code == 0 and out.strip() == f'{tmp_path}/env/bin/python', err
+    asked = (tmp_path / 'asked').read_text().splitlines()
+    assert [line.split()[1] for line in asked] == ['venv', 'pip', 'pip'] and not calls(tmp_path)
+    assert f'-c {ROOT}/requirements/constraints.txt -r {ROOT}/requirements/runtime.txt' in asked[1]
+    assert asked[2].endswith(f'--no-deps --no-build-isolation -e {ROOT}')
+    (tmp_path / 'broken').touch()
+    assert shell(f'mmpetl_venv {tmp_path}/other runtime', **env)[0] == 0
+    assert calls(tmp_path) == ['venv', 'pip', 'pip']
+
+
+def test_another_torch(tmp_path, pip):
+    """MMPETL_TORCH takes a torch of the constraints with its torchvision; another one is refused by name."""
+    env = dict(MMPETL_PYTHON=str(pip), MMPETL_TORCH='2.11.0')
+    code, _, err = shell(f'mmpetl_venv {tmp_path}/env runtime', **env)
+    assert code == 0, err
+    pins = (tmp_path / 'env/constraints.txt').read_text().splitlines()
+    assert [line for line in pins if line.startswith('torch')] == ['torch===2.11.0', 'torchvision===0.26.0']
+    assert 'einops==0.8.2' in pins and f'-c {tmp_path}/env/constraints.txt' in (tmp_path / 'calls').read_text()
+    env['MMPETL_TORCH'] = '1.0'
+    code, _, err = shell(f'mmpetl_venv {tmp_path}/other runtime', **env)
+    assert code == 1 and err.endswith(
+        'error: MMPETL_TORCH=1.0: requirements/constraints.txt has 2.11.0 2.12.1 2.13.0 2.14.1 \n')
 
 
 def test_interrupted_installation_starts_afresh(tmp_path, pip):
@@ -132,7 +165,7 @@ def test_matrix_tabulates(tmp_path):
     for version in ('3.97', '3.98'):
         (tmp_path / f'python{version}').write_text('#!/bin/sh\nexit 0\n')
         (tmp_path / f'python{version}').chmod(0o755)
-    env = dict(os.environ, PATH=f'{tmp_path}:/usr/bin:/bin')
+    env = dict(os.environ, PATH=f'{tmp_path}:/usr/bin:/bin', PYENV_ROOT=str(tmp_path))
     run = ['bash', str(made / 'tools/test_matrix.sh')]
     done = subprocess.run([*run, '3.97', '3.98', '3.99'], capture_output=True, text=True, env=env)
     assert done.returncode == 1 and 'there is no python3.99: install it, or uv' in done.stderr
@@ -140,3 +173,15 @@ def test_matrix_tabulates(tmp_path):
         '| 3.97 | 2.0 | 3 passed | 0 |', '| 3.98 | 2.0 | 1 failed, 2 passed | 0 |', '| 3.99 | none | no interpreter | 0 |']
     assert (made / 'work_dirs/matrix/table.md').read_text() == done.stdout
     assert not subprocess.run([*run, '3.97', '--', 'tests/methods'], capture_output=True, env=env).returncode
+    # in CI: what is not there is a line, what runs out of time too; a test that fails is a failure
+    shutil.copy(VENV, made / 'tools')
+    (made / 'tools/_venv.sh').write_text('mmpetl_venv() { case "$MMPETL_TORCH" in 9) exit 1 ;; 6) sleep 20 ;; esac; }\n')
+    with (made / 'tools/run_tests.sh').open('a') as script:
+        script.write('case "$MMPETL_VENV" in *:8) sleep 20 ;; esac\nexit 0\nmmpetl_venv x runtime\n')
+    done = subprocess.run([*run, '--if-there', '--seconds', '3', '3.99', '3.97:9', '3.97', '3.97:8', '3.97:7'],
+                          capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and [line.split(' | ')[2] for line in done.stdout.splitlines()[2:]] == [
+        'no interpreter', 'no packages', '3 passed', 'the time was over', 'the time was over'], done.stdout
+    done = subprocess.run([*run, '--if-there', '--seconds', '1', '3.97:6'], capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and '| 3.97 | none | the time was over |' in done.stdout  # while packages were installed
+    assert subprocess.run([*run, '--if-there', '3.98'], capture_output=True, env=env).returncode == 1

@@ -59,6 +59,17 @@ def test_what_a_model_keeps_is_made_before_the_export(tmp_path, image):
 
 
 @pytest.mark.slow
+def test_what_trains_is_exported_and_trains_on(tmp_path):
+    """Attention over windows has other strides where weights train; the graph is made without."""
+    import cases
+    model = cases.BACKBONE['swin'].build([])
+    model.eval()
+    model.requires_grad_(True)
+    assert to_onnx(model, cases.BACKBONE['swin'].inputs(2), tmp_path / 'm.onnx') < 1e-4
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.slow
 def test_video_swin(tmp_path, image):
     """Merged and stock alike: shifted windows, several clips, any batch."""
     import cases
