@@ -256,7 +256,7 @@ FORMS: Dict[str, type] = dict(
     SSF=PlainSSF,
     Convpass=PlainConvpass,
     FacT=PlainFacT)
-SIDES = ('SynQT', 'VQT', 'LST')
+SIDES = ('SynQT', 'VQT', 'LST', 'ResTuningBypass')
 
 
 # -- plain vision transformers ----------------------------------------------------------------------------------------
@@ -429,11 +429,12 @@ class PlainSwin(nn.Module):
         super().__init__()
         self.model = copy.deepcopy(model)
         family, blocks = self.model.petl.family, self.model.petl.blocks
+        # Before the classes change: a method may ask blocks for frozen weights.
+        forms = [FORMS[type(m).__name__](m) for m in self.model.petl.values()]
         upstream = {sited: plain for plain, sited in family.classes.items()}
         upstream[family.final_class] = nn.LayerNorm
         for module in self.model.modules():
             module.__class__ = upstream.get(type(module), type(module))
-        forms = [FORMS[type(m).__name__](m) for m in self.model.petl.values()]
         self._seen: Dict[int, Tuple[Tensor, Tensor]] = {}
         for i, block in enumerate(blocks):
             self._hook(i, block, [f for f in forms if i in f.m.layers])
@@ -480,6 +481,8 @@ def plain(model: nn.Module) -> Optional[nn.Module]:
     from benchmark_plain_weights import MORE
     FORMS.update(MORE)
     methods = list(model.petl.values())
+    if any(m.active('channels', i) for m in methods for i in m.layers):
+        return None
     if model.petl.family_name in ('swin', 'video_swin'):
         return PlainSwin(model) if all(_hooks_suffice(m) for m in methods) else None
     if any(type(m).__name__ in SIDES for m in methods):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The textbook forms of the side methods SynQT, VQT and LST: keys and values formed and kept, explicit softmax, nothing
-recomputed."""
+"""The textbook forms of the side methods SynQT, VQT, LST and Res-Tuning-Bypass: keys and values formed and kept,
+explicit softmax, nothing recomputed."""
 
 from typing import List, Tuple
 
@@ -112,3 +112,13 @@ class PlainSide(PlainViT):
             y = y + rung.proj(self.attend(q, k, v))
             y = y + rung.fc2(F.gelu(rung.fc1(rung.norm2(y))))
         return m.up(m.norm(y))[:, 0] if m.tokens else m.up(m.norm(y.mean(1)))
+
+    def restuningbypass(self, m: nn.Module, streams: List[Tensor]) -> Tensor:
+        """Res-Tuning-Bypass: all tokens go through the chain."""
+        chain = streams[0]
+        for i in m.layers:
+            step, x = m.steps[str(i)], streams[i + 1]
+            across, along = (z + a.up(F.gelu(a.down(z))) for z, a in ((x, step.horizontal), (chain, step.vertical)))
+            gate = torch.sigmoid(step.alpha)
+            chain = gate * across + (1 - gate) * along
+        return layer_norm(self.final_norm(), chain.mean(1) if self.video else chain[:, 0])

@@ -39,6 +39,81 @@ class PlainRLRR(PlainMethod):
         return y * f.scale + f.shift
 
 
+class PlainAdaLoRA(PlainMethod):
+    """y + s P (e * Q x)."""
+
+    def linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        f = self.m.blocks[str(i)][op]
+        return y + self.m.scales[i] * F.linear(F.linear(self.m.drop(x), f.right) * f.values, f.left)
+
+
+class PlainGPS(PlainMethod):
+    """y + M x, M in its full size."""
+
+    def linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        f = self.m.blocks[str(i)][op]
+        rows = torch.arange(len(f.columns))[:, None]
+        return y + F.linear(x, f.values.new_zeros(len(rows), f.in_dims).index_put((rows, f.columns.long()), f.values))
+
+
+class PlainSPT(PlainMethod):
+    """y + M x with M in its full size, or a low-rank module."""
+
+    def linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        (cin, cout), (module, part), rank = self.m.dims[i, op], self.m.layout[i, op], self.m.rank
+        values = self.m.values[part]
+        if not module:
+            matrix = values.new_zeros(cout * cin).index_put((self.m.index[part], ), values)
+            return y + F.linear(x, matrix.view(cout, cin))
+        down, up = values[:rank * cin].view(rank, cin), values[rank * cin:].view(cout, rank)
+        return y + F.linear(F.linear(self.m.drop(x), down), up)
+
+
+class PlainSCT(PlainMethod):
+    """x_S + s (W x_S + b), x the stream behind a sublayer."""
+
+    def branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if sub not in self.m.subs:
+            return y
+        f, stream = self.m.blocks[str(i)][sub], residual + y
+        index, changed = f.index.long(), stream.clone()
+        changed[..., index] = stream[..., index] + self.m.scales[i] * F.linear(stream[..., index], f.weight, f.bias)
+        return changed - residual
+
+
+class PlainResTuning(PlainMethod):
+    """Further keys and values, and bottlenecks beside the sublayers."""
+
+    def kv(self, i: int, batch: int) -> Tuple[Tensor, Tensor]:
+        tokens = self.m.tokens[str(i)].unsqueeze(1).expand(-1, batch, -1, -1)
+        if self.m.attn == 'prompt':
+            k, v = (F.linear(tokens[0], *self.m.frozen(i, op)) for op in 'kv')
+        else:
+            k, v = tokens
+        heads = self.m.specs[i].heads
+        return k.unflatten(-1, (heads, -1)).transpose(1, 2), v.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    def branch(self, i: int, sub: str, residual: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if sub not in self.m.adapters:
+            return y
+        f = self.m.blocks[str(i)][sub]
+        return y + f.up(F.gelu(f.down(x if self.m.adapter_input == 'input' else y)))
+
+
+class PlainGLoRA(PlainMethod):
+    """(W * A + B) x + W c + d * b + e, all parts in their full size."""
+
+    def __init__(self, m: torch.nn.Module) -> None:
+        super().__init__(m)
+        self.base = {(i, op): m.frozen(i, op) for i in m.layers for op in m.ops}
+
+    def linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
+        f, (weight, bias) = self.m.blocks[str(i)][op], self.base[i, op]
+        prompt = F.linear((f.c_up @ f.c_down).flatten(), weight)
+        y = y + F.linear(x, weight * (f.a_up @ f.a_down) + f.b_up @ f.b_down) + prompt + f.e
+        return y if bias is None else y + f.d * bias
+
+
 class PlainLoHa(PlainMethod):
     """y + s ((U_1 D_1) * (U_2 D_2)) x."""
 
@@ -120,4 +195,5 @@ class PlainMona(PlainMethod):
 
 
 MORE = dict(RepAdapter=PlainRepAdapter, ARC=PlainARC, RLRR=PlainRLRR, LoHa=PlainLoHa, LoKr=PlainLoKr, OFT=PlainOFT,
+            GLoRA=PlainGLoRA, AdaLoRA=PlainAdaLoRA, GPS=PlainGPS, SCT=PlainSCT, ResTuning=PlainResTuning, SPT=PlainSPT,
             BOFT=PlainBOFT, DiffFit=PlainDiffFit, Mona=PlainMona)

@@ -26,8 +26,8 @@ python benchmarks/data_throughput.py --rounds 3         # decoding, cache, trans
 ```
 
 *Kept*: bytes that a training step holds for the backward pass per input, without parameters, input, head and loss, counted on torch's meta
-device. *Plain*: the published formula written out (`benchmarks/benchmark_plain.py`; tests show equal outputs and gradients). Times: ratios of
-medians of interleaved rounds in one process (smallest-largest). Since 0.2.0 SynQT keeps 0.279 of full, with `memory='light'` 0.069.
+device. *Plain*: the published formula written out (`benchmarks/benchmark_plain.py`; tests show equal outputs and gradients), not the published code, which is not
+run. Times: ratios of medians of interleaved rounds in one process (smallest-largest). Kernels and casts: `python benchmarks/kernels.py`. SynQT keeps 0.268 of full, with `memory='light'` 0.068.
 """
 
 
@@ -141,6 +141,20 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of a page."""
     lines = ['| ' + ' | '.join(header) + ' |', '|---' + '|---:' * (len(header) - 1) + '|']
     return '\n'.join(lines + ['| ' + ' | '.join(str(c).replace('|', '/') for c in row) + ' |' for row in rows])
+
+
+def put_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Write ``text`` between two marks of a page.
+
+    Raises:
+        ValueError: If the page has not both marks.
+    """
+    before, _, rest = page.read_text(encoding='utf-8').partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f'{page} has not the marks {begin} and {end}')
+    whole = f'{before}{begin}\n{text}\n{end}{after}'
+    atomic_write(page, lambda file: file.write(whole.encode()))
 
 
 def machine(found: Dict[str, Any]) -> str:
