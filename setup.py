@@ -60,8 +60,8 @@ class BuildWithMim(build_py):
         add_mim_extension(target / 'mmpetl' / '.mim', link=self.editable_mode)
 
 
-EXTRAS = {name: requirements(name) for name in ('viz', 'convert', 'export', 'readers', 'dense', 'tune', 'dev')}
-EXTRAS['all'] = sorted({line for name in ('viz', 'convert', 'export', 'readers') for line in EXTRAS[name]})
+EXTRAS = {name: requirements(name) for name in ('viz', 'convert', 'export', 'readers', 'dense', 'tune', 'hub', 'dev')}
+EXTRAS['all'] = sorted({line for name in ('viz', 'convert', 'export', 'readers', 'hub') for line in EXTRAS[name]})
 
 setup(
     name='mmpetl',
@@ -70,12 +70,12 @@ setup(
     long_description=readme(),
     long_description_content_type='text/markdown',
     author='The mmpetl authors',
-    license='Apache-2.0',
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     keywords=
     'parameter-efficient transfer learning, adapters, prompt tuning, LoRA, vision transformer, video, OpenMMLab',
     packages=find_packages(include=['mmpetl', 'mmpetl.*']),
-    package_data={'mmpetl': ['py.typed', 'sweeps/page/*']},
+    package_data={'mmpetl': ['py.typed', '__init__.pyi', 'sweeps/page/*']},
     python_requires='>=3.10,<3.14',
     install_requires=requirements('runtime'),
     extras_require=EXTRAS,
@@ -83,7 +83,11 @@ setup(
     cmdclass={'build_py': BuildWithMim},
     classifiers=[
         'Development Status :: 4 - Beta',
+        'Environment :: Console',
+        'Environment :: GPU :: NVIDIA CUDA',
         'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3 :: Only',
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',

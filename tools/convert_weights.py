@@ -9,7 +9,13 @@ if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout work
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmpetl.clean_errors import run_cleanly
-from mmpetl.commands.convert import main
+
+
+def main(argv):
+    """Import the libraries where what they say stays quiet."""
+    from mmpetl.commands.convert import main
+    main(argv)
+
 
 if __name__ == '__main__':
     sys.exit(run_cleanly(main, sys.argv[1:]))

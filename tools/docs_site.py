@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What MkDocs adds to docs/ when it builds the site: README as front page, pages of the root, API pages, linked files.
 
-    pip install -r requirements/docs.txt
+    pip install -e . -r requirements/docs.txt
     mkdocs build --strict           # site/; or: mkdocs serve
 """
 
@@ -33,6 +33,8 @@ ROOMS = {
     'pruning': "E2VPT's pruning",
     'sweeps': 'Sweeps and reports',
     'costs': 'Parameters, memory, operations',
+    'training': 'Runs, options, optimizers',
+    'sites': 'Places in a backbone where methods act',
 }
 
 

@@ -181,7 +181,7 @@ def metafile(folder: str, found: List[Recipe]) -> str:
     for r in found:
         algorithm, digest = r.base.digest
         base = {'Name': r.base.name, 'File': r.base.file, 'URL': r.base.url, 'License': r.base.licence,
-                **({algorithm.upper(): digest} if digest else {})}
+                'Size': r.base.size or 'unknown', **({algorithm.upper(): digest} if digest else {})}
         model = {
             'Name': r.name, 'In Collection': name, 'Config': r.path,
             'Metadata': {**r.costs, 'Epochs': r.epochs, 'Batch Size': r.batch, 'Training Data': r.dataset,
@@ -208,6 +208,8 @@ def page(found: List[Recipe], counts: Tuple[int, int]) -> str:
            '"measured" says "not measured here" throughout. Trainable parameters are those without the head, for the '
            'task that stands in the config; GMAC are multiply-adds of the backbone for one input; memory is what '
            '`mmpetl plan` computes for one training step in single precision.', '',
+           '`mim search mmpetl` lists the recipes of an installation. `mim download` has nothing to get: no trained '
+           'weights are published. Where a number is published, its table stands below; pages are not known.', '',
            f'{len(found)} recipes. Of {sum(counts)} values of the published scripts, {counts[0]} are those of the '
            f'recipes and {counts[1]} differ with a reason (`tests/configs/test_published_values.py`).', '']
     for folder, (name, paper, url, card) in FOLDERS.items():
@@ -226,10 +228,15 @@ def page(found: List[Recipe], counts: Tuple[int, int]) -> str:
                        f'{numbers or "unknown"}{mark} | not measured here |')
         out += ['', *(f'[{i}] {source}.' for i, source in enumerate(sources, 1)), *([''] if sources else [])]
     out += ['## Bases', '', '`mmpetl fetch NAME` puts them into the cache folder.', '',
-            '| name | what | file | digest | licence | page |', '|---|---|---|---|---|---|']
-    used = {r.base.name: r.base for r in found}
-    out += [f'| {b.name} | {b.title} | [{b.file}]({b.url}) | {_digest(b)} | {b.licence} | {b.page} |'
-            for b in used.values()]
+            'Parameters are those of the backbone that a recipe builds from it. A size is that of the file; where no '
+            'official page says it, the server tells it when the file is fetched.', '',
+            '| name | what | parameters | file | size | digest | licence | page |', '|---|---|---|---|---|---|---|---|']
+    used: Dict[str, Tuple[Base, set]] = {}
+    for r in found:
+        used.setdefault(r.base.name, (r.base, set()))[1].add(r.costs['Parameters'])
+    out += [f'| {b.name} | {b.title} | {" or ".join(f"{n:,}" for n in sorted(sizes))} | [{b.file}]({b.url}) | '
+            f'{f"{b.size:,} bytes" if b.size else "unknown"} | {_digest(b)} | {b.licence} | {b.page} |'
+            for b, sizes in used.values()]
     out += ['', '## Data', '', '`mmpetl fetch NAME` gets what has an address, and says what is to be done by hand.', '',
             '| name | what | fetched | page |', '|---|---|---|---|']
     for data in DATA.values():

@@ -11,7 +11,7 @@ import math
 import sys
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Tuple
 
 if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout works without being installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,34 +27,44 @@ LABELS = {
 }
 
 
-def read_run(folder: Path) -> Dict[str, Any]:
-    """Facts of one run.
+def read_files(folder: Path, script: str) -> Tuple[Any, Dict[str, float], Dict[str, Any]]:
+    """Config of the test data, metrics, and facts of one run.
+
+    Args:
+        folder: Of the run.
+        script: What makes it.
 
     Raises:
         FileNotFoundError: If the run is not complete; the missing file is named.
     """
     from mmengine.config import Config
-
-    from mmpetl.registry import DATASETS
     files = [folder / name for name in (f'{folder.name}.py', 'adapter.safetensors', 'test.json', 'seconds')]
     for path in files:
         if not path.is_file():
-            raise FileNotFoundError(f'{path} does not exist: run bash tools/quickstart.sh')
-    cfg = Config.fromfile(files[0])
-    images = len(DATASETS.build({**cfg.test_dataloader.dataset, 'pipeline': []}))
+            raise FileNotFoundError(f'{path} does not exist: run bash {script}')
     counts = adapter_file.read_header(files[1])['counts']
-    accuracy = read_json(files[2])['accuracy/top1'] / 100
-    return dict(
-        method=LABELS.get(folder.name, folder.name),
+    facts = dict(
         trainable=counts['total'],
         head=counts['head'],
         base=counts['base'],
         percent_of_base=100 * counts['total'] / counts['base'],
         adapter_bytes=files[1].stat().st_size,
-        test_images=images,
-        accuracy=accuracy,
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / images),
         train_seconds=int(read_text(files[3])))
+    return Config.fromfile(files[0]).test_dataloader.dataset, read_json(files[2]), facts
+
+
+def scored(accuracy: float, samples: int) -> Dict[str, float]:
+    """An accuracy in 0 to 1 with its standard error over test samples."""
+    return dict(accuracy=accuracy, standard_error=math.sqrt(accuracy * (1 - accuracy) / samples))
+
+
+def read_run(folder: Path) -> Dict[str, Any]:
+    """What the report says of one run; see :func:`read_files`."""
+    from mmpetl.registry import DATASETS
+    data, metrics, facts = read_files(folder, 'tools/quickstart.sh')
+    images = len(DATASETS.build({**data, 'pipeline': []}))
+    return dict(method=LABELS.get(folder.name, folder.name), test_images=images, **facts,
+                **scored(metrics['accuracy/top1'] / 100, images))
 
 
 def show_table(runs: List[Dict[str, Any]], task: str) -> None:

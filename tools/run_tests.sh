@@ -16,6 +16,6 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREAD
 export MPLBACKEND=Agg PYTHONUNBUFFERED=1
 if [ $# -eq 0 ]; then
     cores=$(nproc 2>/dev/null || echo 2)
-    set -- -n "$((cores < 2 ? 2 : cores > 8 ? 8 : cores))" --dist loadgroup
+    set -- -n "$((cores < 2 ? 2 : cores > 8 ? 8 : cores))" --dist loadscope
 fi
 exec python -m pytest --durations=15 "$@" </dev/null

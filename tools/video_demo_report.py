@@ -7,7 +7,6 @@ Each folder WORK_DIR/METHOD holds what training and testing left: ``METHOD.py`` 
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import Any, Dict, List
@@ -15,10 +14,9 @@ from typing import Any, Dict, List
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without being installed
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from quickstart_report import plot
+from quickstart_report import plot, read_files, scored
 
-from mmpetl.weights import adapter_file, write_json
-from mmpetl.weights.reading import read_json, read_text
+from mmpetl.weights import write_json
 
 LABELS = {
     'linear': 'linear probe',
@@ -32,36 +30,12 @@ TASK = 'Motion6 (blind to the order of frames: about 50 % at best)'
 
 
 def read_run(folder: Path) -> Dict[str, Any]:
-    """Facts of one run.
-
-    Raises:
-        FileNotFoundError: If the run is not complete; the missing file is named.
-    """
-    from mmengine.config import Config
-
+    """What the report says of one run; see :func:`quickstart_report.read_files`."""
     from mmpetl.datasets.video_lists import read_video_list
-    files = [folder / name for name in (f'{folder.name}.py', 'adapter.safetensors', 'test.json', 'seconds')]
-    for path in files:
-        if not path.is_file():
-            raise FileNotFoundError(f'{path} does not exist: run bash tools/video_demo.sh')
-    data = Config.fromfile(files[0]).test_dataloader.dataset
+    data, metrics, facts = read_files(folder, 'tools/video_demo.sh')
     videos = len(read_video_list(str(Path(data.data_root).expanduser() / data.ann_file)))
-    counts = adapter_file.read_header(files[1])['counts']
-    metrics = read_json(files[2])
-    accuracy = metrics['acc/top1']
-    return dict(
-        method=LABELS.get(folder.name, folder.name),
-        trainable=counts['total'],
-        head=counts['head'],
-        base=counts['base'],
-        percent_of_base=100 * counts['total'] / counts['base'],
-        adapter_bytes=files[1].stat().st_size,
-        test_videos=videos,
-        accuracy=accuracy,
-        standard_error=math.sqrt(accuracy * (1 - accuracy) / videos),
-        one_view=metrics['acc/view_top1'],
-        motion_axis=metrics['acc/group_top1'],
-        train_seconds=int(read_text(files[3])))
+    return dict(method=LABELS.get(folder.name, folder.name), test_videos=videos, one_view=metrics['acc/view_top1'],
+                motion_axis=metrics['acc/group_top1'], **facts, **scored(metrics['acc/top1'], videos))
 
 
 def show_table(runs: List[Dict[str, Any]]) -> None:
