@@ -302,6 +302,13 @@ def mean_label(rows: Sequence[Row]) -> str:
     return f"mean of {f'these {count} tasks' if count > 1 else 'this task'} (not {suite.title}'s)"
 
 
+def mean_names(rows: Sequence[Row]) -> List[str]:
+    """Labels of the suite's means that a table shows: no group of which no sweep covers a task."""
+    suite, tasks = get_suite(rows[0].suite), tasks_of(rows)
+    covered = {suite.tasks[task].group for task in tasks}
+    return [label for label in rows[0].means() if label not in suite.groups or label in covered]
+
+
 def table(rows: Sequence[Row], pm: str = '±') -> List[List[str]]:
     """Header and rows of one suite's table; one line per task that a sweep covers and per mean, one column per method.
 
@@ -318,10 +325,10 @@ def table(rows: Sequence[Row], pm: str = '±') -> List[List[str]]:
         lines.append([label, *[cell_text(row.cells.get(task.name), pm) for row in rows]])
     if len(tasks) < len(suite.tasks):
         lines.append([mean_label(rows), *[_number(row.average('mean', tasks), '.2f') for row in rows]])
-    for label in rows[0].means():
+    for label in mean_names(rows):
         lines.append([label, *[mean_text(row.means()[label]) for row in rows]])
     if any(row.tested_often for row in rows):
-        label = list(rows[0].means())[-1]
+        label = mean_names(rows)[-1]
         lines.append([f'{label}, best epoch SELECTED ON TEST',
                       *[mean_text(row.means(best=True)[label]) if row.tested_often else MISSING for row in rows]])
     lines.append(['trainable, head included (mean)', *[_number(row.average('params', tasks), ',.0f') for row in rows]])

@@ -12,7 +12,7 @@ from ..datasets.tables import get_suite
 from ..training.work_dir import read_commands
 from ..weights.reading import read_text
 from .compare import interval
-from .report import MISSING, Row, cell_text, mean_text, memory_of, tasks_of, time_of
+from .report import MISSING, Row, cell_text, mean_names, mean_text, memory_of, tasks_of, time_of
 from .report_html import Cell, Picture, Sample, Section, Table, Text, data_uri, number, render
 from .report_maps import draw_maps, draw_prompts, maps_of, words_of
 from .report_plots import plot
@@ -94,16 +94,17 @@ def results_table(rows: Sequence[Row]) -> Table:
     tasks = tasks_of(rows)
     memory_label, memory = memory_of(rows)
     time_label, seconds = time_of(rows)
-    lines, short = [], short_names([row.name for row in rows])
+    labels, lines, short = mean_names(rows), [], short_names([row.name for row in rows])
     for row, kept, s in zip(rows, memory, seconds):
         runs, means = row.per_run(tasks), row.means()
         half = interval(runs) if runs else None
         lines.append([
             Cell(short[row.name]), Cell(row.family), *[_cell(row.cells.get(task)) for task in tasks],
             number(row.average('mean', tasks)), Cell(MISSING) if half is None else Cell(f'± {half:.2f}', half),
-            *[Cell(mean_text(m), m.value) for m in means.values()], number(row.average('params', tasks), ',.0f'),
+            *[Cell(mean_text(means[label]), means[label].value) for label in labels],
+            number(row.average('params', tasks), ',.0f'),
             number(None if kept is None else kept / 2**30), number(s, '.0f')])
-    head = ['method', 'family', *tasks, 'mean of these', '95 % interval', *rows[0].means(), 'trainable', memory_label,
+    head = ['method', 'family', *tasks, 'mean of these', '95 % interval', *labels, 'trainable', memory_label,
             time_label]
     return Table(head, lines, 'Per cent, last epoch. Cells: mean ± standard deviation over seeds. The interval is that '
                  'of the mean over seeds, by Student.')

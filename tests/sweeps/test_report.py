@@ -19,6 +19,7 @@ from mmpetl.sweeps import report
 from mmpetl.sweeps.plan import make_plan, units
 from mmpetl.sweeps.report import Cell, cell_text, find_sweeps, read_row, read_rows, table
 from mmpetl.sweeps.report_files import csv_text, latex, markdown
+from mmpetl.sweeps.report_pages import results_table
 from mmpetl.sweeps.report_plots import pareto
 from mmpetl.sweeps.submission import submission, validate
 from mmpetl.sweeps.trial import Result, write_result
@@ -136,7 +137,11 @@ def test_several_methods_suites_and_the_column_chosen_on_test(tmp_path, capsys):
 
 def test_a_part_of_a_suite_is_named_so(tmp_path):
     row = read_row(fake_sweep(tmp_path / 'a', 'vtab', {'kitti': 70., 'svhn': 50.}))
-    text = markdown([row])
+    text, page = markdown([row]), results_table([row])
+    # Of a group without a chosen task nothing is shown; one with some of its tasks says how many are missing.
+    groups = {line.split('|')[1].strip() for line in text.splitlines() if line.startswith('|')} & set(row.means())
+    assert groups == {'Natural', 'Structured', 'mean of 19', 'mean of 3 groups'} == set(page.head) & set(row.means())
+    assert all(len(line) == len(page.head) for line in page.rows) and '-- [1/7]' in text
     assert "mean of these 2 tasks (not VTAB-1k's)" in text and '60.50' in text and 'cifar' not in text and '-- [2/19]' in text
     assert "mean of this task (not VTAB-1k's)" in markdown([read_row(fake_sweep(tmp_path / 'b', 'vtab', {'kitti': 70.}))])
 
