@@ -147,7 +147,7 @@ CONFIGS = [
     ("train_dataloader['batchsize'] = 3", 'train_dataloader.batchsize=3: nobody reads this key'),
     ("train_dataloader['num_workers'] = -1", 'train_dataloader.num_workers=-1'),
     ("train_dataloader['dataset']['type'] = 'CustomDatset'", "train_dataloader.dataset.type='CustomDatset': no data set has this name"),
-    ("train_dataloader['dataset']['data_root'] = '/nowhere'", "train_dataloader.dataset (CustomDataset, data_root='/nowhere', data_prefix='', classes=['dark', 'light'])"),
+    ("train_dataloader['dataset']['data_root'] = '/no/such/folder'", '/no/such/folder/ does not exist: prepare the data set, or set train_dataloader.dataset.data_root (in the config'),
     ("train_dataloader['dataset']['ann_file'] = 'nowhere.txt'", 'data/nowhere.txt does not exist: prepare the data set, or set train_dataloader.dataset.ann_file (in the config'),
     ("train_dataloader['dataset']['foo'] = 3", "train_dataloader.dataset (CustomDataset, data_root='data', data_prefix='', classes=['dark', 'light'], foo=3)"),
     ("train_dataloader['dataset']['pipeline'] = 3", 'train_dataloader.dataset.pipeline=3'),

@@ -386,12 +386,14 @@ def test_peft_folders(backbone, tmp_path):
     other.load_state_dict(base), plain.load_state_dict(base)
     mmpetl.load_peft(other, str(tmp_path))
     opened = peft.PeftModel.from_pretrained(plain, str(tmp_path))
+    for each in (model, other, opened):
+        each.double()  # float32 kernels differ between processors by more than the comparison allows
     with torch.no_grad():
-        expected = _run(model, x)
+        expected = _run(model, x.double())
         scale = max(1, expected.abs().max())
-        assert (_run(other, x) - expected).abs().max() <= 1e-6 * scale
+        assert (_run(other, x.double()) - expected).abs().max() <= 1e-9 * scale
         opened.eval()
-        assert (features(opened.base_model.model(x)) - expected).abs().max() <= 2e-6 * scale
+        assert (features(opened.base_model.model(x.double())) - expected).abs().max() <= 1e-9 * scale
 
 
 @pytest.mark.parametrize('backbone', SISTERS, ids=lambda b: b.name)
