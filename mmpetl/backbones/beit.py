@@ -13,7 +13,7 @@ from ..recompute import LOOK_UP, recomputed
 from ..sites import CLIP_POINTS
 from . import vit
 from .attention import SplitBias, relative_position_bias
-from .block import SitedBlock, feed_forward
+from .block import Linear, SitedBlock, feed_forward, of_ffn
 from .embed import SitedEntry, SitedPatchEmbed
 from .foreign import ForeignAttention, check_type, refuse, table_with_shift
 from .released import with_shared_biases
@@ -60,12 +60,9 @@ class SitedBEiTLayer(SitedBlock, BEiTTransformerEncoderLayer):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = self.ffn.layers[0][0] if op == 'fc1' else self.ffn.layers[1]
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_ffn(self.ffn, op)
 
     def forward(self, x: Tensor, rel_pos_bias: Optional[Tensor] = None) -> Tensor:
         """x (B, N, C), rel_pos_bias (h, N, N) or None -> (B, N, C)."""

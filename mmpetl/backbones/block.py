@@ -55,6 +55,10 @@ def once_in_half(h: Tensor) -> Tensor:
 
 #: Token grid and frames per clip of the input at hand.
 Where = Tuple[Tuple[int, ...], int]
+#: Weight (Cout, Cin) and bias (Cout) of a linear layer.
+Linear = Tuple[Tensor, Optional[Tensor]]
+#: Ops of attention; the others are the feed-forward network's.
+_ATTENTION_OPS = ('q', 'k', 'v', 'proj')
 
 
 class SitedBlock:
@@ -72,6 +76,7 @@ class SitedBlock:
     norm1: nn.Module
     norm2: nn.Module
     attn: nn.Module
+    mlp: Any
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         """Normed input h (B, N, C) -> attention output (B, N, C) before drop-path; ``prompts`` (1 or B, P, C): normed
@@ -93,6 +98,19 @@ class SitedBlock:
     def feed_forward(self, h: Tensor) -> Tensor:
         """Normed input h (..., C) -> feed-forward output (..., C) before drop-path."""
         raise NotImplementedError
+
+    @property
+    def projections(self) -> Any:
+        """The module that holds q, k, v and proj."""
+        return self.attn
+
+    def op_parameters(self, op: str) -> Linear:
+        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
+        return self.projections.op_parameters(op) if op in _ATTENTION_OPS else self.ffn_parameters(op)
+
+    def ffn_parameters(self, op: str) -> Linear:
+        """Weight (Cout, Cin) and bias (Cout) of fc1, fc2 or gate, as views of the parameters."""
+        return of_linear(getattr(self.mlp, op))
 
     def grid_of(self, x: Tensor, *context: Any) -> Tuple[int, ...]:
         """Token grid of the stream x at the block's entry, (H, W) or (T, H, W)."""
@@ -230,6 +248,26 @@ class PostNormBlock(SitedBlock):
         return x
 
 
+def of_linear(linear: Any) -> Linear:
+    """Weight (Cout, Cin) and bias (Cout) of a linear layer."""
+    return linear.weight, linear.bias
+
+
+def of_ffn(ffn: Any, op: str) -> Linear:
+    """Weight (Cout, Cin) and bias (Cout) of fc1 or fc2 of mmcv's ``FFN``."""
+    return of_linear(ffn.layers[0][0] if op == 'fc1' else ffn.layers[1])
+
+
+def of_swiglu(ffn: Any, op: str) -> Linear:
+    """Weight (Cout, Cin) and bias (Cout) of gate, fc1 or fc2 of mmpretrain's ``SwiGLUFFN``, as views of the parameters.
+    """
+    if op == 'fc2':
+        return of_linear(ffn.w3)
+    # w12 is both layers on top of each other, gate first.
+    half, (weight, bias) = ('gate', 'fc1').index(op), of_linear(ffn.w12)
+    return weight.chunk(2)[half], None if bias is None else bias.chunk(2)[half]
+
+
 def feed_forward(tap: Tap, fc1: nn.Linear, act: nn.Module, drop1: nn.Module, fc2: nn.Linear, drop2: nn.Module,
                  h: Tensor) -> Tensor:
     """drop2(T(fc2(drop1(act(T(fc1(h))))))) with the tap T; (..., C) -> (..., C)."""
@@ -238,9 +276,6 @@ def feed_forward(tap: Tap, fc1: nn.Linear, act: nn.Module, drop1: nn.Module, fc2
     mid = drop1(recomputed(act, tap.linear('fc1', h, y)))
     mid = tap.input('fc2', mid)
     return drop2(tap.linear('fc2', mid, apply_linear(fc2, tap, 'fc2', mid)))
-
-
-Linear = Tuple[Tensor, Optional[Tensor]]
 
 
 def gated_feed_forward(tap: Tap, gate: Linear, fc1: Linear, act: Callable[[Tensor], Tensor], inner: nn.Module,

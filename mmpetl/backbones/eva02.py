@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..sites import ALL_OPS, CLIP_POINTS
 from . import vit
 from .attention import Rotation
-from .block import SitedBlock, gated_feed_forward
+from .block import Linear, SitedBlock, gated_feed_forward, of_swiglu
 from .embed import SitedPatchEmbed
 from .foreign import ForeignAttention, check_type, refuse, rotate_grid
 from .released import with_positions
@@ -58,15 +58,9 @@ class SitedEVA02Layer(SitedBlock, EVA02EndcoderLayer):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op == 'fc2':
-            return self.mlp.w3.weight, self.mlp.w3.bias
-        if op in ('gate', 'fc1'):
-            # Both layers on top of each other, gate first.
-            half, w12 = ('gate', 'fc1').index(op), self.mlp.w12
-            return w12.weight.chunk(2)[half], None if w12.bias is None else w12.bias.chunk(2)[half]
-        return self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_swiglu(self.mlp, op)
 
     def forward(self, x: Tensor, patch_resolution: Tuple[int, int]) -> Tensor:
         """x (B, N, C), the grid (H, W) -> (B, N, C)."""

@@ -10,9 +10,11 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..recompute import recomputed
-from ..sites import BlockSpec, Tap
-from .block import SitedBlock
+from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
+from .block import Linear, SitedBlock, of_linear
 from .cast import apply_linear
+from .embed import SitedFinalNorm
+from .family import Family
 from .foreign import SeparateProjections, gelu_network, no_mask
 from .form import Form
 
@@ -81,13 +83,6 @@ class HFLayer(SitedBlock):
         """See :class:`SitedBlock`; (B, N, C) -> (B, N, C)."""
         mlp = self.mlp
         return self.scaled('ffn', gelu_network(self.tap, mlp.fc1, mlp.activation_fn, mlp.fc2, h))
-
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = getattr(self.mlp, op)
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
 
     def forward(self, hidden_states: Tensor, attention_mask: Optional[Tensor] = None, **kwargs: Any) -> Tensor:
         """hidden_states (B, N, C) -> (B, N, C)."""
@@ -201,6 +196,16 @@ def specs_of(config: Any, blocks: List[nn.Module], ffn_dim: int, **fields: Any) 
     ]
 
 
+def tower_family(**fields: Any) -> Family:
+    """The description of a kind of vision towers.
+
+    Args:
+        **fields: Of :class:`Family`, ``name``, ``classes``, ``forms`` and ``specs`` at least; the others are what most
+            towers have.
+    """
+    return Family(**{**_COMMON, **fields})
+
+
 def no_pooled_prompts(model: nn.Module, pooled: bool) -> None:
     """Refuse prompts that stay in the stream: towers of transformers return their tokens.
 
@@ -210,3 +215,18 @@ def no_pooled_prompts(model: nn.Module, pooled: bool) -> None:
     if pooled:
         raise ValueError(f'pool_prompts=True: {type(model).__name__} returns its tokens, not their mean; leave it out')
 
+
+def _projection(model: nn.Module) -> Linear:
+    return of_linear(model.embeddings.patch_embeddings.projection)
+
+
+_COMMON: Dict[str, Any] = dict(
+    points=frozenset(POINTS) - CLIP_POINTS,
+    blocks=lambda model: list(model.encoder.layer),
+    embed=lambda model: model.embeddings.patch_embeddings,
+    embed_parameters=_projection,
+    final_norm=lambda model: model.layernorm,
+    final_class=SitedFinalNorm,
+    own_names=own_names,
+    check_prompts=no_pooled_prompts,
+)

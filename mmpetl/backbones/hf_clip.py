@@ -7,11 +7,9 @@ from torch import Tensor, nn
 from transformers.models.clip import modeling_clip as clip
 from transformers.models.siglip import modeling_siglip as siglip
 
-from ..sites import CLIP_POINTS, POINTS, BlockSpec
-from .embed import SitedFinalNorm
-from .family import Family
+from ..sites import BlockSpec
 from .foreign import PatchConvolution, check_type, sited, table_with_shift
-from .hf import HFAttention, HFForm, HFLayer, HFSide, no_pooled_prompts, own_names, specs_of
+from .hf import HFAttention, HFForm, HFLayer, HFSide, specs_of, tower_family
 
 
 class TowerAttention(HFAttention):
@@ -80,9 +78,8 @@ def _fold_embed_shift(model: nn.Module, shift: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 _MODELS = (clip.CLIPVisionModel, siglip.SiglipVisionModel)
-FAMILY = Family(
+FAMILY = tower_family(
     name='hf_clip',
-    points=frozenset(POINTS) - CLIP_POINTS,
     classes={
         **sited(globals(), 'Sited', TowerLayer, clip.CLIPEncoderLayer, siglip.SiglipEncoderLayer),
         **sited(globals(), 'Sited', TowerAttention, clip.CLIPAttention, siglip.SiglipAttention),
@@ -97,8 +94,5 @@ FAMILY = Family(
     embed_parameters=_embed_parameters,
     fold_embed_shift=_fold_embed_shift,
     final_norm=lambda model: model.post_layernorm,
-    final_class=SitedFinalNorm,
     check=_check,
-    own_names=own_names,
-    check_prompts=no_pooled_prompts,
 )

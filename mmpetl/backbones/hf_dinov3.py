@@ -8,11 +8,9 @@ from transformers.models.dinov3_vit import modeling_dinov3_vit as dinov3
 
 from ..sites import ALL_OPS, CLIP_POINTS, OPS, POINTS, BlockSpec
 from .attention import Rotation
-from .block import gated_feed_forward
-from .embed import SitedFinalNorm
-from .family import Family
+from .block import Linear, gated_feed_forward, of_linear
 from .foreign import PatchConvolution, check_type, gelu_network, no_mask, rotate_grid, sited
-from .hf import HFAttention, HFForm, HFLayer, no_pooled_prompts, own_names, specs_of
+from .hf import HFAttention, HFForm, HFLayer, specs_of, tower_family
 
 _KEEP = nn.Identity()
 
@@ -55,12 +53,9 @@ class RotaryLayer(HFLayer):
         gate, fc1 = (self.op_parameters(op) for op in ('gate', 'fc1'))
         return self.scaled('ffn', gated_feed_forward(self.tap, gate, fc1, mlp.act_fn, _KEEP, mlp.down_proj, h))
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op."""
-        if op in ('fc1', 'fc2', 'gate'):
-            linear = getattr(self.mlp, dict(fc1='up_proj', fc2='down_proj', gate='gate_proj')[op])
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_linear(getattr(self.mlp, dict(fc1='up_proj', fc2='down_proj', gate='gate_proj')[op]))
 
     def forward(self, hidden_states: Tensor, attention_mask: Optional[Tensor] = None,
                 position_embeddings: Optional[Tuple[Tensor, Tensor]] = None, **kwargs: Any) -> Tensor:
@@ -86,7 +81,7 @@ def _specs(model: nn.Module) -> List[BlockSpec]:
         ops=ALL_OPS if config.use_gated_mlp else OPS)
 
 
-FAMILY = Family(
+FAMILY = tower_family(
     name='hf_dinov3',
     # Side methods read keys of bare projections; here they are rotated first.
     points=frozenset(POINTS) - CLIP_POINTS - {'side'},
@@ -98,11 +93,7 @@ FAMILY = Family(
     forms=sited(globals(), 'Form', HFForm, dinov3.DINOv3ViTModel),
     blocks=lambda model: list(model.model.layer),
     specs=_specs,
-    embed=lambda model: model.embeddings.patch_embeddings,
     embed_parameters=lambda model: (model.embeddings.patch_embeddings.weight, model.embeddings.patch_embeddings.bias),
     final_norm=lambda model: model.norm,
-    final_class=SitedFinalNorm,
     check=_check,
-    own_names=own_names,
-    check_prompts=no_pooled_prompts,
 )

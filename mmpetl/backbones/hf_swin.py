@@ -13,11 +13,10 @@ from transformers.models.swin import modeling_swin as v1
 from transformers.models.swinv2 import modeling_swinv2 as v2
 
 from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
-from .block import PostNormBlock
-from .embed import SitedFinalNorm
-from .family import Family, maps_have_no_prompts
+from .block import Linear, PostNormBlock, of_linear
+from .family import maps_have_no_prompts
 from .foreign import SeparateLayers, check_type, gelu_network, sited
-from .hf import HFForm, NamedNorms, own_names, pair
+from .hf import HFForm, NamedNorms, pair, tower_family
 from .window_attention import CosineWindowProjections, WindowBlock, WindowProjections
 from .windows import Size
 
@@ -122,12 +121,9 @@ class WindowLayer(NamedNorms, WindowBlock):
         """(B, H * W, C) -> same shape."""
         return gelu_network(self.tap, *self.network(), h)
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = self.network()[0 if op == 'fc1' else 2]
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_linear(self.network()[0 if op == 'fc1' else 2])
 
     def forward(self, hidden_states: Tensor, input_dimensions: Size, output_attentions: Any = False,
                 **kwargs: Any) -> Tuple[Tensor, None]:
@@ -263,7 +259,7 @@ class MapForm(HFForm):
         return tuple(-(-s // (p * step)) for s, p in zip(x.shape[2:], self.first.patch))
 
 
-FAMILY = Family(
+FAMILY = tower_family(
     name='hf_swin',
     # Side methods need blocks of one width.
     points=frozenset(POINTS) - CLIP_POINTS - {'side'},
@@ -280,9 +276,6 @@ FAMILY = Family(
     specs=_specs,
     embed=lambda model: model.embeddings,
     embed_parameters=lambda model: (model.embeddings.norm.weight, model.embeddings.norm.bias),
-    final_norm=lambda model: model.layernorm,
-    final_class=SitedFinalNorm,
     check=_check,
-    own_names=own_names,
     check_prompts=maps_have_no_prompts,
 )

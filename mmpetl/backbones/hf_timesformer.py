@@ -15,11 +15,9 @@ from transformers.models.timesformer import modeling_timesformer as timesformer
 
 from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
 from .attention import KeysValues, Projections, attend, gate_bias, join_extra
-from .block import feed_forward
-from .embed import SitedFinalNorm
-from .family import Family
+from .block import Linear, feed_forward, of_linear
 from .foreign import refuse, sited
-from .hf import HFForm, HFLayer, NamedNorms, frames_first, no_pooled_prompts, own_names, pair
+from .hf import HFForm, HFLayer, NamedNorms, frames_first, pair, tower_family
 
 
 class SpatialAttention(Projections):
@@ -75,8 +73,8 @@ class DividedLayer(NamedNorms, HFLayer):
     """Layer of TimesformerModel. Methods see frame after frame, upstream hands place after place along."""
 
     @property
-    def spatial(self) -> SpatialAttention:
-        """The attention on which methods act."""
+    def projections(self) -> SpatialAttention:
+        """The attention on which methods act, over space."""
         return SpatialAttention(self)
 
     def _sizes(self) -> Tuple[int, int]:
@@ -95,7 +93,7 @@ class DividedLayer(NamedNorms, HFLayer):
 
     def attention(self, h: Tensor, prompts: Optional[Tensor], *context: Any) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
-        return self.spatial(h, prompts, *self._sizes())
+        return self.projections(h, prompts, *self._sizes())
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""
@@ -106,12 +104,9 @@ class DividedLayer(NamedNorms, HFLayer):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = (self.intermediate if op == 'fc1' else self._modules['output']).dense
-            return linear.weight, linear.bias
-        return self.spatial.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_linear((self.intermediate if op == 'fc1' else self._modules['output']).dense)
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False, **kwargs: Any) -> Tuple[Tensor]:
         """hidden_states (B, N, C), place after place -> the same, in a tuple.
@@ -180,11 +175,6 @@ def _specs(model: nn.Module) -> List[BlockSpec]:
     ]
 
 
-def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
-    projection = model.embeddings.patch_embeddings.projection
-    return projection.weight, projection.bias
-
-
 class DividedForm(HFForm):
     """Mixin: the model as backbone, whose grid tokens come frame after frame."""
 
@@ -196,7 +186,7 @@ class DividedForm(HFForm):
         return out
 
 
-FAMILY = Family(
+FAMILY = tower_family(
     name='hf_timesformer',
     # Side methods read keys that every token sees; here every frame has its own.
     points=frozenset(POINTS) - CLIP_POINTS - {'side'},
@@ -205,14 +195,7 @@ FAMILY = Family(
         **sited(globals(), 'Sited', FramePatchEmbed, timesformer.TimesformerPatchEmbeddings),
     },
     forms=sited(globals(), 'Form', DividedForm, timesformer.TimesformerModel),
-    blocks=lambda model: list(model.encoder.layer),
     specs=_specs,
-    embed=lambda model: model.embeddings.patch_embeddings,
-    embed_parameters=_embed_parameters,
-    final_norm=lambda model: model.layernorm,
-    final_class=SitedFinalNorm,
     check=_check,
-    own_names=own_names,
-    check_prompts=no_pooled_prompts,
     clip_axes=frames_first,
 )

@@ -1,27 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """VideoMAEModel of transformers, specialised in place."""
 
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional
 
 from torch import Tensor, nn
 from transformers.models.videomae import modeling_videomae as videomae
 
-from ..sites import CLIP_POINTS, POINTS, BlockSpec
-from .embed import SitedFinalNorm
-from .family import Family
+from ..sites import BlockSpec
+from .block import Linear, of_linear
 from .foreign import check_type, gelu_network, sited
-from .hf import (
-    HFAttention,
-    HFForm,
-    HFLayer,
-    HFPatchEmbed,
-    HFSide,
-    NamedNorms,
-    frames_first,
-    no_pooled_prompts,
-    own_names,
-    specs_of,
-)
+from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, HFSide, NamedNorms, frames_first, specs_of, tower_family
 
 _LAYERS = dict(q='query', k='key', v='value')
 
@@ -59,12 +47,9 @@ class VideoLayer(NamedNorms, HFLayer):
         return gelu_network(self.tap, self.intermediate.dense, self.intermediate.intermediate_act_fn, self.output.dense,
                             h)
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op."""
-        if op in ('fc1', 'fc2'):
-            linear = self.intermediate.dense if op == 'fc1' else self.output.dense
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_linear((self.intermediate if op == 'fc1' else self.output).dense)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         """hidden_states (B, N, C) -> (B, N, C)."""
@@ -83,15 +68,9 @@ def _specs(model: nn.Module) -> List[BlockSpec]:
     return specs_of(model.config, list(model.encoder.layer), model.config.intermediate_size, key_bias=False)
 
 
-def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
-    projection = model.embeddings.patch_embeddings.projection
-    return projection.weight, projection.bias
-
-
 _ATTENTION = sited(globals(), 'Sited', VideoAttention, videomae.VideoMAEAttention)
-FAMILY = Family(
+FAMILY = tower_family(
     name='hf_videomae',
-    points=frozenset(POINTS) - CLIP_POINTS,
     classes={
         **sited(globals(), 'Sited', VideoLayer, videomae.VideoMAELayer),
         **_ATTENTION,
@@ -99,14 +78,7 @@ FAMILY = Family(
     },
     sides=sited(globals(), 'Side', HFSide, videomae.VideoMAEModel),
     forms=sited(globals(), 'Form', HFForm, videomae.VideoMAEModel),
-    blocks=lambda model: list(model.encoder.layer),
     specs=_specs,
-    embed=lambda model: model.embeddings.patch_embeddings,
-    embed_parameters=_embed_parameters,
-    final_norm=lambda model: model.layernorm,
-    final_class=SitedFinalNorm,
     check=_check,
-    own_names=own_names,
-    check_prompts=no_pooled_prompts,
     clip_axes=frames_first,
 )

@@ -2,7 +2,7 @@
 """ViTModel, DeiTModel, ViTMSNModel, IJepaModel, Dinov2Model, Dinov2WithRegistersModel and VivitModel of transformers,
 specialised in place."""
 
-from typing import List, Optional, Tuple
+from typing import List
 
 from torch import Tensor, nn
 from transformers.models.deit import modeling_deit as deit
@@ -13,23 +13,10 @@ from transformers.models.vit import modeling_vit as vit
 from transformers.models.vit_msn import modeling_vit_msn as msn
 from transformers.models.vivit import modeling_vivit as vivit
 
-from ..sites import ALL_OPS, CLIP_POINTS, OPS, POINTS, BlockSpec
-from .block import gated_feed_forward
-from .embed import SitedFinalNorm
-from .family import Family
+from ..sites import ALL_OPS, OPS, BlockSpec
+from .block import Linear, gated_feed_forward, of_linear
 from .foreign import check_type, sited
-from .hf import (
-    HFAttention,
-    HFForm,
-    HFLayer,
-    HFPatchEmbed,
-    HFSide,
-    NamedNorms,
-    frames_first,
-    no_pooled_prompts,
-    own_names,
-    specs_of,
-)
+from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, HFSide, NamedNorms, frames_first, specs_of, tower_family
 
 
 class PlainLayer(NamedNorms, HFLayer):
@@ -58,12 +45,11 @@ class ScaledLayer(HFLayer):
         gate, fc1 = (self.op_parameters(op) for op in ('gate', 'fc1'))
         return self.scaled('ffn', gated_feed_forward(self.tap, gate, fc1, mlp.act_fn, _KEEP, mlp.down_proj, h))
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op."""
-        if type(self.mlp) not in _GATED or op not in _GATED_LAYERS:
-            return super().op_parameters(op)
-        linear = getattr(self.mlp, _GATED_LAYERS[op])
-        return linear.weight, linear.bias
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        if type(self.mlp) not in _GATED:
+            return super().ffn_parameters(op)
+        return of_linear(getattr(self.mlp, _GATED_LAYERS[op]))
 
 
 _PLAIN = (vit.ViTMLP, deit.DeiTMLP, msn.ViTMSNMLP, ijepa.IJepaMLP, vivit.VivitMLP, dinov2.Dinov2MLP,
@@ -100,16 +86,10 @@ def _specs(model: nn.Module) -> List[BlockSpec]:
         key_bias=model.config.qkv_bias)
 
 
-def _embed_parameters(model: nn.Module) -> Tuple[Tensor, Optional[Tensor]]:
-    projection = model.embeddings.patch_embeddings.projection
-    return projection.weight, projection.bias
-
-
 _MODELS = (vit.ViTModel, deit.DeiTModel, msn.ViTMSNModel, ijepa.IJepaModel, dinov2.Dinov2Model,
            registers.Dinov2WithRegistersModel, vivit.VivitModel)
-FAMILY = Family(
+FAMILY = tower_family(
     name='hf_vit',
-    points=frozenset(POINTS) - CLIP_POINTS,
     classes={
         **sited(globals(), 'Sited', PlainLayer, vit.ViTLayer, deit.DeiTLayer, msn.ViTMSNLayer, ijepa.IJepaLayer,
                 vivit.VivitLayer),
@@ -125,12 +105,6 @@ FAMILY = Family(
     forms=sited(globals(), 'Form', HFForm, *_MODELS),
     blocks=_blocks,
     specs=_specs,
-    embed=lambda model: model.embeddings.patch_embeddings,
-    embed_parameters=_embed_parameters,
-    final_norm=lambda model: model.layernorm,
-    final_class=SitedFinalNorm,
     check=_check,
-    own_names=own_names,
-    check_prompts=no_pooled_prompts,
     clip_axes=frames_first,
 )

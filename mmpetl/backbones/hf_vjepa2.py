@@ -12,11 +12,9 @@ from transformers.models.vjepa2 import modeling_vjepa2 as vjepa2
 
 from ..sites import CLIP_POINTS, POINTS, BlockSpec
 from .attention import Rotation
-from .embed import SitedFinalNorm
-from .family import Family
 from .foreign import check_type, gelu_network, no_mask, rotate_grid, sited
 from .form import Form
-from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, frames_first, no_pooled_prompts, own_names
+from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, frames_first, tower_family
 
 
 class RotaryAttention(HFAttention):
@@ -109,7 +107,7 @@ def _embed(model: nn.Module) -> nn.Module:
     return model.encoder.embeddings.patch_embeddings
 
 
-FAMILY = Family(
+FAMILY = tower_family(
     name='hf_vjepa2',
     points=frozenset(POINTS) - CLIP_POINTS - {'side'},
     classes={
@@ -120,14 +118,10 @@ FAMILY = Family(
     # The predictor has layers of the same class, which must stay as they are.
     scope=lambda model: model.encoder,
     forms=sited(globals(), 'Form', EncoderForm, vjepa2.VJEPA2Model),
-    blocks=lambda model: list(model.encoder.layer),
     specs=_specs,
     embed=_embed,
     embed_parameters=lambda model: (_embed(model).proj.weight, _embed(model).proj.bias),
     final_norm=lambda model: model.encoder.layernorm,
-    final_class=SitedFinalNorm,
     check=_check,
-    own_names=own_names,
-    check_prompts=no_pooled_prompts,
     clip_axes=frames_first,
 )

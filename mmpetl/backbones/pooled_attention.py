@@ -102,13 +102,6 @@ class PooledBlock(SitedBlock):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = getattr(self.mlp, op)
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
-
     def forward(self, x: Tensor, in_size: Size) -> Tuple[Tensor, Size]:
         """x (B, front + N, C) and the grid of N -> (B, front + N', C') and the grid of N'."""
         grid = tuple(in_size)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..recompute import LOOK_UP, recomputed
 from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
-from .block import SitedBlock, feed_forward
+from .block import Linear, SitedBlock, feed_forward, of_ffn
 from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 from .window_attention import WindowProjections
@@ -87,12 +87,14 @@ class SwinParts(SitedBlock):
         """The grid (H, W) of x (B, P + H * W, C), which Swin hands along."""
         return tuple(context[0])
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = self.ffn.layers[0][0] if op == 'fc1' else self.ffn.layers[1]
-            return linear.weight, linear.bias
-        return self.attn.w_msa.op_parameters(op)
+    @property
+    def projections(self) -> Any:
+        """The module that holds q, k, v and proj."""
+        return self.attn.w_msa
+
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_ffn(self.ffn, op)
 
     def feed_forward(self, h: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C)."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """timm's Eva (EVA, EVA-02, DINOv3, PE): rotary embeddings, gated feed-forward networks; specialised in place."""
 
+from dataclasses import replace
 from typing import Any, List, Optional, Tuple
 
 import torch
@@ -10,27 +11,15 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor, nn
 
 from ..recompute import recomputed
-from ..sites import CLIP_POINTS, POINTS, BlockSpec
+from ..sites import BlockSpec
+from . import timm_vit
 from .attention import Projections, Rotation
-from .block import SitedBlock
+from .block import Linear, SitedBlock
 from .cast import apply_linear, held
 from .embed import linear_slice
-from .family import Family
 from .foreign import SeparateProjections, check_type, no_mask, refuse, rotate_grid
 from .form import TimmForm
-from .timm_parts import (
-    SitedTimmNorm,
-    SitedTimmPatchEmbed,
-    check_mlp,
-    check_prompts,
-    embed_parameters,
-    final_norm,
-    fold_embed_shift,
-    mlp_ops,
-    mlp_parameters,
-    pools,
-    run_mlp,
-)
+from .timm_parts import SitedTimmPatchEmbed, check_mlp, mlp_ops, mlp_parameters, run_mlp
 
 
 class RotaryAttention(SeparateProjections):
@@ -112,9 +101,9 @@ class SitedEvaBlock(SitedBlock, EvaBlock):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path1 if sub == 'attn' else self.drop_path2
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        return mlp_parameters(self.mlp, op) if op in ('fc1', 'fc2', 'gate') else self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return mlp_parameters(self.mlp, op)
 
     def forward(self, x: Tensor, rope: Optional[Tensor] = None, attn_mask: Optional[Tensor] = None,
                 is_causal: bool = False) -> Tensor:
@@ -168,27 +157,18 @@ class FormEva(TimmForm, Eva):
     """Eva as backbone."""
 
 
-FAMILY = Family(
+FAMILY = replace(
+    timm_vit.FAMILY,
     name='timm_eva',
-    points=frozenset(POINTS) - CLIP_POINTS - {'side'},
+    points=timm_vit.FAMILY.points - {'side'},
     classes={
         EvaBlock: SitedEvaBlock,
         EvaAttention: SitedEvaAttention,
         AttentionRope: SitedAttentionRope,
         PatchEmbed: SitedTimmPatchEmbed
     },
+    sides={},
     forms={Eva: FormEva},
-    blocks=lambda model: list(model.blocks),
     specs=_specs,
-    embed=lambda model: model.patch_embed,
-    embed_parameters=embed_parameters,
-    fold_embed_shift=fold_embed_shift,
-    final_norm=final_norm,
-    final_class=SitedTimmNorm,
-    pools_prompts=pools,
     check=_check,
-    check_prompts=check_prompts,
-    # Names of timm are the module's own.
-    own_names=lambda model, state: state,
-    head=('head', ),
 )

@@ -7,7 +7,7 @@ where methods have acted on them; prompts of each block act as keys and values o
 """
 
 import math
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional
 
 import torch
 from timm.layers import ClNormMlpClassifierHead, Mlp
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..recompute import recomputed
 from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
 from .attention import Projections, attend, gate_bias, join_extra, per_window
-from .block import SitedBlock
+from .block import Linear, SitedBlock
 from .family import Family, maps_have_no_prompts
 from .foreign import check_type, refuse
 from .form import TimmForm
@@ -105,9 +105,9 @@ class SitedHieraBlock(SitedBlock, HieraBlock):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path1 if sub == 'attn' else self.drop_path2
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        return mlp_parameters(self.mlp, op) if op in ('fc1', 'fc2') else self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return mlp_parameters(self.mlp, op)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, H * W, C) -> (B, H' * W', C')."""

@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from ..recompute import LARGE_PRODUCT, recomputed
 from ..sites import ALL_OPS, OPS, Tap
-from .block import feed_forward, gated_feed_forward
+from .block import Linear, feed_forward, gated_feed_forward, of_linear
 from .cast import apply_linear
 from .embed import SitedFinalNorm
 from .foreign import check_type, refuse, table_with_shift
-
-Linear = Tuple[Tensor, Optional[Tensor]]
 
 
 class SitedTimmPatchEmbed(PatchEmbed):
@@ -67,11 +65,9 @@ def mlp_ops(mlp: nn.Module) -> Tuple[str, ...]:
 def mlp_parameters(mlp: nn.Module, op: str) -> Linear:
     """Weight (Cout, Cin) and bias of fc1, fc2 or gate, as views of the parameters."""
     if op == 'fc2' or isinstance(mlp, Mlp):
-        linear = getattr(mlp, op)
-        return linear.weight, linear.bias
+        return of_linear(getattr(mlp, op))
     if isinstance(mlp, SwiGLU):
-        linear = mlp.fc1_g if op == 'gate' else mlp.fc1_x
-        return linear.weight, linear.bias
+        return of_linear(mlp.fc1_g if op == 'gate' else mlp.fc1_x)
     # GluMlp computes both in one layer, gate first (gate_last is refused above).
     half = 0 if op == 'gate' else 1
     bias = mlp.fc1.bias

@@ -5,7 +5,7 @@ timm hands maps (B, H, W, C) from block to block, in which there is no room for 
 and values only, and every block brings its own.
 """
 
-from typing import List, Optional, Tuple
+from typing import List, Tuple
 
 from timm.layers import ClassifierHead, Mlp, PatchEmbed
 from timm.models import swin_transformer as v1
@@ -13,7 +13,7 @@ from timm.models import swin_transformer_v2 as v2
 from torch import Tensor, nn
 
 from ..sites import CLIP_POINTS, POINTS, BlockSpec
-from .block import PostNormBlock
+from .block import Linear, PostNormBlock
 from .family import Family, maps_have_no_prompts
 from .foreign import check_type, refuse
 from .form import TimmForm
@@ -56,9 +56,9 @@ class MapBlock(WindowBlock):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path1 if sub == 'attn' else self.drop_path2
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        return mlp_parameters(self.mlp, op) if op in ('fc1', 'fc2') else self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return mlp_parameters(self.mlp, op)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, H, W, C) -> same shape."""

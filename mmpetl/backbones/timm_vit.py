@@ -4,7 +4,7 @@
 LayerScale, register tokens, qk-norm, inner norms and attention pooling stay as the model has them.
 """
 
-from typing import Any, List, Optional, Tuple
+from typing import Any, List, Optional
 
 from timm.layers import Attention, PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..recompute import recomputed
 from ..sites import CLIP_POINTS, POINTS, BlockSpec
-from .block import SitedBlock
+from .block import Linear, SitedBlock
 from .cast import apply_linear
 from .family import Family
 from .foreign import ForeignAttention, check_type, no_mask, refuse
@@ -71,9 +71,9 @@ class SitedTimmBlock(SitedBlock, Block):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path1 if sub == 'attn' else self.drop_path2
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        return mlp_parameters(self.mlp, op) if op in ('fc1', 'fc2', 'gate') else self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return mlp_parameters(self.mlp, op)
 
     def forward(self, x: Tensor, attn_mask: Optional[Tensor] = None, is_causal: bool = False) -> Tensor:
         """x (B, N, C) -> (B, N, C)."""

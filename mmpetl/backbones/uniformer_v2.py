@@ -5,7 +5,7 @@ Methods act on the blocks of its image transformer, over every frame as over an 
 (local attention over time, and the queries that gather features of all frames) stays as it is, or trains by ``tune``.
 """
 
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
-from .block import SitedBlock
+from .block import Linear, SitedBlock, of_linear
 from .embed import SitedFinalNorm
 from .family import Family, maps_have_no_prompts
 from .foreign import ForeignAttention, gelu_network, table_with_shift
@@ -89,12 +89,9 @@ class SitedResidualAttentionBlock(SitedBlock, ResidualAttentionBlock):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = self.mlp.c_fc if op == 'fc1' else self.mlp.c_proj
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_linear(self.mlp.c_fc if op == 'fc1' else self.mlp.c_proj)
 
     def forward(self, x: Tensor, T: int = 8) -> Tensor:
         """x (1 + H * W, B T, C) -> same shape."""

@@ -80,13 +80,6 @@ class SitedSwinBlock3D(SitedBlock, SwinTransformerBlock3D):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = getattr(self.mlp, op)
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
-
     def forward(self, x: Tensor, mask_matrix: Optional[Tensor]) -> Tensor:
         """x (B, T, H, W, C), mask_matrix (windows, N, N) -> (B, T, H, W, C)."""
         return self.run(x, mask_matrix)

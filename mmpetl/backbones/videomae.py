@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..sites import CLIP_POINTS, POINTS, BlockSpec
 from .attention import SplitBias, attend, gate_bias, join_extra, record_keys_values, split_heads
-from .block import SitedBlock, feed_forward
+from .block import Linear, SitedBlock, feed_forward, of_ffn
 from .cast import apply_linear
 from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
@@ -62,12 +62,9 @@ class SitedVideoBlock(SitedBlock, Block):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.drop_path
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if op in ('fc1', 'fc2'):
-            linear = self.mlp.layers[0][0] if op == 'fc1' else self.mlp.layers[1]
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return of_ffn(self.mlp, op)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, C) -> (B, N, C)."""

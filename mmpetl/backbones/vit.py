@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..recompute import recomputed
 from ..sites import ALL_OPS, OPS, POINTS, BlockSpec
 from .attention import Projections, attend, gate_bias, join_extra, record_keys_values, split_heads
-from .block import SitedBlock, feed_forward, gated_feed_forward
+from .block import Linear, SitedBlock, feed_forward, gated_feed_forward, of_ffn, of_swiglu
 from .cast import apply_linear
 from .embed import SitedEntry, SitedFinalNorm, SitedPatchEmbed
 from .family import Family
@@ -73,19 +73,9 @@ class EncoderLayer(SitedBlock):
     def drop_path_of(self, sub: str) -> nn.Module:
         return self.attn.out_drop if sub == 'attn' else self.ffn.dropout_layer
 
-    def op_parameters(self, op: str) -> Tuple[Tensor, Optional[Tensor]]:
-        """Weight (Cout, Cin) and bias (Cout) of one op, as views of the parameters."""
-        if isinstance(self.ffn, SwiGLUFFN) and op in ('gate', 'fc1'):
-            # w12 is both layers on top of each other, gate first.
-            half = ('gate', 'fc1').index(op)
-            w12 = self.ffn.w12
-            return w12.weight.chunk(2)[half], None if w12.bias is None else w12.bias.chunk(2)[half]
-        if isinstance(self.ffn, SwiGLUFFN) and op == 'fc2':
-            return self.ffn.w3.weight, self.ffn.w3.bias
-        if op in ('fc1', 'fc2'):
-            linear = self.ffn.layers[0][0] if op == 'fc1' else self.ffn.layers[1]
-            return linear.weight, linear.bias
-        return self.attn.op_parameters(op)
+    def ffn_parameters(self, op: str) -> Linear:
+        """See :class:`SitedBlock`."""
+        return (of_swiglu if isinstance(self.ffn, SwiGLUFFN) else of_ffn)(self.ffn, op)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, N, C) -> (B, N, C)."""
