@@ -14,7 +14,7 @@ from ..backbones.from_data import methods_from_data
 from ..sites import BlockSpec
 from ..tuning import find_backbone, unwrap, write_adapter
 from ..weights import adapter_file
-from ..weights.adapter_file import STATE_KEY
+from ..weights.adapter_file import STATE_KEY, base_name
 from ..weights.hub import is_peft, local_path
 from .facts import check_adapter, check_head, forced
 from .peft_folder import load_peft
@@ -93,7 +93,7 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
             target.load_state_dict(state, strict=True)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f'{path}: {" ".join(str(error).split()).removeprefix(f"{path}: ")}') from None
-    print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on base {header['base'].get('id')!r}",
+    print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on {base_name(header['base'])}",
               'current')
     return header
 

@@ -15,6 +15,7 @@ from ..backbones.load_hook import load_base
 from ..names import plain_name
 from ..sites import Method, Tap, nearest
 from ..tuning import model_facts, part_facts
+from ..weights.adapter_file import base_name
 from ..weights.hub import local_path
 from .adapter import Adapter
 from .mixed import Chosen, groups_of, last_of, mixed_taps, rows_of
@@ -126,7 +127,7 @@ class Served(Switched):
                 # Nothing stands on the weights yet: those that init_cfg names are taken if they are the right ones.
                 self._take_base(wanted)
             if wanted != self._print_of(adapter):
-                raise ValueError(f'{path}: wrong base: it was trained on {header["base"].get("id")!r} (fingerprint '
+                raise ValueError(f'{path}: wrong base: it was trained on {base_name(header["base"])} (fingerprint '
                                  f'{wanted[:12]}), the model has {self._print_of(adapter)[:12]}')
 
     def _print_of(self, adapter: Adapter) -> str:

@@ -21,7 +21,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
 
 from ..weights import convert
-from ..weights.adapter_file import STATE_KEY
+from ..weights.adapter_file import STATE_KEY, base_name
 from ..weights.belongs import check_belongs
 from .base import base_fingerprint, base_state
 from .base_dtype import identify, incoming_identity, match_types, note_identity
@@ -107,13 +107,10 @@ def _base_for(backbone: nn.Module, header: Optional[Dict[str, Any]]) -> Dict[str
             return base
     name = backbone.init_cfg[
         'checkpoint'] if base is not None else 'the weights in the backbone (no init_cfg names others)'
-    base_name = wanted.get('id') or wanted.get('checkpoint')
-    source = repr(base_name) if base_name else 'weights that its model did not name'
-    mend = 'load those weights into the backbone first'
-    if base_name:
-        mend = f'set model.backbone.init_cfg to {base_name!r}'
-    raise ValueError(f"wrong base: the adapter was trained on {source} (fingerprint {wanted['fingerprint'][:12]}), "
-                     f'but {name!r} has fingerprint {here[:12]}; {mend}')
+    named = wanted.get('id') or wanted.get('checkpoint')
+    mend = f'set model.backbone.init_cfg to {named!r}' if named else 'load those weights into the backbone first'
+    raise ValueError(f'wrong base: the adapter was trained on {base_name(wanted)} (fingerprint '
+                     f"{wanted['fingerprint'][:12]}), but {name!r} has fingerprint {here[:12]}; {mend}")
 
 
 def _check_adapter_keys(backbone: nn.Module, given: Dict[str, Tensor], header: Optional[Dict[str, Any]]) -> None:

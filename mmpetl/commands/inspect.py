@@ -19,6 +19,7 @@ from ..adapters.peft_folder import read_folder
 from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
 from ..names import printable
 from ..weights import convert, detect, fingerprint
+from ..weights.adapter_file import base_name
 from ..weights.archs import ARCHS, FORMATS
 from ..weights.convert_file import natural_arch, read_source
 from ..weights.hub import PEFT_TENSORS, is_hub, is_peft, local_path
@@ -106,8 +107,7 @@ def _not_finite(state: Mapping[str, Tensor]) -> List[str]:
 
 def _fits(base: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
     if header is not None:
-        origin = header['base'].get('id') or header['base'].get('checkpoint') or 'its base'
-        return None, [f'{TYPES_OF_CLASS.get(header["backbone"], header["backbone"])} on {origin}']
+        return None, [f'{TYPES_OF_CLASS.get(header["backbone"], header["backbone"])} on {base_name(header["base"])}']
     try:
         name = detect(base)
     except ValueError:
@@ -168,7 +168,8 @@ def describe(found: Mapping[str, Any]) -> str:
                  ('format', f'{header["format"]}, written by mmpetl {header["mmpetl_version"]}')]
         rows += [('method', json.dumps(m)) for m in header['methods']] or [('method', 'none')]
         rows += [('tune', ', '.join(header['tune']) or 'nothing'), ('trunk', header['trunk']),
-                 ('backbone', header['backbone']), ('base', f'{base.get("id")}, fingerprint {base.get("fingerprint")}'),
+                 ('backbone', header['backbone']),
+                 ('base', f'{base_name(base)}, fingerprint {base.get("fingerprint") or "unknown"}'),
                  ('counts', ', '.join(f'{k} {n:,}' for k, n in header['counts'].items()))]
         rows += [('classes', f'{len(header["classes"])}: {", ".join(header["classes"][:5])} ...')
                  ] if header.get('classes') else []

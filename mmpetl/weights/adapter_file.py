@@ -102,6 +102,12 @@ def save(path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], head
     atomic_write(path, lambda file: file.write(data))
 
 
+def base_name(base: Mapping[str, Any]) -> str:
+    """The base that a header names, for messages: its id or file in quotes, or words where it has neither."""
+    name = base.get('id') or base.get('checkpoint')
+    return repr(name) if name else 'weights that its model did not name'
+
+
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read an adapter file.
 

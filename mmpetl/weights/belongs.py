@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .adapter_file import base_name
+
 #: What can be told of a place where an adapter is loaded.
 FACTS = ('methods', 'defaults', 'costs_only', 'tune', 'backbone', 'heads', 'dims', 'grid', 'window', 'output', 'parts',
          'classes', 'normalisation', 'pipeline', 'fingerprint')
@@ -203,8 +205,7 @@ def _pipeline(theirs: Any, ours: Any) -> Iterator[Difference]:
 def _base(base: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Difference]:
     wanted, ours = base.get('fingerprint'), here.get('fingerprint')
     if wanted and ours and wanted != ours:
-        name = base.get('id') or base.get('checkpoint')
-        yield 'base', (f'wrong base: it was trained on {name!r} (fingerprint {wanted[:12]}), here is '
+        yield 'base', (f'wrong base: it was trained on {base_name(base)} (fingerprint {wanted[:12]}), here is '
                        f'{here.get("base") or "another"} ({ours[:12]})')
 
 

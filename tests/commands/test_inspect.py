@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
-from toy_model import write_adapter, write_base, write_config
+from toy_model import trained, write_adapter, write_base, write_config
 
+import mmpetl
 from mmpetl.commands.main import main
 from mmpetl.weights import fingerprint
 
@@ -32,6 +33,16 @@ def test_adapter(tmp_path, capsys):
     assert main(['inspect', str(path)]) == 0
     text = capsys.readouterr().out
     assert 'first' in text and '"rank": 2' in text and 'accuracy 0.5' in text and 'petl 512' in text
+
+
+def test_a_base_that_came_from_no_file(tmp_path, capsys):
+    write_base(tmp_path)
+    model = trained(write_config(tmp_path, LORA))
+    model.backbone.init_cfg = None
+    mmpetl.save_adapter(model, str(tmp_path / 'a.safetensors'))
+    assert main(['inspect', str(tmp_path / 'a.safetensors')]) == 0
+    text = capsys.readouterr().out
+    assert text.count('weights that its model did not name') == 2 and 'None' not in text
 
 
 def test_adapter_on_a_config(tmp_path, capsys):
