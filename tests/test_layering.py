@@ -25,7 +25,7 @@ def room_of(path: Path) -> str:
 def imports(source: str, package: tuple[str, ...]) -> Iterator[tuple[int, str, bool]]:
     """(line, absolute dotted name, inside a function) of all that a file of ``package`` imports.
 
-    ``from . import x`` counts as importing x.
+    ``from . import x`` counts as importing x, and ``import_module('a.b')`` as ``import a.b`` where the name is a literal.
     """
     tree = ast.parse(source)
     bodies = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
@@ -38,6 +38,13 @@ def imports(source: str, package: tuple[str, ...]) -> Iterator[tuple[int, str, b
             base = '.'.join(package[:len(package) - node.level + 1]) if node.level else ''
             module = '.'.join(part for part in (base, node.module) if part)
             yield from ((node.lineno, f'{module}.{alias.name}', inside) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split('.')[-1] in ('import_module', '__import__'):
+            name = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else ''
+            if name.startswith('.'):  # relative to the package that is handed along, here always the file's own
+                dots = len(name) - len(name.lstrip('.'))
+                name = '.'.join((*package[:len(package) - dots + 1], name.lstrip('.')))
+            if name:
+                yield node.lineno, name, inside
 
 
 def problems(source: str, name: str, package: tuple[str, ...]) -> list[str]:
@@ -47,9 +54,9 @@ def problems(source: str, name: str, package: tuple[str, ...]) -> list[str]:
         top, _, rest = target.partition('.')
         other = rest.split('.')[0]
         if top == 'mmpetl':
-            if other not in ROOM and f'{other}' != '':
-                other = '__init__' if f'mmpetl.{other}' not in MODULES else other
-            if other in ('', '__init__') and name != '__init__':
+            if f'mmpetl.{other}' not in MODULES:  # the package itself, or a name of its face
+                other = '__init__'
+            if other == '__init__' and name != '__init__':
                 found.append(f"{line}: {name} must not import the package's face")
             elif other not in (name, *room.imports):
                 found.append(f'{line}: {name} must not import {target}')
@@ -152,7 +159,9 @@ def test_sizes(path):
     ('methods', 'from ..backbones import attach'), ('methods', 'from .. import backbones'),
     ('methods', 'import mmpretrain.models'), ('methods', 'def f():\n    from mmaction.models import X'),
     ('methods', 'from mmpetl.apis import attach'), ('methods', 'from ..weights import io'),
-    ('methods', 'from mmpetl import attach'),
+    ('methods', 'from mmpetl import attach'), ('methods', 'import mmpetl'),
+    ('methods', "import importlib\nimportlib.import_module('mmpetl.backbones.vit')"),
+    ('sites', "__import__('mmpetl.tuning')"), ('hooks', "import_module('..apis', __package__)"),
     ('backbones', 'from mmpetl.methods.lora import LoRA'), ('backbones', 'from ..methods import LoRA'),
     ('weights', 'import mmengine'), ('weights', 'from ..sites import BlockSpec'),
     ('tuning', 'from .backbones import attach'), ('tuning', 'from .methods import LoRA'),
