@@ -80,6 +80,7 @@ class VideoTextHead(ViewScores, BaseHead):
 
     def logits(self, f: Tensor) -> Tensor:
         """Embeddings f (N, E) -> logits (N, classes)."""
+        # Rows that stay are normed too: a cast of the model to another precision has changed their length.
         return self.scale * F.linear(f, F.normalize(self.text, dim=-1))
 
     def forward(self, x: Any, **kwargs: Any) -> Tensor:
