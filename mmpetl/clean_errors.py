@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One clear line instead of a traceback, for everything that a user starts from a shell."""
 
+import errno
 import gc
 import logging
 import os
@@ -15,6 +16,15 @@ from .names import printable
 from .suggest import nearest
 
 DEBUG_VARIABLE = 'MMPETL_DEBUG'
+#: What to do about an error of the file system.
+_REMEDIES = {
+    errno.ENOENT: 'check the name', errno.ENOTDIR: 'a part of the path is a file, name another one',
+    errno.EISDIR: 'it is a folder, name a file', errno.EEXIST: 'it is there already, name another one',
+    errno.EACCES: 'it is not allowed there, name another place',
+    errno.EPERM: 'it is not allowed there, name another place',
+    errno.EROFS: 'nothing can be written here, name another place', errno.ENOSPC: 'the disk is full, make room',
+    errno.EDQUOT: 'your share of the disk is full, make room', errno.EFBIG: 'no larger file is allowed here, make room',
+    errno.ELOOP: 'a link leads to itself, link it again', errno.ENAMETOOLONG: 'give a shorter name'}
 #: Errors whose own words are a sentence.
 _SENTENCES = ('ValueError', 'OSError', 'WeightFileError')
 
@@ -71,7 +81,9 @@ def one_line(error: BaseException) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and len(error.args) == 1 else str(error)
     message = ' '.join(line.strip() for line in text.splitlines() if line.strip())
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f'{error.strerror}: {error.filename}'
+        remedy = _REMEDIES.get(error.errno or 0, '')
+        told = not remedy or ': ' in error.strerror or ';' in error.strerror  # some say it themselves
+        return f'{error.strerror}: {error.filename}' + ('' if told else f': {remedy}')
     unknown = re.match(r'(\S+) is not in the (\w+)::([\w ]+) registry', message)
     if unknown:
         name, scope, kind = unknown.groups()
@@ -120,6 +132,16 @@ def _line(error: BaseException) -> str:
         return type(error).__name__
 
 
+def _check_empty(argv: Sequence[str]) -> None:
+    """Refuse an empty word, which is a shell variable without a value: as if the option were not there, it begins a run
+    anew, or takes the current folder."""
+    for before, word in zip(('', *argv), argv):
+        if not word:
+            where = f'{before} is followed by' if before.startswith('-') else 'there is'
+            raise ValueError(f"{where} an empty word '': give a value, or leave it out (is a variable of the shell not "
+                             'set?)')
+
+
 def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
     """Run a command and turn what it raises into one line and an exit status.
 
@@ -133,6 +155,7 @@ def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> in
     """
     logging.raiseExceptions = debug_wanted(argv)  # a log on a full disk would print tracebacks of its own
     try:
+        _check_empty(argv)
         with quiet(argv):
             main(argv)
     except KeyboardInterrupt:

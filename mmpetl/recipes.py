@@ -51,6 +51,8 @@ def find_config(name: str) -> str:
         return str(longer[0])
     inside = path.parent == Path('.') or path.parent.is_dir()
     if path.suffix == '.py' or (path.parent != Path('.') and not known):
+        if path.is_symlink():
+            raise FileNotFoundError(f'config {name} is a link that leads nowhere: link it again, or name the file')
         local = [p.name for p in path.parent.glob('*.py')] if inside else []
         hint = nearest(path.name, local) if local else '' if inside else f'; there is no folder {path.parent}'
         hint = hint if 'did you mean' in hint or not inside else '; name a file, or a config of `mmpetl config list`'

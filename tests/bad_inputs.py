@@ -10,7 +10,7 @@ import re
 MENDS = re.compile(
     r'\b(give|gives|write|set|mend|name|did you mean|known|choose|must be|must divide|must not|leave|lower|check|begin|begins|'
     r'put|use|needs|need|close|remove|invalid choice|invalid \w+ value|required|add|take|takes|prepare|download|copy|save|load|'
-    r'build|cannot|it has|make|unrecognized|wait|change|delete|has blocks|does not divide|which does not exist|adapted|expected|is the folder|loads?|weight format|is unchanged)\b')
+    r'build|cannot|it has|make|unrecognized|wait|change|delete|has blocks|does not divide|which does not exist|adapted|expected|is the folder|loads?|weight format|is unchanged|look)\b')
 
 
 def outcome(action):

@@ -304,7 +304,7 @@ def test_messages_of_workers_are_shortened():
         '  File "x.py", line 1, in f\nFileNotFoundError: data/7.png is not there')
     assert one_line(error) == 'FileNotFoundError: data/7.png is not there'
     error.args = (error.args[0].rpartition('\n')[0] + "\nFileNotFoundError: [Errno 2] No such file or directory: 'data/7.png'", )
-    assert one_line(error) == 'No such file or directory: data/7.png'
+    assert one_line(error) == 'No such file or directory: data/7.png: check the name'
     assert one_line(KeyError('no key x')) == 'no key x'
     assert one_line(AssertionError()) == 'AssertionError'
 

@@ -209,7 +209,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--force', action='store_true', help=FORCE)
     parser.add_argument('--backbone-only', action='store_true', help='leave out neck and head')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override entries of the config')
+        '--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+        help='override entries of the config')
     parser.set_defaults(run=run)
 
 

@@ -11,6 +11,7 @@ from ..names import printable
 
 def add_parser(subparsers: Any) -> None:
     """Add ``infer``."""
+    from ..training.options import ConfigOptions
     parser = subparsers.add_parser('infer', help='predict classes of pictures or videos')
     parser.add_argument('config', help='config file, or the name of a shipped one')
     parser.add_argument('adapter', help='adapter file or checkpoint')
@@ -20,6 +21,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--top', type=int, default=1, metavar='N', help='the N best classes of each file (default 1)')
     parser.add_argument('--json', action='store_true', help='one line of JSON per file, with all scores')
     parser.add_argument('--force', action='store_true', help='take an adapter whose header differs from the config')
+    parser.add_argument(
+        '--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+        help='override entries of the config')
     parser.set_defaults(run=run)
 
 
@@ -46,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise ValueError(f'--top must be a whole number >= 1, got {args.top}')
     from ..training.infer import Predictor
-    predictor = Predictor(args.config, args.adapter, args.device, force=args.force)
+    predictor = Predictor(args.config, args.adapter, args.device, cfg_options=args.cfg_options, force=args.force)
     for result in predictor(files_of(args.files), args.batch_size):
         scores = [float(s) for s in result['pred_scores']]
         names = predictor.classes or list(map(str, range(len(scores))))

@@ -70,7 +70,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument(
         '--tolerance', type=positive, default=1e-3, help='largest accepted difference, relative to the largest output')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override entries of the config')
+        '--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+        help='override entries of the config')
     return parser
 
 

@@ -168,7 +168,8 @@ def add_parser(subparsers: Any) -> None:
         '--test-every', type=whole(1),
         help='also test every so many epochs: fills the column that is chosen on test data')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='config options of every run')
+        '--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
+        help='config options of every run')
     parser.add_argument(
         '--keep-checkpoints', action='store_true', help='do not delete the checkpoints of finished runs')
     parser.add_argument('--retry-failed', action='store_true', help='run failed trials again')

@@ -144,12 +144,15 @@ class LoadImage(LoadImageFromFile):
         return image
 
     def transform(self, results: Dict[str, Any]) -> Optional[Dict[str, Any]]:
-        """Add ``img`` (H, W, 3) uint8 in BGR, ``img_shape`` and ``ori_shape``.
+        """Add ``img`` (H, W, 3) uint8 in BGR, ``img_shape`` and ``ori_shape``; what upstream's inferencers have read
+        themselves (an ``img`` without a path, in BGR) stays as it is.
 
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If the file cannot be decoded, or its values fit no rule.
         """
+        if 'img_path' not in results and 'img' in results:
+            return results
         path = results['img_path']
         try:
             image = self.decode(read_bytes(path, self.backend_args))

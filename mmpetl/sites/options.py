@@ -25,7 +25,7 @@ def parse_layers(layers: Layers, num_layers: int, owner: str = 'layers') -> Tupl
         owner: Name of the option for error messages.
 
     Raises:
-        ValueError: If a block lies outside 0..L-1, nothing is selected, or the string cannot be read.
+        ValueError: If a block lies outside 0..L-1 or is named twice, nothing is selected, or the string cannot be read.
     """
     if layers is None:
         return tuple(range(num_layers))
@@ -47,6 +47,9 @@ def parse_layers(layers: Layers, num_layers: int, owner: str = 'layers') -> Tupl
             f'{owner}={layers!r} names block {outside[0]}, but the backbone has blocks 0..{num_layers - 1}')
     if not resolved:
         raise ValueError(f'{owner}={layers!r} selects no block: name at least one')
+    twice = next((i for i in resolved if resolved.count(i) > 1), None) if len(set(resolved)) < len(resolved) else None
+    if twice is not None:
+        raise ValueError(f'{owner}={layers!r} names block {twice} twice: name each once')
     return tuple(sorted(set(resolved)))
 
 

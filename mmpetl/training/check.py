@@ -44,7 +44,9 @@ COUNTS = ('num_workers', 'val_begin')
 #: Rates from 0 to below 1.
 RATES = ('drop_rate', 'drop_path_rate', 'dropout_ratio', 'attn_drop_rate')
 SWITCHES = ('resume', 'by_epoch', 'drop_last', 'persistent_workers', 'pin_memory', 'deterministic', 'diff_rank_seed',
-            'shuffle', 'convert_to_iter_based')
+            'shuffle', 'convert_to_iter_based', 'cudnn_benchmark')
+#: No number of a config is larger: float32 ends at 3.4e38.
+LARGEST = 1e30
 LEVELS = ('DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL', 'WARN', 'FATAL', 'NOTSET')
 
 
@@ -102,13 +104,16 @@ def is_plain(value: Any) -> bool:
 def _sections(cfg: Dict[str, Any]) -> Iterator[str]:
     for key in SECTIONS:
         value = cfg.get(key)
-        parts = list(value) if key in LISTS and isinstance(value, (list, tuple)) else [value]
-        odd = [part for part in parts if is_plain(part) or (isinstance(part, (list, tuple)) and key not in LISTS)]
+        several = key in LISTS and isinstance(value, (list, tuple))
+        parts = list(value) if several else [value]
+        odd = [part for part in parts if is_plain(part) or isinstance(part, (list, tuple)) or several and part is None]
         if odd:
             yield f"{key}={value!r:.80}: give a dict{' or a list of dicts' if key in LISTS else ''}"
     for key in TEXTS:
         if cfg.get(key) is not None and not isinstance(cfg[key], str):
             yield f'{key}={cfg[key]!r:.80}: give a text'
+        elif cfg.get(key) == '':
+            yield f"{key}='': give a text that is not empty, or None"
     if 'model' not in cfg or not cfg['model']:
         yield 'the config has no model: write model=dict(type=...), or a _base_ that has one'
     hooks = cfg.get('default_hooks') or {}
@@ -245,6 +250,8 @@ def _fault(where: str, key: str, value: Any) -> str:
     items: List[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(v, float) and not math.isfinite(v) for v in items):
         return 'give a finite number'
+    if any(_is_number(v) and abs(v) > LARGEST for v in items):
+        return f'give a number of at most {LARGEST:g}'
     if key == 'crop_size' and all(type(v) is float and 0 < v <= 1 for v in items):
         return ''  # shares of the picture
     # type() where isinstance would take True for a number
@@ -267,6 +274,14 @@ def _fault(where: str, key: str, value: Any) -> str:
         return 'give a number from 0'
     if where.endswith('optimizer.lr') and not (_is_number(value) and 0 < value <= 1e6):
         return 'give a learning rate above 0 and at most 1e6'
+    if where.endswith('optimizer.momentum') and _is_number(value) and not 0 <= value < 1:
+        return 'give a number from 0 to below 1'
+    if where.endswith(('clip_grad.max_norm', 'clip_grad.clip_value')) and not (_is_number(value) and value > 0):
+        return 'give a number above 0'
+    if key == 'loss_weight' and _is_number(value) and value < 0:
+        return 'give a number from 0: below, the loss would grow'
+    if key == 'filename_tmpl' and isinstance(value, str) and not {'{', '%'} & {*value}:
+        return "write {} where the number goes, as in 'epoch_{}.pth'"
     if where.endswith('optimizer.weight_decay') and not (_is_number(value) and value >= 0):
         return 'give a number from 0'
     if where == 'randomness.seed' and value is not None and not (type(value) is int and 0 <= value < 2**32):

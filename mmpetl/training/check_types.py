@@ -9,7 +9,7 @@ import typing
 from dataclasses import dataclass
 from functools import lru_cache
 from types import UnionType
-from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, FrozenSet, Iterator, List, Mapping, Optional, Set, Tuple, Union
 
 import torch
 from mmengine import registry as root
@@ -48,6 +48,7 @@ _CLIP = frozenset(('type', *inspect.signature(torch.nn.utils.clip_grad_norm_).pa
                    *inspect.signature(torch.nn.utils.clip_grad_value_).parameters)) - {'parameters'}
 _PARAMWISE = frozenset(('custom_keys', 'lr_mult', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
                         'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'))
+_MULTIPLIERS = ('lr_mult', 'decay_mult')
 _HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization')
 #: Kinds whose constructors are annotated with care, and arguments of schedules that are times.
 ANNOTATED = ('schedule', 'hook')
@@ -109,7 +110,11 @@ def typed(cfg: Mapping[str, Any]) -> Iterator[Typed]:
             yield from _several(found['metrics'], f'{name}.metrics', root.METRICS, 'metric')
         elif not (isinstance(found, Mapping) and str(found.get('type')).endswith('Evaluator')):
             yield from _several(found, name, root.METRICS, 'metric')
-    yield from _one(cfg.get('visualizer'), 'visualizer', root.VISUALIZERS, 'visualizer', 'Visualizer')
+    shown = cfg.get('visualizer')
+    yield from _one(shown, 'visualizer', root.VISUALIZERS, 'visualizer')
+    if isinstance(shown, Mapping):
+        yield from _several(shown.get('vis_backends'), 'visualizer.vis_backends', root.VISBACKENDS,
+                            'visualization backend')
     yield from _several(cfg.get('vis_backends'), 'vis_backends', root.VISBACKENDS, 'visualization backend')
     yield from _one(cfg.get('log_processor'), 'log_processor', root.LOG_PROCESSORS, 'log processor', 'LogProcessor')
 
@@ -195,12 +200,14 @@ def _check(each: Typed, scope: str, source: str) -> None:
             name = getattr(build, '__name__', str(build))
             hint = nearest(str(key), sorted({*names, *each.more} - {'self', 'specs'}))
             raise ValueError(f'{source}: {each.where}.{key}={value!r:.60}: {name} takes no argument {key!r}{hint}')
-    if each.kind in ANNOTATED and inspect.isclass(build) and build.__module__.split('.')[0] in ('mmengine', 'mmpetl'):
-        _check_kinds(each, build, source)
+    if inspect.isclass(build):
+        ours = each.kind in ANNOTATED and build.__module__.split('.')[0] in ('mmengine', 'mmpetl')
+        _check_kinds(each, build, source, {int, float, bool} if ours else {bool})
 
 
-def _check_kinds(each: Typed, build: type, source: str) -> None:
-    """Numbers and switches are what their annotations say; times in epochs that become iterations may be fractions."""
+def _check_kinds(each: Typed, build: type, source: str, known: Set[type]) -> None:
+    """Numbers and switches are what their annotations say; times in epochs that become iterations may be fractions. Of
+    other packages' classes only a text in place of a switch is a fault: 'no' would mean True."""
     loose = _TIMES if each.node.get('convert_to_iter_based') else ()
     for step in build.__mro__:
         if '__init__' not in step.__dict__ or step is object:
@@ -208,7 +215,8 @@ def _check_kinds(each: Typed, build: type, source: str) -> None:
         for key, kind in annotations_of(vars(step)['__init__']).items():
             value = each.node.get(key)
             kinds = set(typing.get_args(kind) if typing.get_origin(kind) in (Union, UnionType) else (kind, ))
-            if value is None or key in loose or not kinds <= {int, float, bool, type(None)}:
+            if value is None or key in loose or not kinds <= {*known, type(None)} or (
+                    known == {bool} and not isinstance(value, str)):
                 continue
             if not is_a(value, kind):
                 words = kind_words(kind).removesuffix(' or None')
@@ -279,6 +287,12 @@ def _check_names(cfg: Mapping[str, Any], scope: str, source: str) -> None:
                              f'name{hint or "; mmpetl.TrainableOptimWrapperConstructor suits adapters"}')
         if str(constructor).split('.')[-1] in ('DefaultOptimWrapperConstructor', 'TrainableOptimWrapperConstructor'):
             _compare(wrapper.get('paramwise_cfg'), 'optim_wrapper.paramwise_cfg', sorted(_PARAMWISE), source)
+            keys = (wrapper.get('paramwise_cfg') or {}).get('custom_keys')
+            for key, options in keys.items() if isinstance(keys, Mapping) else ():
+                where = f'optim_wrapper.paramwise_cfg.custom_keys.{key}'
+                if not isinstance(options, Mapping):
+                    raise ValueError(f'{source}: {where}={options!r:.60}: give a dict such as dict(lr_mult=0.1)')
+                _compare(options, where, _MULTIPLIERS, source)
     _compare(cfg.get('randomness'), 'randomness', _RANDOMNESS, source)
     runner = cfg.get('runner_type')
     if runner is not None and not callable(runner) and look_up(root.RUNNERS, runner, scope) is None:

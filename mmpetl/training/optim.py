@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Optimizer constructor that holds what trains, and nothing else; mixed precision without a GPU."""
 
+import logging
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Optional, Union
 
@@ -45,6 +46,10 @@ class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         frozen = sum(1 for _ in model.parameters()) - len(trainable)
         print_log(f'Optimizer: {len(trainable)} trainable tensors, {sum(p.numel() for p in trainable):,} numbers; '
                   f'{frozen} frozen tensors are left out', 'current')
+        for key, options in ((self.paramwise_cfg or {}).get('custom_keys') or {}).items():
+            if 'lr_mult' in options and not any(key in name for name, _ in model.named_parameters()):
+                print_log(f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} is in no name of a parameter, its lr_mult '
+                          'has no effect', 'current', logging.WARNING)
         return super().__call__(model if self.paramwise_cfg else _Trainable(model))
 
     def add_params(self,

@@ -2,7 +2,9 @@
 """``--cfg-options``: read from the command line, and merged where the config has such a place."""
 
 import argparse
-from typing import Any, Mapping, Optional, Sequence
+import ast
+import re
+from typing import Any, Iterator, Mapping, Optional, Sequence, Tuple
 
 from mmengine.config import Config, DictAction
 
@@ -11,7 +13,17 @@ from .check import KEYS, OWN_KEYS
 
 
 class ConfigOptions(DictAction):
-    """MMEngine's ``DictAction``, which names what it cannot read."""
+    """MMEngine's ``DictAction``, which names what it cannot read, and reads dicts as a config writes them."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        """The value of a text: ``dict(...)`` and ``{...}`` by the rules of Python, all else by MMEngine's."""
+        if not re.match(r'\s*(dict\(|{|[\[(].*(dict\(|{))', val, re.DOTALL):
+            return DictAction._parse_iterable(val)
+        try:
+            return _literal(ast.parse(val.strip(), mode='eval').body)
+        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
+            raise ValueError(f'it is no dict or list of Python ({" ".join(str(error).split()):.80})') from None
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: Optional[str] = None) -> None:
@@ -22,9 +34,27 @@ class ConfigOptions(DictAction):
                     self, f'{text!r}: write KEY=VALUE without blanks, for example train_cfg.max_epochs=6')
         try:
             super().__call__(parser, namespace, values, option_string)
-        except (AssertionError, ValueError, IndexError) as error:
-            raise argparse.ArgumentError(self, f'{" ".join(values)!r} cannot be read: {error}: close every bracket and '
-                                         'quotation mark') from None
+        except (AssertionError, ValueError, IndexError, RecursionError) as error:
+            said = 'brackets and commas' if isinstance(error, RecursionError) else error
+            raise argparse.ArgumentError(self, f'{" ".join(values)!r:.200} cannot be read: {said}: close every bracket '
+                                         'and quotation mark, and write dicts as dict(key=value)') from None
+
+
+def _literal(node: Optional[ast.AST]) -> Any:
+    """The value of an expression of literals, lists and ``dict(key=value)``; nothing is called."""
+    if isinstance(node, ast.Call):
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args or any(
+                k.arg is None for k in node.keywords):
+            raise ValueError('only dict(key=value) may be called')
+        return {str(k.arg): _literal(k.value) for k in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_literal(k): _literal(v) for k, v in zip(node.keys, node.values)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        items = [_literal(item) for item in node.elts]
+        return items if isinstance(node, ast.List) else tuple(items)
+    if node is None or isinstance(node, ast.Set):
+        raise ValueError('only lists, tuples and dicts')
+    return ast.literal_eval(node)
 
 
 def merge_options(cfg: Config, options: Optional[Mapping[str, Any]], said: str = '--cfg-options') -> None:
@@ -37,12 +67,15 @@ def merge_options(cfg: Config, options: Optional[Mapping[str, Any]], said: str =
 
     Raises:
         ValueError: Naming the key that leads nowhere: a list that is too short, a plain value in the middle, a section
-            that the config has not and nobody reads.
+            that the config has not and nobody reads, a variable that other entries were made from as the file was read.
     """
     if options is not None and not isinstance(options, Mapping):
         raise ValueError(f"cfg_options={options!r:.80}: give a dict such as {{'train_cfg.max_epochs': 6}}")
     for key, value in (options or {}).items():
         _check_path(cfg, str(key), f'{said} {key}={value!r:.80}')
+        if isinstance(value, Mapping) and isinstance(_value(cfg, str(key).split('.')), (list, tuple)):
+            raise ValueError(f'{said} {key}={value!r:.80}: the config has a list there: write [dict(...)], or '
+                             f'{key}.0.KEY=VALUE')
         try:
             cfg.merge_from_dict({key: value})
         except (TypeError, KeyError, IndexError, AssertionError, ValueError) as error:
@@ -52,6 +85,7 @@ def merge_options(cfg: Config, options: Optional[Mapping[str, Any]], said: str =
 
 def _check_path(cfg: Config, key: str, said: str) -> None:
     parts: Sequence[str] = key.split('.')
+    _check_read(cfg, parts, said)
     node: Any = cfg
     for number, part in enumerate(parts):
         where = '.'.join(parts[:number]) or 'the config'
@@ -68,6 +102,46 @@ def _check_path(cfg: Config, key: str, said: str) -> None:
                 raise ValueError(f'{said}: the config has no {part!r}' + nearest(part, [*cfg.keys(), *KEYS]))
             return  # a new entry of a section
         node = node[part]
+
+
+def _check_read(cfg: Config, parts: Sequence[str], said: str) -> None:
+    """Refuse to change a copy of what is read: a variable of the file, the preprocessor beside the model's own."""
+    name, places = parts[0], []
+    if name == 'data_preprocessor' and isinstance(cfg.get('model'), Mapping) and cfg.model.get(name):
+        places = [f'model.{name}']
+    elif name not in (*KEYS, *OWN_KEYS):
+        value = _value(cfg, parts)
+        places = [place for key in (*KEYS, *OWN_KEYS) if key in cfg for place in _places(cfg[key], value, key)]
+        places = [place for place in places if place.split('.')[-1] == parts[-1]] or places
+    if places:
+        more = f' and {len(places) - 3} more' if len(places) > 3 else ''
+        raise ValueError(f'{said}: nobody reads {name}, a copy of what stands in {", ".join(places[:3])}{more}: set '
+                         'that, or write it in a config')
+
+
+def _value(cfg: Config, parts: Sequence[str]) -> Any:
+    """What a config has at a path; None where it ends."""
+    value: Any = cfg.get(parts[0])
+    for part in parts[1:]:
+        if isinstance(value, (list, tuple)) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _places(node: Any, value: Any, where: str) -> Iterator[str]:
+    """Where in a section a value stands, or the beginning of texts that start with it."""
+    if value is None or value is False or value is True or value == '':
+        return
+    text = isinstance(node, str) and isinstance(value, str) and node.startswith(value)
+    if type(node) is type(value) and (node == value or text):
+        yield where
+        return
+    items: Sequence[Tuple[Any, Any]] = tuple(node.items()) if isinstance(node, Mapping) else tuple(
+        enumerate(node)) if isinstance(node, (list, tuple)) else ()
+    for name, part in items:
+        yield from _places(part, value, f'{where}.{name}')
 
 
 def parse_options(texts: Optional[Sequence[str]]) -> Mapping[str, Any]:

@@ -81,6 +81,12 @@ def _kind_of_bytes(path: str, head: bytes, size: int) -> str:
 def _check_exists(path: str) -> None:
     if os.path.isfile(path):
         return
+    if not path:
+        raise FileNotFoundError("'': no name of a weight file; give one")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise WeightFileError(path, 'no file on a disk', 'give a .pth, .pt, .bin, .safetensors or .npz file')
+    if os.path.islink(path) and not os.path.isdir(path):
+        raise WeightFileError(path, 'a link that leads nowhere', 'link it again, or name the file itself')
     if os.path.isdir(path):
         raise WeightFileError(path, 'a folder, not a weight file', 'name the file inside it')
     folder, name = os.path.split(os.path.abspath(path))

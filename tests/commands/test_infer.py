@@ -46,6 +46,16 @@ def test_lines_and_scores(trained, capsys):
         assert row['pred_scores'] == pytest.approx(result['pred_scores'].tolist(), abs=1e-5)
 
 
+def test_options_of_the_config(trained, capsys):
+    """An adapter of another rank is taken with the option that it was trained with."""
+    config, adapter, files, names = trained
+    words = ['infer', config, adapter, files[0], '--device', 'cpu', '--set']
+    assert main([*words, 'model.backbone.petl.0.alpha=3']) == 1
+    assert 'alpha=16 in the adapter and alpha=3 here' in capsys.readouterr().err
+    assert main([*words, 'model.backbone.petl.0.alpha=16']) == 0
+    assert ': class ' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('more, message', [(['--top', '0'], '--top must be a whole number >= 1, got 0'),
                                            (['nowhere.png'], 'nowhere.png: no such file')])
 def test_errors(trained, capsys, more, message):

@@ -36,6 +36,7 @@ def chance(tmp_path_factory):
 BAD = {
     'rate of zero': ('optim_wrapper.optimizer.lr=0', ('optim_wrapper.optimizer.lr=0', 'give a learning rate above 0')),
     'rate without bounds': ('optim_wrapper.optimizer.lr=1e30', ('optim_wrapper.optimizer.lr=1e+30', 'at most 1e6')),
+    'rate without effect': ('optim_wrapper.optimizer.lr=1e-30', ('nothing moved', 'optim_wrapper.optimizer.lr')),
     'method without effect': ('model.backbone.petl.1.scale=0. optim_wrapper.optimizer.lr=0.01', ('scale', )),
     'fewer images than a batch': ('train_dataloader.batch_size=64 train_dataloader.drop_last=True',
                                   ('24 sample(s)', 'batch_size=64', 'drop_last')),

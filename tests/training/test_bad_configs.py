@@ -38,6 +38,8 @@ def toy(tmp_path_factory):
         shutil.copy('good/adapter.safetensors', 'adapter.safetensors')
         Path('noise.pth').write_bytes(os.urandom(3000))
         Path('empty.pth').touch()
+        Path('loop.pth').symlink_to('loop.pth')
+        os.mkfifo('pipe.pth')
         yield folder, text
 
 

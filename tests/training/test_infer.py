@@ -89,6 +89,18 @@ def test_one_input_of_any_form(image_run):
     assert abs(wrong['pred_scores'] - wanted['pred_scores']).max() > 1e-4, 'the order of the channels has no effect'
 
 
+@pytest.mark.filterwarnings('ignore')
+def test_upstreams_inferencer_takes_a_shipped_config(image_run):
+    """It reads pictures itself and leaves out a transform named LoadImageFromFile only."""
+    from mmpretrain import ImageClassificationInferencer
+    config, adapter, cfg, names = image_run
+    files = shipped.paths_of(cfg)[:2]
+    for theirs, ours in zip(ImageClassificationInferencer(config, pretrained=adapter, device='cpu')(files),
+                            mmpetl.infer(config, adapter, files, device='cpu'), strict=True):
+        np.testing.assert_allclose(theirs['pred_scores'], ours['pred_scores'], atol=1e-5)
+        assert theirs['pred_label'] == ours['pred_label']
+
+
 @pytest.mark.parametrize('given, said', [
     (np.zeros((4, 4)), r'input 0 is an array of float64 and shape \(4, 4\); give uint8.*\(H, W, 3\).*channel_order'),
     (np.zeros((4, 4, 4), np.uint8), r'shape \(4, 4, 4\)'),
