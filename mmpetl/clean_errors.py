@@ -24,7 +24,8 @@ _REMEDIES = {
     errno.EPERM: 'it is not allowed there, name another place',
     errno.EROFS: 'nothing can be written here, name another place', errno.ENOSPC: 'the disk is full, make room',
     errno.EDQUOT: 'your share of the disk is full, make room', errno.EFBIG: 'no larger file is allowed here, make room',
-    errno.ELOOP: 'a link leads to itself, link it again', errno.ENAMETOOLONG: 'give a shorter name'}
+    errno.ELOOP: 'a link leads to itself, remove it or name another file', errno.ENAMETOOLONG: 'give a shorter name'}
+_QUOTES = '\'"'
 #: Errors whose own words are a sentence.
 _SENTENCES = ('ValueError', 'OSError', 'WeightFileError')
 
@@ -84,6 +85,10 @@ def one_line(error: BaseException) -> str:
         remedy = _REMEDIES.get(error.errno or 0, '')
         told = not remedy or ': ' in error.strerror or ';' in error.strerror  # some say it themselves
         return f'{error.strerror}: {error.filename}' + ('' if told else f': {remedy}')
+    if isinstance(error, OSError) and message == str(OSError(error.errno, error.strerror)):  # of no file
+        return f'{error.strerror}: {_REMEDIES.get(error.errno or 0, "try again")}'
+    if isinstance(error, RuntimeError) and message.startswith('Symlink loop from '):
+        return f'{message.removeprefix("Symlink loop from ").strip(_QUOTES)}: {_REMEDIES[errno.ELOOP]}'
     unknown = re.match(r'(\S+) is not in the (\w+)::([\w ]+) registry', message)
     if unknown:
         name, scope, kind = unknown.groups()

@@ -109,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     plain_name(name, '--name')
     if args.out and os.path.exists(args.out) and not os.path.isdir(args.out):
         raise ValueError(f'--out {args.out} is a file: name a folder')
+    if args.bands and len(args.bands) not in (1, 3):
+        raise ValueError(f'--bands {" ".join(map(str, args.bands))}: give one band, or three')
     args.out = args.out or os.path.join('own_data', name)
     columns = {key: getattr(args, f'{key}_column') for key in ('path', 'label', 'group', 'split')}
     found = collect(str(source), args.kind, args.classes, args.root, columns)

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
@@ -124,6 +125,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.root and os.path.exists(args.root) and not os.path.isdir(args.root):
         raise ValueError(f'--root {args.root} is a file: name a folder')
+    for mirror in args.mirror:
+        if not re.match(r'(https?|ftp|file)://.', mirror):
+            raise ValueError(f'--mirror {mirror!r:.100}: give an address that begins with https://, http://, ftp:// or '
+                             'file://')
     known = [*BASES, *DATA, *GROUPS, *RECIPES, *SOURCES]
     names = [n for name in args.names for n in GROUPS.get(name, [name])]
     for name in names:

@@ -67,7 +67,16 @@ def _check(args: argparse.Namespace) -> Any:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check and print; 1 if anything is wrong."""
+    """Check and print; 1 if anything is wrong.
+
+    Raises:
+        ValueError: If an option does not fit.
+    """
+    if args.task:
+        raise ValueError(f'--task {" ".join(args.task)}: {args.suite} is data of your own and has no tasks: leave it '
+                         'out')
+    if args.sheet and not args.sheet.lower().endswith('.png'):
+        raise ValueError(f'--sheet {args.sheet}: name it *.png')
     report, samples = _check(args)
     _print(report)
     if samples:

@@ -22,8 +22,15 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Push, and print the address that loads it."""
+    """Push, and print the address that loads it.
+
+    Raises:
+        FileNotFoundError: If there is no such config; nothing is sent.
+    """
     from ..adapters.push import push
+    from ..recipes import find_config
+    if args.config:
+        find_config(args.config)  # the page would name a config that nobody has
     address = push(args.adapter, args.repo, args.file, args.private, args.revision, args.message, args.licence,
                    args.base_model, args.config, args.tags)
     print(f'pushed: {address}')

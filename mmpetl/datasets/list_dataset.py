@@ -54,7 +54,7 @@ class ListDataset(CustomDataset):
         if not (ann_file or data_root or data_prefix):
             raise ValueError('ListDataset: set ann_file to a list, or data_root to a folder of class folders')
         if first_label not in (0, 1):
-            raise ValueError(f'ListDataset: first_label={first_label!r} is neither 0 nor 1')
+            raise ValueError(f'ListDataset: first_label={first_label!r} is neither 0 nor 1: give one of them')
         self.first_label = first_label
         if isinstance(classes, str):
             place = osp.join(data_root, osp.expanduser(classes))

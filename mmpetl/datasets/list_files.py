@@ -60,6 +60,12 @@ def read_lines(path: str) -> List[str]:
     return re.split('\r\n|\n|\r', text)
 
 
+def _absent(path: str) -> str:
+    if os.path.isdir(path):
+        return 'is a folder'
+    return 'is no file on a disk' if os.path.exists(path) else 'does not exist'
+
+
 def read_names(path: str) -> Tuple[str, ...]:
     """A class file: one name a line; blank lines do not count.
 
@@ -68,7 +74,7 @@ def read_names(path: str) -> Tuple[str, ...]:
         ValueError: If it names no class, or one twice.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'class file {path} does not exist')
+        raise FileNotFoundError(f'class file {path} {_absent(path)}: name a text file with one class a line')
     found: Dict[str, int] = {}
     for number, line in enumerate(read_lines(path), 1):
         name = line.strip()
@@ -107,12 +113,13 @@ def read_texts(path: str,
         ValueError: With file and line, if a line has no path, no label, or several.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'list file {path} does not exist')
+        raise FileNotFoundError(f'list file {path} {_absent(path)}: name a text file with a path and a label a line')
     lines = [(number, text.strip()) for number, text in enumerate(read_lines(path), 1) if text.strip()]
     header = _header(lines[0][1], with_label, columns) if lines else None
     if any(columns) and header is None:
         raise ValueError(f'{path}: the first line names no column '
-                         f'{" and ".join(repr(c) for c in columns if c)}: {lines[0][1] if lines else ""!r}')
+                         f'{" and ".join(repr(c) for c in columns if c)}: {lines[0][1] if lines else ""!r}; '
+                         'name one that it has')
     rows: List[Line] = []
     for number, text in lines[1 if header else 0:]:
         where = f'{path}, line {number}'
@@ -121,7 +128,7 @@ def read_texts(path: str,
             raise ValueError(f'{where}: no path in {text!r}')
         rows.append(Line(name, label, number, more))
     if not rows:
-        raise ValueError(f'{path} lists no image')
+        raise ValueError(f'{path} lists no image: write a path and a label a line')
     return rows
 
 
@@ -188,7 +195,8 @@ def _header(text: str, with_label: bool, columns: Tuple[str, str] = ('', '')) ->
 def _by_header(text: str, header: _Header, where: str) -> Tuple[str, str, Dict[str, str]]:
     fields = _split(text, header.delimiter)
     if len(fields) != len(header.names):
-        raise ValueError(f'{where}: {len(fields)} columns in {text!r}, the header names {len(header.names)}')
+        raise ValueError(f'{where}: {len(fields)} columns in {text!r}, the header names {len(header.names)}: '
+                         'put a cell with commas between quotation marks')
     more = {name: fields[i] for i, name in enumerate(header.names) if i not in (header.path, header.label)}
     return fields[header.path], fields[header.label] if header.label >= 0 else '', more
 
@@ -224,12 +232,12 @@ def _class_id(text: str, ids: Dict[str, int], where: str, first_label: int) -> i
     if WHOLE.fullmatch(text):
         label = int(text.split('.')[0])
         if label < first_label:
-            raise ValueError(f'{where}: label {text} is not a class id >= {first_label}')
+            raise ValueError(f'{where}: label {text} is not a class id >= {first_label}: mend the line')
         return label - first_label
     if text in ids:
         return ids[text]
     if not text:
-        raise ValueError(f'{where}: the label is empty')
+        raise ValueError(f'{where}: the label is empty: write one')
     if ids:
         raise ValueError(f'{where}: label {text!r} is neither a class id nor one of the classes' + nearest(text, ids))
     raise ValueError(f'{where}: label {text!r} is not a whole number; labels that are names need a class file: '
@@ -246,7 +254,7 @@ def _check(rows: Sequence[Row], path: str, num_classes: Optional[int]) -> None:
     for row in rows:
         if num_classes is not None and row.label >= num_classes:
             ones = '; labels that start at 1 need first_label=1' if min(labels) == 1 and max(
-                labels) == num_classes else ''
+                labels) == num_classes else ': mend the line, or the classes'
             raise ValueError(f'{path}, line {row.line}: label {row.label} of {row.name!r} is outside the classes '
                              f'0..{num_classes - 1}{ones}')
     seen: Dict[str, Row] = {}

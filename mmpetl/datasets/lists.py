@@ -23,7 +23,7 @@ def _label(text: Any, where: str) -> int:
     except (TypeError, ValueError):
         raise ValueError(f'{where}: label {text!r} is not a whole number') from None
     if label < 0 or (isinstance(text, float) and label != text):
-        raise ValueError(f'{where}: label {text!r} is not a class id >= 0')
+        raise ValueError(f'{where}: label {text!r} is not a class id >= 0: mend the line')
     return label
 
 

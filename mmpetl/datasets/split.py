@@ -45,7 +45,7 @@ def split(labels: Sequence[int], groups: Sequence[str], val: float = 0.2, test: 
     Raises:
         ValueError: If the shares leave nothing to train on.
     """
-    if val < 0 or test < 0 or val + test >= 1:
+    if not (val >= 0 and test >= 0 and val + test < 1):  # which nan is not
         raise ValueError(f'--val {val:g} and --test {test:g} must be at least 0 and leave something to train on')
     together: Dict[str, List[int]] = {}
     for position, group in enumerate(groups):

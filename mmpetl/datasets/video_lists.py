@@ -45,8 +45,7 @@ def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str
         entries = [Entry(row.name, row.label, row.line) for row in read_rows(path)]
     except ValueError as error:
         message = str(error)
-        if message == f'{path} lists no image':
-            message = f'{path} lists no video'
+        message = message.replace(f'{path} lists no image', f'{path} lists no video')
         raise ValueError(message.replace(', but an image has one', ', but a video has one')) from None
     for entry in entries:
         if num_classes is not None and entry.label >= num_classes:

@@ -93,6 +93,7 @@ class Predictor:
             path = split_member(path)[0]
             if '://' not in path and not os.path.isfile(path):
                 what = 'is a folder: give the files in it' if os.path.isdir(path) else (
+                    'no file on a disk; give the path of a picture or video' if os.path.exists(path) else
                     'no such file; give the path of a picture or video')
                 raise FileNotFoundError(f'{path}: {what}')
         elif isinstance(one, np.ndarray):

@@ -112,13 +112,20 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
     Args:
         path (str | PathLike): Destination; missing folders are made. A link is followed, its target replaced.
         write (Callable[[BinaryIO], Any]): Writes the whole content into the open binary file that it is given.
+
+    Raises:
+        OSError: With the name of the destination, if it cannot be written.
     """
     # Replacing a link by a file would cut it from what it points to.
     target = os.path.realpath(os.path.expanduser(os.fspath(path)))
     folder, name = os.path.split(target)
     os.makedirs(folder, exist_ok=True)
     _sweep(folder)
-    handle, temporary = tempfile.mkstemp(prefix=_prefix(name), suffix='.part', dir=folder)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=_prefix(name), suffix='.part', dir=folder)
+    except OSError as error:
+        error.filename = target  # nobody asked for the part
+        raise
     try:
         with os.fdopen(handle, 'wb') as file:
             write(file)
@@ -130,7 +137,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any])
     except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno and not error.filename:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             error.filename = target  # a full disk does not say what was being written
         raise
     sync_folder(folder)
