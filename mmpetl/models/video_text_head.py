@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A head for videos whose classes are texts: cosine of the clip's feature with the text features of the class names."""
 
+import math
 from typing import Any, List, Mapping, Optional
 
 import torch
@@ -28,6 +29,8 @@ class VideoTextHead(ViewScores, BaseHead):
         projection: Arguments of :class:`mmpetl.models.CLIPProjection` besides ``in_channels``; None: the feature is in
             the texts' space already.
         scale: Temperature; 100 is CLIP's.
+        train_scale: Whether the temperature trains, from ``scale`` on, as its logarithm ``log_scale``: so the code of Wu
+            et al. trains CLIP's ``logit_scale``. The classes' order does not depend on it, their probabilities do.
         train_text: Whether the rows train, from the text features on; else they belong to the configuration and not to
             the checkpoint, and the file is read whenever the head is built.
         pool_views: Average the unit features of a video's views before the cosine, not their scores after it.
@@ -36,7 +39,8 @@ class VideoTextHead(ViewScores, BaseHead):
 
     Raises:
         FileNotFoundError: If there is no such file; the message says what makes it.
-        ValueError: If the file does not fit, or both ``pool_views`` and ``keep_views`` are asked for.
+        ValueError: If the file does not fit, both ``pool_views`` and ``keep_views`` are asked for, or ``scale`` trains
+            from a value that has no logarithm.
     """
 
     def __init__(self,
@@ -45,6 +49,7 @@ class VideoTextHead(ViewScores, BaseHead):
                  text_features: Optional[str],
                  projection: Optional[Mapping[str, Any]] = None,
                  scale: float = 100.,
+                 train_scale: bool = False,
                  train_text: bool = False,
                  pool_views: bool = False,
                  keep_views: bool = False,
@@ -53,6 +58,8 @@ class VideoTextHead(ViewScores, BaseHead):
         if pool_views and keep_views:
             raise ValueError('VideoTextHead: with pool_views=True the views of a video have no scores of their own: '
                              'set keep_views=False')
+        if train_scale and scale <= 0:
+            raise ValueError(f'VideoTextHead: scale={scale:g} cannot train: it must be above 0')
         self.projection = None if projection is None else CLIPProjection(in_channels, **projection)
         width = in_channels if self.projection is None else self.projection.proj.shape[1]
         self.text_features, self.scale, self.train_text = text_features, float(scale), train_text
@@ -64,10 +71,13 @@ class VideoTextHead(ViewScores, BaseHead):
             self.text = nn.Parameter(rows.clone())
         else:
             self.register_buffer('text', rows, persistent=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if train_scale else None
 
     def init_weights(self) -> None:
         """Read the projection, and set rows that train to the text features."""
         super().init_weights()
+        if self.log_scale is not None:
+            nn.init.constant_(self.log_scale, math.log(self.scale))
         if self.train_text and self.text_features is not None:
             with torch.no_grad():
                 self.text.copy_(load_text_features(self.text_features, *self.text.shape).weight)
@@ -80,8 +90,9 @@ class VideoTextHead(ViewScores, BaseHead):
 
     def logits(self, f: Tensor) -> Tensor:
         """Embeddings f (N, E) -> logits (N, classes)."""
+        scale = self.scale if self.log_scale is None else self.log_scale.exp()
         # Rows that stay are normed too: a cast of the model to another precision has changed their length.
-        return self.scale * F.linear(f, F.normalize(self.text, dim=-1))
+        return scale * F.linear(f, F.normalize(self.text, dim=-1))
 
     def forward(self, x: Any, **kwargs: Any) -> Tensor:
         """Feature (N, C), or in a tuple -> logits (N, classes)."""

@@ -103,6 +103,24 @@ def test_texts_that_train_begin_at_the_file(texts):
     assert (head.text.grad * head.text).sum(1).abs().max() < 1e-4 and head.text.grad.abs().max() > 0.1
 
 
+def test_a_temperature_that_trains(texts):
+    """Its gradient is that of softmax(s z) by log s: s (sum_c p_c z_c - z_label), and it begins at the scale."""
+    head, fixed = head_of(texts, train_scale=True, scale=20.), head_of(texts, scale=20.)
+    fixed.load_state_dict({k: v for k, v in head.state_dict().items() if k != 'log_scale'})
+    x, labels = torch.randn(4, 32, generator=torch.Generator().manual_seed(2)), torch.tensor([0, 1, 2, 0])
+    logits = head((x, ))
+    torch.testing.assert_close(logits, fixed((x, )))
+    torch.nn.functional.cross_entropy(logits, labels, reduction='sum').backward()
+    z = logits.detach().double()
+    wanted = ((z.softmax(1) * z).sum(1) - z[torch.arange(4), labels]).sum()
+    assert abs(head.log_scale.grad - wanted) <= 1e-4 * abs(wanted) and 'log_scale' in head.state_dict()
+    with torch.no_grad():
+        head.log_scale.add_(1)
+    torch.testing.assert_close(head((x, )), fixed((x, )) * np.e)
+    head.init_weights()
+    torch.testing.assert_close(head.log_scale.exp().item(), 20.)
+
+
 def test_half_precision_costs_no_tenths(texts):
     head, x = head_of(texts), torch.randn(8, 32)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
@@ -115,5 +133,7 @@ def test_refusals(texts):
         head_of(texts, projection=None)
     with pytest.raises(ValueError, match='with pool_views=True the views of a video have no scores of their own'):
         head_of(texts, pool_views=True, keep_views=True)
+    with pytest.raises(ValueError, match='scale=0 cannot train: it must be above 0'):
+        head_of(texts, train_scale=True, scale=0.)
     with pytest.raises(FileNotFoundError, match='makes it'):
         head_of('nowhere/hmdb51.npz')
