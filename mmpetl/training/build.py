@@ -88,6 +88,9 @@ def _leave_out_files(settings: Any) -> None:
         settings['data_preprocessor'].pop('blending', None)  # a distribution that a meta device cannot check
     if isinstance(settings.get('backbone'), dict):
         settings['backbone'].pop('init_cfg', None)
+        if 'model_name' in settings['backbone']:  # of timm or transformers, whose weights come by name
+            settings['backbone'].update(pretrained=False)
+            settings['backbone'].pop('checkpoint_path', None)
     head = settings.get('head')
     if isinstance(head, dict) and head.pop('text_features', None) is not None and str(
             head.get('type')).endswith('ZeroShotHead'):

@@ -241,7 +241,7 @@ def test_absent_library_is_one_line(name, monkeypatch):
     (dict(type='mmpetl.TIMM', model_name='resnet18'), 'ResNet cannot be adapted'),
     (dict(type='mmpetl.TIMM', model_name='vit_tiny_patch16_224', out_type='cls'), "unknown out_type 'cls'"),
     (dict(type='mmpetl.HF', config=dict(model_type='bert')), "model_type 'bert'"),
-    (dict(type='mmpetl.HF'), 'either model_name'),
+    (dict(type='mmpetl.HF'), "needs model_name='...' or config"),
 ])
 def test_wrong_config_is_one_line(cfg, message):
     with pytest.raises(ValueError, match=message) as error:
