@@ -6,12 +6,16 @@ The layouts are written from the official files, not from this package; only the
 
 import argparse
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import cv2
 import numpy as np
 import suite_data
 import torch
+from mmaction.models.backbones import mvit as mmaction_mvit
+from mmaction.models.backbones.uniformerv2 import UniFormerV2
+from mmpretrain.models import DeiT3, MViT, SwinTransformerV2, ViTEVA02
+from small_backbones import MM
 from torch import Tensor, nn
 
 from mmpetl.datasets.tables import get_task
@@ -208,7 +212,34 @@ def clip(path: Path, patch: int) -> None:
 
 
 #: Official file -> how it is written.
+def own(build: Callable[..., nn.Module], **kwargs: Any) -> Callable[[Path], None]:
+    """A file of mmpretrain or mmaction2 of a model in its own names, with the classifier of its training."""
+
+    def write(path: Path) -> None:
+        model = build(**kwargs)
+        state = {f'backbone.{k}': v for k, v in model.state_dict().items()}
+        state = {k: v + draw(*v.shape) if v.is_floating_point() else v for k, v in state.items()}
+        torch.save({'meta': {}, 'state_dict': state | linear('head.fc', 1000, DIM)}, path)
+
+    return write
+
+
+_VIT = dict(embed_dims=DIM, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=4 * DIM)
+#: mmpretrain's and mmaction2's later classes at the sizes of tests/small_backbones.py, for the pictures that they read.
+OWN = {
+    'deit3-small-p16_3rdparty_in1k_20221008-0f7c70cf.pth': own(DeiT3, arch=_VIT, img_size=224, patch_size=16),
+    'eva02-small-p14_pre_in21k_20230505-3175f463.pth': own(
+        ViTEVA02, arch=_VIT, img_size=224, patch_size=14, final_norm=False, out_type='avg_featmap'),
+    'swinv2-base-w8_3rdparty_in1k-256px_20220803-8ff28f2b.pth': own(
+        SwinTransformerV2, img_size=32, pretrained_window_sizes=[8, 8, 8, 8], **MM['SwinTransformerV2'][0]),
+    'mvitv2-tiny_3rdparty_in1k_20220722-db7beeef.pth': own(MViT, img_size=32, **MM['MViT'][0]),
+    'mvit-small-p244_16x4x1_kinetics400-rgb_20221021-9ebaaeed.pth': own(
+        mmaction_mvit.MViT, spatial_size=32, **MM['VideoMViT'][0]),
+    'uniformerv2-base-p16-res224_clip_8xb32-u8_kinetics400-rgb_20230313-e29fc968.pth': own(
+        UniFormerV2, input_resolution=32, t_size=8, double_lmhra=True, clip_pretrained=False, **MM['UniFormerV2'][0]),
+}
 WRITERS = {
+    **OWN,
     'ViT-B_16.npz': jax,
     'B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz': jax,
     'jx_vit_base_p16_224-80ecf9dd.pth': timm_plain,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mmcv
 import numpy as np
+import small_backbones
 import suite_data
 import torch
 from mmengine.config import Config, ConfigDict
@@ -65,6 +66,8 @@ def _shrink_backbone(cfg: Config) -> int:
     """Two narrow blocks; returns the width of the feature."""
     backbone = cfg.model.backbone
     kind = backbone.type.split('.')[-1]
+    if width := small_backbones.shrink(backbone):
+        return width
     if kind == 'VideoMAE':
         backbone.update(img_size=32, patch_size=8, embed_dims=32, depth=2, num_heads=2, mlp_ratio=2)
         return 32
@@ -148,7 +151,10 @@ def _write_text_features(folder: Path, head: ConfigDict, width: int) -> None:
 
 
 def _write_base(folder: Path, cfg: Config) -> None:
-    """A random base as the weight file that ``init_cfg`` names."""
+    """A random base as the weight file that ``init_cfg`` names, or by its name."""
+    if small_backbones.by_name(cfg.model.backbone):
+        small_backbones.write(cfg.model.backbone, folder)
+        return
     torch.manual_seed(0)
     model = build_model(cfg, weights=False)
     backbone = find_backbone(model)[0]

@@ -87,7 +87,7 @@ def test_mim_lists_the_recipes(wheel, tmp_path):
 
     listed = mim('search', 'mmpetl', '--valid-config')
     assert listed.returncode == 0, listed.stderr[-2000:]
-    names = {p.stem for folder in ('apt', 'e2vpt', 'peers', 'pevit', 'synqt', 'vpetl')
+    names = {p.stem for folder in ('apt', 'backbones', 'e2vpt', 'peers', 'pevit', 'synqt', 'vpetl')
              for p in (ROOT / 'configs' / folder).glob('*.py')}
     assert set(re.findall(r"'([^']+)'", listed.stdout)) == names
     found = mim('search', 'mmpetl', '--model', 'synqt', '--condition', 'epochs==50', '--field', 'config').stdout

@@ -27,7 +27,7 @@ from mmengine.config import Config
 from mmpetl.datasets.downloads import DATA
 from mmpetl.datasets.tables import SUITES
 from mmpetl.datasets.tables.video import VIDEO_SETS
-from mmpetl.weights.bases import FILES, Base
+from mmpetl.weights.bases import FILES, HUB, Base
 
 PAGE, INDEX = 'docs/model_zoo.md', 'model-index.yml'
 BENCH = 'README of the V-PETL benchmark'
@@ -43,6 +43,8 @@ FOLDERS: Dict[str, Tuple[str, str, str, str]] = {
               'Approach', 'https://arxiv.org/abs/2407.06964', 'synqt.md'),
     'vpetl': ('V-PETL', 'Towards a Unified View on Visual Parameter-Efficient Transfer Learning',
               'https://arxiv.org/abs/2210.00788', 'patt.md'),
+    'backbones': ('Further backbones', 'LoRA: Low-Rank Adaptation of Large Language Models',
+                  'https://arxiv.org/abs/2106.09685', 'lora.md'),
     'apt': ('APT', 'Attention Prompt Tuning: Parameter-efficient Adaptation of Pre-trained Models for Spatiotemporal '
             'Modeling', 'https://arxiv.org/abs/2403.06978', 'apt.md'),
 }
@@ -121,6 +123,13 @@ def published(doc: str) -> Dict[str, float]:
     return found
 
 
+def base_of(backbone: Any) -> Base:
+    """The official weights that a backbone of a config loads."""
+    if 'model_name' in backbone:
+        return HUB[backbone.model_name]
+    return FILES[Path(backbone.init_cfg.checkpoint).name]
+
+
 def read(path: Path) -> Recipe:
     """One recipe, without its costs."""
     own = str(path.relative_to(ROOT))
@@ -135,8 +144,7 @@ def read(path: Path) -> Recipe:
     title = SUITES[suite].title if suite else VIDEO_SETS[data[0]].title
     numbers = published(doc)
     return Recipe(
-        own, ' '.join(doc.split('\n\n')[0].split()), commands[0],
-        FILES[Path(cfg.model.backbone.init_cfg.checkpoint).name], data, title,
+        own, ' '.join(doc.split('\n\n')[0].split()), commands[0], base_of(cfg.model.backbone), data, title,
         'Image Classification' if suite else 'Action Recognition',
         cfg.train_cfg.max_epochs if cfg.get('train_cfg') else 0,
         (cfg.get('train_dataloader') or cfg.test_dataloader).batch_size, numbers,
@@ -227,7 +235,9 @@ def page(found: List[Recipe], counts: Tuple[int, int]) -> str:
                        f'{c["Head Parameters"]:,} | {c["FLOPs"] / 1e9:.1f} | {c["Training Memory"] / 2**30:.2f} | '
                        f'{numbers or "unknown"}{mark} | not measured here |')
         out += ['', *(f'[{i}] {source}.' for i, source in enumerate(sources, 1)), *([''] if sources else [])]
-    out += ['## Bases', '', '`mmpetl fetch NAME` puts them into the cache folder.', '',
+    out += ['## Bases', '', '`mmpetl fetch NAME` puts them into the cache folder. Those with a slash in their name are '
+            'on the Hugging Face hub, and timm or transformers fetches them when a recipe first runs ([without a '
+            'network](other_libraries.md#weights-without-a-network)).', '',
             'Parameters are those of the backbone that a recipe builds from it. A size is that of the file; where no '
             'official page says it, the server tells it when the file is fetched.', '',
             '| name | what | parameters | file | size | digest | licence | page |', '|---|---|---|---|---|---|---|---|']

@@ -29,8 +29,8 @@ class VideoTextHead(ViewScores, BaseHead):
         projection: Arguments of :class:`mmpetl.models.CLIPProjection` besides ``in_channels``; None: the feature is in
             the texts' space already.
         scale: Temperature; 100 is CLIP's.
-        train_scale: Whether the temperature trains, from ``scale`` on, as its logarithm ``log_scale``: so the code of Wu
-            et al. trains CLIP's ``logit_scale``. The classes' order does not depend on it, their probabilities do.
+        train_scale: Whether the temperature trains, from ``scale`` on, as its logarithm ``log_scale``: so the code of
+            Wu et al. trains CLIP's ``logit_scale``. The classes' order does not depend on it, their probabilities do.
         train_text: Whether the rows train, from the text features on; else they belong to the configuration and not to
             the checkpoint, and the file is read whenever the head is built.
         pool_views: Average the unit features of a video's views before the cosine, not their scores after it.

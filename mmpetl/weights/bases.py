@@ -16,6 +16,8 @@ _DRIVE = 'https://drive.usercontent.google.com/download?export=download&confirm=
 _FB, _MS, _GOOGLE = ('https://dl.fbaipublicfiles.com/', 'https://github.com/SwinTransformer/storage/releases/download/',
                      'https://storage.googleapis.com/vit_models/')
 _MM, _MM_PAGE = 'https://download.openmmlab.com/', 'https://github.com/open-mmlab/mmpretrain'
+_MMA_PAGE = 'https://github.com/open-mmlab/mmaction2'
+_UNIFORMER = 'uniformerv2-base-p16-res224_clip_8xb32-u8_kinetics400-rgb'
 _OPENAI = 'https://openaipublic.azureedge.net/clip/models/'
 _CLIP32 = '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af'
 _CLIP16 = '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f'
@@ -92,6 +94,20 @@ _ALL = (
     Base('eva02-small-in21k', 'eva02-small-p14_pre_in21k_20230505-3175f463.pth',
          _MM + 'mmpretrain/v1.0/eva02/eva02-small-p14_pre_in21k_20230505-3175f463.pth', _MM_PAGE,
          "EVA-02 ViT-S/14, self-supervised on ImageNet-21k, in mmpretrain's names", 'MIT', sha256='3175f463'),
+    Base('deit3-small', 'deit3-small-p16_3rdparty_in1k_20221008-0f7c70cf.pth',
+         _MM + 'mmclassification/v0/deit3/deit3-small-p16_3rdparty_in1k_20221008-0f7c70cf.pth', _MM_PAGE,
+         "DeiT III ViT-S/16, supervised on ImageNet-1k, in mmpretrain's names", 'Apache-2.0', sha256='0f7c70cf'),
+    Base('mvitv2-tiny', 'mvitv2-tiny_3rdparty_in1k_20220722-db7beeef.pth',
+         _MM + 'mmclassification/v0/mvit/mvitv2-tiny_3rdparty_in1k_20220722-db7beeef.pth', _MM_PAGE,
+         "MViT v2-T, supervised on ImageNet-1k, in mmpretrain's names", 'Apache-2.0', sha256='db7beeef'),
+    Base('video-mvitv2-small-k400', 'mvit-small-p244_16x4x1_kinetics400-rgb_20221021-9ebaaeed.pth',
+         _MM + 'mmaction/v1.0/recognition/mvit/converted/mvit-small-p244_16x4x1_kinetics400-rgb_20221021-9ebaaeed.pth',
+         _MMA_PAGE, "MViT v2-S for videos, supervised on Kinetics-400, in mmaction2's names", 'Apache-2.0',
+         sha256='9ebaaeed'),
+    Base('uniformerv2-base-k400', _UNIFORMER + '_20230313-e29fc968.pth',
+         f'{_MM}mmaction/v1.0/recognition/uniformerv2/{_UNIFORMER}/{_UNIFORMER}_20230313-e29fc968.pth', _MMA_PAGE,
+         "UniFormer V2-B/16 out of CLIP's image tower, trained on Kinetics-400 by mmaction2", 'Apache-2.0',
+         sha256='e29fc968'),
     Base('clip-vit-base-p32', 'ViT-B-32.pt', f'{_OPENAI}{_CLIP32}/ViT-B-32.pt', 'https://github.com/openai/CLIP',
          'CLIP ViT-B/32, image and text towers', 'MIT', sha256=_CLIP32),
     Base('clip-vit-base-p16', 'ViT-B-16.pt', f'{_OPENAI}{_CLIP16}/ViT-B-16.pt', 'https://github.com/openai/CLIP',
@@ -112,6 +128,30 @@ _ALL = (
     _videomae('base', 'ssv2', 2400, '1I18dY_7rSalGL8fPWV82c0-foRUDzJJk'),
 )
 
+
+
+def _hub(name: str, title: str, licence: str) -> Base:
+    page = f'https://huggingface.co/{name}'
+    return Base(name, 'model.safetensors', f'{page}/tree/main', page, title, licence)
+
+
+#: Bases that timm and transformers fetch by themselves, by the ``model_name`` of the recipes (timm's without 'timm/').
+HUB: Dict[str, Base] = {base.name.removeprefix('timm/'): base for base in (
+    _hub('timm/vit_small_patch14_dinov2.lvd142m', 'DINOv2 ViT-S/14, self-supervised on LVD-142M', 'Apache-2.0'),
+    _hub('timm/vit_base_patch16_siglip_224.v2_webli', 'SigLIP 2 ViT-B/16, with texts on WebLI', 'Apache-2.0'),
+    _hub('timm/vit_small_patch16_dinov3.lvd1689m', 'DINOv3 ViT-S/16, distilled on LVD-1689M', 'DINOv3 License'),
+    _hub('timm/swin_base_patch4_window7_224.ms_in22k', 'Swin-B, supervised on ImageNet-22k', 'MIT'),
+    _hub('timm/hiera_tiny_224.mae', 'Hiera-T, MAE on ImageNet-1k', 'CC BY-NC 4.0'),
+    _hub('facebook/dinov2-small', 'DINOv2 ViT-S/14, self-supervised on LVD-142M', 'Apache-2.0'),
+    _hub('google/siglip2-base-patch16-224', 'SigLIP 2 ViT-B/16, with texts on WebLI', 'Apache-2.0'),
+    _hub('facebook/dinov3-vits16-pretrain-lvd1689m', 'DINOv3 ViT-S/16, distilled on LVD-1689M; asks for consent first',
+         'DINOv3 License'),
+    _hub('microsoft/swinv2-tiny-patch4-window8-256', 'Swin V2-T, supervised on ImageNet-1k at 256 px', 'Apache-2.0'),
+    _hub('MCG-NJU/videomae-base', 'VideoMAE ViT-B/16, self-supervised on Kinetics-400', 'CC BY-NC 4.0'),
+    _hub('facebook/vjepa2-vitl-fpc64-256', 'V-JEPA 2 ViT-L/16, self-supervised on VideoMix22M', 'see its page'),
+    _hub('facebook/timesformer-base-finetuned-k400', 'TimeSformer-B, supervised on ImageNet-21k and Kinetics-400',
+         'CC BY-NC 4.0'),
+)}
 # By the name that 'mmpetl fetch' takes, and by the file that configs name.
 BASES: Dict[str, Base] = {base.name: base for base in _ALL}
 FILES: Dict[str, Base] = {base.file: base for base in _ALL}

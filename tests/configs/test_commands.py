@@ -5,6 +5,7 @@ The default suite runs one recipe of every kind; the slow one runs all.
 """
 
 import copy
+import os
 import re
 import shlex
 import sys
@@ -30,8 +31,9 @@ from mmpetl.weights.bases import BASES
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
 import official  # noqa: E402
+import small_backbones  # noqa: E402
 
-FOLDERS = ('apt', 'e2vpt', 'peers', 'pevit', 'synqt', 'vpetl')
+FOLDERS = ('apt', 'backbones', 'e2vpt', 'peers', 'pevit', 'synqt', 'vpetl')
 CONFIGS = sorted(p for folder in FOLDERS for p in (ROOT / 'configs' / folder).glob('*.py'))
 STARTS = r'(?:python tools/|bash tools/|mmpetl )'
 
@@ -50,8 +52,17 @@ LEAN = ('e2vpt-prune_vit-base-p16_in21k-pre_1xb64-coslr-100e_vtab', 'e2vpt_swin-
         'patt-kv-adaptformer_video-swin-base_k400-in22k-pre_1xb16-8x2-coslr-70e_hmdb51')
 
 
+#: Pixels of what tests/small_backbones.py makes small, and its types.
+SMALL = 32
+OWN = {'mmpetl.TIMM', 'mmpetl.HF', *(f'mmpetl.{kind}' for kind in small_backbones.MM)}
+
+
 def shrink_backbone(backbone):
     """A base of the official layout's small size."""
+    if width := small_backbones.shrink(backbone, SMALL):
+        if small_backbones.by_name(backbone):  # what stands in for the hub
+            small_backbones.write(backbone, Path(os.environ['MMPETL_CACHE']) / f'hub/{backbone.model_name}')
+        return width
     if 'Swin' in backbone.type:
         backbone.arch = dict(embed_dims=official.SWIN_DIM, depths=list(official.SWIN_DEPTHS),
                              num_heads=list(official.SWIN_HEADS))
@@ -80,7 +91,7 @@ def shrink(cfg):
     """A recipe at toy size: small base and pictures, a few samples, one epoch, no workers."""
     backbone = cfg.model.backbone
     width = shrink_backbone(backbone)
-    size = 32 if 'Swin' in backbone.type or 'VideoMAE' in backbone.type else 64
+    size = SMALL if backbone.type in OWN or 'Swin' in backbone.type or 'VideoMAE' in backbone.type else 64
     head = cfg.model.get('head') or cfg.model.cls_head
     if cfg.model.get('neck', {}).get('type') == 'mmpetl.CLIPProjection':
         cfg.model.neck.update(in_channels=width, out_channels=16)

@@ -34,6 +34,7 @@ from mmpetl.weights.io import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import shipped  # noqa: E402
+import small_backbones  # noqa: E402
 
 
 @HOOKS.register_module(force=True)
@@ -77,13 +78,20 @@ def kinds(path):
     return {*found.items(), *(('method', name) for name in methods)}
 
 
+def lean(path, found):
+    """The kinds that decide what lives by default: of configs/backbones one by a name of timm and one of transformers."""
+    if '/backbones/' not in path:
+        return found
+    return {k for k in found if k[0] == 'backbone' and k[1] in ('mmpetl.TIMM', 'mmpetl.HF')}
+
+
 #: Config -> its schedule, as kinds() meets it.
 SCHEDULES: dict = {}
 #: Config -> its kinds; one of every kind runs by default.
 KINDS = {path: kinds(path) for path in shipped.CONFIGS}
-DEFAULT = shipped.cover(KINDS)
+DEFAULT = shipped.cover({path: lean(path, found) for path, found in KINDS.items()})
 #: One config of every data set and folder.
-DATA = shipped.cover({path: {k for k in found if k[0] in ('folder', 'data')} for path, found in KINDS.items()})
+DATA = shipped.cover({path: {k for k in lean(path, found) if k[0] in ('folder', 'data')} for path, found in KINDS.items()})
 #: One config of every backbone and method, for what takes long.
 GRAPHS = shipped.cover({path: {k for k in found if k[0] in ('backbone', 'method')} for path, found in KINDS.items()})
 
@@ -113,6 +121,8 @@ def scores_of(config, file, folder, name, *more):
 def without_pooled_norm(config):
     """Pre-training files have no norm of the pooled feature."""
     path = config.parent / 'base.pth'
+    if small_backbones.by_name(Config.fromfile(str(config)).model.backbone):
+        return
     loaded = torch.load(path, weights_only=True)
     loaded['state_dict'] = {k: v for k, v in loaded['state_dict'].items() if not k.startswith(('ln2.', 'fc_norm.'))}
     torch.save(loaded, path)
@@ -308,8 +318,10 @@ def merged_scores(config, adapter, folder, scores):
     kind = settings.type.split('.')[-1]
     plain = {k: v for k, v in settings.items() if k not in ('petl', 'tune', 'trunk', 'memory', 'with_cp', 'init_cfg')}
     scope, name = dict(VisionTransformer=('mmpretrain', 'VisionTransformer'), VideoMAE=('mmaction', 'VisionTransformer'),
-                       **{mm: ('mmpretrain', mm) for mm in ('SwinTransformer', 'BEiTViT')},
-                       SwinTransformer3D=('mmaction', 'SwinTransformer3D'),
+                       **{mm: ('mmpretrain', mm) for mm in ('SwinTransformer', 'BEiTViT', 'DeiT3', 'ViTEVA02', 'MViT',
+                                                            'SwinTransformerV2')},
+                       **{mm: ('mmaction', mm) for mm in ('SwinTransformer3D', 'UniFormerV2')},
+                       VideoMViT=('mmaction', 'MViT'), TIMM=('timm', kind), HF=('transformers', kind),
                        CLIPVisionTransformer=('mmpretrain', 'VisionTransformer')).get(kind, (None, None))
     assert report.max_difference is not None and name, kind
     from mmengine.registry import MODELS
@@ -317,7 +329,11 @@ def merged_scores(config, adapter, folder, scores):
         plain = dict(dict(patch_cfg=dict(bias=False), pre_norm=True, norm_cfg=dict(type='LN', eps=1e-5),
                           layer_cfgs=dict(act_cfg=dict(type='QuickGELU'))),
                      **plain)
-    body = MODELS.build(dict(plain, type=f'{scope}.{name}'))
+    if small_backbones.by_name(settings):
+        body, feature = small_backbones.stock(settings)
+    else:
+        body = feature = MODELS.build(dict(plain, type=f'{scope}.{name}'))
+        body._load_state_dict_pre_hooks.clear()  # Swin V2's takes tables out that the state dict has
     state = {k.removeprefix('backbone.'): v for k, v in load_file(str(out))['state_dict'].items()
              if k.startswith('backbone.')}
     body.load_state_dict(state, strict=True)
@@ -325,7 +341,7 @@ def merged_scores(config, adapter, folder, scores):
     from mmpetl.merging import probe_for
     probe = probe_for(backbone)
     with torch.no_grad():
-        one, other = body(probe), backbone(probe)
+        one, other = feature(probe), backbone(probe)
     for a, b in zip(*[x if isinstance(x, (tuple, list)) else [x] for x in (one, other)]):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 

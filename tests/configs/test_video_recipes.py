@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, init_default_s
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted([*(ROOT / 'configs/vpetl').glob('*.py'), *(ROOT / 'configs/apt').glob('[!z]*.py'),
-                  *(ROOT / 'configs/apt').glob('zero-i2v*.py')])
+                  *(ROOT / 'configs/apt').glob('zero-i2v*.py'), *(ROOT / 'configs/backbones').glob('*_hmdb51.py')])
 ZERO_SHOT = ROOT / 'configs/apt/zeroshot_clip-vit-base-p16_openai-pre_16x4_hmdb51.py'
 NAMES = [path.stem for path in RECIPES]
 
@@ -41,6 +41,8 @@ def build(cfg):
     }
     if 'text_features' in model['cls_head']:
         model['cls_head'] = {**model['cls_head'], 'text_features': None}
+    if 'model_name' in model['backbone']:
+        model['backbone'] = {**model['backbone'], 'pretrained': False}
     with real_size():
         return MODELS.build(model)
 
@@ -98,7 +100,8 @@ def test_pipelines_can_be_built(path):
         assert flips <= ('ssv2' not in path.stem), 'a class of ssv2 tells left from right'
 
 
-VIEWS = dict(vpetl_hmdb51=4, vpetl_ssv2=4, vpetl_strong=12, apt_hmdb51=30, apt_ucf101=15, apt_ssv2=6, apt_k400=15)
+VIEWS = dict(vpetl_hmdb51=4, vpetl_ssv2=4, vpetl_strong=12, apt_hmdb51=30, apt_ucf101=15, apt_ssv2=6, apt_k400=15,
+             backbones_16x4=30, backbones_8x2=4)
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=NAMES)
@@ -109,6 +112,8 @@ def test_views(path):
     crops = next(t.num_crops for t in pipeline if t.type == 'mmpetl.ViewCrops')
     family, data = path.parent.name, path.stem.rsplit('_', 1)[1]
     key = 'vpetl_strong' if family == 'vpetl' and 'strong' in path.stem else f'{family}_{data}'
+    if family == 'backbones':
+        key = f'backbones_{"16x4" if "16x4" in path.stem else "8x2"}'
     assert clips * crops == VIEWS[key]
     assert cfg.model.cls_head.average_clips == ('score' if family == 'vpetl' else 'prob')
 
