@@ -154,15 +154,15 @@ def train_step(model: nn.Module, x: Any, amp: Optional[str] = None) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def seconds(run: Callable[[], Any]) -> float:
+def seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one call, the device's work included."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     run()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def peak_bytes(run: Callable[[], Any]) -> Optional[int]:
@@ -177,13 +177,14 @@ def peak_bytes(run: Callable[[], Any]) -> Optional[int]:
     return torch.cuda.max_memory_allocated() - before
 
 
-def interleave(runs: Dict[str, Callable[[], Any]], rounds: int, title: str = '') -> Dict[str, List[float]]:
+def interleave(runs: Dict[str, Callable[[], Any]], rounds: int, title: str = '',
+               clock: Callable[[], float] = time.perf_counter) -> Dict[str, List[float]]:
     """Seconds of every call in ``rounds`` rounds, taken in turns after one round that does not count; a busy machine
-    slows all alike."""
+    slows all alike. ``clock``: ``time.process_time`` counts what the processor gave to this process alone."""
     found: Dict[str, List[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            took = seconds(run)
+            took = seconds(run, clock)
             if number:
                 found[name].append(took)
         if title:

@@ -11,7 +11,7 @@ from mmpetl.weights.io import write_json
 
 #: Files that the commands write, in the order of the page, with their headings.
 SECTIONS = (('targets.json', 'Targets'), ('methods.json', 'Every method'), ('peers.json', 'Peers'),
-            ('compile.json', 'torch.compile'), ('data.json', 'Data path'))
+            ('published.json', 'The published code'), ('compile.json', 'torch.compile'), ('data.json', 'Data path'))
 #: Methods that the page shows; all are in the tables beside it.
 GLANCE = ('full', 'linear probe', 'LoRA', 'AdaptFormer', 'VPT', 'SSF', 'FacT-TT', 'SynQT')
 HEAD = """# Benchmarks
@@ -21,13 +21,15 @@ python benchmarks/benchmark.py --memory light lightest --batch 2 --backbones cli
 python benchmarks/benchmark.py --memory light lightest --steps 2 --timed-batch 2 --untimed lightest          # ViT, timed
 python benchmarks/benchmark.py --targets --timed-batch 4
 python benchmarks/benchmark_peers.py --skip-startup     # peft, timm, mmpretrain, mmaction2
+python benchmarks/benchmark_published.py --help         # the methods' published code, from checkouts that you have
 python benchmarks/benchmark_compile.py
 python benchmarks/data_throughput.py --rounds 3         # decoding, cache, transforms
 ```
 
 *Kept*: bytes that a training step holds for the backward pass per input, without parameters, input, head and loss, counted on torch's meta
-device. *Plain*: the published formula written out (`benchmarks/benchmark_plain.py`; tests show equal outputs and gradients), not the published code, which is not
-run. Times: ratios of medians of interleaved rounds in one process (smallest-largest). Kernels and casts: `python benchmarks/kernels.py`. SynQT keeps 0.268 of full, with `memory='light'` 0.068.
+device. *Plain*: the published formula written out (`benchmarks/benchmark_plain.py`; tests show equal outputs and gradients); the published code itself has a
+section of its own. Times: ratios of medians of interleaved rounds in one process (smallest-largest). Kernels and casts: `python benchmarks/kernels.py`. Nothing here was
+measured on a GPU: `bash tools/gpu_check.sh` does. SynQT keeps 0.268 of full, with `memory='light'` 0.068.
 """
 
 

@@ -48,7 +48,8 @@ class KAdaptation(Update):
         bias: 'shared' (one bias per block, added to every adapted op, as published), 'separate' (one per op) or None.
         share_rule: One rule per op for all blocks of equal width; False gives every block its own.
         drop_rate: Dropout on the n * rank * rule_rank hidden units.
-        tie_factors: All ops use the factors B_i of the first op (so does the published code).
+        tie_factors: All ops use the factors B_i of the first op, as the first version of the published code does. None:
+            only with ``variant='released'``.
         post_scale_q: The query's update is added after the division by sqrt(head_dim), which multiplies it by
             sqrt(head_dim).
         variant: 'paper', or 'released' for the behaviour of the published code: ``tie_factors``, ``post_scale_q``, both
@@ -70,7 +71,7 @@ class KAdaptation(Update):
                  bias: Optional[str] = 'shared',
                  share_rule: bool = True,
                  drop_rate: float = 0.,
-                 tie_factors: bool = False,
+                 tie_factors: Optional[bool] = None,
                  post_scale_q: bool = False,
                  variant: str = 'paper',
                  layers: Layers = None) -> None:
@@ -82,7 +83,8 @@ class KAdaptation(Update):
         # The released code differs in four things at once; they are one option, as nobody needs them apart
         # but for tie_factors and post_scale_q.
         self.released = variant == 'released'
-        self.tied, self.post_scale_q = tie_factors or self.released, post_scale_q or self.released
+        self.tied = self.released if tie_factors is None else tie_factors
+        self.post_scale_q = post_scale_q or self.released
         # The released form mixes tokens, so it cannot do with the class token alone.
         self.tokenwise = not self.released
         self.ops, self.scale, self.share_rule, self.bias = check_ops(ops, 'KAdaptation: ops'), scale, share_rule, bias

@@ -185,6 +185,20 @@ def test_released_form_learns_its_bias_only_and_mixes_tokens():
     assert method.fold(0, 'q', torch.eye(24), None) is None
 
 
+def test_the_released_form_has_two_versions():
+    """In the first, v reads q's factors; in the later one it has its own."""
+    first, later = (drawn(KAdaptation(specs((24, )), phm_dim=4, variant='released', **options))
+                    for options in ({}, dict(tie_factors=False)))
+    assert set(first.blocks['0']) == {'q'} and set(later.blocks['0']) == {'q', 'v'} and later.post_scale_q
+    later.load_state_dict(first.state_dict(), strict=False)
+    x = torch.randn(3, 5, 24)
+    with torch.no_grad():
+        one, other = (method.on_linear(0, 'v', x, x) for method in (first, later))
+        assert (one - other).abs().max() > 0.1
+        later.blocks['0']['v'].load_state_dict(first.blocks['0']['q'].state_dict())
+        torch.testing.assert_close(later.on_linear(0, 'v', x, x), one)
+
+
 def test_output_of_a_sample_does_not_depend_on_its_batch():
     method = drawn(KAdaptation(specs((24, )), phm_dim=4, scale=0.1))
     x = torch.randn(3, 5, 24)
