@@ -81,9 +81,9 @@ class Published:
 
 
 def _stub(name: str, **contents: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__dict__.update(contents)
-    return module
+    found = types.ModuleType(name)
+    found.__dict__.update(contents)
+    return found
 
 
 #: Imported by published files, but not used by the models; some need a display or packages that nothing else needs.
@@ -98,7 +98,7 @@ def importing(folder: Path, packages: Optional[Path]) -> Iterator[None]:
     roots = {'src', 'synqt', 'timm', *(name.split('.')[0] for name in STUBS)}
 
     def loaded() -> Dict[str, types.ModuleType]:
-        return {name: module for name, module in sys.modules.items() if name.split('.')[0] in roots}
+        return {name: each for name, each in sys.modules.items() if name.split('.')[0] in roots}
 
     before, path = loaded(), list(sys.path)
     for name in before:
@@ -127,13 +127,18 @@ def without_gpu() -> Iterator[None]:
         Tensor.cuda = original  # type: ignore[method-assign]
 
 
+def module(name: str) -> Any:
+    """A module by its name, of the folder that is being imported from."""
+    return importlib.import_module(name)
+
+
 def by_file(path: Path) -> Any:
     """A module by its file alone: the packages around PEViT's import much that its models do not need."""
     spec = importlib.util.spec_from_file_location(f'published_{path.stem}', path)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 # -- the models -------------------------------------------------------------------------------------------------------
@@ -145,7 +150,7 @@ _PROMPTS = dict(LOCATION='prepend', INITIATION='random', NUM_DEEP_LAYERS=None, D
 
 def _vpt(folder: Path, packages: Optional[Path]) -> nn.Module:
     with importing(folder, packages):
-        found = importlib.import_module('src.models.vit_prompt.vit').PromptedVisionTransformer
+        found = module('src.models.vit_prompt.vit').PromptedVisionTransformer
         config = types.SimpleNamespace(NUM_TOKENS=50, DEEP=True, DROPOUT=0.1, **_PROMPTS)
         return found(config, 'sup_vitb16_imagenet21k', img_size=224, num_classes=-1)
 
@@ -159,7 +164,7 @@ def _e2vpt(masks: bool) -> Callable[[Path, Optional[Path]], nn.Module]:
             MASK_CLS_TOKEN=masks, CLS_TOKEN_MASK=masks, CLS_TOKEN_MASK_PIECES=masks, CLS_TOKEN_P_PIECES_NUM=16,
             MASK_CLS_TOKEN_ON_VK=False, **_PROMPTS)
         with importing(folder, packages):
-            found = importlib.import_module('src.models.vit_prompt.vit_prompt_VK').PromptedVisionTransformer_Prompt_VK
+            found = module('src.models.vit_prompt.vit_prompt_VK').PromptedVisionTransformer_Prompt_VK
             return found(config, 'sup_vitb16_imagenet21k', img_size=224, num_classes=-1)
 
     return build
@@ -169,11 +174,11 @@ def _synqt(tokens: int) -> Callable[[Path, Optional[Path]], nn.Module]:
 
     def build(folder: Path, packages: Optional[Path]) -> nn.Module:
         with importing(folder, packages):
-            module = importlib.import_module('synqt')
+            published = module('synqt')
             # Without the base's drop-path, which leaves frozen blocks as they are here.
-            model = importlib.import_module('timm').create_model('vit_base_patch16_224_in21k', num_classes=0)
+            model = module('timm').create_model('vit_base_patch16_224_in21k', num_classes=0)
             settings = dict(token_nums=tokens, feat_scale=0.1, attn_scale=0.1, ffn_scale=0.1)
-            module.set_synqt(types.SimpleNamespace(**settings), model)
+            published.set_synqt(types.SimpleNamespace(**settings), model)
         return model
 
     return build
