@@ -83,10 +83,12 @@ def cut(collection: Collection, survey: Survey, val: float = 0.2, test: float = 
 
 
 def _note(lists: Lists, survey: Survey) -> None:
+    """Put down what makes scores on these lists mean less than they seem to."""
     collection, names = lists.collection, lists.collection.classes
     lists.notes += collection.notes
     label = {collection.full(item): item.label for item in collection.items}
     part = {collection.full(item): name for name, items in lists.parts.items() for item in items}
+    # Files of equal bytes: under two labels one of them is wrong, in two parts the test is no test.
     for twins in survey.twins():
         if len({label[path] for path in twins}) > 1:
             lists.notes.append(f'{twins[0]} and {twins[1]} are the same {collection.kind} under two classes')

@@ -29,17 +29,21 @@ def naming_sample(dataset: Any, index: int) -> Iterator[None]:
 
 
 def _add(error: Exception, dataset: Any, index: int) -> None:
+    """Write into an error's message which sample it was, unless the message says so."""
     said, file = str(error.args[0]) if error.args else '', _file_of(dataset, index)
     frames, trace = [], error.__traceback__
     while trace is not None:
         frames.append(trace.tb_frame)
         trace = trace.tb_next
+    # Errors that this package raises say how to mend things; those of transforms and libraries do not.
     ours = str(frames[-1].f_globals.get('__name__')).split('.')[0] == __name__.split('.')[0]
     named = not file or os.path.basename(file) in said
+    # Without workers the traceback leads to the transform; an error out of a worker comes as text alone.
     if named and (ours or get_worker_info() is None):
         return
     more = [f'sample {index}', *([] if named else [file])]
     if get_worker_info() is not None and not ours:
+        # The outermost transform that was at work.
         steps = [type(f.f_locals.get('self')).__name__ for f in frames if f.f_code.co_name == 'transform']
         more += [*(f'in {name}' for name in steps[:1]), 'mend the file, or the transform']
     error.args = (f'{said} ({", ".join(more)})'.strip(), )

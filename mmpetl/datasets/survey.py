@@ -91,6 +91,7 @@ def extent(survey: Survey) -> str:
 
 
 def _picture(path: str, bands: Optional[Sequence[int]], window: Optional[Tuple[float, float]]) -> Look:
+    """What one file holds: damage, size, and the range of numbers that are no 8-bit colours."""
     try:
         data = read_bytes(path)
     except OSError:
@@ -105,7 +106,9 @@ def _picture(path: str, bands: Optional[Sequence[int]], window: Optional[Tuple[f
         return look
     values = stored.values
     look.size = (int(values.shape[0]), int(values.shape[1]))
+    # What is not 8 bits wide, and whose file does not say which numbers are black and white, needs a window.
     if values.dtype not in (np.uint8, np.bool_) and stored.span is None:
+        # The last of 2 or 4 channels is opacity.
         colours = values[..., :-1] if values.ndim == 3 and values.shape[2] in (2, 4) else values
         finite = colours[np.isfinite(colours)]
         kind = 'u' if values.dtype.kind in 'ui' else 'f'

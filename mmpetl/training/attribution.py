@@ -239,7 +239,10 @@ def class_attention(model: nn.Module, data: Any) -> List[Attention]:
     found: Dict[int, Attention] = {}
 
     def weigh(i: int, q: Tensor, k: Tensor, kwargs: Dict[str, Any]) -> None:
+        """q (..., h, N, d), k (..., h, K, d) of block i on their way into its attention: keep what the first query,
+        the class token's, sees."""
         layout, scale, mask = _Layout(blocks[i], q.shape[-2], k.shape[-2]), kwargs.get('scale'), kwargs.get('attn_mask')
+        # Another attention than the block's own, or one of a further pass.
         if layout.extra < 0 or i in found:
             return
         logits = q[..., :1, :] @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)

@@ -102,6 +102,7 @@ def is_plain(value: Any) -> bool:
 
 
 def _sections(cfg: Dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the form of the sections: of what type they are, and what cannot be done without."""
     for key in SECTIONS:
         value = cfg.get(key)
         several = key in LISTS and isinstance(value, (list, tuple))
@@ -114,24 +115,38 @@ def _sections(cfg: Dict[str, Any]) -> Iterator[str]:
             yield f'{key}={cfg[key]!r:.80}: give a text'
         elif cfg.get(key) == '':
             yield f"{key}='': give a text that is not empty, or None"
-    if 'model' not in cfg or not cfg['model']:
-        yield 'the config has no model: write model=dict(type=...), or a _base_ that has one'
-    hooks = cfg.get('default_hooks') or {}
-    for name, hook in hooks.items():
+    yield from _model(cfg.get('model'))
+    for name, hook in (cfg.get('default_hooks') or {}).items():
         if is_plain(hook):
             yield f'default_hooks.{name}={hook!r:.80}: give a dict, or None'
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         yield from _loader(cfg.get(name), name)
-    wrapper = cfg.get('optim_wrapper')
-    if _is_dict(wrapper) and is_plain(wrapper.get('optimizer')):
-        yield f'optim_wrapper.optimizer={wrapper["optimizer"]!r:.80}: give a dict(type=..., lr=...)'
-    if _is_dict(wrapper) and 'constructor' not in wrapper and 'optimizer' not in wrapper and not any(
-            _is_dict(part) for part in wrapper.values()):
-        yield 'optim_wrapper has no optimizer: write optimizer=dict(type=..., lr=...)'
-    backbone = cfg['model'].get('backbone') if _is_dict(cfg.get('model')) else None
+    yield from _optimizer(cfg.get('optim_wrapper'))
+    yield from _settings(cfg)
+
+
+def _model(model: Any) -> Iterator[str]:
+    if not model:
+        yield 'the config has no model: write model=dict(type=...), or a _base_ that has one'
+    backbone = model.get('backbone') if _is_dict(model) else None
     if _is_dict(backbone) and is_plain(backbone.get('init_cfg')):
         yield (f"model.backbone.init_cfg={backbone['init_cfg']!r:.80}: give "
                "dict(type='Pretrained', checkpoint='FILE')")
+
+
+def _optimizer(wrapper: Any) -> Iterator[str]:
+    if not _is_dict(wrapper):
+        return
+    if is_plain(wrapper.get('optimizer')):
+        yield f'optim_wrapper.optimizer={wrapper["optimizer"]!r:.80}: give a dict(type=..., lr=...)'
+    # A constructor may make optimizers of its own, and a wrapper of several holds a dict for each.
+    elsewhere = 'constructor' in wrapper or any(_is_dict(part) for part in wrapper.values())
+    if 'optimizer' not in wrapper and not elsewhere:
+        yield 'optim_wrapper has no optimizer: write optimizer=dict(type=..., lr=...)'
+
+
+def _settings(cfg: Dict[str, Any]) -> Iterator[str]:
+    """What is wrong with settings that are no sections."""
     if cfg.get('launcher') not in (None, 'none', 'pytorch', 'slurm', 'mpi'):
         yield f"launcher={cfg['launcher']!r}: give 'none', 'pytorch', 'slurm' or 'mpi'"
     level = cfg.get('log_level')
@@ -247,25 +262,39 @@ def dicts(node: Any, where: str) -> Iterator[Tuple[str, Mapping[str, Any]]]:
 
 
 def _fault(where: str, key: str, value: Any) -> str:
+    """What to give in place of a value, by its key or its path in the config; '' where it is right."""
     items: List[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(v, float) and not math.isfinite(v) for v in items):
         return 'give a finite number'
     if any(_is_number(v) and abs(v) > LARGEST for v in items):
         return f'give a number of at most {LARGEST:g}'
+    return _wrong_kind(key, value, items) or _out_of_range(where, key, value, items)
+
+
+def _wrong_kind(key: str, value: Any, items: List[Any]) -> str:
+    """Of keys that want a whole number, a switch or a text."""
+    # type() where isinstance would take True for a number
+    whole = type(value) is int
     if key == 'crop_size' and all(type(v) is float and 0 < v <= 1 for v in items):
         return ''  # shares of the picture
-    # type() where isinstance would take True for a number
-    if key in POSITIVE and value is not None and not (value == -1 and type(value) is int and key in MINUS_ONE) and not (
-            items and all(type(v) is int and v > 0 for v in items)):
+    left_out = value is None or whole and value == -1 and key in MINUS_ONE
+    if key in POSITIVE and not left_out and not (items and all(type(v) is int and v > 0 for v in items)):
         return 'give a whole number from 1' + (', or -1 for never' if key == 'interval' else '')
-    if key in COUNTS and not (type(value) is int and value >= 0):
+    if key in COUNTS and not (whole and value >= 0):
         return 'give a whole number from 0'
-    if key == 'max_keep_ckpts' and not (type(value) is int and (value == -1 or value > 0)):
+    if key == 'max_keep_ckpts' and not (whole and (value == -1 or value > 0)):
         return 'give a whole number from 1, or -1 for all'
     if key == 'checkpoint' and value is not None and not isinstance(value, (str, bool, dict)):
         return 'give the name of a weight file'
     if key in SWITCHES and value is not None and not isinstance(value, bool):
         return 'give True or False'
+    if key == 'filename_tmpl' and isinstance(value, str) and not {'{', '%'} & {*value}:
+        return "write {} where the number goes, as in 'epoch_{}.pth'"
+    return ''
+
+
+def _out_of_range(where: str, key: str, value: Any, items: List[Any]) -> str:
+    """Of keys that want a number between bounds."""
     if key in RATES and not all(_is_number(v) and 0 <= v < 1 for v in items):
         return 'give a number from 0 to below 1'
     if key == 'T_max' and value is not None and not (_is_number(value) and value > 0):
@@ -280,8 +309,6 @@ def _fault(where: str, key: str, value: Any) -> str:
         return 'give a number above 0'
     if key == 'loss_weight' and _is_number(value) and value < 0:
         return 'give a number from 0: below, the loss would grow'
-    if key == 'filename_tmpl' and isinstance(value, str) and not {'{', '%'} & {*value}:
-        return "write {} where the number goes, as in 'epoch_{}.pth'"
     if where.endswith('optimizer.weight_decay') and not (_is_number(value) and value >= 0):
         return 'give a number from 0'
     if where == 'randomness.seed' and value is not None and not (type(value) is int and 0 <= value < 2**32):

@@ -176,13 +176,8 @@ def train_config(args: argparse.Namespace) -> Config:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     chosen = dict(seed=args.seed, diff_rank_seed=args.diff_rank_seed or None, deterministic=args.deterministic or None)
-    cfg.randomness = {
-        **(cfg.get('randomness') or dict(seed=None)),
-        **{
-            k: v
-            for k, v in chosen.items() if v is not None
-        }
-    }
+    given = {key: value for key, value in chosen.items() if value is not None}
+    cfg.randomness = {**(cfg.get('randomness') or dict(seed=None)), **given}
     _set_dataloaders(cfg, ('train_dataloader', 'val_dataloader', 'test_dataloader'), args)
     _finish(cfg, args)
     check_complete(cfg, args.config)
@@ -264,30 +259,39 @@ def _set_dumps(cfg: Config, args: argparse.Namespace) -> None:
     """Add a metric that writes the predictions, and check the names of all result files first.
 
     Raises:
-        ValueError: If a name has a suffix that cannot hold the result.
+        ValueError: If a name has a suffix that cannot hold the result, or a file cannot be written.
     """
+    _check_results(args)
+    for path in dumps_of(args):
+        metric = dict(type='DumpResults', out_file_path=part_of(path))
+        evaluator = cfg.get('test_evaluator')
+        # An evaluator is a metric, a list of metrics, or a dict that holds either under 'metrics'.
+        if isinstance(evaluator, dict) and 'metrics' in evaluator:
+            evaluator['metrics'] = [*_listed(evaluator['metrics']), metric]
+        else:
+            cfg.test_evaluator = [*_listed(evaluator), metric]
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value] if value else []
+
+
+def _check_results(args: argparse.Namespace) -> None:
+    """Refuse result files that could not be written after hours of work."""
     if args.out is None and args.out_item is not None:
         raise ValueError('--out-item needs --out: name the file that receives the result')
     for path in dumps_of(args):
         if not path.endswith(('.pkl', '.pickle')):
             hint = '; for the metrics add --out-item metrics' if path == args.out else ''
             raise ValueError(f'predictions are written to .pkl files, got {path}: name it so{hint}')
-        metric = dict(type='DumpResults', out_file_path=part_of(path))
-        evaluator = cfg.get('test_evaluator')
-        if isinstance(evaluator, dict) and 'metrics' in evaluator:
-            found = evaluator['metrics']
-            evaluator['metrics'] = [*(found if isinstance(found, (list, tuple)) else [found]), metric]
-        else:
-            cfg.test_evaluator = [
-                *(evaluator if isinstance(evaluator, (list, tuple)) else [evaluator] if evaluator else []), metric
-            ]
     if args.out_item == 'metrics' and not args.out.endswith(('.json', '.yaml', '.yml', '.pkl', '.pickle')):
         raise ValueError(f'metrics are written to .json, .yaml or .pkl files, got {args.out}: name it so')
-    for path in [*dumps_of(args), args.out]:
-        folder = os.path.dirname(os.path.abspath(path)) if path else ''
+    for path in filter(None, [*dumps_of(args), args.out]):
+        folder = os.path.dirname(os.path.abspath(path))
         try:
-            os.makedirs(folder or '.', exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder or '.'):
+            os.makedirs(folder, exist_ok=True)
+            # The only sure answer to whether a file can be written there.
+            with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             raise ValueError(f'{path} cannot be written: {error.strerror}; name another file') from error

@@ -150,6 +150,11 @@ def _fit_schedule(cfg: Config) -> None:
 
 
 def _check_end(entry: Dict[str, Any], number: int, listed: List[Dict[str, Any]], last: Any) -> None:
+    """See that a schedule which brings the rate down ends with the training, which has ``last`` epochs or steps.
+
+    Raises:
+        ValueError: If it ends before, and no other schedule begins there.
+    """
     kind = str(entry.get('type')).split('.')[-1]
     if last is None or kind not in ('CosineAnnealingLR', 'PolyLR', 'OneCycleLR'):
         return

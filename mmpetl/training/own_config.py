@@ -196,37 +196,49 @@ def config_text(lists: Lists, choice: Choice, name: str, out: str, trainable: st
         bands: Bands of the pictures that are red, green and blue.
     """
     kind, video = lists.collection.kind, lists.collection.kind == 'video'
-    samples = len(lists.parts['train'])
-    batch, steps, chosen = schedule(samples, 8 if video else 32)
-    epochs = epochs or chosen
-    warm = max(1, epochs // 10)
-    stem = f'{name}_{choice.title}'
-    path = os.path.join(out, stem + '.py')
-    counts = ', '.join(f'{len(lists.parts[p])} for {w}' for p, w in (('train', 'training'), ('val', 'validation'),
-                                                                     ('test', 'testing')))
-    head = 'cls_head' if video else 'head'
-    petl = ''.join(f'        {cfg!r},\n' for cfg in choice.petl)
-    tune = f', tune=[*_base_.model.backbone.get("tune", []), *{choice.tune!r}]' if choice.tune else ''
-    interval = max(1, epochs // 5)
-    lines = [
-        f'"""{" + ".join(choice.methods)} on {choice.base}, {name}: {len(lists.collection.classes)} classes, {kind}s: '
-        f'{counts}.', '', f'    mmpetl train {shlex.quote(path)}',
-        f'    mmpetl test {shlex.quote(path)} work_dirs/{stem}/adapter.safetensors', '',
-        *([f'Trainable: {trainable}.'] if trainable else []), 'Expected accuracy: unknown.', '"""', '', '_base_ = ['
-    ]
+    batch, steps, chosen = schedule(len(lists.parts['train']), 8 if video else 32)
+    lines = [*_docstring(lists, choice, name, out, trainable), '', '_base_ = [']
     lines += [f'    {base!r},' for base in _base_paths(choice, kind, out)]
     lines += [']', *_data(lists, choice, batch, bands)]
     if not video and _reads_beside_text(choice):
         lines.append(f'data_preprocessor = dict(mean={list(CLIP_NORM["mean"])}, std={list(CLIP_NORM["std"])})')
-    lines += [f'model = dict(\n    backbone=dict(petl=[\n{petl}    ]{tune}),\n'
-              f'    {head}=dict(num_classes={len(lists.collection.classes)}))',
-              f'max_epochs = {epochs}', f'train_cfg = dict(max_epochs=max_epochs, val_interval={interval})',
-              'param_scheduler = [',
-              f"    dict(type='LinearLR', start_factor=0.1, begin=0, end={warm}, convert_to_iter_based=True),",
-              f"    dict(type='CosineAnnealingLR', begin={warm}, end=max_epochs, convert_to_iter_based=True),", ']']
+    lines.append(_model(choice, 'cls_head' if video else 'head', len(lists.collection.classes)))
+    # The best of clips is not kept without a validation part: there is nothing to tell it by.
+    lines += _training(choice, epochs or chosen, min(10, steps), keep_best=not video or bool(lists.parts['val']))
+    return '\n'.join(lines) + '\n'
+
+
+def _docstring(lists: Lists, choice: Choice, name: str, out: str, trainable: str) -> List[str]:
+    """What the config is and the commands that run it, as all shipped configs open."""
+    stem = f'{name}_{choice.title}'
+    counts = ', '.join(f'{len(lists.parts[part])} for {what}'
+                       for part, what in (('train', 'training'), ('val', 'validation'), ('test', 'testing')))
+    path = shlex.quote(os.path.join(out, stem + '.py'))
+    return [
+        f'"""{" + ".join(choice.methods)} on {choice.base}, {name}: {len(lists.collection.classes)} classes, '
+        f'{lists.collection.kind}s: {counts}.', '', f'    mmpetl train {path}',
+        f'    mmpetl test {path} work_dirs/{stem}/adapter.safetensors', '',
+        *([f'Trainable: {trainable}.'] if trainable else []), 'Expected accuracy: unknown.', '"""'
+    ]
+
+
+def _model(choice: Choice, head: str, classes: int) -> str:
+    petl = ''.join(f'        {cfg!r},\n' for cfg in choice.petl)
+    tune = f', tune=[*_base_.model.backbone.get("tune", []), *{choice.tune!r}]' if choice.tune else ''
+    return f'model = dict(\n    backbone=dict(petl=[\n{petl}    ]{tune}),\n    {head}=dict(num_classes={classes}))'
+
+
+def _training(choice: Choice, epochs: int, log_interval: int, keep_best: bool) -> List[str]:
+    """The lines about length, rate and checkpoints: a tenth of the epochs warms up, validation comes five times."""
+    warm, interval = max(1, epochs // 10), max(1, epochs // 5)
+    lines = [
+        f'max_epochs = {epochs}', f'train_cfg = dict(max_epochs=max_epochs, val_interval={interval})',
+        'param_scheduler = [',
+        f"    dict(type='LinearLR', start_factor=0.1, begin=0, end={warm}, convert_to_iter_based=True),",
+        f"    dict(type='CosineAnnealingLR', begin={warm}, end=max_epochs, convert_to_iter_based=True),", ']'
+    ]
     if choice.methods[0] in RATES:
         lines.append(f'optim_wrapper = dict(optimizer=dict(lr={RATES[choice.methods[0]]}))')
-    best = ', save_best=None' if video and not lists.parts['val'] else ''
-    lines.append(f'default_hooks = dict(logger=dict(interval={min(10, steps)}), checkpoint=dict(interval={interval}'
-                 f'{best}))')
-    return '\n'.join(lines) + '\n'
+    saving = f'interval={interval}' + ('' if keep_best else ', save_best=None')
+    lines.append(f'default_hooks = dict(logger=dict(interval={log_interval}), checkpoint=dict({saving}))')
+    return lines

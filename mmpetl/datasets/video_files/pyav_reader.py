@@ -144,7 +144,8 @@ class PyAVReader:
         return float(rate) if rate else 0.
 
     def _scan(self, container: Any) -> Index:
-        """The film is the video stream with most packets: cover pictures and thumbnails have one."""
+        """Count frames and key frames without decoding any. The film is the video stream with most packets: cover
+        pictures and thumbnails have one."""
         films = _films(container)
         hidden = {s.index for s in films if s.codec_context is not None and s.codec_context.name in ('vp8', 'libvpx')}
         packets: Dict[int, List[Tuple[Optional[int], bool]]] = {s.index: [] for s in films}
@@ -158,8 +159,10 @@ class PyAVReader:
         found = packets[stream]
         if not found:
             raise VideoError('it has no frames')
+        # Packets come in the order of decoding; frames are numbered in the order of showing.
         counts = stream, len(found), container.streams[stream].frames, held[stream]
         times = [time for time, _ in found if time is not None]
+        # Without a time of its own for every frame nobody can tell where a jump has led.
         if len(set(times)) < len(found):
             return Index(*counts, None, [0])
         order = sorted(times)
@@ -241,8 +244,11 @@ class PyAVReader:
             self.findings.put(self._key, word, self.total)
 
     def _read_in_order(self, wanted: Sequence[int], finish: Optional[Finish]) -> List[np.ndarray]:
+        """Decode from the beginning to the last wanted frame. A film that ends a little early has its last frame
+        repeated; its true length is kept."""
         import av
-        need, found, last, count, whole = set(wanted), {}, None, 0, True
+        need, found, last, count = set(wanted), {}, None, 0
+        ended = True  # by itself, and not because all wanted frames are read
         with self._open() as container:
             try:
                 for frame in self._frames(container):
@@ -250,13 +256,13 @@ class PyAVReader:
                         found[count] = self._array(frame, finish)
                     last, count = frame, count + 1
                     if count > wanted[-1]:
-                        whole = False
+                        ended = False
                         break
             except av.error.FFmpegError as error:
                 raise VideoError(f'frame {count} of {self.total} cannot be decoded ({error.strerror})') from None
-            if last is None or (whole and wanted[-1] - count >= SLACK):
+            if last is None or (ended and wanted[-1] - count >= SLACK):
                 raise VideoError(f'only {count} of {self.total} frames can be decoded')
-            if whole and count < self.total:
+            if ended and count < self.total:
                 self.total = count
                 self._note('seen' if self.index.times is None else 'order')
                 found.update({i: self._array(last, finish) for i in wanted if i >= count})
