@@ -119,11 +119,16 @@ def read_coco(path: str) -> Tuple[Entries, List[str]]:
             if image not in labels or category not in position:
                 raise ValueError(f'{path}, annotation {number}: unknown image {image!r} or category {category!r}')
             labels[image].append(position[category])
-        names = [(f"{image['zip_file']}@" if image.get('zip_file') else '') + image['file_name'] for image in images]
+        entries = []
+        for image in images:
+            archive = f"{image['zip_file']}@" if image.get('zip_file') else ''
+            entries.append((archive + image['file_name'], labels[image['id']]))
+        return entries, [str(c.get('name', c['id'])) for c in categories]
     except KeyError as error:
         raise ValueError(f'{path}: a COCO entry lacks the key {error}') from None
-    return [(name, labels[image['id']])
-            for name, image in zip(names, images)], [str(c.get('name', c['id'])) for c in categories]
+    except (TypeError, AttributeError):  # entries that are no objects, ids of several types
+        raise ValueError(f'{path}: not a COCO file, an entry is no JSON object or the ids are of several types'
+                         ) from None
 
 
 def contiguous_ids(mappings: Iterable[Dict[str, Any]]) -> Dict[Any, int]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists and class folders in the forms that people and programs write."""
 
+import json
 import os
 import re
 
@@ -11,6 +12,7 @@ from PIL import Image
 from mmpetl.datasets import ListDataset
 from mmpetl.datasets.folders import class_names, files_below, find_samples
 from mmpetl.datasets.list_files import read_names, read_rows
+from mmpetl.datasets.lists import read_coco
 
 CLASSES = ('cat', 'dog', 'red fox')
 WANT = [('a.png', 0), ('b c.png', 1), ('d,e.png', 2)]
@@ -248,3 +250,19 @@ def test_without_labels(folders, said):
     (folders / 'list.txt').write_text('cat/0.png 1\nred fox/0.png 2\n')
     ListDataset('list.txt', str(folders), 'test', pipeline=[])
     assert len(said) == 1 and f'{folders}/list.txt' in said[0] and 'first_label=1' in said[0]
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(images=[3]), 'an entry is no JSON object'), (dict(categories=[{'id': 1}, {'id': 'b'}]), 'ids are of several types'),
+    (dict(images=[{'id': 1}]), "lacks the key 'file_name'"), (dict(annotations=None), "the list 'annotations' is missing"),
+    (dict(annotations=[dict(image_id=9, category_id=1)]), 'annotation 0: unknown image 9'),
+])
+def test_damaged_coco_files(tmp_path, change, words):
+    whole = dict(images=[dict(id=1, file_name='a.png', zip_file='z.zip')], categories=[dict(id=1, name='cat')],
+                 annotations=[dict(image_id=1, category_id=1)])
+    (tmp_path / 'l.json').write_text(json.dumps(whole))
+    assert read_coco(str(tmp_path / 'l.json')) == ([('z.zip@a.png', [0])], ['cat'])
+    (tmp_path / 'l.json').write_text(json.dumps({**whole, **change}))
+    with pytest.raises(ValueError, match=words) as caught:
+        read_coco(str(tmp_path / 'l.json'))
+    assert 'l.json' in str(caught.value) and '\n' not in str(caught.value)
