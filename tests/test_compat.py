@@ -338,6 +338,10 @@ def test_unknown_submodule():
         'opencv-contrib-python': '4.9.0.1'
     }, 'opencv-python==5.0.0.93 opencv-contrib-python==5.0.0.93'),
     ({
+        'opencv-python': '4.9.0.80',
+        'opencv-contrib-python': '4.13.0.92'
+    }, 'opencv-python==4.13.0.92 opencv-contrib-python==4.13.0.92'),
+    ({
         'opencv-python': '5.0.0.93',
         'opencv-contrib-python': '5.0.0.93'
     }, None),

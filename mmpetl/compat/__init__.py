@@ -2,9 +2,10 @@
 """Remedies for the pinned stack: what has to be put right before mmengine, mmpretrain and mmaction2 work together
 safely.
 
-Nothing of another package is patched. The remedies use mmengine's own extension points, plus placeholder modules for
-what keeps the mmaction2 1.2.0 wheel and newer DeepSpeeds from being imported. Each has a test that fails as soon as
-upstream no longer needs it.
+No function of another package is replaced. The remedies use mmengine's own extension points, plus placeholder modules
+for what keeps the mmaction2 1.2.0 wheel, newer DeepSpeeds and what reads ``mmcv.ops`` from being imported. Two names of
+other packages are set: mmpretrain's switch for its language models, and the class that mmcv leaves out where it was
+imported without operations. Each remedy has a test that fails as soon as upstream no longer needs it.
 """
 
 from .checkpointing import nonreentrant_checkpointing

@@ -40,8 +40,10 @@ def environment_warnings() -> List[str]:
     opencv = {d: v for d in names for v in [_version(d)] if v}
     if len(set(opencv.values())) > 1:
         listed = ', '.join(f'{d} {v}' for d, v in opencv.items())
+        # By numbers: as texts 4.9 would come after 4.13.
+        newest = max(opencv.values(), key=lambda version: [int(part) for part in version.split('.') if part.isdigit()])
         found.append(f'OpenCV packages of different versions overwrite each other ({listed}). '
-                     f'Run: pip install {" ".join(f"{d}=={max(opencv.values())}" for d in opencv)}')
+                     f'Run: pip install {" ".join(f"{d}=={newest}" for d in opencv)}')
     return found
 
 
