@@ -33,30 +33,19 @@ def card(header: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], repo: s
     Returns:
         YAML metadata, then Markdown; every name out of the header is text.
     """
-    base = header.get('base') or {}
-    origin = origin_of(header)
-    named = base_model or (str(base.get('id') or '') if _HUB_NAME.fullmatch(str(base.get('id') or '')) else '')
-    kinds = [str(m['type']).split('.')[-1] for m in header['methods']]
-    data: dict[str, Any] = dict(library_name='mmpetl')
-    if named:
-        data.update(base_model=named, base_model_relation='adapter')
-    if licence:
-        data['license'] = licence
-    data['tags'] = list(dict.fromkeys(['mmpetl', *(k.lower() for k in kinds), *([origin['library']] if origin else ()),
-                                       *map(str, tags)]))
+    origin, base = origin_of(header), str((header.get('base') or {}).get('id') or '')
+    # Only a name of the hub is one that a reader can follow; paths on the author's machine are none.
+    named = base_model or (base if _HUB_NAME.fullmatch(base) else '')
     measured = {k: v for k, v in (header.get('metrics') or {}).items() if isinstance(v, (int, float))}
-    if measured:
-        data['metrics'] = list(dict.fromkeys(str(k).split('/')[0] for k in measured))
+    kinds = [str(m['type']).split('.')[-1] for m in header['methods']]
+    words = ['mmpetl', *(k.lower() for k in kinds), *([origin['library']] if origin else ()), *map(str, tags)]
     address = f'hf://{repo}' if file == ADAPTER else f'hf://{repo}/{file}'
-    lines = ['---', yaml.safe_dump(data, sort_keys=False, allow_unicode=False).rstrip(), '---', '', MARK, '',
+    lines = ['---', _metadata(named, licence, words, measured), '---', '', MARK, '',
              f'# {markdown_text(repo.split("/")[-1])}', '', *_first(header, kinds, named), '', '## How to load it', '',
              '```python', *load_lines(header, shapes, address, base_model, config), '```', '',
              *_about_loading(header, config, origin), '', '## What it is', '', '| | |', '|---|---|']
     lines += [f'| {what} | {value} |' for what, value in _rows(header, named)]
-    if measured:
-        lines += ['', '## Measured', '', 'As the header says; on which data, only its author knows.' if not config else
-                  f'As the header says, on the validation data of `{_code(config)}`.', '', '| metric | value |',
-                  '|---|---|', *(f'| {markdown_text(k)} | {v:g} |' for k, v in measured.items())]
+    lines += _about_metrics(measured, config)
     classes = header.get('classes')
     if classes:
         shown = ', '.join(markdown_text(str(c)[:80]) for c in classes[:100])
@@ -64,6 +53,28 @@ def card(header: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], repo: s
     lines += ['', '## Licence', '', f'`{_code(licence)}`, of the adapter.' if licence else
               'Its author has named no licence.', 'The base is no part of it and has a licence of its own.', '']
     return '\n'.join(lines)
+
+
+def _metadata(named: str, licence: str, words: Sequence[str], measured: Mapping[str, Any]) -> str:
+    """The page's metadata as YAML, in the hub's keys."""
+    data: dict[str, Any] = dict(library_name='mmpetl')
+    if named:
+        data.update(base_model=named, base_model_relation='adapter')
+    if licence:
+        data['license'] = licence
+    data['tags'] = list(dict.fromkeys(words))
+    if measured:
+        data['metrics'] = list(dict.fromkeys(str(k).split('/')[0] for k in measured))
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=False).rstrip()
+
+
+def _about_metrics(measured: Mapping[str, Any], config: str) -> Iterator[str]:
+    if measured:
+        yield from ('', '## Measured', '')
+        yield ('As the header says; on which data, only its author knows.' if not config else
+               f'As the header says, on the validation data of `{_code(config)}`.')
+        yield from ('', '| metric | value |', '|---|---|')
+        yield from (f'| {markdown_text(k)} | {v:g} |' for k, v in measured.items())
 
 
 def origin_of(header: Mapping[str, Any]) -> dict[str, str]:

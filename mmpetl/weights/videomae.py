@@ -143,6 +143,7 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, .
 
 
 def _inflate_positions(state: State, shape: tuple[int, ...], grid: tuple[int, ...] | None, report: Report) -> None:
+    """Image positions (1, H W, C) resized to the grid of a frame and repeated for every step of time, in place."""
     table = state['pos_embed']
     side = square(table.shape[1])
     if side is None:
