@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every method costs, side by side in one run, ours and in its textbook form.
 
-    python benchmarks/benchmark.py                                    kept bytes and operations at base size; nothing is
-    allocated python benchmarks/benchmark.py --steps 3 --timed-batch 2          and step times as ratios to full
-    fine-tuning and the plain form python benchmarks/benchmark.py --methods LoRA SSF --backbones vit videomae --memory
-    standard light --steps 3 python benchmarks/benchmark.py --targets                          the table of cost
-    targets, measured in this run python benchmarks/benchmark.py --write-docs                       docs/benchmarks.md
-    from all results that are there
+    python benchmarks/benchmark.py                              kept bytes and operations at base size, counted only
+    python benchmarks/benchmark.py --steps 3 --timed-batch 2    and step times, as ratios
+    python benchmarks/benchmark.py --methods LoRA SSF --backbones vit videomae --memory standard light --steps 3
+    python benchmarks/benchmark.py --targets                    the table of cost targets, measured in this run
+    python benchmarks/benchmark.py --write-docs                 docs/benchmarks.md from all results that are there
 
-Columns: trainable parameters; MiB that one training step keeps for the backward pass per input (without head and loss;
-    attention in a fused
-kernel where the form uses one), its ratio to full fine-tuning and to the plain form; GFLOP of one forward and backward
-pass per input, two per multiply-add, attention included; with ``--steps`` the median step time of the rounds as a ratio
-to full fine-tuning and to the plain form with the smallest and largest round; on a GPU the peak of memory that a step
-takes. ``--kernels`` adds kernels, casts and synchronisations of a bf16 step at tiny size, ours and plain, with ratios
-to the plain form and to full fine-tuning. The plain form (benchmarks/benchmark_plain.py) is the published formula
-written out. ``--memory`` adds rows of the forms that compute again what they do not keep ('light', 'lightest', or whole
-'blocks'). Writes a table,
-methods.json (backbones that are not measured again stay in it) and a plot.
+Columns:
+
+* trainable parameters;
+* MiB that one training step keeps for the backward pass per input, without head and loss, attention in a fused kernel
+  where the form uses one; its ratio to full fine-tuning and to the plain form;
+* GFLOP of one forward and one backward pass per input, two per multiply-add, attention included;
+* with ``--steps`` a step's time as a ratio to full fine-tuning and to the plain form: the median of the rounds' ratios,
+  with the smallest and the largest; on a GPU also the peak of memory that a step takes;
+* with ``--kernels`` kernels, casts and synchronisations of a bf16 step at tiny size, ours and plain, with ratios to the
+  plain form and to full fine-tuning.
+
+The plain form (benchmarks/benchmark_plain.py) is the published formula written out. ``--memory`` adds rows of the forms
+that compute again what they do not keep: 'light', 'lightest', or whole 'blocks'. Writes a table, methods.json
+(backbones that are not measured again stay in it) and a plot.
 """
 
 import argparse

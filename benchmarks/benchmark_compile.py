@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch.compile saves: python benchmarks/benchmark_compile.py [--methods LoRA VPT ...] [--backbones vit] [--batch
-2] [--steps 3]
+"""What torch.compile saves.
+
+    python benchmarks/benchmark_compile.py [--methods LoRA VPT ...] [--backbones vit] [--batch 2] [--steps 3]
 
 The same model as it is and compiled (default backend), one after the other in every round: a training step (forward and
 backward pass) and inference. Ratios are compiled over eager, medians with the smallest and largest round in brackets,

@@ -94,7 +94,7 @@ def share_trunk(models: Sequence[nn.Module]) -> None:
 # -- operations -------------------------------------------------------------------------------------------------------
 
 
-class _Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):
     """Counts floating-point operations of matrix products and convolutions, two per multiply-add."""
 
     total = 0
@@ -114,7 +114,7 @@ def flops(model: nn.Module, x: Tensor) -> Tuple[int, int]:
     Attention runs as matrix products, because a fused kernel has no formula on every device. What is recomputed counts
     as backward.
     """
-    with sdpa_kernel(SDPBackend.MATH), _Operations() as counted:
+    with sdpa_kernel(SDPBackend.MATH), Operations() as counted:
         loss = last(model(x)).sum()
         forward = counted.total
         if loss.requires_grad:

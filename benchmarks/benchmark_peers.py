@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Against libraries that can be installed: python benchmarks/benchmark_peers.py [--batch 2] [--steps 3]
-[--skip-startup]
+"""Against libraries that can be installed.
+
+    python benchmarks/benchmark_peers.py [--batch 2] [--steps 3] [--skip-startup]
 
 * LoRA on q and v, rank 8: peft on the transformers ViT-B/16 (fused attention) against ours, training steps and kept
   bytes.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training step costs on cached features of the frozen base, against the same step with the base.
 
-    python benchmarks/cached_ratio.py                                          ViT-B/16 at 224 px, batch 32: about four
-    minutes on one CPU core python benchmarks/cached_ratio.py --arch small --img-size 112 --batch 8    smaller and
-    quicker
+    python benchmarks/cached_ratio.py    ViT-B/16 at 224 px, batch 32: about four minutes on one CPU core
+    python benchmarks/cached_ratio.py --arch small --img-size 112 --batch 8    smaller and quicker
 
 A step is the forward pass, the loss, the backward pass and the update, and with cached features the fetching of the
 rows; pictures are not read in either case. Both steps have the same settings (for SynQT and VQT ``context='kv'`` and

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding, cache and transforms against the stock pipelines, and whether a device would wait: python
-benchmarks/data_throughput.py [--rounds 5]
+"""Decoding, cache and transforms against the stock pipelines, and whether a device would wait.
+
+    python benchmarks/data_throughput.py [--rounds 5]
 
 Images: the training pipelines of the VTAB-1k and FGVC recipes on made JPEG files of 500 x 375 pixels, against
-    mmpretrain's CustomDataset
-and LoadImageFromFile with the same transforms behind; cached rows read what the first pass kept. Videos: as
-benchmarks/video_throughput.py. Variants take turns in every round. The last table compares one training step of a
-published recipe, measured here on the first device that torch has, with the time that one loader worker needs for as
-many samples: a device waits where the ratio is below one over the workers of the recipe. Writes data.json.
+mmpretrain's CustomDataset and LoadImageFromFile with the same transforms behind; cached rows read what the first pass
+kept. Videos: as benchmarks/video_throughput.py. Variants take turns in every round. The last table compares one
+training step of a published recipe, measured here on the first device that torch has, with the time that one loader
+worker needs for as many samples: a device waits where the ratio is below one over the workers of the recipe. Writes
+data.json.
 """
 
 import argparse

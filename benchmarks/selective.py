@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests'), str(ROOT / 'benchmarks')]
 
 import torch
-from benchmark_costs import _Operations, build, last, variants
+from benchmark_costs import Operations, build, last, variants
+from benchmark_report import put_between
 from cases import BACKBONE
 from kernels import of_model
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -98,7 +99,7 @@ def counted(model: Any, form: str) -> Tuple[float, int, int, int]:
         x = torch.randn(1, 3, 112, 112)
         kept = saved_bytes(model, x) / 4 / TOKENS
         asked.clear()
-        with _Operations() as operations:
+        with Operations() as operations:
             last(model(x)).sum().backward()
         questions = asked['times']
         model.zero_grad(set_to_none=True)
@@ -127,9 +128,7 @@ def table(rows: Dict[str, Dict[str, Dict[str, float]]]) -> str:
 
 def write_page() -> None:
     """Put the stored counts into the page."""
-    text, rows = PAGE.read_text(encoding='utf-8'), json.loads(RESULTS.read_text(encoding='utf-8'))['rows']
-    head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    PAGE.write_text(f'{head}{MARKS[0]}\n{table(rows)}\n{MARKS[1]}{tail}', encoding='utf-8')
+    put_between(PAGE, *MARKS, table(json.loads(RESULTS.read_text(encoding='utf-8'))['rows']))
 
 
 def main() -> None:
