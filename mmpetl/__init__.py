@@ -23,6 +23,7 @@ def _compat(name: str) -> Any:
     return lambda: getattr(importlib.import_module(f'{__name__}.compat.{file}'), function)()
 
 
+_before_import('mmcv', _compat('environment.hush_mmcv_lite'))
 _before_import('mmaction.models', _compat('placeholders.install_mmaction_stub'))
 for _name in ('mmseg', 'mmdet'):
     _before_import(_name, _compat('placeholders.install_mmcv_ops_stub'))

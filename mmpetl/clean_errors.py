@@ -163,8 +163,8 @@ def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> in
         _check_empty(argv)
         with quiet(argv):
             main(argv)
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f'interrupted{f": {stop}" if str(stop) else ""}', file=sys.stderr)
         return 130
     except Exception as error:
         if debug_wanted(argv):

@@ -9,6 +9,7 @@ of this one. Python users of the package see what they saw: only a command begin
 import io
 import logging
 import logging.handlers
+import os
 import re
 import sys
 import sysconfig
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, Optional
 
-from .on_import import after_import
+from .on_import import after_import, before_import
 
 #: Modules of this package whose lines, warnings excepted, are details.
 DETAILS = ('mmpetl.training.optim', 'mmpetl.hooks.audit', 'mmpetl.hooks.adapter', 'mmpetl.backbones.load_hook',
@@ -192,6 +193,13 @@ def _show_warning(message: Any, category: Any, filename: str, lineno: int, file:
         print(f'warning: {message}', file=sys.stderr)
 
 
+def _say_starting() -> None:
+    """A word to who waits at a terminal: the packages take seconds, and longer on a busy machine."""
+    first = int(os.environ.get('LOCAL_RANK', 0)) == 0
+    if _quiet and first and 'torch' not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
+        print('starting  PyTorch and OpenMMLab are loading', file=sys.stderr, flush=True)
+
+
 def _hush_default() -> None:
     if not _quiet:
         return
@@ -217,6 +225,7 @@ def quiet(argv: Sequence[str] = ()) -> Iterator[None]:
     if not others:  # else the interpreter prints warnings of libraries' loggers to stderr
         root.addHandler(_early)
     _quiet = True
+    before_import('torch', _say_starting)
     after_import('mmengine.logging', _hush_default)
     warnings.showwarning = _show_warning
     try:

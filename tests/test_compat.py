@@ -356,6 +356,14 @@ def test_environment_warnings(monkeypatch, installed, expected):
         assert expected in found[0]
 
 
+def test_mmcv_lite_gives_no_advice():
+    folder = Path(importlib.util.find_spec('mmcv').origin).parent
+    assert 'Fail to import ``MultiScaleDeformableAttention``' in (folder / 'cnn/bricks/transformer.py').read_text()
+    code = 'import mmpetl, mmcv.cnn.bricks.transformer'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stderr == ''
+
+
 def test_environment_warnings_are_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(environment, 'environment_warnings', lambda: ['trap'])
     monkeypatch.setattr(environment, '_warned', False)

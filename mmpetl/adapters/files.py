@@ -8,6 +8,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..backbones.as_it_was import as_it_was
 from ..backbones.attach import attach, specs_of
 from ..backbones.family import backbone_in
 from ..backbones.from_data import methods_from_data
@@ -66,7 +67,8 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
         FileNotFoundError: If there is no such file.
         OSError: If it cannot be had from the hub, in one line.
         ValueError: If base, methods and their arguments, heads of attention, head, classes or preprocessing are others
-            than those with which it was trained, in a line that names both values; the model keeps its weights.
+            than those with which it was trained, in a line that names both values; the model is left as it was, without
+            methods if it had none.
     """
     named, path = path, local_path(path)
     if is_peft(path):
@@ -74,25 +76,26 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
     # Whole and checked, before the model is touched.
     tensors, header = adapter_file.load(path)
     path, target = str(named), unwrap(model)
-    try:
-        backbone, prefix = find_backbone(target)
-    except ValueError:
-        backbone = backbone_in(target)
-        # The file says which methods; methods_of has checked that they are harmless to build.
-        attach(backbone, methods_of(path, header, specs_of(backbone)), header['tune'], header['trunk'])
-        backbone, prefix = find_backbone(target)
-    check_adapter(target, header, path, force, **data)
-    # Before anything is loaded: a refusal leaves the model as it is.
-    check_head(target, renamed(tensors, header, prefix), path)
-    state = OrderedDict(renamed(tensors, header, prefix))
-    # The way in which the load hook gets the header, see mmpetl.backbones.load_hook.
-    state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
-    try:
-        with backbone.petl.turn.held(), forced(target, force):
-            # strict: the hook fills in the base, so whatever is missing then is a fault.
-            target.load_state_dict(state, strict=True)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f'{path}: {" ".join(str(error).split()).removeprefix(f"{path}: ")}') from None
+    with as_it_was(target):
+        try:
+            backbone, prefix = find_backbone(target)
+        except ValueError:
+            backbone = backbone_in(target)
+            # The file says which methods; methods_of has checked that they are harmless to build.
+            attach(backbone, methods_of(path, header, specs_of(backbone)), header['tune'], header['trunk'])
+            backbone, prefix = find_backbone(target)
+        check_adapter(target, header, path, force, **data)
+        # Before anything is loaded: a refusal leaves the model as it is.
+        check_head(target, renamed(tensors, header, prefix), path)
+        state = OrderedDict(renamed(tensors, header, prefix))
+        # The way in which the load hook gets the header, see mmpetl.backbones.load_hook.
+        state._metadata = OrderedDict({prefix.rstrip('.'): {STATE_KEY: header}})  # type: ignore[attr-defined]
+        try:
+            with backbone.petl.turn.held(), forced(target, force):
+                # strict: the hook fills in the base, so whatever is missing then is a fault.
+                target.load_state_dict(state, strict=True)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f'{path}: {" ".join(str(error).split()).removeprefix(f"{path}: ")}') from None
     print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on {base_name(header['base'])}",
               'current')
     return header

@@ -14,6 +14,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..backbones.as_it_was import as_it_was
 from ..backbones.attach import add_methods, attach, build_methods
 from ..backbones.family import backbone_in
 from ..backbones.from_data import methods_from_data
@@ -111,21 +112,22 @@ def load_peft(model: nn.Module, folder: str) -> Dict[str, Any]:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: One line that names the folder, and the setting or the layer that does not fit; the model keeps its
-            weights.
+        ValueError: One line that names the folder, and the setting or the layer that does not fit; the model is
+            left as it was, without methods if it had none.
     """
     target = unwrap(model)
     # Read and checked in full before the model is touched.
     read = read_folder(folder)
     backbone = backbone_in(target)
-    if not hasattr(backbone, 'petl'):
-        attach(backbone)
-    if len(backbone.petl):
+    if len(getattr(backbone, 'petl', ())):
         raise ValueError(f'{folder}: the model already holds {", ".join(backbone.petl)}; load a folder of peft onto a '
                          'model without methods')
-    opened = open_peft(target, folder, read)
-    backbone.petl.tune = tuple(dict.fromkeys((*backbone.petl.tune, *opened.tuned)))
-    add_methods(backbone, opened.methods)
+    with as_it_was(target):
+        if not hasattr(backbone, 'petl'):
+            attach(backbone)
+        opened = open_peft(target, folder, read)
+        backbone.petl.tune = tuple(dict.fromkeys((*backbone.petl.tune, *opened.tuned)))
+        add_methods(backbone, opened.methods)
     parameters = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     state = target.state_dict()
     with torch.no_grad():
@@ -306,4 +308,5 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
         values = target.state_dict()
         state.update({f'base_model.model.{key}': values[key] for key in heads})
     write_peft(folder, state, config)
-    return [f'{len(state)} tensors of {next(iter(kinds), NORMS)} for {type(target).__name__}; base {base!r}']
+    return [f'{len(state)} tensors of {next(iter(kinds), NORMS)} for {type(target).__name__}'
+            + (f'; base {base!r}' if base else '')]

@@ -3,7 +3,7 @@
 
 import importlib
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Set, Tuple, Union
 
 from torch import Tensor, nn
 
@@ -233,8 +233,11 @@ def family_of(backbone: nn.Module) -> Tuple[str, Family]:
     if where in UNDEFINED:
         path, why = UNDEFINED[where]
         raise ValueError(f'{where} cannot be adapted: {path} ({type(backbone.get_submodule(path)).__name__}): {why}')
-    known = sorted(upstream for entry in FAMILIES.values() for upstream in entry.classes)
-    raise ValueError(f'{where} cannot be adapted; supported backbones: {", ".join(known)}')
+    known: Dict[str, Set[str]] = {}
+    for upstream in (upstream for entry in FAMILIES.values() for upstream in entry.classes):
+        known.setdefault(upstream.split('.')[0], set()).add(upstream.split('.')[-1])
+    listed = '; of '.join(f'{library}: {", ".join(sorted(names))}' for library, names in sorted(known.items()))
+    raise ValueError(f'{where} cannot be adapted. Take a backbone, or a model that holds one, of {listed}')
 
 
 def backbone_in(model: nn.Module) -> nn.Module:

@@ -47,6 +47,12 @@ def environment_warnings() -> List[str]:
     return found
 
 
+def hush_mmcv_lite() -> None:
+    """Leave out mmcv-lite's advice, given once per import, to install the full mmcv: nothing here needs its compiled
+    operations."""
+    warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``', category=UserWarning)
+
+
 def warn_environment() -> List[str]:
     """Log :func:`environment_warnings` once per process at INFO.
 

@@ -33,8 +33,8 @@ from .lifecycle import name_base, prepare
 from .loaders import close_loaders_after
 from .naming import naming_keys
 from .progress_bar import training_bar
-from .said import TellHook, tell_end
-from .work_dir import claimed, is_first_process, note_command, refuse_or_clear
+from .said import TellHook, near, tell_end
+from .work_dir import claimed, is_first_process, newest_checkpoint, note_command, refuse_or_clear
 
 _runs = itertools.count()
 
@@ -172,6 +172,18 @@ def _naming_a_full_disk(work_dir: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _saying_what_is_kept(work_dir: str) -> Iterator[None]:
+    """Say at Ctrl-C from where the run can go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = newest_checkpoint(work_dir)
+        raise KeyboardInterrupt(
+            f'{near(kept.path)}, {kept.where}, is kept; the same command with --resume goes on from it' if kept.path
+            else 'before the first checkpoint; the same command begins anew') from None
+
+
 def train(argv: Sequence[str]) -> None:
     """``tools/train.py``: train the model that a config describes."""
     run_training(train_parser().parse_args(argv))
@@ -216,7 +228,7 @@ def run_training(args: argparse.Namespace) -> None:
             note_command(cfg.work_dir, sys.argv)
         runner = build_runner(cfg)
         runner.register_hook(TellHook())
-        with training_bar(runner):
+        with _saying_what_is_kept(cfg.work_dir), training_bar(runner):
             runner.train()
         tell_end(runner, args.config, args.cfg_options)
 

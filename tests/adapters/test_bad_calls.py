@@ -139,3 +139,26 @@ def test_a_bad_call_is_one_line(here, number):
     text = str(error.value)
     assert said in text and '\n' not in text and bad_inputs.MENDS.search(text), text
     assert not list(Path().glob('x.*sors'))
+
+
+@pytest.mark.parametrize('refused', ['a file', 'a folder'])
+def test_a_refusal_leaves_the_model_without_methods(refused, tmp_path):
+    """Classes, hooks, what trains and names are the model's own again, and the next call finds nothing attached."""
+    arch = dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64)
+    other, model = attached(), VisionTransformer(arch=arch, img_size=16, patch_size=8)
+    save_peft(other, tmp_path / 'folder')
+    save_adapter(other, tmp_path / 'a.safetensors')
+
+    def state():
+        return [(name, type(m), sorted(vars(m)), len(m._forward_hooks), len(m._load_state_dict_pre_hooks))
+                for name, m in model.named_modules()], [(name, p.requires_grad) for name, p in model.named_parameters()]
+
+    before, picture = state(), torch.rand(1, 3, 16, 16)
+    model.eval()  # which returns nothing, upstream
+    out = model(picture)[0]
+    with pytest.raises(ValueError, match=r'\d'):
+        load_peft(model, tmp_path / 'folder') if refused == 'a folder' else load_adapter(model, tmp_path / 'a.safetensors')
+    assert state() == before and torch.equal(model(picture)[0], out)
+    attach(model, [LORA])
+    model.eval()
+    torch.testing.assert_close(model(picture)[0], out)

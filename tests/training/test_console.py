@@ -155,3 +155,35 @@ def test_lines_of_training_are_rare(monkeypatch):
 def test_short_lines(text, wanted):
     record = logging.LogRecord('mmengine', logging.INFO, '', 0, text, None, None)
     assert console.ConsoleFormatter().format(record) == wanted
+
+
+@pytest.mark.parametrize('epoch, said', [(0, 'interrupted: before the first checkpoint; the same command begins anew'),
+                                         (1, 'interrupted: {}/epoch_1.pth, epoch 1, iteration 3, is kept; the same '
+                                          'command with --resume goes on from it')])
+def test_ctrl_c_says_what_is_kept(toy, monkeypatch, capsys, epoch, said):
+    from mmengine.hooks import IterTimerHook
+
+    def stop(self, runner, *args, **kwargs):
+        if runner.epoch == epoch:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(IterTimerHook, '_before_iter', stop)
+    monkeypatch.chdir(toy[0])
+    out = f'stopped{epoch}'
+    assert main(['train', toy[1], '--work-dir', out]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == said.format(out)
+
+
+def test_a_word_at_the_start(monkeypatch, capsys):
+    """Once, before torch is imported, to a terminal, by the first process."""
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+    with console.quiet():
+        console._say_starting()
+        assert capsys.readouterr().err == ''  # torch is there
+        monkeypatch.delitem(sys.modules, 'torch')
+        console._say_starting()
+        assert capsys.readouterr().err == 'starting  PyTorch and OpenMMLab are loading\n'
+        for change in (lambda: monkeypatch.setenv('LOCAL_RANK', '1'), monkeypatch.undo):
+            change()
+            console._say_starting()
+            assert capsys.readouterr().err == ''

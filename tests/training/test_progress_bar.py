@@ -55,6 +55,7 @@ def test_bar_in_a_real_terminal(tmp_path):
             break
     assert process.wait() == 0
     text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', seen.decode())
+    assert text.startswith('starting  PyTorch and OpenMMLab are loading')
     assert 'epoch 2/2' in text and 'it/s' in text and 'Epoch(train)' not in text
     assert seen.count(b'\x1b[?25l') == seen.count(b'\x1b[?25h') > 0  # the cursor is back
 
