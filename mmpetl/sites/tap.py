@@ -45,35 +45,10 @@ class Tap:
 
     def __init__(self, methods: Sequence[Method] = (), index: int = 0) -> None:
         self.index = index
-        on = {p: tuple(m for m in methods if m.active(p, index)) for p in POINTS}
-        # With what a method has for this place, so that a compiler sees no number or name of the place.
-        self._linear = {
-            op: tuple((m, _part(m, 'on_linear', index, op)) for m in on['linear'] if op in m.linear_ops(index))
-            for op in ALL_OPS
-        }
-        self._input = {op: tuple(m for m in on['input'] if op in m.input_ops(index)) for op in ALL_OPS}
-        # One entry per method that touches q, k or v, so that list order holds across the two points.
-        self._project = tuple(
-            (m, acts, m in on['qkv']) for m in methods
-            for acts in [tuple([part for n, part in self._linear[op] if n is m] for op in 'qkv')]
-            if any(acts) or m in on['qkv'])
-        self._norm = {
-            op: tuple((m, _part(m, 'on_norm', index, op)) for m in on['norm'] if op in m.norm_ops(index))
-            for op in NORMS
-        }
-        self._branch = {
-            (sub, inside): tuple(m for m in on['branch']
-                                 if sub in m.branch_subs(index) and m.inside_drop_path is inside)
-            for sub in SUBS
-            for inside in (True, False)
-        }
-        self._kv, self._channels, self._prompts = (on[p] for p in ('kv', 'channels', 'prompts'))
-        self._stream, self._entry, self._images, self._pool = (on[p] for p in ('stream', 'entry', 'images', 'pool'))
+        self._sort(methods, index)
         self._join()
         #: Whether elementwise results of this block are computed again in the backward pass by default.
         self.recomputes = any(m.recomputes for m in methods if index in m.layers)
-        #: Whether every method here is content with the tokens that are read.
-        self.tokenwise = all(m.tokenwise for m in (*on['linear'], *on['input'], *on['norm'], *on['branch']))
         #: Token grid of the input at hand in this block, set by the block.
         self.grid: Tuple[int, ...] = ()
         #: Frames of the clips at hand, set by the block; 0: no clips.
@@ -103,6 +78,35 @@ class Tap:
         self.cast: Dict[int, Dict[str, Tuple[Tensor, Optional[Tensor]]]] = {}
         #: Where a block's frozen activations are stored for side methods, or None.
         self.recorder: Optional[Dict[str, Tensor]] = None
+
+    def _sort(self, methods: Sequence[Method], index: int) -> None:
+        """Which methods act at which point, and where a point has several places, at which of them."""
+        on = {p: tuple(m for m in methods if m.active(p, index)) for p in POINTS}
+        # With what a method has for this place, so that a compiler sees no number or name of the place.
+        self._linear = {
+            op: tuple((m, _part(m, 'on_linear', index, op)) for m in on['linear'] if op in m.linear_ops(index))
+            for op in ALL_OPS
+        }
+        self._input = {op: tuple(m for m in on['input'] if op in m.input_ops(index)) for op in ALL_OPS}
+        # One entry per method that touches q, k or v, so that list order holds across the two points.
+        self._project = tuple(
+            (m, acts, m in on['qkv']) for m in methods
+            for acts in [tuple([part for n, part in self._linear[op] if n is m] for op in 'qkv')]
+            if any(acts) or m in on['qkv'])
+        self._norm = {
+            op: tuple((m, _part(m, 'on_norm', index, op)) for m in on['norm'] if op in m.norm_ops(index))
+            for op in NORMS
+        }
+        self._branch = {
+            (sub, inside): tuple(m for m in on['branch']
+                                 if sub in m.branch_subs(index) and m.inside_drop_path is inside)
+            for sub in SUBS
+            for inside in (True, False)
+        }
+        self._kv, self._channels, self._prompts = (on[p] for p in ('kv', 'channels', 'prompts'))
+        self._stream, self._entry, self._images, self._pool = (on[p] for p in ('stream', 'entry', 'images', 'pool'))
+        #: Whether every method here is content with the tokens that are read.
+        self.tokenwise = all(m.tokenwise for m in (*on['linear'], *on['input'], *on['norm'], *on['branch']))
 
     def held(self, op: str) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
         """This thread's half-precision copies of the weight (Cout, Cin) and bias (Cout) of an op, while the block runs;
