@@ -16,7 +16,7 @@ from .block import Linear, SitedBlock, feed_forward, of_ffn
 from .embed import SitedFinalNorm, SitedPatchEmbed
 from .family import Family
 from .window_attention import WindowProjections
-from .windows import from_windows, shift_mask, to_windows
+from .windows import Size, from_windows, shift_mask, to_windows
 
 
 class SitedWindowMSA(WindowProjections, WindowMSA):
@@ -137,6 +137,13 @@ def _blocks(model: SwinTransformer) -> List[nn.Module]:
     return [block for stage in model.stages for block in stage.blocks]
 
 
+def spec_of(block: Any, index: int, stage: int, dim: int, grid: Size, patch: Size, **fields: Any) -> BlockSpec:
+    """The spec of a block of one of mmpretrain's Swins, ``dim`` wide over a ``grid`` (H, W)."""
+    window = block.attn.w_msa
+    return BlockSpec(index=index, stage=stage, dim=dim, heads=window.num_heads, ffn_dim=block.ffn.feedforward_channels,
+                     grid=grid, window=tuple(window.window_size), patch=patch, **fields)
+
+
 def _specs(model: SwinTransformer) -> List[BlockSpec]:
     patch = tuple(model.patch_embed.projection.kernel_size)
     specs: List[BlockSpec] = []
@@ -144,18 +151,9 @@ def _specs(model: SwinTransformer) -> List[BlockSpec]:
     height, width = model.patch_resolution
     for s, stage in enumerate(model.stages):
         for block in stage.blocks:
-            window = block.attn.w_msa
             specs.append(
-                BlockSpec(
-                    index=len(specs),
-                    stage=s,
-                    dim=stage.embed_dims,
-                    heads=window.num_heads,
-                    ffn_dim=block.ffn.feedforward_channels,
-                    grid=(height, width),
-                    window=tuple(window.window_size),
-                    patch=patch,
-                    key_bias=window.qkv.bias is not None))
+                spec_of(block, len(specs), s, stage.embed_dims, (height, width), patch,
+                        key_bias=block.attn.w_msa.qkv.bias is not None))
         # Patch merging pads odd maps.
         height, width = -(-height // 2), -(-width // 2)
     return specs

@@ -91,19 +91,9 @@ def _specs(model: SwinTransformerV2) -> List[BlockSpec]:
             # Patch merging pads odd maps.
             height, width = -(-height // 2), -(-width // 2)
         for block in stage.blocks:
-            window = block.attn.w_msa
             specs.append(
-                BlockSpec(
-                    index=len(specs),
-                    stage=s,
-                    dim=stage.out_channels,
-                    heads=window.num_heads,
-                    ffn_dim=block.ffn.feedforward_channels,
-                    grid=(height, width),
-                    window=tuple(window.window_size),
-                    patch=patch,
-                    key_bias=False,
-                    post_norm=True))
+                swin.spec_of(block, len(specs), s, stage.out_channels, (height, width), patch, key_bias=False,
+                             post_norm=True))
     return specs
 
 
