@@ -105,9 +105,11 @@ def _sections(cfg: Dict[str, Any]) -> Iterator[str]:
     """What is wrong with the form of the sections: of what type they are, and what cannot be done without."""
     for key in SECTIONS:
         value = cfg.get(key)
-        several = key in LISTS and isinstance(value, (list, tuple))
-        parts = list(value) if several else [value]
-        odd = [part for part in parts if is_plain(part) or isinstance(part, (list, tuple)) or several and part is None]
+        several = value if key in LISTS and isinstance(value, (list, tuple)) else None
+        parts = [value] if several is None else list(several)
+        # A section may be None, an entry of a list may not.
+        odd = [part for part in parts if is_plain(part) or isinstance(part, (list, tuple))
+               or several is not None and part is None]
         if odd:
             yield f"{key}={value!r:.80}: give a dict{' or a list of dicts' if key in LISTS else ''}"
     for key in TEXTS:
