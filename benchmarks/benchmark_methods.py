@@ -21,23 +21,25 @@ import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 if (ROOT / 'mmpetl').is_dir():
     sys.path.insert(0, str(ROOT))
 
+from number_texts import above_the_probe, differences, errors, listed, shown  # noqa: E402
 from ranked_plot import plot_ranked  # noqa: E402
 
 from mmpetl.datasets.tables import get_suite  # noqa: E402
 from mmpetl.names import plain_name  # noqa: E402
 from mmpetl.sweeps.claims import Claim  # noqa: E402
-from mmpetl.sweeps.compare import compare, interval  # noqa: E402
+from mmpetl.sweeps.compare import compare  # noqa: E402
 from mmpetl.sweeps.plan import make_plan, read_plan, units, write_text  # noqa: E402
 from mmpetl.sweeps.report import Cell, Row, only, read_rows  # noqa: E402
 from mmpetl.sweeps.report_plots import plot  # noqa: E402
@@ -67,12 +69,14 @@ class Method(NamedTuple):
         tune: Patterns of base parameters that train.
         cached_epochs: Epochs on cached features; 0: one epoch without a cache.
         more: Further entries of the config.
+        width: Of the features, where the method makes others than the base's 384.
     """
     petl: Sequence[Dict[str, Any]]
     lr: float
     tune: Sequence[str] = ()
     cached_epochs: int = 0
     more: Dict[str, Any] = {}
+    width: int = 384
 
 
 def pruned(**scorer: Any) -> Dict[str, Any]:
@@ -111,7 +115,7 @@ METHODS: Dict[str, Method] = {
     'Compacter': Method([dict(type='Compacter', mid_dims=64)], 5e-4),
     'Prefix': Method([dict(type='Prefix', num_tokens=10, mid_dims=64)], 1e-3),
     'LST': Method([dict(type='LST', reduction=8)], 1e-3),
-    'VQT': Method([dict(type='VQT', num_tokens=4)], 3e-3),
+    'VQT': Method([dict(type='VQT', num_tokens=4)], 3e-3, width=384 * (1 + 4 * 12)),
     'DoRA': Method([dict(type='DoRA', rank=8, alpha=16, ops='qkv')], 3e-3),
     'VeRA': Method([dict(type='VeRA', rank=256, ops='qv')], 1e-2),
     'IA3': Method([dict(type='IA3', ops='kv'), dict(type='IA3', ops='fc2', at='input', name='ia3_ff')], 1e-2),
@@ -143,6 +147,9 @@ RULES = ['KAdaptation', 'KAdaptation, released']
 PRUNED = ['E2VPT, 5 tokens', 'E2VPT, pruned', 'E2VPT, pruned as published']
 QUESTIONS = [('KAdaptation', 'KAdaptation, released'), ('E2VPT, pruned', 'E2VPT, pruned as published'),
              ('E2VPT, pruned', 'E2VPT, 5 tokens')]
+#: Parts of benchmarks/numbers.json, the rates they are about, and seeds that a row needs there.
+PARTS, ENOUGH = {'methods': 'chosen', 'middle': 'middle'}, {'methods': 3, 'middle': 1}
+UNKNOWN = 'unknown'
 #: Rows that are measured first.
 KNOWN = ['Linear', 'LoRA', 'AdaptFormer', 'VPT', 'PATT', *RULES, 'SSF', 'BitFit', 'Full', 'APT', 'Adapter', 'DoRA',
          'E2VPT', *PRUNED]
@@ -165,6 +172,8 @@ def config_text(name: str, search: bool = True) -> str:
     lines = [f'_base_ = {str(BASE)!r}',
              f'model = dict(backbone=dict(petl={list(method.petl)!r}, tune={list(method.tune)!r}))',
              f'optim_wrapper = dict(optimizer=dict(lr={method.lr / 2:g}))']
+    if method.width != 384:
+        lines += [f'model["head"] = dict(in_channels={method.width})']
     if search:
         lines += [f'sweep = dict(grid={{{LR!r}: {rates(name)!r}}})']
     if method.cached_epochs:
@@ -177,6 +186,24 @@ def config_text(name: str, search: bool = True) -> str:
                   "                dict(type='mmpetl.FeatureCacheHook')]"]
     lines += [f'{key} = {value!r}' for key, value in method.more.items()]
     return '\n'.join(lines) + '\n'
+
+
+def note_commit(folder: str) -> None:
+    """Note beside the runs which commit of this checkout makes them, '-dirty' if its files are others."""
+    git = ['git', 'describe', '--always', '--dirty', '--exclude=*', '--abbrev=9']
+    try:
+        done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    except OSError:  # no git, no name
+        return
+    if done.returncode == 0 and done.stdout.strip() not in commits(folder):
+        with open(Path(folder) / 'commits.txt', 'a', encoding='utf-8') as file:
+            file.write(done.stdout)
+
+
+def commits(folder: str) -> str:
+    """The commits that the runs of a sweep were made with."""
+    file = Path(folder) / 'commits.txt'
+    return ', '.join(file.read_text(encoding='utf-8').split()) if file.is_file() else UNKNOWN
 
 
 def run_method(name: str, tasks: Sequence[str], out: Path, worker: Worker, until: float, search: bool = True) -> None:
@@ -193,6 +220,7 @@ def run_method(name: str, tasks: Sequence[str], out: Path, worker: Worker, until
                 claim = Claim(unit.folder(trial))
                 if time.time() < until and claim.acquire():
                     with claim:
+                        note_commit(folder)
                         print(f'{name}: {describe(trial, worker.run(plan, trial, unit.folder(trial)))}', flush=True)
             before, waiting = waiting, unit.waiting()
             if waiting == before:  # another process is at them
@@ -211,12 +239,17 @@ def swept(out: Path) -> List[Row]:
     return read_rows([str(out)]) if out.is_dir() else []
 
 
+def measured(row: Row, cell: Cell) -> Dict[str, Any]:
+    """What is kept of a cell."""
+    return dict(params=cell.params, head=cell.head_params, seconds=cell.run_cpu_seconds, scores=cell.by_run,
+                commit=commits(row.folder))
+
+
 def collect(out: Path) -> Dict[str, Any]:
     """Everything that docs/numbers.md prints, out of the folders of the sweeps."""
     methods = {}
     for row in swept(out):
-        cells = {task: dict(params=cell.params, head=cell.head_params, seconds=cell.run_cpu_seconds, scores=cell.by_run,
-                            **searched(row.folder, task))
+        cells = {task: dict(measured(row, cell), **searched(row.folder, task))
                  for task, cell in row.cells.items() if cell.scores}
         methods[row.name] = dict(family=row.family, bytes=row.computed_bytes, tasks=cells)
     known = [name for name in METHODS if name in methods and methods[name]['tasks']]
@@ -228,23 +261,43 @@ def middle_of(out: Path) -> Path:
     return out.with_name(f'{out.name}_middle')
 
 
-def at_middle(out: Path) -> Dict[str, Dict[str, float]]:
-    """Scores of all three seeds on the digits at the middle rate, by row."""
-    cells = {row.name: row.cells.get('digits') for row in swept(out)}
-    return {name: cell.by_run for name, cell in cells.items() if cell is not None and len(cell.by_run) == 3}
+def at_middle(out: Path) -> Dict[str, Dict[str, Any]]:
+    """What one to three seeds reached on the digits at the middle rate, by row."""
+    found = {}
+    for row in swept(out):
+        cell = row.cells.get('digits')
+        if cell is not None and len(cell.by_run) >= ENOUGH['middle']:
+            found[row.name] = dict(family=row.family, bytes=row.computed_bytes, tasks=dict(digits=measured(row, cell)))
+    return found
 
 
-def rows_of(data: Dict[str, Any]) -> Dict[str, Row]:
-    """The rows of a report, out of what :func:`collect` returned."""
+def rows_of(data: Dict[str, Any], part: str = 'methods') -> Dict[str, Row]:
+    """The rows of a report, out of what :func:`collect` ('methods') or :func:`at_middle` ('middle') returned."""
     rows = {}
-    for name, found in data['methods'].items():
+    for name, found in data[part].items():
         cells = {}
         for task, cell in found['tasks'].items():
             scores = list(cell['scores'].values())
-            cells[task] = Cell(scores, scores, data['seeds'], cell['params'], cell['head'], by_run=cell['scores'],
+            wanted = data['seeds'] if part == 'methods' else len(scores)
+            cells[task] = Cell(scores, scores, wanted, cell['params'], cell['head'], by_run=cell['scores'],
                                run_cpu_seconds=cell['seconds'])
         rows[name] = Row(name, str(SUITE), cells, computed_bytes=found['bytes'], family=found['family'])
     return rows
+
+
+def whole(data: Dict[str, Any], part: str = 'methods') -> Dict[str, Dict[str, Any]]:
+    """What is known on the digits of every row of which enough seeds are there."""
+    cells = {name: row['tasks'].get('digits') for name, row in data[part].items()}
+    return {name: cell for name, cell in cells.items() if cell and len(cell['scores']) >= ENOUGH[part]}
+
+
+def drawn(data: Dict[str, Any]) -> Tuple[List[Row], List[str]]:
+    """The rows of the pictures, and which of them are at the middle rate because none was searched."""
+    searched_rows, fixed = rows_of(data), rows_of(data, 'middle')
+    unsearched = [name for name in METHODS if name in whole(data, 'middle') and name not in whole(data)]
+    found = {name: fixed[name] if name in unsearched else searched_rows[name] for name in METHODS
+             if name in unsearched or name in whole(data)}
+    return [only(row, ['digits']) for row in found.values()], unsearched
 
 
 def rate_of(data: Dict[str, Any], name: str) -> str:
@@ -253,81 +306,99 @@ def rate_of(data: Dict[str, Any], name: str) -> str:
     return f'{rate:g} ({("1/3", "1", "3")[rates(name).index(rate)]})'
 
 
-def shown(scores: Optional[Dict[str, float]]) -> str:
-    """Mean of the runs of a row and half of its interval; nothing where there are none."""
-    return f'{statistics.fmean(scores.values()):.1f} ± {interval(list(scores.values())) or 0:.1f}' if scores else ''
-
-
 def tables(data: Dict[str, Any]) -> str:
     """The tables of docs/numbers.md: all methods on the digits, and the comparisons on all data sets."""
-    rows = rows_of(data)
+    chosen, fixed = whole(data), whole(data, 'middle')
     lines = ['| method | kind | parameters without head | memory, MiB | processor time, s | rate | '
              'accuracy on digits, % | at the middle rate |',
              '|---|---|---:|---:|---:|---:|---:|---:|']
     for name in METHODS:
-        cell = rows[name].cells.get('digits') if name in rows else None
-        if cell is None or cell.mean is None or cell.params is None or cell.run_cpu_seconds is None:
-            few = cell.scores if cell else []
-            part = f', {len(few)} of {data["seeds"]} seeds: {statistics.fmean(few):.1f}' if few else ''
-            lines.append(f'| {name} | | | | | | not measured{part} | {shown(data["middle"].get(name))} |')
+        cell = chosen.get(name) or fixed.get(name)
+        if cell is None:
+            lines.append(f'| {name} | | | | | | not measured | |')
             continue
-        row = rows[name]
-        lines.append(f'| {name} | {row.family} | {cell.params - (cell.head_params or 0):,} | '
-                     f'{(row.computed_bytes or 0) / 2**20:.0f} | {cell.run_cpu_seconds:.0f} | {rate_of(data, name)} | '
-                     f'{shown(cell.by_run)} | {shown(data["middle"].get(name))} |')
-    lines += ['', '| difference | data sets | pairs | points | paired t-test, p | Wilcoxon, p |',
-              '|---|---|---:|---:|---:|---:|']
-    for first, second in QUESTIONS:
+        row = data['methods' if name in chosen else 'middle'][name]
+        rate, accuracy = (rate_of(data, name), shown(cell)) if name in chosen else ('', 'not searched')
+        seconds = '' if cell['seconds'] is None else f'{cell["seconds"]:.0f}'
+        lines.append(f'| {name} | {row["family"]} | {cell["params"] - (cell["head"] or 0):,} | '
+                     f'{(row["bytes"] or 0) / 2**20:.0f} | {seconds} | {rate} | {accuracy} | '
+                     f'{shown(fixed.get(name))} |')
+    lines += ['', '| difference | rate | data sets | pairs | points | paired t-test, p | Wilcoxon, p |',
+              '|---|---|---|---:|---:|---:|---:|']
+    for (first, second), (part, rate) in itertools.product(QUESTIONS, PARTS.items()):
+        rows = rows_of(data, part)
         try:
             found = compare(rows[first], rows[second])
         except (KeyError, ValueError):
-            lines.append(f'| {first} - {second} | | 0 | not measured | | |')
+            lines.append(f'| {first} - {second} | {rate} | | 0 | not measured | | |')
             continue
         p, w = ('--' if value is None else f'{value:.3f}' for value in (found.t_test, found.wilcoxon))
         bound = '' if found.half is None else f' ± {found.half:.1f}'
         sets = ', '.join(dict.fromkeys(pair.split(', ')[0] for pair in found.pairs))
-        lines.append(f'| {first} - {second} | {sets} | {len(found.pairs)} | {found.mean:+.1f}{bound} | {p} | {w} |')
+        lines.append(
+            f'| {first} - {second} | {rate} | {sets} | {len(found.pairs)} | {found.mean:+.1f}{bound} | {p} | {w} |')
     return '\n'.join(lines)
 
 
-def differences(data: Dict[str, Any], first: str, second: str) -> List[float]:
-    """First minus second for every run that both have, over all data sets."""
-    a, b = (data['methods'].get(name, {'tasks': {}})['tasks'] for name in (first, second))
-    return [score - b[task]['scores'][run] for task in a if task in b for run, score in a[task]['scores'].items()
-            if run in b[task]['scores']]
+def counts(data: Dict[str, Any]) -> List[str]:
+    """How many rows are measured, and how they stand to the linear probe."""
+    chosen, fixed = whole(data), whole(data, 'middle')
+    places = [rates(name).index(cell['rate']) for name, cell in chosen.items()]
+    absent = [name for name in METHODS if name not in chosen and name not in fixed]
+    lines = [f'* The rates of {len(chosen)} of {len(METHODS)} rows were searched. Measured at the middle rate alone: '
+             f'{listed(drawn(data)[1])}. Not measured: {listed(absent)}.',
+             f'* The search chose the lowest rate for {places.count(0)} rows, the middle one for {places.count(1)}, '
+             f'the highest for {places.count(2)}; beyond an end there may be a better one.']
+    for cells, rate in ((chosen, 'chosen'), (fixed, 'middle')):
+        above, clear, overlap = above_the_probe(cells)
+        lines.append(f'* Of {len(cells)} rows at the {rate} rate, above the mean of the linear probe there '
+                     f'({shown(cells["Linear"])}) are {listed(above)}. Their whole interval is above its for '
+                     f'{listed(clear)}. Of all pairs of intervals {100 * overlap:.0f} % overlap.')
+    return lines
+
+
+def spread(data: Dict[str, Any]) -> List[str]:
+    """What the search changed, and where seeds are far apart."""
+    chosen, fixed = whole(data), whole(data, 'middle')
+    moved = {name: statistics.fmean(cell['scores'].values()) - statistics.fmean(fixed[name]['scores'].values())
+             for name, cell in chosen.items() if name in fixed and rates(name).index(cell['rate']) != 1}
+    changes = '; '.join(f'{name} {change:+.1f}' for name, change in sorted(moved.items(), key=lambda item: -item[1]))
+    runs = {name: list(cell['scores'].values()) for name, cell in {**fixed, **chosen}.items()}
+    apart = [f'{name} ({", ".join(f"{x:.1f}" for x in runs[name])})' for name in METHODS
+             if name in runs and max(runs[name]) - min(runs[name]) > 20]
+    few = [name for name, own in runs.items() if len(own) == 1]
+    alone = [f'* One seed, so no interval: {listed(few)}; with 500 test images the standard error of such an accuracy '
+             f'is {min(errors(runs, few)):.1f} to {max(errors(runs, few)):.1f} points, that of the seed comes on top.'
+             ] if few else []
+    return [*alone, f'* What the search changed on the test images, in points: {changes or "nothing"}.',
+            f'* Seeds more than 20 points apart (chosen rate, else the middle one): {"; ".join(apart) or "none"}.']
+
+
+def answers(data: Dict[str, Any]) -> List[str]:
+    """The questions, pair by pair."""
+    lines = []
+    for (first, second), (part, rate) in itertools.product(QUESTIONS, PARTS.items()):
+        gaps = differences(data, part, first, second)
+        ahead = f'ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)} pairs' if gaps else 'not measured'
+        lines.append(f'* {first} against {second}, {rate} rate: {ahead}'
+                     + (f', by {min(gaps):.1f} to {max(gaps):.1f} points.' if gaps else '.'))
+    return lines
+
+
+def measured_with(data: Dict[str, Any]) -> List[str]:
+    """Which rows were measured with which commit."""
+    lines = []
+    for part, rate in PARTS.items():
+        cells = whole(data, part)
+        for commit in dict.fromkeys(cell['commit'] for cell in cells.values()):
+            names = [name for name, cell in cells.items() if cell['commit'] == commit]
+            lines.append(f'* Measured at the {rate} rate with commit {commit}: {listed(names)}.')
+    return lines
 
 
 def reading(data: Dict[str, Any]) -> str:
     """What the tables say, in sentences."""
-    every = {name: row['tasks']['digits'] for name, row in data['methods'].items() if 'digits' in row['tasks']}
-    cells = {name: cell for name, cell in every.items() if len(cell['scores']) == data['seeds']}
-    runs = {name: list(cell['scores'].values()) for name, cell in cells.items()}
-    means = {name: statistics.fmean(own) for name, own in runs.items()}
-    halves = {name: interval(own) or 0 for name, own in runs.items()}
-    places = [rates(name).index(cell['rate']) for name, cell in cells.items()]
-    above = [name for name in sorted(means, key=lambda n: -means[n]) if means[name] > means['Linear']]
-    clear = [name for name in above if means[name] - halves[name] > means['Linear'] + halves['Linear']]
-    pairs = list(itertools.combinations(runs, 2))
-    overlap = sum(abs(means[a] - means[b]) <= halves[a] + halves[b] for a, b in pairs)
-    moved = {name: means[name] - statistics.fmean(data['middle'][name].values()) for name, cell in cells.items()
-             if name in data['middle'] and rates(name).index(cell['rate']) != 1}
-    changes = '; '.join(f'{name} {change:+.1f}' for name, change in sorted(moved.items(), key=lambda item: -item[1]))
-    failed = [f'{name} ({", ".join(f"{x:.1f}" for x in own)})' for name, own in runs.items()
-              if max(own) - min(own) > 20]
-    lines = [f'* {len(cells)} of {len(METHODS)} rows are measured. The search chose the lowest rate for '
-             f'{places.count(0)} of them, the middle one for {places.count(1)}, the highest for {places.count(2)}; '
-             'beyond an end there may be a better one.',
-             f'* Above the mean of the linear probe ({means["Linear"]:.1f} %) are {len(above)}: '
-             f'{"; ".join(above) or "none"}. Their whole interval is above the probe\'s for: '
-             f'{"; ".join(clear) or "none"}. Of all pairs of intervals {100 * overlap / len(pairs):.0f} % overlap.',
-             f'* What the search changed on the test images, in points: {changes or "nothing"}.',
-             f'* Seeds more than 20 points apart at the chosen rate: {"; ".join(failed) or "none"}.']
-    for first, second in QUESTIONS:
-        gaps = differences(data, first, second)
-        ahead = f'ahead in {sum(gap > 0 for gap in gaps)} of {len(gaps)} pairs' if gaps else 'not measured'
-        lines.append(f'* {first} against {second}: {ahead}'
-                     + (f', by {min(gaps):.1f} to {max(gaps):.1f} points.' if gaps else '.'))
-    return '\n'.join(lines)
+    return '\n'.join([*counts(data), *spread(data), *answers(data), *measured_with(data)])
 
 
 def updated(page: str, data: Dict[str, Any]) -> str:
@@ -350,11 +421,12 @@ def write(out: Path) -> None:
 
 def pictures(data: Dict[str, Any]) -> None:
     """Draw docs/images/numbers.png, of this page, and methods.png, of the README."""
-    rows = [only(row, ['digits']) for row in rows_of(data).values() if 'digits' in row.cells]
+    rows, unsearched = drawn(data)
     folder = PAGE.parent / 'images'
-    atomic_write(folder / 'numbers.png', partial(plot, rows))
-    title = 'DINOv2 ViT-S/14 (21.5 M) adapted to 1,000 digits in one epoch: 63 steps, best of 3 rates, 3 seeds'
-    atomic_write(folder / 'methods.png', lambda file: plot_ranked(rows, 'digits', title, file, digest(data)))
+    atomic_write(folder / 'numbers.png', partial(plot, rows, stacked=True))
+    title = 'DINOv2 ViT-S/14 (21.5 M) adapted to 1,000 digits in one epoch: 63 steps'
+    atomic_write(folder / 'methods.png',
+                 lambda file: plot_ranked(rows, 'digits', title, file, digest(data), unsearched))
 
 
 def digest(data: Dict[str, Any]) -> str:

@@ -22,7 +22,8 @@ def short(number: int) -> str:
     return f'{number / 1e6:.1f} M' if number >= 1e6 else f'{number / 1e3:.0f} k'
 
 
-def plot_ranked(rows: Sequence[Row], task: str, title: str, file: BinaryIO, note: str = '') -> Any:
+def plot_ranked(rows: Sequence[Row], task: str, title: str, file: BinaryIO, note: str = '',
+                hollow: Sequence[str] = ()) -> Any:
     """Draw mean and single runs of every method, with the trained parameters beside them.
 
     Args:
@@ -31,6 +32,7 @@ def plot_ranked(rows: Sequence[Row], task: str, title: str, file: BinaryIO, note
         title: Above the picture.
         file: Receives a PNG.
         note: Kept in the file as its description.
+        hollow: Names of the rows whose rate was not searched: their diamonds are hollow.
 
     Returns:
         The figure.
@@ -39,14 +41,15 @@ def plot_ranked(rows: Sequence[Row], task: str, title: str, file: BinaryIO, note
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     found = order(rows, task)
-    figure = Figure(figsize=(8.2, 1.5 + .27 * len(found)), layout='constrained', dpi=150)
+    figure = Figure(figsize=(8.2, 1.5 + .2 * len(found)), layout='constrained', dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for place, row in enumerate(found):
         cell, colour = row.cells[task], COLOURS[ORDER.index(row.family)]
         axes.plot(cell.scores, [place] * len(cell.scores), 'o', color=colour, markersize=4, alpha=.45, zorder=2)
         axes.plot([min(cell.scores), max(cell.scores)], [place, place], color=colour, linewidth=1.2, alpha=.6, zorder=1)
-        axes.plot(cell.mean, place, 'D', color=colour, markersize=7, zorder=3)
+        axes.plot(cell.mean, place, 'D', color=colour, markersize=6, zorder=3, markeredgewidth=1.2,
+                  markerfacecolor='white' if row.name in hollow else colour)
         axes.annotate(f'{statistics.fmean(cell.scores):.1f} %', (1, place), xytext=(44, 0), va='center', ha='right',
                       xycoords=('axes fraction', 'data'), textcoords='offset points', fontsize=9)
         axes.annotate(short(cell.params - (cell.head_params or 0)), (1, place), xytext=(100, 0), va='center',
@@ -64,6 +67,9 @@ def plot_ranked(rows: Sequence[Row], task: str, title: str, file: BinaryIO, note
     families = [name for name in ORDER if any(row.family == name for row in found)]
     handles = [Line2D([], [], color=COLOURS[ORDER.index(name)], marker='D', linestyle='', label=name)
                for name in families]
+    if hollow:
+        handles.append(Line2D([], [], color='.35', marker='D', linestyle='', markerfacecolor='white',
+                              label='hollow: one rate, not searched'))
     figure.legend(handles=handles, loc='outside lower center', ncols=4, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     figure.savefig(file, format='png', metadata={'Description': note})

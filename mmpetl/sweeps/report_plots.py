@@ -122,7 +122,7 @@ def _room(at: Tuple[float, float], width: float, height: float, taken: Sequence[
     return at[0], at[1], False  # more labels than the panel has room for
 
 
-def plot(rows: Sequence[Row], file: BinaryIO, kind: str = 'png') -> None:
+def plot(rows: Sequence[Row], file: BinaryIO, kind: str = 'png', stacked: bool = False) -> None:
     """Accuracy over trainable parameters, memory and time of a run; see :func:`panels_of`.
 
     Colour and mark say the family, bars one standard deviation over the seeds, the line the best trade-offs. Methods
@@ -132,19 +132,23 @@ def plot(rows: Sequence[Row], file: BinaryIO, kind: str = 'png') -> None:
         rows: Rows of one suite.
         file: Receives the picture.
         kind: 'png' or 'svg'.
+        stacked: Panels one below the other, for a page of text, instead of side by side.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     panels = panels_of(rows)
-    figure = Figure(figsize=(max(6., 5.4 * len(panels)), 5.2), layout='constrained', dpi=150)
+    count = max(len(panels), 1)
+    size = (8.2, .6 + 4.8 * count) if stacked else (max(6., 5.4 * len(panels)), 5.2)
+    figure = Figure(figsize=size, layout='constrained', dpi=150)
     FigureCanvasAgg(figure)
-    all_axes = figure.subplots(1, max(len(panels), 1), squeeze=False, sharey=True)[0]
+    all_axes = figure.subplots(*((count, 1) if stacked else (1, count)), squeeze=False, sharey=True).ravel()
     found = [family for family in ORDER if any(p.family == family for _, points in panels for p in points)]
     for axes, (label, points) in zip(all_axes, panels):
         _draw(axes, label, points)
     tasks = tasks_of(rows)
     what = tasks[0] if len(tasks) == 1 else mean_label(rows)
-    all_axes[0].set_ylabel(printable(f'{get_suite(rows[0].suite).title}, {what}, %'), parse_math=False)
+    for axes in all_axes[:None if stacked else 1]:
+        axes.set_ylabel(printable(f'{get_suite(rows[0].suite).title}, {what}, %'), parse_math=False)
     handles = [_handle(family) for family in found]
     if panels:
         figure.legend(
