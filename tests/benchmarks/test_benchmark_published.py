@@ -75,6 +75,24 @@ def checkout(tmp_path):
     return file
 
 
+#: Card -> row of the stored table.
+CARDS = dict(vpt='VPT, 50 prompts', e2vpt='E2VPT (masks off on both sides)', kadaptation='KAdaptation',
+             synqt="SynQT, 16 queries (without the base's drop-path)", adapter='Adapter of PEViT', lora='LoRA of peft')
+
+
+@pytest.mark.parametrize('card', CARDS)
+def test_cards_say_what_was_measured(card):
+    """Time, operations and kept bytes of a step, as the table beside docs/benchmarks.md has them."""
+    (path, ) = ROOT.glob('docs/benchmarks/*/published.json')
+    (table, ) = json.loads(path.read_text())['tables']
+    rows = {row[0]: dict(zip(table['header'], row)) for row in table['rows']}
+    row = rows[CARDS[card]]
+    text = (ROOT / f'docs/methods/{card}.md').read_text(encoding='utf-8')
+    assert (f"a step takes {row['step, batch 2'].split()[0]} of its time ({row['operations']} of its operations) and keeps "
+            f"{row['kept']} of its bytes") in text.replace('\n', ' ')
+    assert f"`{row['published']}`" in text
+
+
 def run(monkeypatch, tmp_path, *words):
     monkeypatch.setattr(sys, 'argv', ['benchmark_published.py', '--batch', '2', '3', '--rounds', '1', '--out', str(tmp_path / 'out'),
                                       *map(str, words)])
