@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..sites import HalfCopies, own_gradient
+from ..sites import HalfCopies, own_gradient, scaled_product
 
 Gradients = Tuple[Optional[Tensor], ...]
 
@@ -28,6 +28,8 @@ class Found(Dict[int, Tuple[Any, ...]]):
         super().__init__()
         #: Where a gradient is to come from.
         self.places: Set[int] = set()
+        #: What all places fill together in a backward pass.
+        self.room: Optional[Tensor] = None
 
     def take(self) -> List[Tuple[Any, ...]]:
         """All, in the order of the places, and forget them.
@@ -35,7 +37,7 @@ class Found(Dict[int, Tuple[Any, ...]]):
         Raises:
             RuntimeError: If the gradient of some places was not asked for.
         """
-        found = [self[at] for at in sorted(self)]
+        found, self.room = [self[at] for at in sorted(self)], None
         self.clear()
         if 0 < len(found) < len(self.places):
             raise RuntimeError('gradients that are formed together need the backward pass of all blocks')
@@ -98,23 +100,28 @@ class _Bottlenecks(torch.autograd.Function):
     def forward(ctx: Any, joint: 'Bottlenecks', at: int, drop_rate: float, token: Tensor, *inputs: Tensor) -> Tensor:
         w1, b1, w2, b2 = joint.at(at)
         x, keep = _stack(_each(inputs, len(w1))), 1 - drop_rate
-        ctx.place = joint.found, at, keep
+        ctx.place = joint.found, at, joint.places(at), keep, joint.joined
         mid = torch.baddbmm(b1[:, None], x, w1.transpose(1, 2))
-        code = F.gelu(mid)
+        codes = joint.room(mid, drop_rate)
+        code = codes[joint.places(at)]
+        torch.ops.aten.gelu.out(mid, out=code[..., :mid.shape[-1]])
+        # Not x, which may hold an input several times; of the codes all, whose later places are still to be filled.
+        kept = w1, w2, mid, codes.data, *inputs
         if not drop_rate:
-            ctx.save_for_backward(w1, w2, mid, code, *inputs)  # not x, which may hold one of them several times
-            return torch.baddbmm(b2[:, None], code, w2.transpose(1, 2)).add_(x)
+            ctx.save_for_backward(*kept)
+            if joint.with_bias is None:
+                return torch.baddbmm(b2[:, None], code, w2.transpose(1, 2)).add_(x)
+            return torch.baddbmm(x, code, joint.with_bias[joint.places(at)].transpose(1, 2))
         drawn = mid.new_empty(mid.numel() + x.numel(), dtype=torch.bool).bernoulli_(keep)
         masks = [part.view_as(t) for part, t in zip(drawn.split([mid.numel(), x.numel()]), (mid, x))]
-        code.mul_(masks[0])
-        ctx.save_for_backward(w1, w2, mid, code, *inputs, *masks)
-        out = torch.baddbmm(b2[:, None], code, w2.transpose(1, 2), alpha=1 / keep)
+        ctx.save_for_backward(*kept, *masks)
+        out = torch.baddbmm(b2[:, None], code.mul_(masks[0]), w2.transpose(1, 2), alpha=1 / keep)
         return torch.addcmul(x, masks[1], out, value=1 / keep)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Gradients:
-        (found, at, keep), (w1, w2, mid, code, *inputs) = ctx.place, ctx.saved_tensors
+        (found, at, places, keep, joined), (w1, w2, mid, codes, *inputs) = ctx.place, ctx.saved_tensors
         of_out = grad
         if keep < 1:
             *inputs, mask, wide = inputs
@@ -123,8 +130,10 @@ class _Bottlenecks(torch.autograd.Function):
             of_code = torch.baddbmm(mid, of_out, w2, beta=0, alpha=keep**-2).mul_(mask)
         else:
             of_code = torch.bmm(grad, w2)
-        inner = torch.ops.aten.gelu_backward(of_code, mid)
-        found[at] = _each(inputs, len(w1)), inner, of_out, code, keep
+        if not found:
+            found.room = mid.new_empty(len(codes), *mid.shape[1:])
+        inner = torch.ops.aten.gelu_backward.grad_input(of_code, mid, grad_input=found.room[places])
+        found[at] = _each(inputs, len(w1)), of_out, found.room, codes, keep, joined
         own, needed = len(inputs) - 1, ctx.needs_input_grad[4:]
         if not any(needed):
             return (None, ) * (4 + len(inputs))
@@ -143,7 +152,13 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class Bottlenecks(Joint):
-    """Groups of bottlenecks of one width, those of all blocks; a place is a group.
+    """Groups of bottlenecks of one width, n in all blocks; a place is a group, and all see as many rows R.
+
+    What all places make of one kind stands in one tensor, which each fills where it comes: so nothing is joined when
+    their gradients are formed. Where copies of the parameters stand side by side anyway, and nothing is dropped, a code
+    ends in a one and the second weights in their bias, so that one product adds all three::
+
+        x + W2 c + b2 = x + [W2, b2] [c; 1]
 
     Args:
         groups: Modules with the linears ``fc1`` (C -> m) and ``fc2`` (m -> C); those of a group act at once.
@@ -151,15 +166,40 @@ class Bottlenecks(Joint):
     """
 
     def __init__(self, groups: Sequence[Sequence[Any]], half: HalfCopies) -> None:
+        layers = [layer for group in groups for layer in group]
         kinds = [(linear, name) for linear in ('fc1', 'fc2') for name in ('weight', 'bias')]
-        same = [[getattr(getattr(layer, linear), name) for layer in group] for group in groups
-                for linear, name in kinds]
-        # A parameter alone is not copied.
-        super().__init__(*(half.stack(*t) if len(t) > 1 else half(t[0])[None] for t in same))
+        self.joined = len(layers) > 1 and half.copies(layers[0].fc1.weight)
+        # A parameter that is not copied is none of a stack: the backward pass would keep another of it.
+        parts = [[getattr(getattr(layer, linear), name) for layer in part]
+                 for part in ([layers] if self.joined else groups) for linear, name in kinds]
+        super().__init__(*(half.stack(*part) if len(part) > 1 else half(part[0])[None] for part in parts))
+        self.sizes = [len(group) for group in groups]
+        self.groups = [self.parts[at:at + 4] for at in range(0, len(self.parts), 4)]
+        if self.joined:  # split once: slices of their own would each have a gradient of full size
+            self.groups = list(zip(*(part.split(self.sizes) for part in self.parts)))
+        self.codes: Optional[Tensor] = None
+        self.with_bias: Optional[Tensor] = None
+
+    def places(self, at: int) -> slice:
+        """Where the bottlenecks of group ``at`` stand among all."""
+        first = sum(self.sizes[:at])
+        return slice(first, first + self.sizes[at])
 
     def at(self, at: int) -> Tuple[Tensor, ...]:
         """Weights and biases of one group: (G, m, C), (G, m), (G, C, m), (G, C)."""
-        return self.parts[4 * at:4 * at + 4]
+        return self.groups[at]
+
+    def room(self, mid: Tensor, drop_rate: float) -> Tensor:
+        """For the codes of all groups (n, R, m), with a one behind each that the product with the bias reads; made by
+        the group that comes first, with mid (G, R, m)."""
+        if self.codes is None:
+            size = sum(self.sizes), mid.shape[1], mid.shape[2]
+            if drop_rate or not self.joined:
+                self.codes = mid.new_empty(size)
+            else:
+                self.codes = mid.new_ones(*size[:2], size[2] + 1)
+                self.with_bias = torch.cat([self.parts[2], self.parts[3][..., None]], -1)
+        return self.codes
 
     def __call__(self, at: int, inputs: Sequence[Tensor], drop_rate: float = 0.) -> Tensor:
         """x + dropout(fc2(dropout(gelu(fc1(x))))) of the G bottlenecks of group ``at``, (G, R, C).
@@ -167,7 +207,7 @@ class Bottlenecks(Joint):
         Args:
             at: Group.
             inputs: x of each bottleneck, (R, C); the last one serves all that are left.
-            drop_rate: Of both dropouts, 0 in evaluation mode.
+            drop_rate: Of both dropouts, 0 in evaluation mode; the same for all groups.
         """
         if self.own(at, *inputs):
             return _Bottlenecks.apply(self, at, drop_rate, self.token, *inputs)
@@ -178,12 +218,14 @@ class Bottlenecks(Joint):
 
     @staticmethod
     def gradients(found: List[Tuple[Any, ...]]) -> Gradients:
-        inputs, *kinds, keeps = zip(*found)
-        x, (inner, grad, code) = _stack([x for place in inputs for x in place]), (_cat(kind) for kind in kinds)
-        of_w2, of_b2 = torch.bmm(grad.transpose(1, 2), code), grad.sum(1)
-        if keeps[0] < 1:
-            of_w2, of_b2 = of_w2.div_(keeps[0]**2), of_b2.div_(keeps[0])
+        inputs, grads, (inner, *_), (codes, *_), (keep, *_), (joined, *_) = zip(*found)
+        x, grad = _stack([x for place in inputs for x in place]), _cat(grads)
+        of_w2, of_b2 = torch.bmm(grad.transpose(1, 2), codes[..., :inner.shape[-1]]), grad.sum(1)
+        if keep < 1:
+            of_w2, of_b2 = of_w2.div_(keep**2), of_b2.div_(keep)
         all_ = torch.bmm(inner.transpose(1, 2), x), inner.sum(1), of_w2, of_b2
+        if joined:
+            return all_
         sizes = [len(place) for place in inputs]
         return tuple(part for group in zip(*(t.split(sizes) for t in all_)) for part in group)
 
@@ -280,6 +322,6 @@ class Queries(Joint):
     def gradients(found: List[Tuple[Any, ...]]) -> Gradients:
         of_tokens = torch.stack([grad for grad, _ in found])
         before = torch.stack([b for _, b in found if b is not None])
-        summed = of_tokens[-len(before):].sum(2).flatten()
-        of_scale = torch.dot(summed, before.flatten()) / of_tokens.shape[2]
+        summed = of_tokens[-len(before):].sum(2)
+        of_scale = scaled_product(summed.view(1, 1, -1), before.view(1, -1, 1), 1 / of_tokens.shape[2])
         return of_tokens.sum(1), of_scale.view(1)

@@ -187,5 +187,5 @@ class SynQT(Method):
         q, h, hh = zip(*found)
         q = (before, *q[1:], before)
         # Means, of h and hh by one kernel for all blocks.
-        means = torch.cat([torch.stack(q, 1), torch.stack([*h, *hh], 1).sum(2)], 1) / h[0].shape[1]
+        means = torch.cat([*(t[:, None] for t in q), torch.stack([*h, *hh], 1).sum(2)], 1) / h[0].shape[1]
         return self.head_norm(recompute(again, self._combine, means), blocks[-1].final_norm)

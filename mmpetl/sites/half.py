@@ -100,6 +100,10 @@ class HalfCopies:
         dtype = None if parameter is None else _half_of(parameter, frozen)
         return parameter if dtype is None else self._copy((parameter, ), dtype).view(parameter.shape)
 
+    def copies(self, parameter: Tensor) -> bool:
+        """Whether a parameter (...) is handed out as a copy."""
+        return _half_of(parameter, False) is not None
+
     def stack(self, *parameters: Tensor, frozen: bool = False) -> Tensor:
         """Parameters (...) of one shape as one tensor (count, ...), in half precision where :meth:`__call__` is."""
         dtypes = [_half_of(p, frozen) for p in parameters]
@@ -140,6 +144,9 @@ class _AsTheyAre(HalfCopies):
 
     def __call__(self, parameter: Optional[Tensor], frozen: bool = False) -> Any:
         return parameter
+
+    def copies(self, parameter: Tensor) -> bool:
+        return False
 
     def stack(self, *parameters: Tensor, frozen: bool = False) -> Tensor:
         return torch.stack(parameters)

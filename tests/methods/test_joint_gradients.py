@@ -8,10 +8,26 @@ from torch.autograd import gradcheck
 from mmpetl.methods import joint_gradients
 from mmpetl.methods.joint_gradients import Factors, Queries
 from mmpetl.methods.qsm import QSM, QSMs, ResidualBottleneck
-from mmpetl.sites import AS_THEY_ARE
+from mmpetl.sites import AS_THEY_ARE, HalfCopies
 
 
-def stacks(drop_rate):
+class Copies(HalfCopies):
+    """Copies that stand side by side, as under autocast, in full precision."""
+
+    def __call__(self, parameter, frozen=False):
+        return parameter * 1
+
+    def copies(self, parameter):
+        return True
+
+    def stack(self, *parameters, frozen=False):
+        return torch.stack(parameters)
+
+
+HALF = pytest.mark.parametrize('half', [AS_THEY_ARE, Copies()], ids=['alone', 'copies'])
+
+
+def stacks(drop_rate, half=AS_THEY_ARE):
     """Two blocks of SynQT without the frozen ones: queries, adapters, modules."""
     torch.manual_seed(0)
     adapters = torch.nn.ModuleList(ResidualBottleneck(6, 3, drop_rate) for _ in range(2)).double()
@@ -22,7 +38,7 @@ def stacks(drop_rate):
 
     def run(*_):
         torch.manual_seed(1)  # the same dropout
-        all_, tokens, before = QSMs(modules, AS_THEY_ARE, adapters), Queries(queries, scale), None
+        all_, tokens, before = QSMs(modules, half, adapters), Queries(queries, scale), None
         for at in range(2):
             p, before = tokens.enter(at, 2, before)
             before = modules[at](adapters[at](p, all_.wide, at), all_, at).sum(1)
@@ -31,14 +47,16 @@ def stacks(drop_rate):
     return run, names, parameters
 
 
+@HALF
 @pytest.mark.parametrize('drop_rate', [0., .4])
-def test_finite_differences(drop_rate):
-    run, _, parameters = stacks(drop_rate)
+def test_finite_differences(drop_rate, half):
+    run, _, parameters = stacks(drop_rate, half)
     assert gradcheck(run, parameters, atol=1e-7)
 
 
-def test_the_same_as_autograd(monkeypatch):
-    run, names, parameters = stacks(0.)
+@HALF
+def test_the_same_as_autograd(monkeypatch, half):
+    run, names, parameters = stacks(0., half)
     weight = torch.randn(2, 6).double()
     ours = torch.autograd.grad((run() * weight).sum(), parameters)
     monkeypatch.setattr(joint_gradients, 'own_gradient', lambda *_: False)
