@@ -12,6 +12,7 @@ from typing import Any, Dict, Mapping, Union
 import torch
 from torch import nn
 
+from ..backbones.quantized import NF4, is_quantized
 from ..tuning import find_backbone
 
 #: Graphs of a block: training and evaluation, with and without autocast.
@@ -29,10 +30,13 @@ def compile_blocks(model: nn.Module, options: Union[bool, Mapping[str, Any]]) ->
         How many blocks.
 
     Raises:
-        ValueError: If nothing is attached to the model.
+        ValueError: If nothing is attached to the model, or its base is stored in 4 bits.
     """
     settings: Dict[str, Any] = {} if isinstance(options, bool) else dict(options)
     blocks = list(find_backbone(model)[0].petl.blocks)
+    if any(is_quantized(p) and p.form is NF4 for block in blocks for p in block.parameters()):
+        raise ValueError("compile=True: a base with base_dtype='nf4' cannot be traced; give base_dtype='int8' or "
+                         'compile=False')
     # All blocks share their code, by which torch counts graphs: after eight it would run the others uncompiled.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, FORMS * len(blocks))

@@ -64,6 +64,26 @@ def test_what_is_around_the_blocks_stays_as_it_is(losses):
     assert '_maybe_compile' in vars(Runner), 'MMEngine compiles in this step; if it is gone, compiling.py must follow'
 
 
+def test_a_base_in_4_bits_is_refused():
+    with pytest.raises(ValueError, match="base_dtype='nf4' cannot be traced; give base_dtype='int8' or compile=False"):
+        compile_blocks(BACKBONE['vit'].build([dict(type='LoRA', rank=2)], base_dtype='nf4'), True)
+
+
+def test_a_base_in_8_bits_compiles():
+    """Block by block, with the gradients of the base that is not compiled."""
+    torch.set_num_threads(1)
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = BACKBONE['vit'].build([dict(type='LoRA', rank=2)], base_dtype='int8')
+    perturb(model.petl)
+    expected, x = copy.deepcopy(model), BACKBONE['vit'].inputs()
+    compile_blocks(model, dict(backend='aot_eager', fullgraph=True))
+    for network in (model, expected):
+        features(network(x)).square().sum().backward()
+    for (name, p), other in zip(model.petl.named_parameters(), expected.petl.parameters()):
+        torch.testing.assert_close(p.grad, other.grad, atol=1e-5, rtol=1e-5, msg=name)
+
+
 def test_a_block_is_one_graph_and_no_block_falls_back():
     """More blocks than torch's limit of graphs for one piece of code."""
     torch.set_num_threads(1)
