@@ -25,6 +25,12 @@ def known_elsewhere(state: Mapping[str, Any], arch: str, library: str) -> Arch:
         state (Mapping): Keys of the backbone, mmpretrain's or mmaction2's.
         arch (str): One of :data:`ALL_ARCHS`.
         library (str): As for :func:`mmpetl.weights.export.export_names`.
+
+    Raises:
+        ValueError: No other library's names are known for the architecture.
     """
+    if arch not in ALL_ARCHS:
+        raise ValueError(f'no names of {library!r} are known for {arch!r}, but for {", ".join(sorted(ALL_ARCHS))}: '
+                         'keep the adapter file, or export to safetensors or onnx')
     # transformers, for one, knows ViT with layer scale as DINOv2.
     return ALL_ARCHS[arch].elsewhere(state, library) or ALL_ARCHS[arch]

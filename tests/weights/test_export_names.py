@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmpetl.weights import convert
+from mmpetl.weights.archs import known_elsewhere
 from mmpetl.weights.export import export_names, hf_config, libraries
 
 TOL = 1e-5
@@ -196,3 +197,5 @@ def test_refusals(randomise):
         export_names({**state, 'petl.0.down': torch.zeros(1)}, 'vit', 'timm')
     with pytest.raises(ValueError, match='hf has no name for pre_norm.weight'):
         export_names({**state, 'pre_norm.weight': torch.zeros(32)}, 'vit', 'hf')
+    with pytest.raises(ValueError, match="no names of 'timm' are known for 'beit', but for clip, .*: keep the adapter file"):
+        known_elsewhere(state, 'beit', 'timm')
