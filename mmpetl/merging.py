@@ -3,7 +3,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -149,9 +149,16 @@ def probe_for(backbone: nn.Module, batch: int = 2) -> Tensor:
 
 
 def _features(backbone: nn.Module, x: Tensor) -> List[Tensor]:
-    out = backbone(x)
-    parts = list(out.values()) if isinstance(out, Mapping) else out if isinstance(out, (tuple, list)) else [out]
-    return [part for part in parts if isinstance(part, Tensor)]
+    return _tensors(backbone(x))
+
+
+def _tensors(out: Any) -> List[Tensor]:
+    """The tensors of an output, however deep: mmaction2's MViT gives a list of map and class token per stage."""
+    if isinstance(out, Mapping):
+        out = list(out.values())
+    if isinstance(out, (tuple, list)):
+        return [tensor for part in out for tensor in _tensors(part)]
+    return [out] if isinstance(out, Tensor) else []
 
 
 @contextmanager
