@@ -28,7 +28,7 @@ class Channels(nn.Module):
     def __init__(self, count: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.empty(count, count)), nn.Parameter(torch.empty(count))
-        self.register_buffer('index', torch.arange(count, dtype=torch.int32))
+        self.register_buffer('index', torch.arange(count, dtype=torch.int64))
 
 
 @METHODS.register_module()
