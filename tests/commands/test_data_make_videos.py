@@ -96,7 +96,10 @@ def test_every_base_reads_its_clips(tmp_path, monkeypatch):
         cfg = Config.fromfile('own.py')
         backbone = cfg.model.backbone
         pipelines = repr((cfg.train_dataloader.dataset.pipeline, cfg.test_dataloader.dataset.pipeline))
-        shape = (backbone.get('num_frames', backbone.get('frames', 8)), backbone.get('img_size', 224))
+        told = {**backbone, **backbone.get('config', {})}
+        frames = next((told[k] for k in ('num_frames', 'frames', 'frames_per_clip', 'temporal_size', 't_size')
+                       if k in told), 16 if backbone.type.endswith('MViT') else 8)  # where upstream's default counts
+        shape = (frames, told.get('img_size', 224))
         if (pipelines, shape) in decoded:
             continue
         decoded.add((pipelines, shape))
