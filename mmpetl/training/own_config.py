@@ -43,7 +43,7 @@ METHODS: Dict[str, List[Dict[str, Any]]] = {
 TUNE = {'bitfit': ['*bias*'], 'full': ['*']}
 RATES = {'full': 5e-5}
 #: Base for videos -> the shipped data file whose clips it reads; the first whose name begins the base's counts.
-CLIPS = {'videomae-dinov2': 'motion6', 'video-swin-base': 'hmdb51_8x2', 'hf_timesformer': 'hmdb51_8x2',
+CLIPS = {'videomae-dinov2': 'motion6', 'video-swin-base': 'hmdb51_8x2', 'hf_timesformer-base': 'hmdb51_8x2',
          'uniformerv2': 'hmdb51_8x2', '': 'hmdb51_16x4'}
 DEFAULT_BASE = {'picture': 'dinov2-small', 'video': 'videomae-small'}
 #: Training steps that even the smallest data set gets, and bounds of the epochs.

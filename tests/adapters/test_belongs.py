@@ -321,6 +321,7 @@ def test_scopes_and_silent_keys_are_no_difference():
 READS = {
     'mmpetl/adapters/push.py:push': 'sends the file as it is',
     'mmpetl/training/config.py:_check_checkpoint': 'looks for epoch and iteration; the runner loads it, and its hook asks',
+    'mmpetl/backbones/foreign_build.py:build_timm': 'reads a base; an adapter asks about it when it is put on',
     'mmpetl/compat/loading.py:load_from_local': 'reads for MMEngine, whose models ask in their load hook',
     'mmpetl/commands/inspect.py:inspect_file': 'describes a file; with a config, _try asks',
     'mmpetl/pruning/state.py:restore': 'reads the values of a pruning run',

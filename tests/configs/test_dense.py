@@ -65,7 +65,7 @@ model = dict(
 @pytest.mark.parametrize('recipe', RECIPES, ids=lambda p: p.stem)
 def test_from_training_to_the_merged_model(recipe, made, tmp_path):
     config, adapter, out = small(recipe, made), tmp_path / 'run/adapter.safetensors', tmp_path / 'merged.pth'
-    options = ['--cfg-options', 'max_epochs=2', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
+    options = ['--cfg-options', 'train_cfg.max_epochs=2', 'train_cfg.val_interval=2']
     run_train([str(config), '--work-dir', str(tmp_path / 'run'), *options])
     scores = run_test([str(config), str(adapter), '--work-dir', str(tmp_path / 'test'), '--show-dir', 'seen'])
     assert 0 <= scores['mIoU'] <= 100 and list((tmp_path / 'test').rglob('seen/**/*.png'))

@@ -24,6 +24,7 @@ from toy_model import CONFIG  # noqa: F401  (the toy models' module prepares the
 import mmpetl
 from mmpetl import compat
 from mmpetl.adapters import facts, peft_folder
+from mmpetl.backbones.foreign_build import build_timm
 from mmpetl.clean_errors import one_line
 from mmpetl.commands import data_check
 from mmpetl.commands import fetch as fetch_command
@@ -163,6 +164,7 @@ ROWS = {
     'config of peft': (peft_folder.CONFIG, lambda p, m: peft_folder.read_folder(str(p.parent))),
     'tensors of peft': (peft_folder.TENSORS, lambda p, m: peft_folder._tensors(str(p))),
     'is_adapter': ('w.pth', lambda p, m: adapter_file.is_adapter(str(p))),
+    'base of timm': ('w.pth', lambda p, m: build_timm('vit_tiny_patch16_224', checkpoint_path=str(p), depth=1)),
     'load_trained': ('w.pth', lambda p, m: load_trained(copy.deepcopy(m['bank'].model), str(p))),
     'inspect': ('w.pth', lambda p, m: describe(inspect_file(str(p)))),
     'read_source': ('w.onnx', lambda p, m: read_source(p)),
@@ -284,6 +286,8 @@ EXEMPT = {
     'mmpetl/training/config.py:load_config': PROGRAM,
     'mmpetl/training/data_report.py:check_collection': ROWED,
     'mmpetl/training/lifecycle.py:name_base': ROWED,
+    'mmpetl/training/options.py:ConfigOptions._parse_iterable': ARGUMENT,
+    'mmpetl/training/options.py:_literal': ARGUMENT,
     'mmpetl/training/own_config.py:_reads_beside_text': OWN,
     'mmpetl/training/own_config.py:bases': OWN,
     'mmpetl/training/tasks.py:_other_base': PROGRAM,
