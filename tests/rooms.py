@@ -79,6 +79,7 @@ ROOMS: List[Room] = [
     Room('commands', 'the command line: one file per command',
          (*_TUNED, 'recipes', 'console', 'clean_errors', 'compat', 'backbones', 'adapters', *_DATA, 'features', 'hooks', 'pruning',
           'training', 'costs', 'sweeps', 'apis'), lazy=True),
+    Room('__main__', '`python -m mmpetl`', ('commands', ), outside=()),
     Room('__init__', 'the face, lazily', ('on_import', 'version'), outside=(), lazy=True),
 ]
 ROOM: Dict[str, Room] = {room.name: room for room in ROOMS}

@@ -174,7 +174,7 @@ def test_sizes(path):
     ('sweeps', 'from ..commands import report'), ('sweeps', 'def f():\n    from ..training.run import x'),
     ('compat', 'from ..sites import x'), ('recompute', 'import mmengine'), ('registry', 'import torch'),
     ('clean_errors', 'from .training import run'), ('console', 'import torch'), ('apis', 'from .commands import main'), ('version', 'import torch'),
-    ('on_import', 'import mmengine'), ('suggest', 'from .sites import x'), ('names', 'import torch'), ('recipes', 'import mmengine'), ('__init__', 'import torch'), ('commands', 'from .. import attach'),
+    ('on_import', 'import mmengine'), ('suggest', 'from .sites import x'), ('names', 'import torch'), ('recipes', 'import mmengine'), ('__init__', 'import torch'), ('__main__', 'from .training import run'), ('commands', 'from .. import attach'),
 ])
 def test_the_rules_catch(room, source):
     assert len(problems(source, room, package_of(room))) >= 1

@@ -110,8 +110,9 @@ def show() -> None:
         print(f'  {data.name:42} {data.title}{by_hand}')
     print(f'  {", ".join(GROUPS):42} all data sets of the suite')
     print('small weights and data out of ordinary packages:')
-    for name in [*RECIPES, *SOURCES]:
-        print(f'  {name}')
+    for name in dict.fromkeys([*RECIPES, *SOURCES]):
+        about = SOURCES[name].origin if name in SOURCES else (RECIPES[name][1].__doc__ or '').strip().split('\n')[0]
+        print(f'  {name:22} {about}')
 
 
 def run(args: argparse.Namespace) -> int:
