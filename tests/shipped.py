@@ -143,9 +143,10 @@ def _datasets(node: ConfigDict) -> list:
 
 
 def _write_text_features(folder: Path, head: ConfigDict, width: int) -> None:
-    weight = torch.nn.functional.normalize(torch.randn(head.num_classes, width), dim=-1).numpy()
+    drawn = torch.randn(head.num_classes, width, generator=torch.Generator().manual_seed(0))
+    weight = torch.nn.functional.normalize(drawn, dim=-1).numpy()
     head.text_features = str(folder / 'text.npz')
-    if 'VideoTextHead' in head.type:
+    if 'VideoTextHead' in head.type or 'ZeroShotHead' in head.type:
         head.scale = 5.  # at CLIP's 100 random features are all of one class, whatever the input
     np.savez(head.text_features, weight=weight, class_names=[f'class {c}' for c in range(head.num_classes)])
 

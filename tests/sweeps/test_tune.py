@@ -2,7 +2,11 @@
 """mmpetl search: ranges, refusals; the real thing on Ray Tune is a slow test."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 import toy_run
@@ -97,3 +101,36 @@ def test_search_on_ray(tmp_path, monkeypatch, capsys):
     assert main(words) == 0 and 'best config: s/best.py' in capsys.readouterr().out
     assert json.loads((tmp_path / 's/search.json').read_text())['rows'] == found
     assert main(['train', 's/best.py', '--set', 'train_cfg.max_epochs=1']) == 0
+
+
+def finished(folder):
+    """Trial -> lines of its results."""
+    return {path.parent.name: path.read_text().count('\n') for path in folder.glob('s/ray/*/result.json')}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_search_goes_on(how, tmp_path):
+    """Stopped when the second of three runs has begun to report: the same command keeps what is there, and ends with every
+    run and a best config."""
+    pytest.importorskip('ray', reason='Ray is not installed')
+    toy_run.write(tmp_path)
+    words = [sys.executable, '-m', 'mmpetl.commands.main', 'search', 'toy.py', '--on-test', '--samples', '3', '--space',
+             'lr=loguniform(1e-3, 0.1)', '--work-dir', 's', '--gpus-per-run', '0', '--cpus-per-run', str(os.cpu_count()),
+             '--set', 'train_cfg.max_epochs=3', 'param_scheduler.T_max=3']
+    environment = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(sys.path), RAY_raylet_start_wait_time_s='300')
+    search = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.time() + 900
+    while search.poll() is None and len(finished(tmp_path)) < 2 and time.time() < end:
+        time.sleep(0.2)
+    before = finished(tmp_path)
+    search.send_signal(how)
+    assert search.wait(300) != 0 and len(before) == 2 and not (tmp_path / 's/best.py').exists()
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / 's/search.json').read_text())['rows']
+    assert len(rows) == 3 and len({row['params'][LR] for row in rows}) == 3
+    assert all(row['score'] is not None and 1 <= row['epochs'] <= 3 for row in rows)
+    after = finished(tmp_path)
+    assert len(after) == 3 and all(before[name] <= after[name] for name in before), 'a run began anew'
+    assert Config.fromfile(tmp_path / 's/best.py').optim_wrapper.optimizer.lr == rows[0]['params'][LR]
