@@ -27,6 +27,8 @@ _before_import('mmcv', _compat('environment.hush_mmcv_lite'))
 _before_import('mmaction.models', _compat('placeholders.install_mmaction_stub'))
 for _name in ('mmseg', 'mmdet'):
     _before_import(_name, _compat('placeholders.install_mmcv_ops_stub'))
+_before_import('mmengine.optim.optimizer.builder', _compat('optimizers.leave_transformers_out'))
+_after_import('mmengine.optim.optimizer.builder', _compat('optimizers.register_adafactor'))
 _after_import('mmengine.registry', lambda: importlib.import_module(f'{__name__}.registry'))
 _after_import('mmengine.runner.checkpoint', _compat('loading.install_safe_loader'))
 _after_import('mmpretrain.utils.dependency', _compat('placeholders.leave_multimodal_out'))

@@ -57,6 +57,12 @@ from mmengine.registry import MODELS, HOOKS
 assert CheckpointLoader._schemes[''].__module__ == 'mmpetl.compat.loading'
 assert MODELS.get('mmpetl.FeatureHead') is not None and HOOKS.get('mmpetl.AdapterHook') is not None
 assert 'mmpetl.compat' in sys.modules
+# transformers is imported when its optimizer is asked for, where mmpetl comes first
+assert ('transformers' in sys.modules) == (first == 'upstream')
+import mmengine.optim, torch
+optimizer = mmengine.registry.OPTIMIZERS.build(dict(type='Adafactor', params=[torch.nn.Parameter(torch.ones(2))]))
+assert type(optimizer).__module__ == 'transformers.optimization'
+assert 'Adafactor' in mmengine.optim.optimizer.builder.TRANSFORMERS_OPTIMIZERS
 """
     for first in ('upstream', 'mmpetl'):
         subprocess.run([sys.executable, '-c', code, first], check=True)

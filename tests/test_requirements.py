@@ -59,8 +59,9 @@ def imported(folder):
             for name in {name.split('.')[0] for name in names} - sys.stdlib_module_names - {'mmpetl'}:
                 if name in OURS:
                     continue  # a file of ours beside it
-                _, was = found.get(name, ('', True))
-                found[name] = (str(path.relative_to(ROOT)), was and id(node) in lazy)
+                eager = id(node) not in lazy
+                if name not in found or eager and (found[name][1] or 'backbones' not in path.parts):
+                    found[name] = (str(path.relative_to(ROOT)), not eager)
     return found
 
 
