@@ -93,7 +93,8 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
         try:
             with backbone.petl.turn.held(), forced(target, force):
                 # strict: the hook fills in the base, so whatever is missing then is a fault.
-                target.load_state_dict(state, strict=True)
+                # torch's own: wrappers of other libraries rename keys in theirs, and lose the header.
+                nn.Module.load_state_dict(target, state, strict=True)
         except (ValueError, RuntimeError) as error:
             raise ValueError(f'{path}: {" ".join(str(error).split()).removeprefix(f"{path}: ")}') from None
     print_log(f"Adapter {header['name']!r} of {path}: {len(tensors)} tensors on {base_name(header['base'])}",

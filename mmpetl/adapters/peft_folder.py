@@ -8,7 +8,7 @@ its layers are looked up among those of the model, and its settings among those 
 
 import os
 import re
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -235,7 +235,7 @@ def _by_layer(
         layer = _layer_named(whole.backbone, match['path'], slots)
         if layer is None:
             raise ValueError(f'{folder}: {type(model).__name__} has no adapted layer {match["path"]!r:.120}; it has '
-                             f'{", ".join(list(slots)[:3])} ...')
+                             f'{", ".join(list(slots)[:3])} ...: keep to these in target_modules, or merge with peft')
         check_called(model, layer, slots[layer], folder)
         parts.setdefault(layer, {})[match['part']] = tensor
     if kind.parts and not parts:
@@ -264,6 +264,11 @@ def _check_layers(backbone: nn.Module, slots: Mapping[str, List[Slot]]) -> None:
             if (i, op) not in held:
                 raise ValueError(f'{type(backbone).__name__}: {op} of block {i} is no layer, so peft has no effect '
                                  'there')
+
+
+def outermost(names: Collection[str]) -> List[str]:
+    """Names of modules without those inside another one of them: peft copies a module with all that is in it."""
+    return sorted(name for name in names if not any(name.startswith(f'{other}.') for other in names))
 
 
 def save_peft(model: nn.Module, folder: str) -> List[str]:
@@ -303,8 +308,8 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
     config = tuned_state(target, state, config, base or None)
     heads = head_keys(target)
     if heads:
-        saved = {*(config['modules_to_save'] or ()), *(key.rsplit('.', 1)[0] for key in heads)}
-        config['modules_to_save'] = sorted(saved)
+        owners = {key.rpartition('.')[0] for key in heads} - {''}  # parameters of the model itself need no module
+        config['modules_to_save'] = outermost(owners | set(config['modules_to_save'] or ()))
         values = target.state_dict()
         state.update({f'base_model.model.{key}': values[key] for key in heads})
     write_peft(folder, state, config)

@@ -294,7 +294,7 @@ def give_side(backbone: nn.Module, family: Family) -> None:
         return  # a form looks for a side method by itself
     if type(backbone) not in family.sides:
         known = ', '.join(c.__name__ for c in family.sides)
-        raise ValueError(f'side methods need exactly {known}, got its subclass {type(backbone).__name__}')
+        raise ValueError(f'side methods are defined over exactly {known}; {type(backbone).__name__} is none of them')
     # Only exactly known classes have a counterpart, for the reason above.
     backbone.__class__ = family.sides[type(backbone)]
 

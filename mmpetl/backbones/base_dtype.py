@@ -225,41 +225,57 @@ def narrow(backbone: nn.Module, names: FrozenSet[str], identity: Any) -> None:
         backbone.petl.base['identity'] = identity
 
 
+def came_half(backbone: nn.Module) -> Optional[torch.dtype]:
+    """torch.bfloat16 or torch.float16 where the base came so (as transformers loads a checkpoint of that type) and
+    methods that act stay float32; else None."""
+    if not backbone.petl.enabled or backbone.petl.stored:
+        return None
+    dtype = next(backbone.parameters()).dtype
+    if dtype not in (torch.bfloat16, torch.float16):
+        return None
+    return dtype if any(p.dtype is torch.float32 for p in backbone.petl.parameters()) else None
+
+
 def needs_autocast(backbone: nn.Module) -> bool:
-    """Whether weights are stored in half precision and autocast is off where the backbone is."""
+    """Whether weights are in half precision beside methods that are not, and autocast is off where the backbone is."""
     kind = next(backbone.parameters()).device.type
-    halved = bool(backbone.petl.stored) and backbone.petl.stored_as is HALF
+    halved = bool(backbone.petl.stored) and backbone.petl.stored_as is HALF or came_half(backbone) is not None
     return halved and torch.amp.is_autocast_available(kind) and not torch.is_autocast_enabled(kind)
 
 
 class OwnAutocast:
-    """Forward passes of a backbone with stored weights that nobody put under autocast run under their own."""
+    """Forward passes of a backbone with half-precision weights that nobody put under autocast run under their own."""
 
     def __init__(self) -> None:
         self.entered: Any = None
+        #: Type of the outputs: that of the base.
+        self.outputs = torch.float32
 
     def enter(self, backbone: nn.Module) -> None:
-        """Begin, where the backbone has stored weights and autocast is off."""
+        """Begin, where the backbone has half-precision weights and autocast is off."""
         if needs_autocast(backbone):
-            self.entered = torch.autocast(next(backbone.parameters()).device.type, HALF)
+            came = came_half(backbone)
+            self.outputs = came or torch.float32
+            self.entered = torch.autocast(next(backbone.parameters()).device.type, came or HALF)
             self.entered.__enter__()
 
     def leave(self, out: Any) -> Any:
-        """End; the outputs (...) are float32, as those of a float32 base."""
+        """End; the outputs (...) are float32 where weights are stored, as those of a float32 base, and of the base's
+        type where it came in half precision, as what stands behind it did."""
         if self.entered is None:
             return out
         self.entered.__exit__(None, None, None)
-        return _full(out)
+        return _as(out, self.outputs)
 
 
-def _full(out: Any) -> Any:
-    """Bfloat16 tensors (...) in an output as float32."""
+def _as(out: Any, dtype: torch.dtype) -> Any:
+    """An output (...) with its floating tensors in ``dtype``."""
     if isinstance(out, Tensor):
-        return out.float() if out.dtype is HALF else out
+        return out.to(dtype) if out.is_floating_point() and out.dtype is not torch.float64 else out
     if isinstance(out, dict):
         for key in list(out):
-            out[key] = _full(out[key])
+            out[key] = _as(out[key], dtype)
         return out
     if isinstance(out, (tuple, list)) and not hasattr(out, '_fields'):
-        return type(out)(_full(part) for part in out)
+        return type(out)(_as(part, dtype) for part in out)
     return out

@@ -207,6 +207,17 @@ class PETL(ModuleDict):
                 self.enabled = before
                 self.refresh()
 
+    def _replicate_for_data_parallel(self) -> 'PETL':
+        """torch.nn.DataParallel copies modules one by one, and what blocks know of methods would stay the first
+        device's.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError('torch.nn.DataParallel cannot copy a model with methods: start one process per device with '
+                         'torchrun (transformers.Trainer then takes DistributedDataParallel), or show the process one '
+                         'device (CUDA_VISIBLE_DEVICES=0)')
+
     # -- clips --------------------------------------------------------------------------------------------------------
 
     def images_of(self, x: Tensor) -> Tensor:

@@ -143,7 +143,8 @@ FAMILIES = {
     'timm_hiera':
     Entry('timm.models.hiera.Hiera'),
     'hf_dinov3':
-    Entry('transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel',
+    Entry(('transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel',
+           'transformers.models.dinov3_vit.modeling_dinov3_vit.DINOv3ViTBackbone'),
           towers=dict(dinov3_vit='DINOv3ViTModel')),
     'hf_videomae':
     Entry('transformers.models.videomae.modeling_videomae.VideoMAEModel', towers=dict(videomae='VideoMAEModel')),
@@ -163,7 +164,9 @@ FAMILIES = {
            'transformers.models.vit_msn.modeling_vit_msn.ViTMSNModel',
            'transformers.models.ijepa.modeling_ijepa.IJepaModel',
            'transformers.models.dinov2.modeling_dinov2.Dinov2Model',
+           'transformers.models.dinov2.modeling_dinov2.Dinov2Backbone',
            'transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel',
+           'transformers.models.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersBackbone',
            'transformers.models.vivit.modeling_vivit.VivitModel'),
           towers=dict(vit='ViTModel', deit='DeiTModel', vit_msn='ViTMSNModel', ijepa='IJepaModel', dinov2='Dinov2Model',
                       dinov2_with_registers='Dinov2WithRegistersModel', vivit='VivitModel')),
@@ -186,12 +189,28 @@ TYPES_OF_CLASS = {
 
 _POOLED = ('keys and values are pooled between projection and attention, where no point stands, and the stream '
            'changes its length inside blocks')
+_NAFLEX = 'every picture may have a grid of its own, and padding that attention is to ignore (NaFlex)'
 #: Upstream class that people ask for and that stays undefined -> path of the module that is not known, and why.
 UNDEFINED = {
     'mmaction.models.backbones.timesformer.TimeSformer':
     ('transformer_layers', 'its layers are built from parts of mmcv; take the same weights as TimesformerModel of '
      'transformers (mmpetl.HF)'),
     'timm.models.mvitv2.MultiScaleVit': ('stages.0.blocks.0.attn', _POOLED),
+    'timm.models.naflexvit.NaFlexVit': ('embeds', f'{_NAFLEX}; take a vit_* of one size'),
+    'timm.models.beit.Beit':
+    ('blocks.0.attn', "its biases of places are not known here; take mmpretrain's class and files (mmpetl.BEiTViT)"),
+    'transformers.models.beit.modeling_beit.BeitModel':
+    ('layers.0.attention',
+     "its biases of places are not known here; take mmpretrain's class and files (mmpetl.BEiTViT)"),
+    'transformers.models.siglip2.modeling_siglip2.Siglip2VisionModel':
+    ('embeddings', f'{_NAFLEX}; files of SigLIP 2 for one size open as SiglipVisionModel'),
+    'transformers.models.vit_mae.modeling_vit_mae.ViTMAEModel':
+    ('embeddings', 'it hides and shuffles patches, for pre-training; open the same files as ViTModel'),
+    'transformers.models.hiera.modeling_hiera.HieraModel':
+    ('encoder', 'its tokens are not in the order of the grid; take hiera_* of timm'),
+    'open_clip.transformer.VisionTransformer':
+    ('transformer', 'it attends by a module of torch; take the same weights as vit_*_clip_* of timm or as '
+     'CLIPVisionModel of transformers'),
 }
 
 
@@ -228,16 +247,26 @@ def family_of(backbone: nn.Module) -> Tuple[str, Family]:
     name = family_name(backbone)
     if name:
         return name, family_named(name)
-    cls = type(backbone)
-    where = f'{cls.__module__}.{cls.__qualname__}'
-    if where in UNDEFINED:
-        path, why = UNDEFINED[where]
-        raise ValueError(f'{where} cannot be adapted: {path} ({type(backbone.get_submodule(path)).__name__}): {why}')
+    for inside, module in backbone.named_modules() if isinstance(backbone, nn.Module) else ():
+        where = _place_of(module)
+        if where in UNDEFINED:
+            path, why = UNDEFINED[where]
+            path, found = f'{inside}.{path}'.lstrip('.'), type(module.get_submodule(path)).__name__
+            raise ValueError(f'{where} cannot be adapted: {path} ({found}): {why}')
+    where = _place_of(backbone)
     known: Dict[str, Set[str]] = {}
     for upstream in (upstream for entry in FAMILIES.values() for upstream in entry.classes):
         known.setdefault(upstream.split('.')[0], set()).add(upstream.split('.')[-1])
+    # Of the library at hand alone, where it is one of these: the whole list is long.
+    library = where.split('.')[0]
+    known = {library: known[library]} if library in known else known
     listed = '; of '.join(f'{library}: {", ".join(sorted(names))}' for library, names in sorted(known.items()))
     raise ValueError(f'{where} cannot be adapted. Take a backbone, or a model that holds one, of {listed}')
+
+
+def _place_of(module: Any) -> str:
+    """Class of a module, with the file that defines it."""
+    return f'{type(module).__module__}.{type(module).__qualname__}'
 
 
 def backbone_in(model: nn.Module) -> nn.Module:

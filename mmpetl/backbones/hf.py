@@ -5,18 +5,37 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
+from transformers.backbone_utils import BackboneMixin
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import output_capturing
 
 from ..recompute import recomputed
 from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
 from .block import Linear, SitedBlock, of_linear
 from .cast import apply_linear
 from .embed import SitedFinalNorm
-from .family import Family
+from .family import Family, maps_have_no_prompts
 from .foreign import SeparateProjections, gelu_network, no_mask
 from .form import Form
+
+
+def no_weights(owner: nn.Module, asked: Any = False) -> None:
+    """Refuse a pass that asks for attention weights (``output_attentions``), which are never formed.
+
+    Args:
+        owner: Module that would form them.
+        asked: What it was asked for itself, where the model hands the option along; most take what modules return.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if not asked and not torch.compiler.is_compiling():  # the compiler cannot read a variable of a context
+        asked = 'attentions' in (output_capturing._active_collector.get() or ())
+    if asked:
+        raise ValueError(f'{type(owner).__name__}: output_attentions is not supported once methods are attached; leave '
+                         'it out, or merge, save_pretrained and ask the model that from_pretrained opens')
 
 
 class HFAttention(SeparateProjections):
@@ -40,6 +59,7 @@ class HFAttention(SeparateProjections):
 
     def forward(self, hidden_states: Tensor, prompts: Optional[Tensor] = None, *context: Any) -> Tuple[Tensor, None]:
         """hidden_states (B, N, C) -> (B, N, C) and None."""
+        no_weights(self)
         # transformers unpacks an output and attention weights.
         return self.output(self.mix(hidden_states, prompts, *context)), None
 
@@ -119,8 +139,10 @@ class HFSide:
         if not self.petl.side_active():
             return run(*args, **kwargs)
         feature = self.petl.side_feature(lambda: run(*args, **kwargs))
-        # Two tokens, so that index 0 and the mean of [1:] are both the feature; expanded, not copied.
-        tokens = feature[:, None].expand(-1, 2, -1)
+        # One behind class token and registers, so that index 0 and the mean of the others are both the feature;
+        # expanded, not copied.
+        leading = max(1, self.petl.blocks[0].spec.extra_tokens)
+        tokens = feature[:, None].expand(-1, leading + 1, -1)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=feature)
 
 
@@ -214,6 +236,16 @@ def no_pooled_prompts(model: nn.Module, pooled: bool) -> None:
     """
     if pooled:
         raise ValueError(f'pool_prompts=True: {type(model).__name__} returns its tokens, not their mean; leave it out')
+
+
+def check_prompts(model: nn.Module, pooled: bool) -> None:
+    """Refuse prompts that do not fit the outputs of a tower, or of one that hands out maps of several layers.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    # Such backbones for dense prediction cut a grid out of the stream behind each layer.
+    (maps_have_no_prompts if isinstance(model, BackboneMixin) else no_pooled_prompts)(model, pooled)
 
 
 def _projection(model: nn.Module) -> Linear:

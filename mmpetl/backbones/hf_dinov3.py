@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DINOv3ViTModel of transformers: rotary embeddings, registers, gated feed-forward networks; specialised in place."""
+"""DINOv3ViTModel and DINOv3ViTBackbone of transformers: rotary embeddings, registers, gated feed-forward networks;
+specialised in place."""
 
 from typing import Any, List, Optional, Tuple
 
@@ -10,7 +11,7 @@ from ..sites import ALL_OPS, CLIP_POINTS, OPS, POINTS, BlockSpec
 from .attention import Rotation
 from .block import Linear, gated_feed_forward, of_linear
 from .foreign import PatchConvolution, check_type, gelu_network, no_mask, rotate_grid, sited
-from .hf import HFAttention, HFForm, HFLayer, specs_of, tower_family
+from .hf import HFAttention, HFForm, HFLayer, check_prompts, specs_of, tower_family
 
 _KEEP = nn.Identity()
 
@@ -96,4 +97,5 @@ FAMILY = tower_family(
     embed_parameters=lambda model: (model.embeddings.patch_embeddings.weight, model.embeddings.patch_embeddings.bias),
     final_norm=lambda model: model.norm,
     check=_check,
+    check_prompts=check_prompts,
 )

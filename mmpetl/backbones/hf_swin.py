@@ -16,7 +16,7 @@ from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
 from .block import Linear, PostNormBlock, of_linear
 from .family import maps_have_no_prompts
 from .foreign import SeparateLayers, check_type, gelu_network, sited
-from .hf import HFForm, NamedNorms, pair, tower_family
+from .hf import HFForm, NamedNorms, no_weights, pair, tower_family
 from .window_attention import CosineWindowProjections, WindowBlock, WindowProjections
 from .windows import Size
 
@@ -132,8 +132,7 @@ class WindowLayer(NamedNorms, WindowBlock):
         Raises:
             ValueError: If attention weights are asked for, which are never formed.
         """
-        if output_attentions:
-            raise ValueError(f'{type(self).__name__}: output_attentions is not supported once methods are attached')
+        no_weights(self, output_attentions)
         return self.run(hidden_states, tuple(input_dimensions)), None
 
 

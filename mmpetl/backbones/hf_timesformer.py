@@ -17,7 +17,7 @@ from ..sites import CLIP_POINTS, POINTS, BlockSpec, Tap
 from .attention import KeysValues, Projections, attend, gate_bias, join_extra
 from .block import Linear, feed_forward, of_linear
 from .foreign import refuse, sited
-from .hf import HFForm, HFLayer, NamedNorms, frames_first, pair, tower_family
+from .hf import HFForm, HFLayer, NamedNorms, frames_first, no_weights, pair, tower_family
 
 
 class SpatialAttention(Projections):
@@ -114,8 +114,7 @@ class DividedLayer(NamedNorms, HFLayer):
         Raises:
             ValueError: If attention weights are asked for, which are never formed.
         """
-        if output_attentions:
-            raise ValueError(f'{type(self).__name__}: output_attentions is not supported once methods are attached')
+        no_weights(self, output_attentions)
         frames, height, width = self.tap.run_time.grid
         x = swap(hidden_states, height * width, frames)
         return (swap(self.run(x), frames, height * width), )

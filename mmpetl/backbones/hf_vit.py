@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """ViTModel, DeiTModel, ViTMSNModel, IJepaModel, Dinov2Model, Dinov2WithRegistersModel and VivitModel of transformers,
-specialised in place."""
+specialised in place; also Dinov2Backbone and Dinov2WithRegistersBackbone, which hand out maps of several layers."""
 
 from typing import List
 
@@ -16,7 +16,18 @@ from transformers.models.vivit import modeling_vivit as vivit
 from ..sites import ALL_OPS, OPS, BlockSpec
 from .block import Linear, gated_feed_forward, of_linear
 from .foreign import check_type, sited
-from .hf import HFAttention, HFForm, HFLayer, HFPatchEmbed, HFSide, NamedNorms, frames_first, specs_of, tower_family
+from .hf import (
+    HFAttention,
+    HFForm,
+    HFLayer,
+    HFPatchEmbed,
+    HFSide,
+    NamedNorms,
+    check_prompts,
+    frames_first,
+    specs_of,
+    tower_family,
+)
 
 
 class PlainLayer(NamedNorms, HFLayer):
@@ -106,5 +117,6 @@ FAMILY = tower_family(
     blocks=_blocks,
     specs=_specs,
     check=_check,
+    check_prompts=check_prompts,
     clip_axes=frames_first,
 )

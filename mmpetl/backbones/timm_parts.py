@@ -37,7 +37,7 @@ def embed_parameters(model: nn.Module) -> Linear:
     embed = model.patch_embed
     # Scale and shift merge into whatever affine map comes last.
     owner = embed.proj if isinstance(embed.norm, nn.Identity) else embed.norm
-    return owner.weight, owner.bias
+    return owner.weight, getattr(owner, 'bias', None)  # RMSNorm has none
 
 
 def final_norm(model: nn.Module) -> Optional[nn.Module]:

@@ -89,7 +89,7 @@ class Turn:
                 self._running.pop(me, None)
 
     def begin_precision(self, module: nn.Module) -> None:
-        """Before a forward pass of ``module``: autocast, where its base is stored in half precision and nobody else put
+        """Before a forward pass of ``module``: autocast, where its base is in half precision and nobody else put
         it under autocast."""
         own = OwnAutocast()
         self._casting.setdefault(threading.get_ident(), []).append(own)

@@ -488,3 +488,39 @@ def test_a_trunk_reads_the_folder_of_its_classifier(tmp_path):
     tower = _plain('ViTForImageClassification').vit
     with pytest.raises(ValueError, match='classifier.* is neither a factor nor a parameter of the head'):
         mmpetl.load_peft(tower, str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['VJEPA2ForVideoClassification', 'CLIPModel'])
+def test_heads_with_modules_inside(name, tmp_path):
+    """A pooler with attention, a whole text tower and a bare temperature: the outermost module is saved once."""
+    text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=9)
+    video = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, crop_size=32, patch_size=8,
+                 frames_per_clip=4, pred_hidden_size=24, pred_num_hidden_layers=1, pred_num_attention_heads=2,
+                 num_pooler_layers=1, num_labels=3)
+
+    def make():
+        torch.manual_seed(0)
+        if name == 'CLIPModel':
+            return transformers.CLIPModel(transformers.CLIPConfig(vision_config=HF, text_config=text, projection_dim=16))
+        return transformers.VJEPA2ForVideoClassification(transformers.VJEPA2Config(**video))
+
+    x = torch.randn(2, 4, 3, 32, 32) if name != 'CLIPModel' else torch.randn(2, 3, 32, 32)
+    inputs = dict(pixel_values_videos=x) if name != 'CLIPModel' else dict(
+        pixel_values=x, input_ids=torch.tensor([[1, 2, 3]]))
+
+    @torch.no_grad()
+    def output(model):
+        out = model.eval()(**inputs)
+        return out.logits_per_image if name == 'CLIPModel' else out.logits
+
+    ours, other = mmpetl.attach(make(), [dict(type='LoRA', rank=2, ops='qv')]), make()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    mmpetl.save_peft(ours, str(tmp_path))
+    mmpetl.load_peft(other, str(tmp_path))
+    theirs = peft.PeftModel.from_pretrained(make(), str(tmp_path))
+    expected = output(ours)
+    assert (expected - output(make())).abs().max() > 1e-3
+    assert max((output(m) - expected).abs().max() for m in (other, theirs)) <= 1e-6 * max(1, expected.abs().max())

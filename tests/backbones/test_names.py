@@ -23,7 +23,7 @@ _MASTER = dict(crop_size=32, frames_per_clip=4, pred_hidden_size=24, pred_num_hi
 #: Classes that hold one of the known ones.
 HOLDERS = ('SwinForImageClassification', 'Swinv2ForMaskedImageModeling', 'ViTForImageClassification', 'Dinov2ForImageClassification', 'CLIPVisionModelWithProjection', 'CLIPModel',
            'SiglipModel', 'VideoMAEForVideoClassification', 'VivitForVideoClassification',
-           'TimesformerForVideoClassification', 'VJEPA2ForVideoClassification')
+           'TimesformerForVideoClassification', 'VJEPA2ForVideoClassification', 'DPTForDepthEstimation')
 
 
 def _listed(mark, pattern):
@@ -32,7 +32,7 @@ def _listed(mark, pattern):
 
 
 NAMES = _listed('names of timm', r'`([\w.]+)`')
-CLASSES = _listed('classes of transformers', r'`(\w+Model)`')
+CLASSES = _listed('classes of transformers', r'`(\w+(?:Model|Backbone))`')
 
 
 def _small(name):
@@ -59,11 +59,16 @@ def test_name_of_timm(name):
 
 
 def _hf(name):
-    stem = re.split(r'Model|For', name)[0]
+    stem = re.split(r'Model|Backbone|For', name)[0]
     config = getattr(transformers, f'{stem}Config')
     if name in ('CLIPModel', 'SiglipModel'):
         text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=64)
         return getattr(transformers, name)(config(vision_config=HF, text_config=text))
+    if stem == 'DPT':
+        small = {k: v for k, v in HF.items() if k != 'intermediate_size'}
+        backbone = transformers.Dinov2Config(**small, out_features=['stage1', 'stage2'], reshape_hidden_states=False)
+        return transformers.DPTForDepthEstimation(config(
+            backbone_config=backbone, neck_hidden_sizes=[8, 8], fusion_hidden_size=8))
     if stem.startswith('Swin'):
         return getattr(transformers, name)(config(**SWIN))
     return getattr(transformers, name)(config(**HF, **(_MASTER if stem == 'VJEPA2' else {})))
