@@ -172,13 +172,33 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
+@contextmanager
+def _in_float32(backbone: nn.Module) -> Iterator[Optional[torch.dtype]]:
+    """A backbone that came in half precision is float32 within the context, and rounded again behind it.
+
+    Yields:
+        The type that it has outside, None where that is no half precision.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    # Stored weights are wide already: what is half now came so.
+    found = [(t, t.dtype) for t in (*backbone.parameters(), *backbone.buffers()) if t.dtype in halves]
+    for tensor, _ in found:
+        tensor.data = tensor.data.float()
+    try:
+        yield found[0][1] if found else None
+    finally:
+        for tensor, dtype in found:
+            tensor.data = tensor.data.to(dtype)
+
+
 def merge(model: nn.Module,
           verify: bool = True,
           probe: Optional[Tensor] = None,
           tolerance: float = 1e-3) -> MergeReport:
     """Merge all methods into the base, in list order, in place; afterwards the backbone has no extra parameter.
 
-    The merged state dict loads with ``strict=True`` into the plain upstream backbone.
+    The merged state dict loads with ``strict=True`` into the plain upstream backbone. Where the base came in half
+    precision it is merged and compared in float32, and the merged weights are rounded to its type.
 
     Args:
         model: Model with an attached backbone.
@@ -206,11 +226,15 @@ def merge(model: nn.Module,
                          'the model is unchanged')
     before = petl.widen()
     try:
-        report = _write_merged(backbone, verify, probe, tolerance)
+        with _in_float32(backbone) as rounded:
+            if probe is not None and rounded:
+                probe = probe.float()
+            report = _write_merged(backbone, verify, probe, tolerance)
     except ValueError:
         petl.narrow(before)
         raise
-    print_log(f'Merge: {report}', 'current')
+    print_log(f'Merge: {report}' + (f'; in float32, before the weights were rounded to {str(rounded)[6:]}' if rounded
+                                    else ''), 'current')
     return report
 
 

@@ -414,6 +414,30 @@ def test_a_base_that_comes_in_half_precision(name, dtype):
     assert sum(p.grad.abs().sum() for p in tower.petl.parameters()) > 0
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_merging_into_a_base_in_half_precision(dtype, tmp_path):
+    """Merged and compared in float32, then rounded; what cannot be merged leaves every bit."""
+    model, x = mmpetl.attach(_classifier().to(dtype), [dict(type='LoRA', rank=2)]).eval(), _inputs('').to(dtype)
+    perturb(model.vit.petl, 0.3)
+    wide = mmpetl.attach(_classifier().to(dtype).float(), [dict(type='LoRA', rank=2)]).eval()
+    wide.vit.petl.load_state_dict(model.vit.petl.state_dict())
+    adapted = _outputs(model, x)
+    assert mmpetl.merge(model, probe=x).max_difference <= 1e-5
+    mmpetl.merge(wide)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert all(torch.equal(p, q.to(dtype)) for p, q in zip(model.parameters(), wide.parameters()))
+    assert _difference(_outputs(model, x), adapted) <= 0.05 * max(1, adapted[0].abs().max())
+    model.save_pretrained(tmp_path)
+    opened = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert opened.dtype is dtype and _difference(_outputs(opened, x), _outputs(model, x)) == 0.
+    other = mmpetl.attach(_classifier().to(dtype), [dict(type='LoRA', rank=2)])
+    perturb(other.vit.petl, 0.3)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(ValueError, match='more than the tolerance'):
+        mmpetl.merge(other, tolerance=1e-12)
+    assert all(torch.equal(v, before[n]) and v.dtype is before[n].dtype for n, v in other.state_dict().items())
+
+
 def test_copies_by_data_parallel_are_refused():
     """transformers.Trainer wraps a model so where it sees several devices and one process."""
     model = mmpetl.attach(_classifier(), [dict(type='LoRA', rank=2)])
