@@ -15,14 +15,14 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
 from benchmark_costs import build, last
 from benchmark_plain import plain
-from cases import BACKBONE, METHODS
+from cases import BACKBONE, CASE, METHODS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,6 +41,18 @@ FREE = {_aten.empty.memory_format, _aten.empty_like.default, _aten.empty_strided
 PASSED = 'frozen base'
 ENTRY = dict(vit='pos_embed', clip='pos_embed', swin='patch_embed.norm.bias', videomae='patch_embed.projection.bias',
              video_swin='patch_embed.norm.bias')
+#: The case table drops nothing; SynQT draws masks by default.
+DROPOUTS = 'SynQT, default dropouts'
+
+
+def rows_of(backbone: str) -> List[Dict[str, Any]]:
+    """Rows as of :func:`benchmark_costs.variants`, with ``tiny`` configs."""
+    rows = [dict(name='full', tune=['*']), dict(name='linear probe'), dict(name=PASSED, tune=[ENTRY[backbone]]),
+            *(dict(name=c.name, tiny=c.petl) for c in METHODS if backbone in c.on)]
+    if backbone in CASE['SynQT'].on:
+        config, = CASE['SynQT'].petl
+        rows.append(dict(name=DROPOUTS, tiny=[{k: v for k, v in config.items() if not k.endswith('drop_rate')}]))
+    return rows
 
 
 @dataclass
@@ -135,8 +147,7 @@ def main() -> None:
     print(f'{"":34}{"kernels":>8}{"casts":>7}{"syncs":>7}{"plain":>7}{"/plain":>8}{"/full":>7}{"stored":>8}{"casts":>7}')
     for name in args.backbones:
         full = counted(BACKBONE[name], dict(name='full', tune=['*']))[0].total
-        for row in [dict(name='full', tune=['*']), dict(name='linear probe'), dict(name=PASSED, tune=[ENTRY[name]]),
-                    *(dict(name=c.name, tiny=c.petl) for c in METHODS if name in c.on)]:
+        for row in rows_of(name):
             if f'{name}: {row["name"]}' in known:
                 continue
             ours, plain_ = counted(BACKBONE[name], row)

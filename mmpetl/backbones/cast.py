@@ -2,7 +2,7 @@
 """Frozen weights of a block under autocast: cast together by one kernel, not one by one where they are used."""
 
 import threading
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +21,20 @@ _PLAIN = ('torch.nn.modules.linear', 'mmcv.cnn.bricks.wrappers')
 
 
 def hold(block: Any, x: Tensor) -> bool:
-    """Make half-precision copies of all frozen weights of a block's ops for this thread, until :func:`release`.
+    """As :func:`hold_all` for one block, which is called with x (B, ..., C)."""
+    return hold_all([block], x)
+
+
+def hold_all(blocks: Sequence[Any], x: Tensor) -> bool:
+    """Make half-precision copies of all frozen weights of the ops of blocks for this thread, until :func:`release`, by
+    one kernel.
 
     The values are those of autocast. Nothing happens where autocast is off, a compiler traces, or weights are trained,
     no plain parameters, or stored in that precision already, or where the block has its copies.
 
     Args:
-        block: Sited block.
-        x: What it is called with (B, ..., C).
+        blocks: Sited blocks.
+        x: What they are called with (B, ..., C), or any tensor of that device.
 
     Returns:
         Whether copies were made.
@@ -36,11 +42,11 @@ def hold(block: Any, x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     dtype = autocast_dtype(x)
-    if dtype is None or threading.get_ident() in block.tap.cast:
+    if dtype is None:
         return False
-    made: Dict[str, Linear] = {}
     sources: List[Tensor] = []
     copies: List[Tensor] = []
+    gaps: List[Tensor] = []
 
     def copy(source: Optional[Tensor], target: Optional[Tensor]) -> Optional[Tensor]:
         if source is None or source.dtype not in _OTHER[dtype] or source.requires_grad:
@@ -50,23 +56,39 @@ def hold(block: Any, x: Tensor) -> bool:
         copies.append(target)
         return target
 
-    found = {op: block.op_parameters(op) for op in block.spec.ops}
-    if any(is_quantized(weight) for weight, _ in found.values()):
-        return False  # copies would be kept for the backward pass; 8- and 4-bit weights are read where they are used
-    for name, ops in JOINED.items():
-        if all(op in found for op in ops):
-            made.update(_join(name, [found.pop(op) for op in ops], dtype, copy))
-    made.update({op: (copy(weight, None), copy(bias, None)) for op, (weight, bias) in found.items()})
+    held_by = []
+    for block in blocks:
+        before, made = len(copies), _of_block(block, dtype, copy, gaps)
+        if len(copies) > before:
+            held_by.append((block, made))
     if not copies:
         return False
     with torch.no_grad():
         torch._foreach_copy_(copies, sources)
-    block.tap.cast[threading.get_ident()] = made
+        if gaps:
+            torch._foreach_zero_(gaps)
+    for block, made in held_by:
+        block.tap.cast[threading.get_ident()] = made
     return True
 
 
-def _join(name: str, parts: List[Linear], dtype: torch.dtype, copy: Any) -> Dict[str, Linear]:
-    """Copies of several ops, and of their joined form where all are frozen and of one shape."""
+def _of_block(block: Any, dtype: torch.dtype, copy: Any, gaps: List[Tensor]) -> Dict[str, Linear]:
+    """Copies of a block's ops; none where it has them."""
+    found = {op: block.op_parameters(op) for op in block.spec.ops}
+    # Copies of 8- and 4-bit weights would be kept for the backward pass: these are read where they are used.
+    if threading.get_ident() in block.tap.cast or any(is_quantized(weight) for weight, _ in found.values()):
+        return {}
+    made: Dict[str, Linear] = {}
+    for name, ops in JOINED.items():
+        if all(op in found for op in ops):
+            made.update(_join(name, [found.pop(op) for op in ops], dtype, copy, gaps))
+    made.update({op: (copy(weight, None), copy(bias, None)) for op, (weight, bias) in found.items()})
+    return made
+
+
+def _join(name: str, parts: List[Linear], dtype: torch.dtype, copy: Any, gaps: List[Tensor]) -> Dict[str, Linear]:
+    """Copies of several ops, and of their joined form where all are frozen and of one shape; what is to be zero goes
+    into ``gaps``."""
     ops = JOINED[name]
     weights, biases = [w for w, _ in parts], [b for _, b in parts]
     one = all(w.dtype in _OTHER[dtype] and not w.requires_grad and w.shape == weights[0].shape for w in weights)
@@ -76,9 +98,9 @@ def _join(name: str, parts: List[Linear], dtype: torch.dtype, copy: Any) -> Dict
     whole = weights[0].new_empty(len(ops) * rows, weights[0].shape[1], dtype=dtype)
     bias = None
     if any(b is not None for b in biases):
-        gaps = any(b is None for b in biases)  # VideoMAE's keys have none
-        bias = (torch.zeros if gaps else torch.empty)(len(ops) * rows, dtype=dtype, device=whole.device)
+        bias = torch.empty(len(ops) * rows, dtype=dtype, device=whole.device)
     slots = bias.split(rows) if bias is not None else [None] * len(ops)
+    gaps.extend(s for b, s in zip(biases, slots) if b is None and s is not None)  # VideoMAE's keys have none
     made = {op: (copy(w, t), copy(b, s)) for op, w, b, t, s in zip(ops, weights, biases, whole.split(rows), slots)}
     return {name: (whole, bias), **made}
 

@@ -13,7 +13,7 @@ from ..sites import Method, RunTime, Tap, plan_prompts
 from ..weights.belongs import plain
 from .base import base_fingerprint, stored_fingerprint
 from .base_dtype import narrow, widen
-from .cast import release
+from .cast import hold_all, release
 from .family import Family, family_named
 from .load_hook import load_base
 from .side import SideBlock
@@ -251,7 +251,10 @@ class PETL(ModuleDict):
             keep: Leave the half-precision copies of weights to the blocks.
         """
         method = self.side_method()
-        taps = [block.tap for block in self._side_view[0]]
+        blocks = self._side_view[0]
+        if keep:
+            hold_all(blocks, next(blocks[0].parameters()))
+        taps = [block.tap for block in blocks]
         end = len(taps) - 1
         read = [i for i in range(len(taps)) if method.active('side', i)]
         for i, tap in enumerate(taps):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters under autocast: all of a method are cast at once, once per forward pass."""
 
+from itertools import accumulate
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 #: Parameters that stand side by side in a copy.
 _Group = Tuple[Tensor, ...]
@@ -64,10 +66,41 @@ def _same(group: _Group, other: _Group) -> bool:
     return len(group) == len(other) and all(a is b for a, b in zip(group, other))
 
 
-def _flat(groups: List[_Group]) -> Tensor:
+def _flat(group: _Group) -> Tensor:
     """All parameters in one row."""
-    rows = [p.flatten() for g in groups for p in g]
-    return torch.cat(rows) if len(rows) > 1 else rows[0]
+    return torch.cat([p.flatten() for p in group]) if len(group) > 1 else group[0].flatten()
+
+
+class _Together(torch.autograd.Function):
+    """Groups of parameters in another type, each group in one row, by one kernel; and their gradients by one."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, counts: List[int], *parameters: Tensor) -> Tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.counts, ctx.shapes = counts, [p.shape for p in parameters]
+        rows, parts = _rooms(parameters[0], dtype, counts, ctx.shapes)
+        torch._foreach_copy_(parts, list(parameters))
+        return tuple(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+        given = [grad for grad in grads if grad is not None]
+        rows, parts = _rooms(given[0], torch.float32, ctx.counts, ctx.shapes)
+        torch._foreach_copy_([row for row, grad in zip(rows, grads) if grad is not None], given)
+        for row, grad in zip(rows, grads):
+            if grad is None:
+                row.zero_()
+        return (None, None, *parts)
+
+
+def _rooms(like: Tensor, dtype: torch.dtype, counts: List[int], shapes: List[torch.Size]) -> Tuple[List[Tensor], ...]:
+    """Empty memory for groups of ``counts`` tensors: a row (...) per group, and its parts, which are the tensors."""
+    sizes = [shape.numel() for shape in shapes]
+    flat = like.new_empty(sum(sizes), dtype=dtype)
+    ends = [0, *accumulate(counts)]
+    rows = flat.split([sum(sizes[a:b]) for a, b in zip(ends, ends[1:])])
+    return list(rows), [part.view(shape) for part, shape in zip(flat.split(sizes), shapes)]
 
 
 class HalfCopies:
@@ -117,16 +150,16 @@ class HalfCopies:
         found = self._copies.get(name)
         if found is None and not any(_same(group, g) for g in self._wanted):
             self._wanted.append(group)  # with the others from now on; until then with the same bits
-            return _flat([group]).to(dtype)
+            return _flat(group).to(dtype)
         if found is None or found[0] != key:
             found = self._make(key).get(name)
-        return _flat([group]).to(dtype) if found is None else found[1]
+        return _flat(group).to(dtype) if found is None else found[1]
 
     def _make(self, key: _Key) -> Dict[Tuple[int, ...], Tuple[_Key, Tensor]]:
         """Cast all wanted parameters of one device. Threads may do so at once: each gets what it made."""
         device = self._wanted[0][0].device
         chosen = [g for g in self._wanted if all(p.device == device and p.dtype is torch.float32 for p in g)]
-        views = _flat(chosen).to(key[1]).split([sum(p.numel() for p in g) for g in chosen])
+        views = _Together.apply(key[1], [len(g) for g in chosen], *(p for g in chosen for p in g))
         # What is frozen stands beside what is trained, and must get no gradient all the same.
         views = [v if any(p.requires_grad for p in g) else v.detach() for g, v in zip(chosen, views)]
         made = {tuple(map(id, g)): ((*key[:4], _state(g)), view) for g, view in zip(chosen, views)}

@@ -11,6 +11,7 @@ from cases import BACKBONE, perturb
 from torch import nn
 
 from mmpetl.sites import HalfCopies, add_product
+from mmpetl.sites.half import new_pass
 
 
 @pytest.fixture
@@ -33,6 +34,22 @@ def test_values_and_gradients_of_autocast(layers):
     for _ in range(3):  # the first step notes what is asked for, the later ones cast at once
         found = run(layers, x, half)
         assert torch.equal(found[0], wanted[0]) and all(map(torch.equal, found[1], wanted[1]))
+
+
+def test_one_kernel_each_way(layers):
+    """All copies by one kernel, all gradients by one; what nobody reads gets zeros."""
+    half, x = HalfCopies(), torch.randn(4, 8)
+    run(layers, x, half), new_pass()
+    x = x.bfloat16()
+    with torch.autocast('cpu', torch.bfloat16), torch.profiler.profile() as seen:
+        y = half.linear(layers[0], x)
+        torch.autograd.backward(y, torch.ones_like(y))
+    count = {event.key: event.count for event in seen.key_averages()}
+    assert count['aten::_foreach_copy_'] == 2 and 'aten::cat' not in count and 'aten::to' not in count
+    assert layers[0].weight.grad.abs().sum() > 0 and not layers[1].weight.grad.any() and not layers[2].bias.grad.any()
+    read = list(layers[0].parameters())
+    wanted = torch.autograd.grad(F.linear(x, *(p.bfloat16() for p in read)).sum(), read)
+    assert all(torch.equal(p.grad, w) for p, w in zip(read, wanted))
 
 
 def test_no_copy_is_stale(layers):
