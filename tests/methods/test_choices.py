@@ -261,7 +261,7 @@ def test_two_processes_choose_as_one(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    mp.start_processes(work, args=(port, tmp_path), nprocs=2, start_method='spawn')
+    mp.start_processes(work, args=(port, tmp_path), nprocs=2, start_method='fork')
     (first, adapted, kept), (second, other, also) = (torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1))
     one, half, (alone, kept_alone) = chosen(BATCHES), chosen(BATCHES[::2]), allotted(0, 1)
     # The same bits in both processes, chosen as by one that sees all batches.
