@@ -2,6 +2,8 @@
 """Every config that ships, shrunk in width, depth, picture size and data, and in nothing else: types, transforms, hooks
 and schedule stay. Data of the right form and a random base are written beside it."""
 
+import copy
+import functools
 from pathlib import Path
 
 import mmcv
@@ -26,6 +28,12 @@ CONFIGS = sorted(
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 #: Suite form -> the task that is tested.
 TASKS = dict(vtab='kitti', fgvc='OxfordFlowers', elevater='mnist')
+
+
+@functools.cache
+def read(path: str) -> Config:
+    """A shipped config; read once, so that whoever changes it takes a copy."""
+    return Config.fromfile(str(ROOT / path))
 
 
 def write_data(folder: Path, cfg: Config, images: int = 4) -> None:
@@ -97,7 +105,7 @@ def shrink(path: str, folder: Path, images: int = 4, **more: object) -> Path:
     Returns:
         The config file.
     """
-    cfg = Config.fromfile(str(ROOT / path))
+    cfg = copy.deepcopy(read(path))
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder, cfg, images)
     apply_task(cfg)
@@ -209,4 +217,4 @@ def paths_of(cfg: Config) -> list:
     return [dataset.get_data_info(i).get('img_path') or dataset.get_data_info(i)['filename'] for i in range(len(dataset))]
 
 
-__all__ = ['CONFIGS', 'ROOT', 'array_of', 'cover', 'find_dicts', 'paths_of', 'shrink', 'stir']
+__all__ = ['CONFIGS', 'ROOT', 'array_of', 'cover', 'find_dicts', 'paths_of', 'read', 'shrink', 'stir']

@@ -65,7 +65,7 @@ def quick(monkeypatch):
 
 def kinds(path):
     """What decides how a config lives: folder, backbone, data, methods, model, head, loop, optimizer."""
-    cfg = Config.fromfile(str(shipped.ROOT / path))
+    cfg = shipped.read(path)
     model, backbone = cfg.model, cfg.model.backbone
     data = cfg.get('task', {}).get('suite') or cfg.test_dataloader.dataset.get('ann_file')
     methods = [m.type for m in backbone.get('petl') or []] or ['tuned' if backbone.get('tune') else 'linear']
@@ -378,7 +378,7 @@ def test_a_few_images_train(path, images, tmp_path, capfd):
     drops what fills no batch says so, and trains with what it advises."""
     if 'zeroshot' in path:
         pytest.skip('nothing trains')
-    loader = Config.fromfile(str(shipped.ROOT / path)).train_dataloader
+    loader = shipped.read(path).train_dataloader
     batch = loader.batch_size
     config = train_config(path, tmp_path / 'run', images=images, **{'train_dataloader.batch_size': batch})
     work = tmp_path / 'work'

@@ -2,6 +2,7 @@
 """Every published recipe: what its docstring says, and two training steps at toy size on generated data of the right
 form."""
 
+import copy
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmpetl.tuning import summary
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / 'tests'))
+import shipped  # noqa: E402
 import small_backbones  # noqa: E402
 import suite_data  # noqa: E402
 
@@ -32,7 +34,7 @@ KADAPT = 'configs/pevit/kadaptation_clip-vit-base-p32_openai-pre_1xb64-50e_eleva
 
 
 def load(path, **options):
-    cfg = Config.fromfile(str(ROOT / path))
+    cfg = copy.deepcopy(shipped.read(path))
     cfg.merge_from_dict(options)
     return apply_task(cfg, options)
 
@@ -45,7 +47,7 @@ def test_config_says_what_it_is(path):
     assert path in doc and 'Trainable' in doc and 'Expected' in doc and 'Measured: ' in doc
     expected = doc[doc.index('Expected'):]
     assert 'published' in expected or 'unknown' in expected
-    cfg = Config.fromfile(str(ROOT / path))
+    cfg = shipped.read(path)
     assert cfg.default_scope == 'mmpretrain' and cfg.custom_imports.imports == ['mmpetl']
     if 'per_task' in cfg:
         assert set(cfg.per_task.rows) == set(SUITES[cfg.task.suite].tasks)
@@ -212,7 +214,22 @@ TASKS = {'vtab': ['kitti'], 'fgvc': ['OxfordFlowers'], 'elevater': ['mnist']}
 EXTRA = [(KADAPT, 'kitti-distance'), (KADAPT, 'voc-2007-classification'), (KADAPT, 'hateful-memes')]
 
 
-@pytest.mark.parametrize('path, name', [(p, None) for p in CONFIGS if 'zeroshot' not in p] + EXTRA)
+def features(path):
+    """What decides how a recipe takes a step."""
+    cfg = shipped.read(path)
+    backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
+    return {backbone.type, f'optimizer {optimizer.type}', f'task {cfg.task.suite}', f'head {cfg.model.head.type}',
+            f'tune {backbone.get("tune")}', *(f'method {m.type} {sorted(m)}' for m in backbone.get('petl') or [])}
+
+
+def chosen():
+    """By default one recipe of every kind takes two steps; tests/configs/test_lifecycle.py lets others live."""
+    trained = [p for p in CONFIGS if 'zeroshot' not in p]
+    often = shipped.cover({p: features(p) for p in trained})
+    return [pytest.param(p, None, marks=() if p in often else pytest.mark.slow) for p in trained]
+
+
+@pytest.mark.parametrize('path, name', chosen() + EXTRA)
 def test_two_steps(path, name, data):
     suite = 'fgvc' if 'fgvc' in path else 'elevater' if 'elevater' in path else 'vtab'
     cfg = shrink(load(path, **{'task.name': name or TASKS[suite][0]}), data)

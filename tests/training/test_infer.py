@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``mmpetl.infer`` on what ships: the scores of ``tools/test.py``, on files and on arrays, with class names."""
 
+import copy
 import pickle
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ import shipped  # noqa: E402
 
 def parts(path: str) -> set:
     """What decides how a config infers: types of data set, transforms, backbone and head."""
-    cfg = apply_task(Config.fromfile(str(shipped.ROOT / path)))
+    cfg = apply_task(copy.deepcopy(shipped.read(path)))
     dataset, head = cfg.test_dataloader.dataset, cfg.model.get('head') or cfg.model.cls_head
     return {dataset.type, *(f'{t.type} in {dataset.type}' for t in dataset.pipeline), cfg.model.backbone.type, head.type}
 
