@@ -2,8 +2,6 @@
 """The text tower against open_clip and transformers, and the tool that writes text-feature files."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -100,7 +98,7 @@ def test_classes_are_averaged_over_templates():
 
 
 @pytest.mark.peers
-def test_tool_writes_features_of_a_suite(tmp_path):
+def test_tool_writes_features_of_a_suite(tmp_path, monkeypatch, capsys):
     pytest.importorskip('open_clip')
     tower = CLIPTextTower(49408, 77, 64, 1, 1, 16)
     torch.nn.init.normal_(tower.text_projection)
@@ -110,22 +108,12 @@ def test_tool_writes_features_of_a_suite(tmp_path):
     assert Elevater('kitti-distance', 'test', data_root=str(tmp_path)).CLASSES == tuple(f'class {i}' for i in range(4))
     (tmp_path / 'p.json').write_text(
         json.dumps({'mnist': dict(classes=[str(i) for i in range(10)], templates=['digit {}'])}))
-    command = [
-        sys.executable,
-        str(ROOT / 'tools/text_features.py'),
-        str(tmp_path / 'clip.pth'), '--out',
-        str(tmp_path / 'out')
-    ]
-    done = subprocess.run([
-        *command, '--suite', 'elevater', '--root',
-        str(tmp_path), '--prompts',
-        str(tmp_path / 'p.json'), '--tasks', 'dtd', 'eurosat_clip', 'kitti-distance', 'mnist'
-    ],
-                          capture_output=True,
-                          text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
+    import text_features as tool
+    tool.main([str(tmp_path / 'clip.pth'), '--out', str(tmp_path / 'out'), '--suite', 'elevater', '--root', str(tmp_path),
+               '--prompts', str(tmp_path / 'p.json'), '--tasks', 'dtd', 'eurosat_clip', 'kitti-distance', 'mnist'])
     # An absent data set is said, and the others are made.
-    left = [line for line in done.stdout.splitlines() if 'left out' in line]
+    left = [line for line in capsys.readouterr().out.splitlines() if 'left out' in line]
     assert len(left) == 1 and left[0].startswith('dtd: left out') and 'names its classes' in left[0]
     features = load_text_features(str(tmp_path / 'out/eurosat_clip.npz'), 10, 16)
     assert features.class_names[3] == 'class 3' and features.templates == (
@@ -135,9 +123,8 @@ def test_tool_writes_features_of_a_suite(tmp_path):
     (tmp_path / 'elevater').mkdir()
     (tmp_path / 'elevater/prompts.py').write_text(
         f"c = [{', '.join(names)}]\nt = ['one {{}}', 'two {{}}']\nclass_map = {{'mnist': c}}\ntemplate_map = {{'mnist': t}}")
-    done = subprocess.run([*command[:3], '--suite', 'elevater', '--tasks', 'mnist'], capture_output=True, text=True,
-                          env={**os.environ, 'MMPETL_CACHE': str(tmp_path)})
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv('MMPETL_CACHE', str(tmp_path))
+    tool.main([str(tmp_path / 'clip.pth'), '--suite', 'elevater', '--tasks', 'mnist'])
     # Without --out into the folder that recipes read, with the toolkit's templates.
     assert load_text_features(str(tmp_path / 'text_features/clip/mnist.npz')).templates == ('one {}', 'two {}')
 
