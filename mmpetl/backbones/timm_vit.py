@@ -132,7 +132,19 @@ class SideTimmVisionTransformer(VisionTransformer):
         if not self.petl.side_active():
             return super().forward(x)
         # Upstream's head stays behind the feature; it is an identity where there is none.
-        return self.head(self.head_drop(self.petl.side_feature(lambda: self.forward_features(x))))
+        run = super().forward_features
+        return self.head(self.head_drop(self.petl.side_feature(lambda: run(x))))
+
+    def forward_features(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x (B, 3, H, W) -> tokens (B, N, C) of the base.
+
+        Raises:
+            ValueError: If a side method is to act, which gives no tokens.
+        """
+        if self.petl.side_active():
+            raise ValueError(f'{type(self.petl.side_method()).__name__} gives one vector per picture and no tokens: '
+                             'call the model itself, not forward_features')
+        return super().forward_features(x, *args, **kwargs)
 
 
 class FormTimmVisionTransformer(TimmForm, VisionTransformer):

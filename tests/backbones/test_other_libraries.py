@@ -461,6 +461,23 @@ def test_in_a_wrapper_that_renames_keys(tmp_path):
     assert _difference(_outputs(other.eval(), x), _outputs(model, x)) == 0.
 
 
+def test_tokens_of_timm_beside_a_side_method_are_refused():
+    """They would be the base's alone: nothing would train, in silence."""
+    model, plain, x = mmpetl.attach(_model('dinov2'), [dict(type='LST')]).eval(), _model('dinov2'), _inputs('')
+    with pytest.raises(ValueError, match='LST gives one vector per picture .*not forward_features'):
+        model.forward_features(x)
+    assert _outputs(model, x)[0].shape == (2, 32)
+    with mmpetl.disabled(model), torch.no_grad():
+        assert torch.equal(model.forward_features(x), plain.forward_features(x))
+
+
+def test_maps_of_timm_are_free_of_prompts_that_are_keys_alone():
+    model = mmpetl.attach(_model('eva02'), [dict(type='VPT', num_tokens=3, pool_prompts=False)]).eval()
+    with torch.no_grad():
+        maps = model.forward_intermediates(_inputs(''), intermediates_only=True)
+    assert [tuple(t.shape) for t in maps] == [(2, 32, 4, 4)] * 2
+
+
 def _clip(cls='CLIPModel'):
     torch.manual_seed(0)
     text = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=9)
