@@ -6,6 +6,7 @@ import inspect
 from contextlib import contextmanager
 from typing import Any, Iterator, Mapping, Optional
 
+import torch
 from torch import nn
 
 from ..sites import nearest
@@ -91,7 +92,8 @@ def build_hf(model_name: str = '',
             name: what the model of that name must be; without weights it is built from this, and no hub is asked.
         out_type: 'pooled' (pooled output, else class token, else mean), 'cls_token', 'avg_featmap', 'featmap' or 'raw'.
         init_cfg: As of any MMEngine module.
-        **kwargs: Further arguments of ``from_pretrained`` (of the config without weights).
+        **kwargs: Further arguments of ``from_pretrained`` (of the config without weights); ``dtype`` is float32 unless
+            it is among them.
 
     Raises:
         ValueError: transformers is not installed, or the kind of model cannot be adapted, or it is another than
@@ -118,7 +120,9 @@ def build_hf(model_name: str = '',
         # A pooler that the checkpoint does not hold would be drawn at random.
         plain = (dict(add_pooling_layer=False) if 'add_pooling_layer' in inspect.signature(cls.__init__).parameters
                  else {})
-        model = cls.from_pretrained(model_name, **plain, **kwargs) if load else cls(built, **plain)
+        # float32 as every backbone of a config: transformers would take the type of the file.
+        model = (cls.from_pretrained(model_name, **plain, **{'dtype': torch.float32, **kwargs}) if load
+                 else cls(built, **plain))
     return _formed(model, out_type, init_cfg, model_name or name)
 
 

@@ -438,6 +438,17 @@ def test_merging_into_a_base_in_half_precision(dtype, tmp_path):
     assert all(torch.equal(v, before[n]) and v.dtype is before[n].dtype for n, v in other.state_dict().items())
 
 
+def test_a_config_opens_files_in_half_precision_as_float32(tmp_path):
+    """Heads of OpenMMLab are float32, and base_dtype says where the base is not."""
+    MODEL['Dinov2Model']().to(torch.bfloat16).save_pretrained(tmp_path)
+    backbone = dict(type='mmpetl.HF', model_name=str(tmp_path), petl=[dict(type='LoRA', rank=2)])
+    head = dict(type='mmpretrain.LinearClsHead', in_channels=32, num_classes=3)
+    model = MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.head(model.extract_feat(_inputs(''))).dtype is torch.float32
+    assert next(MODELS.build(dict(backbone, dtype='bfloat16')).parameters()).dtype is torch.bfloat16
+
+
 def test_copies_by_data_parallel_are_refused():
     """transformers.Trainer wraps a model so where it sees several devices and one process."""
     model = mmpetl.attach(_classifier(), [dict(type='LoRA', rank=2)])
