@@ -14,6 +14,8 @@ mmpetl_venv "$MMPETL_ROOT/.venv-tests" runtime viz convert export docs dense dev
 # one thread per process: the models of the tests are tiny, and sums come out the same on every machine
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MKL_NUM_THREADS="${MKL_NUM_THREADS:-1}" TOKENIZERS_PARALLELISM=false
 export MPLBACKEND=Agg PYTHONUNBUFFERED=1
+# Many tests start processes: each would compile the source of all that it imports, some 7 s, where bytecode is not kept.
+export PYTHONDONTWRITEBYTECODE="" PYTHONPYCACHEPREFIX="${PYTHONPYCACHEPREFIX:-${MMPETL_VENV:-$MMPETL_ROOT/.venv-tests}/bytecode}"
 if [ $# -eq 0 ]; then
     cores=$(nproc 2>/dev/null || echo 2)
     set -- -n "$((cores < 2 ? 2 : cores > 8 ? 8 : cores))" --dist loadscope

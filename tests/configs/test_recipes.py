@@ -219,7 +219,7 @@ def features(path):
     cfg = shipped.read(path)
     backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
     return {backbone.type, f'optimizer {optimizer.type}', f'task {cfg.task.suite}', f'head {cfg.model.head.type}',
-            f'tune {backbone.get("tune")}', *(f'method {m.type} {sorted(m)}' for m in backbone.get('petl') or [])}
+            f'tune {backbone.get("tune")}', *(f'method {m.type}' for m in backbone.get('petl') or [])}
 
 
 def chosen():

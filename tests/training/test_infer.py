@@ -24,10 +24,10 @@ import shipped  # noqa: E402
 
 
 def parts(path: str) -> set:
-    """What decides how a config infers: types of data set, transforms, backbone and head."""
+    """What decides how a config infers: types of data set, transforms and head."""
     cfg = apply_task(copy.deepcopy(shipped.read(path)))
     dataset, head = cfg.test_dataloader.dataset, cfg.model.get('head') or cfg.model.cls_head
-    return {dataset.type, *(f'{t.type} in {dataset.type}' for t in dataset.pipeline), cfg.model.backbone.type, head.type}
+    return {dataset.type, *(f'{t.type} in {dataset.type}' for t in dataset.pipeline), head.type}
 
 
 def chosen() -> list:
