@@ -60,8 +60,8 @@ assert 'mmpetl.compat' in sys.modules
 # transformers is imported when its optimizer is asked for, where mmpetl comes first
 assert ('transformers' in sys.modules) == (first == 'upstream')
 import mmengine.optim, torch
-optimizer = mmengine.registry.OPTIMIZERS.build(dict(type='Adafactor', params=[torch.nn.Parameter(torch.ones(2))]))
-assert type(optimizer).__module__ == 'transformers.optimization'
+wrapper = mmengine.optim.build_optim_wrapper(torch.nn.Linear(2, 2), dict(optimizer=dict(type='Adafactor')))
+assert type(wrapper.optimizer).__module__ == 'transformers.optimization' and len(wrapper.optimizer.param_groups[0]['params']) == 2
 assert 'Adafactor' in mmengine.optim.optimizer.builder.TRANSFORMERS_OPTIMIZERS
 """
     for first in ('upstream', 'mmpetl'):

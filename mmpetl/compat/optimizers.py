@@ -39,7 +39,7 @@ def register_adafactor() -> None:
         builder.TRANSFORMERS_OPTIMIZERS.append('Adafactor')
 
 
-def adafactor(*args: Any, **kwargs: Any) -> Any:
-    """``transformers.Adafactor(*args, **kwargs)``."""
+def adafactor(params: Any, **kwargs: Any) -> Any:
+    """``transformers.Adafactor(params, **kwargs)``; mmengine passes the parameters by the first argument's name."""
     from transformers import Adafactor
-    return Adafactor(*args, **kwargs)
+    return Adafactor(params, **kwargs)
