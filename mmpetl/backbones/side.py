@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A frozen block as side methods (SynQT, VQT, LST) use it: queries that pass through, reading the image tokens only."""
 
-from typing import Mapping, Optional, Tuple
+from typing import Callable, Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -62,14 +62,29 @@ class SideBlock:
         """Frozen feed-forward branch of p (B, P, C), its norm included -> (B, P, C)."""
         return self.block.drop_path_of('ffn')(self.block.feed_forward(self.block.norm2(p)))
 
-    def through(self, p: Tensor, read: Mapping[str, Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
-        """Queries p (B, P, C) through the block -> r = p + h with the attention's output h, h, and the feed-forward
-        branch of r, all (B, P, C)."""
+    def through(self, p: Tensor, read: Mapping[str, Tensor], averaged: bool = False,
+                join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Tuple[Tensor, Tensor, Tensor]:
+        """Queries p (B, P, C) through the block.
+
+        Args:
+            p: Queries.
+            read: See :meth:`attend_from`.
+            averaged: Whether of the feed-forward branch the mean over the queries (B, 1, C) is enough; its second
+                product, which is linear, then reads the mean of the first one's activations.
+            join: (p, h) -> p + h, for a sum with a backward pass of its own.
+
+        Returns:
+            r = p + h with the attention's output h, h, and the feed-forward branch of r, all (B, P, C).
+        """
         made = hold(self.block, p)
         try:
             h = self.attend_from(p, read).to(p.dtype)  # LayerScale makes it float32 again
-            r = p + h
-            return r, h, self.ffn_out(r).to(p.dtype)
+            r = join(p, h)
+            if not averaged:
+                return r, h, self.ffn_out(r).to(p.dtype)
+            with self.block.tap.averages(self.block) as done:
+                hh = self.ffn_out(r).to(p.dtype)
+            return r, h, hh if done else hh.mean(1, keepdim=True)
         finally:
             if made:
                 release(self.block)

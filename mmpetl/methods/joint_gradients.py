@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..sites import HalfCopies, own_gradient, scaled_product
+from ..sites import HalfCopies, own_gradient
 
 Gradients = Tuple[Optional[Tensor], ...]
 
@@ -270,7 +270,7 @@ class _Enter(torch.autograd.Function):
     def forward(ctx: Any, joint: 'Queries', at: int, token: Tensor, before: Tensor) -> Tuple[Tensor, Tensor]:
         (queries, scale), ctx.place = joint.parts, (joint.found, at, joint.row)
         ctx.save_for_backward(before)
-        return (torch.addcmul(queries[at], scale, before[:, None], value=1 / queries.shape[1]), before.view_as(before))
+        return torch.addcmul(queries[at], scale, before[:, None]), before.view_as(before)
 
     @staticmethod
     @once_differentiable
@@ -297,15 +297,57 @@ class _First(torch.autograd.Function):
         return None, None, None, None
 
 
+class _Join(torch.autograd.Function):
+    """See :meth:`Queries.join`."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: 'Queries', at: int, p: Tensor, h: Tensor) -> Tensor:
+        ctx.place = joint.left, at, joint.mean
+        return p + h
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        left, at, mean = ctx.place
+        if at in left:
+            # What comes by the mean and what comes by all other ways, added by the product that spreads the first.
+            grad = torch.baddbmm(grad, mean.expand(len(grad), -1, -1).transpose(1, 2), left.pop(at)[:, None])
+        need_p, need_h = ctx.needs_input_grad[2:]
+        return None, None, grad if need_p else None, grad if need_h else None
+
+
+class _Leave(torch.autograd.Function):
+    """See :meth:`Queries.leave`."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: 'Queries', at: int, r: Tensor, hh: Tensor) -> Tensor:
+        ctx.place = joint.left, at
+        return torch.baddbmm(hh, joint.mean.expand(len(r), -1, -1), r).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
+        left, at = ctx.place
+        # Autograd comes to the sum behind r after all who read r.
+        left[at] = grad
+        return None, None, None, grad[:, None]
+
+
 class Queries(Joint):
     """Query tokens (L, P, C) of all blocks and the one factor (1, ) of what the block before found."""
 
     def __init__(self, queries: Tensor, scale: Tensor) -> None:
         super().__init__(queries, scale)
-        self.row = scale.detach().expand(1, queries.shape[1]) / queries.shape[1]
+        self.row = scale.detach().expand(1, queries.shape[1])
+        #: The row (1, P) that makes a product a mean over the queries.
+        self.mean = queries.detach().new_full((1, queries.shape[1]), 1 / queries.shape[1])
+        #: Gradients of the means (B, C) by place, on their way through the backward pass.
+        self.left: Dict[int, Tensor] = {}
+        #: Places whose sum takes them.
+        self.joined: Set[int] = set()
 
     def enter(self, at: int, batch: int, before: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
-        """The tokens of block ``at``, plus factor / P times ``before`` (B, C), the sum of the block before.
+        """The tokens of block ``at``, plus factor times ``before`` (B, C), the mean of the block before.
 
         Returns:
             (B, P, C), and ``before`` for all who read it behind.
@@ -316,12 +358,25 @@ class Queries(Joint):
             return tokens, None
         if self.own(at, before):
             return _Enter.apply(self, at, self.token, before)
-        return queries[at] + scale / queries.shape[1] * before[:, None], before
+        return queries[at] + scale * before[:, None], before
+
+    def join(self, at: int, p: Tensor, h: Tensor) -> Tensor:
+        """r = p + h, all (B, P, C), of which :meth:`leave` is to take the mean."""
+        if self.token is None or not own_gradient(self.mean, p, h):
+            return p + h
+        self.joined.add(at)
+        return _Join.apply(self, at, p, h)
+
+    def leave(self, at: int, r: Tensor, hh: Tensor) -> Tensor:
+        """The mean over the queries of r (B, P, C), which :meth:`join` gave, plus hh (B, 1, C) -> (B, C)."""
+        if at in self.joined and own_gradient(self.mean, r, hh):
+            return _Leave.apply(self, at, r, hh)
+        return r.mean(1) + hh.squeeze(1)
 
     @staticmethod
     def gradients(found: List[Tuple[Any, ...]]) -> Gradients:
         of_tokens = torch.stack([grad for grad, _ in found])
         before = torch.stack([b for _, b in found if b is not None])
         summed = of_tokens[-len(before):].sum(2)
-        of_scale = scaled_product(summed.view(1, 1, -1), before.view(1, -1, 1), 1 / of_tokens.shape[2])
+        of_scale = torch.bmm(summed.view(1, 1, -1), before.view(1, -1, 1))
         return of_tokens.sum(1), of_scale.view(1)

@@ -17,6 +17,7 @@ outputs qbar::
 Only the queries' path is differentiated. Nothing starts at zero, so the start is not the frozen network's feature.
 """
 
+from functools import partial
 from typing import Any, Mapping, Optional, Sequence, Tuple
 
 import torch
@@ -63,8 +64,12 @@ class OffsetNorm(nn.Module):
 
     def forward(self, y: Tensor, norm: Optional[nn.Module]) -> Tensor:
         """y (..., C), the frozen norm or None -> (..., C)."""
-        weight, bias = self.weight_offset + (1. if norm is None else norm.weight), self.bias_offset
-        return F.layer_norm(y, y.shape[-1:], weight, bias if norm is None else bias + norm.bias, self.eps)
+        weight, bias = self.weight_offset, self.bias_offset
+        if norm is None:
+            weight = weight + 1.
+        else:
+            weight, bias = torch._foreach_add([weight, bias], [norm.weight, norm.bias])
+        return F.layer_norm(y, y.shape[-1:], weight, bias, self.eps)
 
 
 @METHODS.register_module()
@@ -152,15 +157,16 @@ class SynQT(Method):
 
     def _query(self, at: int, block: Any, read: Mapping[str, Tensor], all_: Optional[QSMs], queries: Queries,
                before: Optional[Tensor]) -> Tuple[Optional[Tensor], Tensor, Tensor, Tensor]:
-        """The sum of the previous block's outputs (B, C) or None -> itself, and q (B, C), that of this block's outputs,
-        h and hh, both (B, P, C). ``at`` counts the blocks that are read; ``all_`` None: modules by themselves."""
+        """The mean of the previous block's outputs (B, C) or None -> itself, and of this block that of the outputs
+        (B, C), h (B, P, C) and the mean of hh (B, C). ``at`` counts the blocks that are read; ``all_`` None: modules by
+        themselves."""
         modules = self.blocks[str(self.layers[at])]
         p, before = queries.enter(at, batch_size(read), before)
         place = 0 if all_ is None else at
         all_ = self._side_by_side(self.layers[at]) if all_ is None else all_
         p = self.drop(modules['qsm'](modules['adapter'](p, all_.wide, place), all_, place))
-        r, h, hh = block.through(p, read)
-        return before, (r + hh).sum(1), h, hh
+        r, h, hh = block.through(p, read, averaged=True, join=partial(queries.join, at))
+        return before, queries.leave(at, r, hh), h, hh.squeeze(1)
 
     def _side_by_side(self, *layers: int) -> QSMs:
         modules = [self.blocks[str(i)] for i in layers]
@@ -186,6 +192,6 @@ class SynQT(Method):
             found.append((last, *means))
         q, h, hh = zip(*found)
         q = (before, *q[1:], before)
-        # Means, of h and hh by one kernel for all blocks.
-        means = torch.cat([*(t[:, None] for t in q), torch.stack([*h, *hh], 1).sum(2)], 1) / h[0].shape[1]
+        # Means, of h by one kernel for all blocks.
+        means = torch.cat([*(t[:, None] for t in q), torch.stack(h, 1).mean(2), *(t[:, None] for t in hh)], 1)
         return self.head_norm(recompute(again, self._combine, means), blocks[-1].final_norm)

@@ -2,11 +2,12 @@
 """What one block sees of all methods."""
 
 import threading
-from typing import Any, Dict, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, Optional, Sequence, Set, Tuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .method import Method
 from .spec import ALL_OPS, NORMS, POINTS, SUBS
@@ -76,6 +77,8 @@ class Tap:
         self.prompt_gate: Optional[Tensor] = None
         #: Half-precision copies of the block's frozen weights by thread, then by op; held while the block runs.
         self.cast: Dict[int, Dict[str, Tuple[Tensor, Optional[Tensor]]]] = {}
+        #: Threads that read nothing of the feed-forward network but its mean over the tokens, while they run it.
+        self.averaging: Set[int] = set()
         #: Where a block's frozen activations are stored for side methods, or None.
         self.recorder: Optional[Dict[str, Tensor]] = None
 
@@ -193,10 +196,33 @@ class Tap:
         return y.mean(1)
 
     def input(self, op: str, x: Tensor) -> Tensor:
-        """Apply ``on_input``: (..., Cin) -> (..., Cin)."""
+        """Apply ``on_input``: (..., Cin) -> (..., Cin), or the mean (B, 1, Cin) over tokens, see
+        :meth:`averages`."""
         for m in self._input[op]:
             x = m.on_input(self.index, op, x)
+        if op == 'fc2' and self.averaging and threading.get_ident() in self.averaging:
+            return x.mean(1, keepdim=True)
         return x
+
+    @contextmanager
+    def averages(self, block: nn.Module) -> Iterator[bool]:
+        """Within, this thread's feed-forward networks take the mean over tokens (B, N, F) -> (B, 1, F) before fc2, a
+        product with one row instead of N.
+
+        Args:
+            block: The block, whose scale and drop-path treat all tokens of a sample alike.
+
+        Yields:
+            Whether they do: not where a method acts at fc2, dropout may follow, or a compiler traces.
+        """
+        thread = threading.get_ident() if not torch.compiler.is_compiling() else 0
+        possible = not (thread == 0 or torch.jit.is_tracing() or block.training or self._linear['fc2'])
+        if possible:
+            self.averaging.add(thread)
+        try:
+            yield possible
+        finally:
+            self.averaging.discard(thread)
 
     def qkv(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, inputs: Optional[Projected] = None) -> Projected:
         """Apply ``on_qkv`` and ``on_linear`` of q, k, v in config order.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import BACKBONE, features
+from cases import BACKBONE, BACKBONES, CASE, FOREIGN, VITS, features
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -205,6 +205,36 @@ def test_last_block_is_not_updated_for_queries_alone():
         layer.attn.register_forward_hook(lambda *_: calls.append(1))
     model(images())
     assert len(calls) == len(model.layers) - 1
+
+
+@pytest.mark.parametrize('backbone', [b.name for b in (*BACKBONES, *FOREIGN)
+                                      if (b.like or b.name) in VITS and 'SynQT' not in b.without])
+def test_the_second_product_reads_the_mean(backbone, monkeypatch):
+    """Of the feed-forward branch SynQT reads the mean over the queries alone; fc2 is linear, so one row per sample goes
+    through it. Not where dropout or a method stands there."""
+    torch.manual_seed(0)
+    row, = (b for b in (*BACKBONES, *FOREIGN) if b.name == backbone)
+    model = row.build(petl=CASE['SynQT'].petl).double()
+    model.train()
+    rows = []
+    for block in model.petl.side_blocks():
+        p = torch.randn(2, 4, block.spec.dim, dtype=torch.float64, requires_grad=True)
+        read = dict(u=torch.randn(2, 9, block.spec.dim, dtype=torch.float64))
+        tap, taken = block.block.tap, block.block.tap.input
+        monkeypatch.setattr(tap, 'input', lambda op, x, taken=taken: rows.append((op, taken(op, x))) or rows[-1][1])
+        found = []
+        for averaged, train in ((True, False), (False, False), (True, True)):
+            block.block.train(train)
+            rows.clear()
+            r, h, hh = block.through(p, read, averaged)
+            pooled = averaged and not train
+            assert {op: x.shape[1] for op, x in rows}['fc2'] == (1 if pooled else 4) and not tap.averaging
+            mean = hh if averaged else hh.mean(1, keepdim=True)
+            found.append((r, h, mean, *torch.autograd.grad(r.sum() + mean.square().sum(), p)))
+        block.block.eval()
+        for other in found[1:]:
+            for a, b in zip(found[0], other):
+                torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_only_what_is_read_is_kept_and_computed():
