@@ -36,7 +36,7 @@ from published_models import PUBLISHED, Published, State, without_gpu
 from torch import Tensor, nn
 
 from mmpetl.costs.memory import saved_bytes
-from mmpetl.registry import MODELS
+from mmpetl.registry import METHODS, MODELS
 from mmpetl.weights import write_json
 from mmpetl.weights.rename import join_thirds, relabel
 
@@ -70,15 +70,15 @@ def published(case: Published, folders: Dict[str, Path], packages: Optional[Path
     return model
 
 
-def ours(case: Published, weights: State, petl: Dict[str, Any]) -> nn.Module:
-    """Our model of the size of the published one, with its weights."""
+def ours(case: Published, weights: State, petl: Dict[str, Any], tune: str = '*') -> nn.Module:
+    """Our model of the size of the published one, with its weights; without a method, ``tune`` trains."""
     depth = 1 + max(int(key.split('.')[1]) for key in weights if key.startswith('layers.'))
     dims, patch = weights['pos_embed'].shape[-1], weights['patch_embed.projection.weight'].shape[-1]
     side = round((weights['pos_embed'].shape[-2] - 1)**0.5)
     arch = dict(embed_dims=dims, num_layers=depth, num_heads=max(1, dims // 64),
                 feedforward_channels=len(weights['layers.0.ffn.layers.0.0.weight']))
     from cases import BACKBONE
-    tuned = dict(petl=[petl]) if petl else dict(tune=['*'])
+    tuned = dict(petl=[petl]) if petl else dict(tune=[tune])
     config = dict(arch=arch, img_size=side * patch, patch_size=patch, **tuned)
     model = MODELS.build({'type': BACKBONE[case.backbone].type, **config})
     fits = {key: tensor.reshape(model.state_dict()[key].shape) for key, tensor in weights.items()}
@@ -134,11 +134,24 @@ def differences(case: Published, theirs: nn.Module, x: Tensor) -> Tuple[float, f
     return largest(outputs[0].detach(), outputs[1].detach()), max(largest(own[name], grads[name]) for name in own)
 
 
-def step(model: nn.Module, x: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Forward, loss, backward, optimizer."""
-    last(model(x)).square().mean().backward()
+def step(model: nn.Module, x: Tensor, optimizer: Optional[torch.optim.Optimizer]) -> None:
+    """Forward, loss, backward, optimizer; the forward pass alone where nothing trains."""
+    loss = last(model(x)).square().mean()
+    if optimizer is None:
+        return
+    loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def base_alone(case: Published, weights: State) -> nn.Module:
+    """Our frozen base by itself, as every form of the method runs it: a side method's gives features, through any other
+    a gradient passes, to the position embedding. What its step takes, no form of the method can save."""
+    model = ours(case, weights, {}, 'pos_embed').to(device())
+    model.train()
+    if 'side' in METHODS.get(case.petl['type']).points():
+        model.requires_grad_(False)
+    return model
 
 
 def alone() -> bool:
@@ -150,7 +163,8 @@ def times(case: Published, models: Dict[str, nn.Module], x: Tensor, rounds: int)
     """Seconds of training steps of all models, taken in turns."""
     runs = {}
     for name, model in models.items():
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-6) if trained else None
         runs[name] = lambda model=model, optimizer=optimizer: step(model, x, optimizer)
     return interleave(runs, rounds, f'{case.name}, batch {len(x)}', time.process_time if alone() else time.perf_counter)
 
@@ -177,12 +191,14 @@ def row_of(case: Published, folders: Dict[str, Path], args: argparse.Namespace) 
     if max(found['output'], found['gradient']) > SAME:
         return found
     found['step'] = {}
+    models['base'] = base_alone(case, weights)
     if args.full:
         models['full'] = ours(case, weights, {}).to(device())
         models['full'].train()
     for batch in batches:
         took = times(case, models, x[:batch], rounds)
-        found['step'][str(batch)] = dict(of_theirs=ratio(took['ours'], took['theirs']))
+        found['step'][str(batch)] = dict(of_theirs=ratio(took['ours'], took['theirs']),
+                                         base_of_theirs=ratio(took['base'], took['theirs']))
         if 'full' in models:
             found['step'][str(batch)].update(of_full=ratio(took['ours'], took['full']),
                                              theirs_of_full=ratio(took['theirs'], took['full']))
@@ -193,8 +209,10 @@ def row_of(case: Published, folders: Dict[str, Path], args: argparse.Namespace) 
 def table(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     """The table of the page: ours over theirs."""
     batches = sorted({int(b) for row in rows for b in row.get('step', ())})
+    base = any('base_of_theirs' in each for row in rows for each in row.get('step', {}).values())
     full = any('of_full' in each for row in rows for each in row.get('step', {}).values())
-    header = ['', 'published', *(f'step, batch {b}' for b in batches), *(['of full', 'theirs of full'] if full else []),
+    header = ['', 'published', *(f'step, batch {b}' for b in batches), *(['base alone'] if base else []),
+              *(['of full', 'theirs of full'] if full else []),
               'operations', 'kept', 'kept MiB', 'kernels', 'outputs differ by', 'gradients']
     cells = []
     for row in rows:
@@ -205,6 +223,7 @@ def table(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
             f'{row["name"]} ({row["note"]})' if row['note'] else row['name'],
             f'{row["repository"]} {row["commit"]}'.strip(),
             *(spread(timed.get(str(b), {}).get('of_theirs')) for b in batches),
+            *([spread(first.get('base_of_theirs'))] if base else []),
             *of_full,
             f'{row["operations"]["ours"] / row["operations"]["theirs"]:.2f}',
             f'{row["kept"]["ours"] / row["kept"]["theirs"]:.3f}', number(row['kept']['ours'], '.1f', MIB),

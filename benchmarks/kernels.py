@@ -6,7 +6,7 @@ type; a synchronisation hands a number to Python or makes a size depend on value
 and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes. The last two
 columns are those of a ViT that is stored in bfloat16 (``base_dtype='bf16'``)::
 
-    python benchmarks/kernels.py [--backbones vit video_swin] [--new] [--write]
+    python benchmarks/kernels.py [--backbones vit video_swin] [--methods LoRA SynQT] [--new] [--write]
 """
 
 import argparse
@@ -139,16 +139,21 @@ def main() -> None:
     """Count every row of tests/cases.py; ``--write`` stores the counts, which a test keeps from growing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--write', action='store_true', help=f'write {RESULTS.name}')
-    parser.add_argument('--new', action='store_true', help='only rows that are not stored yet; keep the others')
+    parser.add_argument('--new', action='store_true', help='only rows that are not stored yet')
     parser.add_argument('--backbones', nargs='+', choices=list(BACKBONE), default=list(BACKBONE))
+    parser.add_argument('--methods', nargs='+', metavar='ROW', help='some rows, by name')
     args = parser.parse_args()
-    known = json.loads(RESULTS.read_text(encoding='utf-8')) if args.new else {}
-    rows = dict(known)
+    names = {row['name'] for backbone in BACKBONE for row in rows_of(backbone)}
+    for name in args.methods or ():
+        if name not in names:
+            raise SystemExit(f'--methods {name!r}: unknown; known: {", ".join(sorted(names))}')
+    rows = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.is_file() else {}  # what is not counted stays
+    known = set(rows) if args.new else set()
     print(f'{"":34}{"kernels":>8}{"casts":>7}{"syncs":>7}{"plain":>7}{"/plain":>8}{"/full":>7}{"stored":>8}{"casts":>7}')
     for name in args.backbones:
         full = counted(BACKBONE[name], dict(name='full', tune=['*']))[0].total
         for row in rows_of(name):
-            if f'{name}: {row["name"]}' in known:
+            if f'{name}: {row["name"]}' in known or row['name'] not in (args.methods or names):
                 continue
             ours, plain_ = counted(BACKBONE[name], row)
             rows[f'{name}: {row["name"]}'] = dict(kernels=ours.total, forward=ours.forward, casts=ours.casts,
@@ -162,6 +167,8 @@ def main() -> None:
                   f'{plain_.total if plain_ else "-":>7}{ours.total / plain_.total if plain_ else float("nan"):>8.2f}'
                   f'{ours.total / full:>7.2f}{more}', flush=True)
     if args.write:
+        order = [f'{name}: {row["name"]}' for name in BACKBONE for row in rows_of(name)]
+        rows = {name: rows[name] for name in order if name in rows}
         RESULTS.write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
 
 

@@ -111,7 +111,7 @@ def test_equal_and_measured(monkeypatch, tmp_path, checkout, capsys):
     (row, ) = found['rows']
     assert row['output'] < 1e-12 and row['gradient'] < 1e-12 and set(row['step']) == {'2', '3'}
     assert row['trained'] == dict(ours=3200, theirs=3200)
-    assert row['step']['2']['of_full']['median'] > 0 and set(row['step']['3']) == {'of_theirs'}
+    assert row['step']['2']['of_full']['median'] > 0 and set(row['step']['3']) == {'of_theirs', 'base_of_theirs'}
     assert row['kernels']['ours'] < row['kernels']['theirs'] and row['kept']['ours'] < row['kept']['theirs']
     page = benchmark_report.write_docs(tmp_path / 'out', tmp_path / 'page.md').read_text()
     assert 'KMnP/vpt 7f3942e' in page and f'torch {torch.__version__}' in page and 'which is not shipped here' in page
