@@ -43,6 +43,8 @@ ENTRY = dict(vit='pos_embed', clip='pos_embed', swin='patch_embed.norm.bias', vi
              video_swin='patch_embed.norm.bias')
 #: The case table drops nothing; SynQT draws masks by default.
 DROPOUTS = 'SynQT, default dropouts'
+#: As the published code trains before it prunes.
+MASKS = 'E2VPT, masks trained'
 
 
 def rows_of(backbone: str) -> List[Dict[str, Any]]:
@@ -52,6 +54,9 @@ def rows_of(backbone: str) -> List[Dict[str, Any]]:
     if backbone in CASE['SynQT'].on:
         config, = CASE['SynQT'].petl
         rows.append(dict(name=DROPOUTS, tiny=[{k: v for k, v in config.items() if not k.endswith('drop_rate')}]))
+    if backbone in CASE['E2VPT'].on:
+        config, = CASE['E2VPT'].petl
+        rows.append(dict(name=MASKS, tiny=[dict(config, variant='released')]))
     return rows
 
 

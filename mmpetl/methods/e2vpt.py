@@ -262,15 +262,17 @@ class E2VPT(Method):
             return F.dropout(self.half(prompts), self.drop_rate, self.training)[None]
         prompts = F.dropout(prompts, self.drop_rate, self.training)
         token_gate, segment_gate = self._gates
-        # Rows of pruned tokens are gone from the prompts, so their masks must not be multiplied in.
-        token, segment = self.token_mask[self.kept], self.segment_mask[self.kept]
+        token, segment = self.token_mask, self.segment_mask
+        if len(self.kept) < self.num_tokens:
+            # Rows of pruned tokens are gone from the prompts, so their masks must not be multiplied in.
+            token, segment = token[self.kept], segment[self.kept]
         token = token if token_gate is None else token + token_gate
         segment = segment if segment_gate is None else segment + segment_gate
-        width = prompts.shape[1] // self.segments
-        mask = segment.repeat_interleave(width, -1) if self.segment_layout == 'contiguous' else torch.cat([segment] *
-                                                                                                          width, -1)
-        # Small mask first: with gates it has a batch axis, and the prompts get it only here.
-        prompts = product_as(prompts, mask * token[..., None], autocast_dtype(prompts))
+        # Small mask first: with gates it has a batch axis, and the prompts get it only here. A segment is a run of
+        # channels, or every so-manieth.
+        mask, at = segment * token[..., None], -1 if self.segment_layout == 'contiguous' else -2
+        sizes = (self.segments, -1) if at == -1 else (-1, self.segments)
+        prompts = product_as(prompts.unflatten(1, sizes), mask.unsqueeze(at), autocast_dtype(prompts)).flatten(-2)
         return prompts if prompts.dim() == 3 else prompts[None]
 
     @contextmanager
