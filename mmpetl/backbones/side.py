@@ -80,11 +80,12 @@ class SideBlock:
         try:
             h = self.attend_from(p, read).to(p.dtype)  # LayerScale makes it float32 again
             r = join(p, h)
-            if not averaged:
-                return r, h, self.ffn_out(r).to(p.dtype)
-            with self.block.tap.averages(self.block) as done:
-                hh = self.ffn_out(r).to(p.dtype)
-            return r, h, hh if done else hh.mean(1, keepdim=True)
+            if not averaged or torch.compiler.is_compiling():
+                hh, done = self.ffn_out(r).to(p.dtype), False
+            else:
+                with self.block.tap.averages(self.block) as done:
+                    hh = self.ffn_out(r).to(p.dtype)
+            return r, h, hh.mean(1, keepdim=True) if averaged and not done else hh
         finally:
             if made:
                 release(self.block)

@@ -213,10 +213,10 @@ class Tap:
             block: The block, whose scale and drop-path treat all tokens of a sample alike.
 
         Yields:
-            Whether they do: not where a method acts at fc2, dropout may follow, or a compiler traces.
+            Whether they do: not where a method acts at fc2, dropout may follow, or a tracer follows.
         """
-        thread = threading.get_ident() if not torch.compiler.is_compiling() else 0
-        possible = not (thread == 0 or torch.jit.is_tracing() or block.training or self._linear['fc2'])
+        thread = threading.get_ident()
+        possible = not (torch.jit.is_tracing() or block.training or self._linear['fc2'])
         if possible:
             self.averaging.add(thread)
         try:
