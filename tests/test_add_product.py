@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmpetl.sites import add_product, product_as, scale_shift, scaled, sum_as
+from mmpetl.sites import add_product, forked, product_as, scale_shift, scaled, sum_as
 
 
 @pytest.mark.parametrize('bias', [False, True])
@@ -78,3 +78,27 @@ def test_rounding_inside_a_kernel_is_the_cast_after_it():
                  for out in (found, expected)]
         for x, y in zip(*grads):
             assert (x is None) == (y is None) and (x is None or torch.allclose(x, y, rtol=2e-2, atol=2e-2))
+
+
+def test_a_gradient_is_handed_over_to_the_fork():
+    """As the sum reads x itself; two passes through one graph, one branch alone, and several sums add up."""
+    make = torch.Generator().manual_seed(0)
+    x, y, w = (torch.randn(3, 4, generator=make).requires_grad_() for _ in range(3))
+    half = torch.bfloat16
+
+    def formula(fork):
+        with torch.autocast('cpu', half):
+            a, b = fork(x * 1)
+        seen = sum_as(b, y.to(half), half), sum_as(b, w.to(half), half)
+        return [a * w, *seen], a, b
+
+    (own, a, b), (plain, _, _) = formula(forked), formula(lambda x: (x, x))
+    assert a.grad_fn is b.grad_fn and a.dtype is b.dtype is torch.float32 and torch.equal(a, b)
+    for chosen in ([0, 1, 2], [1], [0], [0, 2]):
+        for _ in range(2):
+            grads = [torch.autograd.grad(sum(out[i].float().square().sum() for i in chosen), [x, y, w], retain_graph=True,
+                                         allow_unused=True) for out in (own, plain)]
+            for found, expected in zip(*grads):
+                assert (found is None) == (expected is None)
+                assert found is None or torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert forked(x)[0] is x  # autocast is off

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..recompute import ELEMENTWISE, LARGE_PRODUCT, Recomputing, is_recomputed, recomputed
-from ..sites import BlockSpec, Tap, autocast_dtype
+from ..sites import BlockSpec, Tap, autocast_dtype, forked
 from .attention import attend
 from .cast import apply_linear, held, hold, release
 
@@ -192,11 +192,12 @@ class SitedBlock:
         return x
 
     def _residual(self, sub: str, x: Tensor, h: Tensor, y: Tensor) -> Tensor:
+        x, seen = forked(x) if self.tap.branches(sub) else (x, x)
         # A method inside is dropped with the sublayer, as if it were part of it; one outside has its own
         # say.
-        y = self.tap.branch(sub, x, h, y, inside=True)
+        y = self.tap.branch(sub, seen, h, y, inside=True)
         y = self.drop_path_of(sub)(y)
-        y = self.tap.branch(sub, x, h, y, inside=False)
+        y = self.tap.branch(sub, seen, h, y, inside=False)
         if x.requires_grad and is_recomputed(y):
             return recomputed(torch.add, x, y)  # x is kept by its norm, and y by nobody
         return x + y

@@ -157,8 +157,8 @@ class _SumAs(torch.autograd.Function):
     """a + b by one kernel that also rounds to another type."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
-        ctx.types, ctx.alpha = (a.dtype, b.dtype), alpha
+    def forward(ctx: Any, a: Tensor, b: Tensor, alpha: float, dtype: torch.dtype, fork: Any) -> Tensor:
+        ctx.types, ctx.alpha, ctx.fork = (a.dtype, b.dtype), alpha, fork
         return torch.add(a, b, alpha=alpha, out=torch.empty(a.shape, dtype=dtype, device=a.device))
 
     @staticmethod
@@ -170,14 +170,50 @@ class _SumAs(torch.autograd.Function):
             # Scaled and cast by one kernel.
             like = torch.empty_like(grad, dtype=ctx.types[1])
             of_b = grad if ctx.alpha == 1 else torch.mul(grad, ctx.alpha, out=like)
-        return grad if need_a else None, of_b, None, None
+        of_a = grad if need_a else None
+        if of_a is not None and ctx.fork is not None:
+            # Handed over as it is: autograd would cast it before it adds it.
+            ctx.fork.noted.append(of_a)
+            of_a = None
+        return of_a, of_b, None, None, None
 
 
 def sum_as(a: Tensor, b: Tensor, dtype: Optional[torch.dtype], alpha: float = 1.) -> Tensor:
     """``a + alpha * b`` of one shape (...) in another type, by one kernel; None leaves the type."""
     if dtype is None or a.dtype is dtype and b.dtype is dtype:
         return torch.add(a, b, alpha=alpha)
-    return torch.add(a, b, alpha=alpha).to(dtype) if _plain_ops() else _SumAs.apply(a, b, alpha, dtype)
+    if _plain_ops():
+        return torch.add(a, b, alpha=alpha).to(dtype)
+    fork = a.grad_fn if isinstance(a.grad_fn, _Fork._backward_cls) and a.dtype is not dtype else None
+    return _SumAs.apply(a, b, alpha, dtype, fork)
+
+
+class _Fork(torch.autograd.Function):
+    """x twice; what :func:`sum_as` hands over is added to the gradient in its own type."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.noted = []
+        return x.view_as(x), x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Optional[Tensor]) -> Optional[Tensor]:
+        found, ctx.noted = [*(grad for grad in grads if grad is not None), *ctx.noted], []
+        total = found[0] if found else None
+        for grad in found[1:]:
+            total = torch.add(total, grad, out=torch.empty_like(grad, dtype=torch.float32))
+        return total
+
+
+def forked(x: Tensor) -> Tuple[Tensor, Tensor]:
+    """x (...) for a sum, and x for those who read it in another type by :func:`sum_as`; the same but for the backward
+    pass under autocast."""
+    half = autocast_dtype(x)
+    if half is None or x.dtype is not torch.float32 or not x.requires_grad or _plain_ops():
+        return x, x
+    return _Fork.apply(x)
 
 
 class _Beside(torch.autograd.Function):

@@ -268,6 +268,10 @@ class Tap:
             y = m.on_branch(self.index, sub, residual, x, y)
         return y
 
+    def branches(self, sub: str) -> bool:
+        """Whether a method acts on the branch 'attn' or 'ffn'."""
+        return len(self._branch[sub, True]) + len(self._branch[sub, False]) > 0
+
     def kv(self) -> Optional[Tuple[Tensor, Tensor]]:
         """Extra keys and values of all methods, (heads or 1, P, head_dim) each, or None."""
         found = [kv for m in self._kv for kv in [m.on_kv(self.index)] if kv is not None]

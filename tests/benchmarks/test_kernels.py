@@ -27,9 +27,6 @@ def check(name):
     assert ours.syncs == 0, f'{name}: {ours.syncs} synchronisations'
 
 
-#: Casts per block beyond those of the frozen base, where they are more than two. ST-Adapter has two adapters in a block
-#: here: each reads the float32 stream, which is cast for it or whose gradient is, and the gradient of what it adds is.
-MORE = {'ST-Adapter': 2.5}
 #: Full fine-tuning has no frozen weights; a CPU attends in float32 where attention's own dropout is asked for.
 UNBOUND = ('full', kernels.DROPOUTS)
 
@@ -42,7 +39,7 @@ def test_casts_beyond_those_of_the_frozen_base(backbone):
     over = {}
     for name, row in rows.items():
         methods = len(CASE[name].petl) if name in CASE else 0
-        if name not in UNBOUND and row['casts'] - base > MORE.get(name, 2) * blocks + 2 * methods:
+        if name not in UNBOUND and row['casts'] - base > 2 * blocks + 2 * methods:
             over[name] = (row['casts'] - base - 2 * methods) / blocks
     assert len(rows) > 20 and not over, over
 
