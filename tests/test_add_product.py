@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmpetl.sites import add_product, forked, product_as, scale_shift, scaled, sum_as
+from mmpetl.sites import add_product, forked, product_as, scale_about, scale_shift, scaled, sum_as
 
 
 @pytest.mark.parametrize('bias', [False, True])
@@ -56,6 +56,9 @@ def test_factors_and_sums_equal_their_formulas(shape):
                       for s in (shape, shape, (4, ), (1, )))
     _same(scale_shift, lambda y, s: y * s, y, row)
     _same(lambda y, s: scale_shift(y, s, s), lambda y, s: y * s + s, y, row)
+    other = torch.randn(4, dtype=torch.float64, generator=make, requires_grad=True)
+    _same(scale_about, lambda y, s, c: (y - c) * s + c, y, row, other)
+    _same(lambda y, s: scale_about(y, s, None), lambda y, s: y * s, y, row)
     _same(scaled, lambda y, s: y * s, y, one)
     _same(lambda a, b: product_as(a, b, None), torch.mul, y, row)
     _same(lambda a, b: sum_as(a, b, None, 2.), lambda a, b: a + 2 * b, y, z)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..recompute import recomputed
 from ..registry import METHODS
-from ..sites import BlockSpec, Layers, Method, check_ops, positive, scale_shift
+from ..sites import BlockSpec, Layers, Method, check_ops, positive, scale_about
 from .oft import Skew, rotate
 
 
@@ -106,7 +106,7 @@ class BOFT(Method):
         """y (..., Cout) -> s * (y - b) + b, (..., Cout)."""
         scale, bias = self.blocks[str(i)][op]['scale'], self.frozen(i, op, 'read')[1]
         # The bias is in y already and is not scaled.
-        return scale_shift(y, scale, None if bias is None else torch.addcmul(bias, bias, scale, value=-1))
+        return scale_about(y, scale, bias)
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

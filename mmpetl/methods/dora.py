@@ -10,13 +10,14 @@ Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", https://arxiv.org/abs
 """
 
 import math
+from functools import partial
 from typing import Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..recompute import SMALL_PRODUCT, recomputed
+from ..recompute import LARGE_PRODUCT, SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import (
     BlockSpec,
@@ -24,11 +25,9 @@ from ..sites import (
     Method,
     PerLayer,
     add_product,
-    autocast_dtype,
     check_ops,
     positive,
-    product_as,
-    scale_shift,
+    scale_about,
 )
 
 
@@ -122,10 +121,9 @@ class DoRA(Method):
         # device.
         gain, bias = factors.gain(self.frozen(i, op, 'stored')[0], scale), self.frozen(i, op, 'read')[1]
         code = recomputed(F.linear, self.drop(x), self.half(factors.down), level=SMALL_PRODUCT)
-        # The bias is in y already and is not scaled.
-        shift = torch.zeros_like(gain) if bias is None else torch.addcmul(bias, bias, gain, value=-1)
-        scaled = scale_shift(y, gain, shift)
-        return add_product(scaled, code, product_as(factors.up, gain[:, None], autocast_dtype(y)), scale)
+        # Read by the scale's gradient; kept where the base's product is kept, which it replaces.
+        whole = recomputed(partial(add_product, scale=scale), y, code, self.half(factors.up), level=LARGE_PRODUCT)
+        return scale_about(whole, gain, bias)
 
     def fold(self, i: int, op: str, weight: Tensor,
              bias: Optional[Tensor]) -> Optional[Tuple[Tensor, Optional[Tensor]]]:

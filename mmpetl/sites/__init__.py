@@ -24,7 +24,18 @@ methods, a *sited* class is an upstream class whose forward pass calls taps.
 from .half import AS_THEY_ARE, HalfCopies, autocast_dtype, cast_together, new_pass
 from .method import Method
 from .options import Layers, PerLayer, check_ops, nearest, parse_layers, per_layer, positive
-from .product import add_product, beside, forked, own_gradient, product_as, scale_shift, scaled, scaled_product, sum_as
+from .product import (
+    add_product,
+    beside,
+    forked,
+    own_gradient,
+    product_as,
+    scale_about,
+    scale_shift,
+    scaled,
+    scaled_product,
+    sum_as,
+)
 from .spec import ALL_OPS, CLIP_POINTS, NORMS, OPS, POINTS, SUBS, BlockSpec
 from .tap import RunTime, Tap, plan_prompts
 from .update import Update
@@ -33,5 +44,5 @@ __all__ = [
     'ALL_OPS', 'AS_THEY_ARE', 'BlockSpec', 'CLIP_POINTS', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS',
     'POINTS', 'PerLayer', 'RunTime', 'SUBS', 'Tap', 'Update', 'add_product', 'autocast_dtype', 'beside',
     'cast_together', 'check_ops', 'forked', 'nearest', 'new_pass', 'own_gradient', 'parse_layers', 'per_layer',
-    'plan_prompts', 'positive', 'product_as', 'scale_shift', 'scaled', 'scaled_product', 'sum_as'
+    'plan_prompts', 'positive', 'product_as', 'scale_about', 'scale_shift', 'scaled', 'scaled_product', 'sum_as'
 ]

@@ -266,3 +266,33 @@ def scale_shift(y: Tensor, scale: Tensor, shift: Optional[Tensor] = None) -> Ten
     if _plain_ops() or scale.dtype != shift.dtype:
         return torch.addcmul(shift, y, scale).to(y.dtype)
     return _ScaleShift.apply(y, scale, shift)
+
+
+class _ScaleAbout(torch.autograd.Function):
+    """See :func:`scale_about`."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, scale: Tensor, centre: Tensor) -> Tensor:
+        ctx.save_for_backward(y, scale, centre)
+        return torch.addcmul(torch.addcmul(centre, centre, scale, value=-1), y, scale, out=torch.empty_like(y))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+        (y, scale, centre), rows = ctx.saved_tensors, tuple(range(grad.dim() - 1))
+        need_y, need_scale, need_centre = ctx.needs_input_grad
+        summed = grad.sum(rows, dtype=scale.dtype) if need_scale or need_centre else None
+        return (torch.mul(grad, scale, out=torch.empty_like(grad)) if need_y else None,
+                torch.addcmul((grad * y).sum(rows, dtype=scale.dtype), summed, centre, value=-1)
+                if need_scale else None,
+                torch.addcmul(summed, summed, scale, value=-1).to(centre.dtype) if need_centre else None)
+
+
+def scale_about(y: Tensor, scale: Tensor, centre: Optional[Tensor]) -> Tensor:
+    """scale (C) * (y - centre) + centre, (..., C) -> (..., C), in the precision of y: a product whose bias, ``centre``
+    (C), is in y already and is not to be scaled. Formed in float32 where y is in half precision."""
+    if centre is None:
+        return scale_shift(y, scale)
+    if _plain_ops():
+        return scale_shift(y, scale, torch.addcmul(centre, centre, scale, value=-1))
+    return _ScaleAbout.apply(y, scale, centre)
