@@ -5,6 +5,7 @@ Works on any model with an attached backbone: the backbone itself, or a classifi
 ``backbone``.
 """
 
+import functools
 import os
 import platform
 from dataclasses import dataclass, field
@@ -139,7 +140,9 @@ def adapter_state(model: nn.Module) -> Dict[str, Tensor]:
 _PACKAGES = ('torch', 'mmengine', 'mmpretrain', 'mmaction2')
 
 
+@functools.lru_cache(maxsize=None)
 def _versions() -> Dict[str, str]:
+    """Of the process; the metadata of four packages take longer to read than a small adapter to write."""
     found = {'python': platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -248,7 +251,7 @@ def adapter_header(model: nn.Module,
         classes=list(classes) if classes else None,
         preprocessing=plain(preprocessing) if preprocessing else None,
         metrics=dict(metrics or {}),
-        versions=_versions(),
+        versions=dict(_versions()),
         counts=dict(
             petl=sum(counted.methods.values()),
             tuned=counted.tuned,
