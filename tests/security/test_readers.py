@@ -5,6 +5,7 @@ stays small, and one line that names the file says what is wrong."""
 import ast
 import contextlib
 import copy
+import cProfile
 import io
 import json
 import os
@@ -309,7 +310,8 @@ EXEMPT = {
     'tools/support_table.py:main': OWN,
     'tools/text_features.py:main': ROWED,
 }
-ENTERED = set()
+#: Notes which functions are entered, while it is on.
+ENTERED = cProfile.Profile(builtins=False)
 
 
 @pytest.fixture(scope='module')
@@ -358,21 +360,17 @@ def tree(folder):
 
 @contextlib.contextmanager
 def watched():
-    """Notes which functions of the project are entered; a reader that hangs is an error."""
-    def note(frame, event, arg):
-        if event == 'call' and frame.f_code.co_filename.startswith((f'{ROOT}/mmpetl', f'{ROOT}/tools')):
-            ENTERED.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
-
+    """Notes which functions are entered; a reader that hangs is an error."""
     def late(*_):
         pytest.fail(f'it took more than {SECONDS} seconds')
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
-    sys.setprofile(note)
+    ENTERED.enable()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        sys.setprofile(None)
+        ENTERED.disable()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 
@@ -423,8 +421,11 @@ def test_there_are_enough_kinds():
 def entered():
     """Readers that the rows have entered, by the names of the scan."""
     found = set()
-    for file in {file for file, _ in ENTERED}:
-        lines = {line for f, line in ENTERED if f == file}
+    codes = [entry.code for entry in ENTERED.getstats()]
+    here = {(code.co_filename, code.co_firstlineno) for code in codes
+            if code.co_filename.startswith((f'{ROOT}/mmpetl', f'{ROOT}/tools'))}
+    for file in {file for file, _ in here}:
+        lines = {line for f, line in here if f == file}
         for name, first in functions_of(Path(file)):
             if first in lines:
                 found.add(f'{Path(file).relative_to(ROOT).as_posix()}:{name}')
