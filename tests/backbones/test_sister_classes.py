@@ -39,7 +39,7 @@ def _run(model, x):
     return features(model(x))
 
 
-@pytest.mark.parametrize('backbone', SISTERS, ids=lambda b: b.name)
+@pytest.mark.parametrize('backbone', [*SISTERS, *(b for b in FOREIGN if not b.only)], ids=lambda b: b.name)
 def test_every_method(backbone):
     """Attached to the object: it acts, trains alone, is off when disabled, and merges where it can."""
     plain, x = _plain(backbone), backbone.inputs()
