@@ -2,11 +2,15 @@
 """What every test starts from: no default scope left behind by a run of another test, and no launcher's variables.
 And which tests share a process when the suite runs in several."""
 
+import gc
 import logging
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from mmengine.registry import DefaultScope
 
 # a logger of MMEngine outlives the test that made it, and so the stdout that pytest gave to that test
@@ -44,6 +48,32 @@ def clean_scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def quick() -> Iterator[None]:
+    """What takes longer than a run of these sizes: the layout of a config's text, the disk's own cache, MMEngine's pause
+    before a loop by iterations begins its data again, and the traces that torch keeps of seeds for devices that are not
+    there. Files are still written beside and renamed; commands that tests start as processes wait for all of it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for device in (torch.cuda, torch.xpu, torch.mtia):
+            if not device.is_available():
+                patch.setattr(device, 'manual_seed_all', lambda seed: None)
+        patch.setattr('os.fsync', lambda descriptor: None)
+        patch.setattr(gc, 'unfreeze', lambda: None)  # see small_heap
+        for module, name, value in (('mmengine.config.config', 'FormatCode', lambda text, **_: (text, False)),
+                                    ('mmengine.runner.loops', 'time', SimpleNamespace(sleep=lambda seconds: None))):
+            if module in sys.modules:
+                patch.setattr(sys.modules[module], name, value)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def small_heap() -> None:
+    """MMEngine collects all garbage for every data set: half a second, were everything imported and kept looked at again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

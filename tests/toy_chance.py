@@ -5,7 +5,6 @@ Loaded by path, tests are no package."""
 import os
 import sys
 
-import pytest
 import torch
 import toy_run
 from mmengine.config import Config
@@ -79,11 +78,3 @@ def same(one, other):
     (ours, header), (theirs, other_header) = adapter_file.load(one), adapter_file.load(other)
     return (ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
             and header['metrics'] == other_header['metrics'])
-
-
-@pytest.fixture(scope='module', autouse=True)
-def plain_config_texts():
-    """Laying out the text of a config takes longer than an epoch of this run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
-        yield

@@ -92,7 +92,7 @@ def test_config_list_and_show(capsys):
     names = capsys.readouterr().out.split()
     assert names and all(recipes()[n].parent.name == 'apt' and 'hmdb51' in n for n in names)
     assert main(['config', 'show', 'quickstart/lora', '--set', 'model.head.num_classes=7']) == 0
-    text = capsys.readouterr().out
+    text = ' '.join(capsys.readouterr().out.split())
     assert 'num_classes=7' in text and "rank=8, type='LoRA'" in text and 'default_hooks' in text
     assert main(['config', 'list', 'nothing-like-this']) == 1
     assert 'no shipped config has all of nothing-like-this' in capsys.readouterr().err

@@ -6,7 +6,6 @@ every kind; ``-m slow`` takes them all.
 """
 
 import copy
-import gc
 import pickle
 import re
 import sys
@@ -48,19 +47,6 @@ class DieInTheMiddle(Hook):
         if runner.epoch == 1 and not self.mark.exists():
             self.mark.touch()
             raise InterruptedError('died in the middle')
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """What takes longer than so small a life: the layout of a config's text, the disk's own cache, every full collection.
-
-    Files are still written beside and renamed; tests/hooks/ kills runs with all of it.
-    """
-    monkeypatch.setattr('mmengine.config.config.FormatCode', lambda text, **_: (text, False))
-    monkeypatch.setattr('os.fsync', lambda descriptor: None)
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def kinds(path):
@@ -226,8 +212,9 @@ def test_whole_life(path, tmp_path, monkeypatch):
     assert run_cleanly(run.train, [str(config), '--work-dir', str(work)]) == 1, 'a folder that holds a run was taken'
     assert run_cleanly(run.train, [str(tmp_path / 'run/whole.py'), '--work-dir', str(tmp_path / 'whole')]) == 0
     same_bits(tmp_path / 'whole', work)
-    lives_and_dies(config, tmp_path / 'inside', *INSIDE)
-    same_bits(tmp_path / 'whole', tmp_path / 'inside')
+    if path in DATA or path not in DEFAULT:  # of the others tests/hooks/test_resume.py has what is apart in them
+        lives_and_dies(config, tmp_path / 'inside', *INSIDE)
+        same_bits(tmp_path / 'whole', tmp_path / 'inside')
 
     adapter = work / 'adapter.safetensors'
     tensors, header = adapter_file.load(adapter)

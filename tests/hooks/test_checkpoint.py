@@ -14,7 +14,6 @@ from functools import partial
 import pytest
 import torch
 import toy_chance
-from toy_chance import plain_config_texts  # noqa: F401
 
 from mmpetl.training.work_dir import newest_checkpoint
 from mmpetl.weights.io import load_file

@@ -8,7 +8,6 @@ import pytest
 import torch
 import toy_chance
 from mmengine.config import Config
-from toy_chance import plain_config_texts  # noqa: F401
 
 from mmpetl.clean_errors import run_cleanly
 from mmpetl.training import run

@@ -8,7 +8,6 @@ import pytest
 import torch
 import toy_chance
 from mmengine.hooks import Hook
-from toy_chance import plain_config_texts  # noqa: F401
 
 from mmpetl.hooks.random_state import Draw, drawing_from, random_state, set_random_state
 from mmpetl.training.run import build_runner

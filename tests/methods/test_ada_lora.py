@@ -9,7 +9,6 @@ import pytest
 import torch
 import toy_chance
 from cases import BACKBONE, features, perturb
-from toy_chance import plain_config_texts  # noqa: F401
 
 import mmpetl
 from mmpetl.training.run import build_runner

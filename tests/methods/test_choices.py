@@ -17,7 +17,6 @@ import toy_chance
 from cases import BACKBONE, features, perturb
 from mmengine.hooks import Hook
 from mmpretrain.structures import DataSample
-from toy_chance import plain_config_texts  # noqa: F401
 
 import mmpetl
 from mmpetl.hooks.choice import choose, contrastive_loss

@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import suite_data  # noqa: E402
 import toy_chance  # noqa: E402
 import toy_sweep  # noqa: E402
-from toy_chance import plain_config_texts  # noqa: E402, F401
 
 
 @pytest.fixture(scope='module')

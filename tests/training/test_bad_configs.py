@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import bad_configs  # noqa: E402
 import bad_inputs  # noqa: E402
 import toy_chance  # noqa: E402
-from toy_chance import plain_config_texts  # noqa: E402, F401
 
 from mmpetl.clean_errors import run_cleanly  # noqa: E402
 from mmpetl.training import run  # noqa: E402

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run shows: a bar on a terminal, plain lines elsewhere; and where it logs to."""
 
+import functools
 import io
 import os
 import pty
@@ -27,6 +28,8 @@ EXTRA = "custom_hooks = [dict(type='mmpetl.AdapterHook')]\nlog_level = 'INFO'\n"
 def test_bar_on_a_terminal_and_lines_elsewhere(tmp_path, monkeypatch, capfd):
     config, screen, real = toy_run.write(tmp_path, EXTRA), io.StringIO(), progress_bar.Console
     monkeypatch.setattr(progress_bar, 'Console', lambda file: Console(file=screen, force_terminal=True, width=120))
+    bar = progress_bar.Progress  # it is drawn ten times a second, this run is over in less
+    monkeypatch.setattr(bar, 'update', functools.partialmethod(bar.update, refresh=True))
     assert not main(['train', str(config), '--work-dir', str(tmp_path / 'a')])
     shown = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', screen.getvalue())
     assert re.search(r'epoch 2/2 .* 6/6 .*it/s .*GiB  loss \d', shown) and 'Epoch(train)' not in shown
