@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'benchmarks'))
+sys.path[:0] = [str(ROOT / 'benchmarks'), str(ROOT / 'tools')]
 if (ROOT / 'mmpetl').is_dir():
     sys.path.insert(0, str(ROOT))
 
 from number_texts import above_the_probe, differences, errors, listed, shown  # noqa: E402
+from pages import between  # noqa: E402
 from ranked_plot import plot_ranked  # noqa: E402
 
 from mmpetl.datasets.tables import get_suite  # noqa: E402
@@ -403,8 +404,7 @@ def reading(data: Dict[str, Any]) -> str:
 
 def updated(page: str, data: Dict[str, Any]) -> str:
     """docs/numbers.md with the tables between its marks."""
-    head, tail = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-    return f'{head}{MARKS[0]}\n{tables(data)}\n\n{reading(data)}\n{MARKS[1]}{tail}'
+    return between(page, *MARKS, f'{tables(data)}\n\n{reading(data)}')
 
 
 def write(out: Path) -> None:

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from mmpetl.weights import atomic_write
-from mmpetl.weights.io import write_json
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
+
+from pages import between  # noqa: E402
+
+from mmpetl.weights import atomic_write  # noqa: E402
+from mmpetl.weights.io import write_json  # noqa: E402
 
 #: Files that the commands write, in the order of the page, with their headings.
 SECTIONS = (('targets.json', 'Targets'), ('methods.json', 'Every method'), ('peers.json', 'Peers'),
@@ -152,11 +156,7 @@ def put_between(page: Path, begin: str, end: str, text: str) -> None:
     Raises:
         ValueError: If the page has not both marks.
     """
-    before, _, rest = page.read_text(encoding='utf-8').partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise ValueError(f'{page} has not the marks {begin} and {end}')
-    whole = f'{before}{begin}\n{text}\n{end}{after}'
+    whole = between(page.read_text(encoding='utf-8'), begin, end, text)
     atomic_write(page, lambda file: file.write(whole.encode()))
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+from pages import between  # noqa: E402
+
 MARKS = ('<!-- rooms: python tests/rooms.py --write -->', '<!-- end of rooms -->')
 UPSTREAM = ('mmpretrain', 'mmaction', 'mmcv')
 
@@ -95,8 +99,7 @@ def table() -> str:
 
 def updated(text: str) -> str:
     """``text`` with the table between the marks."""
-    head, tail = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    return f'{head}{MARKS[0]}\n{table()}\n{MARKS[1]}{tail}'
+    return between(text, *MARKS, table())
 
 
 if __name__ == '__main__':

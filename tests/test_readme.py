@@ -18,6 +18,14 @@ def _tool():
     return module
 
 
+def test_text_goes_between_marks_or_is_refused():
+    between = _tool().between
+    assert between('a <1> old <2> b', '<1>', '<2>', 'new') == 'a <1>\nnew\n<2> b'
+    for page in ('a <1> b', 'a <2> b', 'a <2> <1> b', ''):
+        with pytest.raises(ValueError, match='has not the marks'):
+            between(page, '<1>', '<2>', 'new')
+
+
 def test_support_table_is_current():
     readme = (ROOT / 'docs' / 'methods' / 'README.md').read_text(encoding='utf-8')
     assert _tool().updated(readme) == readme, 'run python tools/support_table.py --write'

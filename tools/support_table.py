@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import List
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'tools'))
+
+from pages import between  # noqa: E402
+
 BEGIN, END = '<!-- support table: python tools/support_table.py --write -->', '<!-- end of support table -->'
 
 
@@ -38,15 +42,8 @@ def table() -> str:
 
 
 def updated(readme: str) -> str:
-    """The page with the table between its two marks.
-
-    Raises:
-        ValueError: If the marks are not there.
-    """
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f'the page needs the lines {BEGIN!r} and {END!r}')
-    head, rest = readme.split(BEGIN, 1)
-    return f'{head}{BEGIN}\n{table()}\n{END}{rest.split(END, 1)[1]}'
+    """The page with the table between its two marks."""
+    return between(readme, BEGIN, END, table())
 
 
 def main() -> None:
