@@ -32,6 +32,9 @@ TEXTS = ('load_from', 'launcher', 'default_scope', 'experiment_name', 'work_dir'
 #: Sections that come together, with what each needs.
 TOGETHER = (('train_dataloader', 'train_cfg', 'optim_wrapper'), ('val_dataloader', 'val_cfg', 'val_evaluator'),
             ('test_dataloader', 'test_cfg', 'test_evaluator'))
+#: Optimizers that no loop of MMEngine can use, and why.
+UNFIT = {'LBFGS': 'steps by a closure, which loops do not give', 'SparseAdam': 'takes sparse gradients only',
+         'Optimizer': 'is no optimizer but what all of them inherit'}
 #: Whole numbers from 1, or tuples of them.
 POSITIVE = ('batch_size', 'max_epochs', 'max_iters', 'val_interval', 'num_classes', 'in_channels', 'embed_dims',
             'num_layers', 'num_heads', 'patch_size', 'crop_size', 'clip_len', 'frame_interval', 'num_clips',
@@ -141,10 +144,24 @@ def _optimizer(wrapper: Any) -> Iterator[str]:
         return
     if is_plain(wrapper.get('optimizer')):
         yield f'optim_wrapper.optimizer={wrapper["optimizer"]!r:.80}: give a dict(type=..., lr=...)'
+    elif _is_dict(wrapper.get('optimizer')):
+        yield from _unfit(wrapper['optimizer'])
     # A constructor may make optimizers of its own, and a wrapper of several holds a dict for each.
     elsewhere = 'constructor' in wrapper or any(_is_dict(part) for part in wrapper.values())
     if 'optimizer' not in wrapper and not elsewhere:
         yield 'optim_wrapper has no optimizer: write optimizer=dict(type=..., lr=...)'
+
+
+def _unfit(optimizer: Mapping[str, Any]) -> Iterator[str]:
+    """Optimizers that torch or transformers have and MMEngine's loops cannot use, as they are configured."""
+    kind = optimizer.get('type')
+    if kind in UNFIT:
+        yield f"optim_wrapper.optimizer.type='{kind}': it {UNFIT[kind]}; give AdamW or SGD"
+    if kind == 'Adafactor' and optimizer.get('relative_step', True):
+        lr = optimizer.get('lr')
+        yield (f'optim_wrapper.optimizer (Adafactor, lr={lr}, relative_step=True, its default): it chooses its rate '
+               'itself, which schedules and logs of MMEngine cannot read; give '
+               f'lr={lr if _is_number(lr) else "1e-3"}, relative_step=False')
 
 
 def _settings(cfg: Dict[str, Any]) -> Iterator[str]:

@@ -25,6 +25,19 @@ class _Trainable(nn.Module):
         return (p for p in self._model[0].parameters(recurse) if p.requires_grad)
 
 
+def _check_rates(wrapper: OptimWrapper) -> None:
+    """See that every group has the learning rate that schedules multiply and logs show.
+
+    Raises:
+        ValueError: If an optimizer chooses its rate itself.
+    """
+    for group in wrapper.optimizer.param_groups:
+        if group.get('lr') is None:
+            own = ', relative_step=False' if group.get('relative_step') else ''
+            raise ValueError(f'optim_wrapper.optimizer ({type(wrapper.optimizer).__name__}) has lr={group.get("lr")}: '
+                             f'schedules and logs of MMEngine need a number, give lr=1e-3{own}')
+
+
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's constructor over trainable tensors only; ``paramwise_cfg`` (weight-decay and learning-rate
@@ -34,7 +47,7 @@ class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     frozen tensor.
 
     Raises:
-        ValueError: If nothing trains.
+        ValueError: If nothing trains, or the optimizer has no learning rate.
     """
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
@@ -50,7 +63,9 @@ class TrainableOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if 'lr_mult' in options and not any(key in name for name, _ in model.named_parameters()):
                 print_log(f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} is in no name of a parameter, its lr_mult '
                           'has no effect', 'current', logging.WARNING)
-        return super().__call__(model if self.paramwise_cfg else _Trainable(model))
+        wrapper = super().__call__(model if self.paramwise_cfg else _Trainable(model))
+        _check_rates(wrapper)
+        return wrapper
 
     def add_params(self,
                    params: List[dict],
