@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
-from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .sites import ALL_OPS, NORMS, POINTS, Method
@@ -20,10 +19,16 @@ POINTS_THAT_STAY = tuple(p for p in POINTS if p not in ('linear', 'input', 'norm
 
 @dataclass
 class MergeReport:
-    """What :func:`merge` did: names of the merged methods, and the largest difference on the probe (None if not
-    verified)."""
+    """What :func:`merge` did; its text is the line that commands print.
+
+    Attributes:
+        merged: Names of the merged methods.
+        max_difference: The largest difference on the probe; None if not verified.
+        rounded: Type to which the merged weights were rounded, 'bfloat16' or 'float16'; '' for float32.
+    """
     merged: List[str]
     max_difference: Optional[float] = None
+    rounded: str = ''
 
     @property
     def folded(self) -> List[str]:
@@ -32,9 +37,10 @@ class MergeReport:
 
     def __str__(self) -> str:
         names = ', '.join(self.merged) or 'nothing'
+        rounded = f'; in float32, before the weights were rounded to {self.rounded}' if self.rounded else ''
         if self.max_difference is None:
-            return f'merged {names}; not verified'
-        return f'merged {names}; max |difference| {self.max_difference:.1e} on a probe batch'
+            return f'merged {names}; not verified{rounded}'
+        return f'merged {names}; max |difference| {self.max_difference:.1e} on a probe batch{rounded}'
 
 
 def what_stays(methods: Dict[str, nn.Module]) -> Optional[Tuple[str, nn.Module]]:
@@ -233,8 +239,7 @@ def merge(model: nn.Module,
     except ValueError:
         petl.narrow(before)
         raise
-    print_log(f'Merge: {report}' + (f'; in float32, before the weights were rounded to {str(rounded)[6:]}' if rounded
-                                    else ''), 'current')
+    report.rounded = str(rounded).removeprefix('torch.') if rounded else ''
     return report
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmpetl.weights.adapter_file import base_name
+
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIALS = ROOT / 'docs' / 'tutorials'
 
@@ -87,6 +89,8 @@ def test_notebook_runs(tmp_path, monkeypatch):
     code = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'code']
     assert len(code) >= 7 and all(cell['outputs'] or i == 0 for i, cell in enumerate(
         [cell for cell in cells if cell['cell_type'] == 'code'])), 'stored without its results'
+    stored = json.dumps([cell.get('outputs') for cell in cells])
+    assert f' tensors on {base_name({})}' in stored and stored.count('max |difference|') == 1, 'stored results of an earlier version'
     scope = {}
     for i, cell in enumerate(code):
         exec(compile(cell, f'first_steps.ipynb, cell {i}', 'exec'), scope)

@@ -171,7 +171,7 @@ def describe(found: Mapping[str, Any]) -> str:
                  ('backbone', header['backbone']),
                  ('base', f'{base_name(base)}, fingerprint {base.get("fingerprint") or "unknown"}'),
                  ('counts', ', '.join(f'{k} {n:,}' for k, n in header['counts'].items()))]
-        rows += [('classes', f'{len(header["classes"])}: {", ".join(header["classes"][:5])} ...')
+        rows += [('classes', f'{len(header["classes"])}: {", ".join(header["classes"])}')
                  ] if header.get('classes') else []
         rows += [('metrics', ', '.join(f'{k} {v:g}'
                                        for k, v in header['metrics'].items()))] if header.get('metrics') else []

@@ -8,6 +8,7 @@ import torch
 from toy_model import trained, write_adapter, write_base, write_config
 
 import mmpetl
+from mmpetl.commands.inspect import describe
 from mmpetl.commands.main import main
 from mmpetl.weights import fingerprint
 
@@ -33,6 +34,9 @@ def test_adapter(tmp_path, capsys):
     assert main(['inspect', str(path)]) == 0
     text = capsys.readouterr().out
     assert 'first' in text and '"rank": 2' in text and 'accuracy 0.5' in text and 'petl 512' in text
+    assert '3: a, b, c\n' in text
+    many = [f'class {i}' for i in range(1000)]
+    assert f'1000: {", ".join(many)}\n' in describe(dict(found, header=dict(found['header'], classes=many))), 'cut'
 
 
 def test_a_base_that_came_from_no_file(tmp_path, capsys):

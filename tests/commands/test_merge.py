@@ -22,8 +22,10 @@ def test_the_output_is_a_stock_model(tmp_path, capsys, suffix, checkpoint):
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'epoch_1.pth')
     source = 'epoch_1.pth' if checkpoint else 'a.safetensors'
     assert main(['merge', str(config), str(tmp_path / source), '-o', str(out)]) == 0
-    said = capsys.readouterr().out
+    streams = capsys.readouterr()
+    said = streams.out
     assert 'merged lora; max |difference|' in said and 'strict=True' in said
+    assert (said + streams.err).count('max |difference|') == 1, 'said twice'
     from mmengine.registry import MODELS
     stock = MODELS.build(dict(
         type='mmpretrain.ImageClassifier', backbone=dict(type='VisionTransformer', **ARCH),
