@@ -11,7 +11,7 @@ from torch import nn
 
 from ..names import path_below
 from ..weights import adapter_file
-from ..weights.hub import ADAPTER, HubError, library, parse_address, text_of, without_token
+from ..weights.hub import ADAPTER, HubError, library, no_network, parse_address, text_of, unreachable, without_token
 from ..weights.hub_card import MARK, card, check_words
 from .files import save_adapter
 
@@ -99,6 +99,8 @@ def _send(address: str, repo: str, file: str, path: str, text: str, private: boo
     except Exception as error:  # of the network library, whose names change with huggingface_hub
         said = ' '.join(without_token(str(error).replace(token or '\0', '***')).split())
         status = getattr(getattr(error, 'response', None), 'status_code', None)
+        if status is None and no_network(error):
+            raise unreachable(address, error) from None
         mend = 'log in with a token that may write: hf auth login' if status in (401, 403) else 'try again'
         raise HubError(address, f'it cannot be pushed: {said:.200}', mend) from None
     return str(done.oid)

@@ -10,11 +10,12 @@ ETag of an answer into a path without its quotes, and otherwise as it comes.
 import hashlib
 import os
 import re
+import socket
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from ..names import path_below, printable
 from .atomic import atomic_write, locked, part_of
@@ -141,13 +142,28 @@ def text_of(address: str, name: str, token: Optional[str] = None) -> Optional[st
     try:
         answer = _ask(address, at, name, MAX_TEXT_BYTES, token)
     except _Unreachable as error:
-        raise HubError(address, f'the hub cannot be reached ({error})', 'try again') from None
+        raise unreachable(address, error) from None
     if answer is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         _fetch(address, at.repo, name, answer, Path(folder), token)
         with open_regular(Path(folder) / 'blobs' / answer.digest, MAX_TEXT_BYTES) as file:
             return file.read().decode('utf-8', 'replace')
+
+
+def no_network(error: BaseException) -> bool:
+    """Whether an error of the network library means that nobody answered."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return isinstance(error, (ConnectionError, TimeoutError, socket.gaierror)) or bool(
+        names & {'TransportError', 'ConnectionError', 'Timeout', 'OfflineModeIsEnabled'})  # of httpx and of requests
+
+
+def unreachable(address: str, reason: BaseException) -> HubError:
+    """What is raised where the hub does not answer: which host was asked, and how to mend it."""
+    host = urlsplit(library().constants.ENDPOINT).hostname
+    said = str(reason) if isinstance(reason, _Unreachable) else _reason(reason)
+    return HubError(address, f'the hub at {host} cannot be reached ({said})', 'go online and give it again (a proxy is '
+                    'named by HTTPS_PROXY, a hub of your own by HF_ENDPOINT, and HF_HUB_OFFLINE must not be set)')
 
 
 def is_peft(path: str) -> bool:

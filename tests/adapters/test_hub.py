@@ -412,6 +412,20 @@ def test_push_refuses_before_anything_is_sent(toy, hub, tmp_path):
     assert not hub.seen
 
 
+@pytest.mark.parametrize('offline', [False, True], ids=['nobody answers', 'switched off'])
+def test_push_without_network_says_what_was_tried(toy, hub, monkeypatch, offline):
+    from huggingface_hub import constants
+    if offline:
+        monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    else:
+        monkeypatch.setattr(constants, 'ENDPOINT', 'http://localhost:9')  # of the port that discards
+    with pytest.raises(HubError) as error:
+        mmpetl.push(str(toy[0] / 'a.safetensors'), 'user/x')
+    text = said(error)
+    assert text.startswith(f'hf://user/x: the hub at {"127.0.0.1" if offline else "localhost"} cannot be reached (') and 'go online' in text
+    assert all(name in text for name in ('HTTPS_PROXY', 'HF_ENDPOINT', 'HF_HUB_OFFLINE')) and not hub.seen
+
+
 def test_a_token_is_never_printed(toy, hub, monkeypatch):
     path = str(toy[0] / 'a.safetensors')
     with pytest.raises(HubError, match='log in') as error:
