@@ -19,6 +19,7 @@ from ..names import printable
 from ..weights.io import write_json
 from ..weights.reading import sha256_of
 from . import data_make, own_check, video_check
+from .folders import folder
 from .numbers import whole
 
 
@@ -284,7 +285,7 @@ def add_parser(subparsers: Any) -> None:
     check.add_argument('suite', metavar='CONFIG|FOLDER|SUITE', help='a config, a folder or list of your own, or one of '
                        + ', '.join([*SUITES, *VIDEO_SETS]))
     check.add_argument(
-        '--root', help="folder of the suite's data; default " + ', '.join(s.root for s in SUITES.values()))
+        '--root', type=folder, help="folder of the suite's data; default " + ', '.join(s.root for s in SUITES.values()))
     check.add_argument('--samples', type=whole(1), default=24, help='samples in the picture (default 24)')
     check.add_argument('--sheet', metavar='PNG', help='where the picture goes (default work_dirs/data_check/)')
     check.add_argument('--task', nargs='+', default=[], help='only these tasks')

@@ -16,6 +16,7 @@ from ..datasets.video_lists import write_text
 from ..names import plain_name
 from ..training.own_config import Choice, choose, config_text
 from ..weights.bases import command_for
+from .folders import folder
 from .numbers import whole
 from .progress import bar
 
@@ -107,8 +108,6 @@ def run(args: argparse.Namespace) -> int:
     source = Path(args.source).expanduser().resolve()
     name = args.name or re.sub(r'\W+', '-', source.stem if source.is_file() else source.name).strip('-').lower()
     plain_name(name, '--name')
-    if args.out and os.path.exists(args.out) and not os.path.isdir(args.out):
-        raise ValueError(f'--out {args.out} is a file: name a folder')
     if args.bands and len(args.bands) not in (1, 3):
         raise ValueError(f'--bands {" ".join(map(str, args.bands))}: give one band, or three')
     args.out = args.out or os.path.join('own_data', name)
@@ -135,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``mmpetl data make``."""
     parser.add_argument('source', metavar='FOLDER', help='folder of class folders, or of train/ (val/, test/) with '
                         'class folders, or a list (CSV, text)')
-    parser.add_argument('--out', default='', help='where lists and config go (default own_data/<name>)')
+    parser.add_argument('--out', type=folder, default='', help='where lists and config go (default own_data/<name>)')
     parser.add_argument('--name', default='', help='name of the data set (default: that of the folder or list)')
     parser.add_argument('--base', default='', help='a file of configs/_base_/backbones (default dinov2-small for '
                         'pictures, videomae-small for videos)')
@@ -147,7 +146,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--epochs', type=whole(0), default=0, help='default: by the number of samples')
     parser.add_argument('--kind', default='', choices=['', *KINDS], help='where a folder holds pictures and videos')
     parser.add_argument('--classes', default='', metavar='FILE', help='class names, one a line')
-    parser.add_argument('--root', default='', help='folder that the paths of a list start from (default: its own)')
+    parser.add_argument('--root', type=folder, default='',
+                        help='folder that the paths of a list start from (default: its own)')
     for key in ('path', 'label', 'group', 'split'):
         parser.add_argument(f'--{key}-column', default='', metavar='NAME', help='column of a list with a header')
     parser.add_argument('--bands', nargs='+', type=whole(1),

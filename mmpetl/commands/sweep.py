@@ -18,6 +18,7 @@ from ..datasets.tables import SUITES, get_suite
 from ..names import printable
 from ..sweeps.plan import SweepPlan, Unit, budget, failures, forget_failures, make_plan, units, write_text
 from ..weights.io import atomic_write
+from .folders import folder
 from .numbers import whole
 from .train import without
 
@@ -151,8 +152,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('config', help='config file; its entry `sweep` holds the published grid and seeds')
     parser.add_argument('--suite', required=True, help=', '.join(SUITES) + ', or the .json file of a suite of your own')
     parser.add_argument('--tasks', nargs='+', help='only these tasks')
-    parser.add_argument('--root', help="folder of the suite's data")
-    parser.add_argument('--work-dir', help='folder of the sweep; default work_dirs/sweeps/<config>-<suite>')
+    parser.add_argument('--root', type=folder, help="folder of the suite's data")
+    parser.add_argument('--work-dir', type=folder,
+                        help='folder of the sweep; default work_dirs/sweeps/<config>-<suite>')
     parser.add_argument(
         '--grid',
         nargs='+',

@@ -2,6 +2,7 @@
 """A data set of one's own as it lies on disk, class folders or a list: which files, of which class, group and part."""
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -17,6 +18,9 @@ SPLIT_COLUMNS = ('split', 'set', 'subset', 'partition')
 PARTS = {'train': 'train', 'training': 'train', 'trainval': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val',
          'dev': 'val', 'test': 'test', 'testing': 'test'}
 KINDS = {'picture': PICTURES, 'video': VIDEOS}
+#: What programs write where there is no label, in small letters; the second row may also be meant as a name.
+NO_LABEL = ('', 'nan', 'nat', '<na>', '#n/a', 'n/a', 'null', 'inf', '-inf')
+DOUBTFUL = ('none', 'na', '-', '?')
 
 
 @dataclass
@@ -83,12 +87,17 @@ def collect(source: str,
     if kind and kind not in KINDS:
         raise ValueError(f'unknown kind {kind!r}' + nearest(kind, KINDS))
     if os.path.isdir(source):
+        given = [f'--{key}-column {name}' for key, name in (columns or {}).items() if name]
+        for option in ([f'--root {root}'] if root else []) + given:
+            raise ValueError(f'{option}: {source} is a folder, and this is for lists: leave it out')
         found = _from_folders(source, kind, names)
     elif os.path.isfile(source):
         found = _from_list(source, kind, names, os.path.expanduser(root), columns or {})
     else:
         raise FileNotFoundError(f'{source} is neither a folder nor a list: name a folder with one folder per class, '
                                 'or a list')
+    if not found.items:
+        raise ValueError(f'{source} holds no {kind} ({" ".join(KINDS[kind])}): choose another --kind, or leave it out')
     present = {item.label for item in found.items}
     if len(present) < 2:
         only = ', '.join(found.classes[label] for label in present)
@@ -140,7 +149,7 @@ def _from_folders(source: str, kind: str, given: Tuple[str, ...]) -> Collection:
             raise ValueError(f'the folder {os.path.join(source, *words[:2 if parts else 1])} is none of the classes'
                              + nearest(name, place))
         items.append(Item(path, place[name], part=part))
-    found = Collection(source, source, kind, names, items)
+    found = Collection(source, source, kind, names, items, [] if given else _doubts(names, source))
     if outside:
         found.notes.append(f'{len(outside)} {kind}s lie outside the class folders and are left out, first {outside[0]}')
     return found
@@ -150,7 +159,8 @@ def _column(lines: Sequence[Line], usual: Sequence[str], wanted: str, source: st
     """The column of that meaning, '' if there is none."""
     present = {name.lower(): name for name in lines[0].more}
     if wanted and wanted.lower() not in present:
-        raise ValueError(f'{source} has no column {wanted!r}' + nearest(wanted, lines[0].more))
+        more = nearest(wanted, lines[0].more) if lines[0].more else ', only paths and labels: leave the option out'
+        raise ValueError(f'{source} has no column {wanted!r}{more}')
     return present[wanted.lower()] if wanted else next((present[name] for name in usual if name in present), '')
 
 
@@ -159,6 +169,8 @@ def _from_list(source: str, kind: str, given: Tuple[str, ...], root: str, column
     root = os.path.abspath(root or os.path.dirname(source))
     group = _column(lines, GROUP_COLUMNS, columns.get('group', ''), source)
     split = _column(lines, SPLIT_COLUMNS, columns.get('split', ''), source)
+    if not given:
+        _check_labels(lines, source)
     names = given or _names_of(lines)
     place = {name: label for label, name in enumerate(names)}
     numbers = bool(given) and all(WHOLE.fullmatch(line.label) for line in lines)
@@ -186,13 +198,43 @@ def _from_list(source: str, kind: str, given: Tuple[str, ...], root: str, column
         part = line.more.get(split, '').lower() if split else ''
         if split and part not in PARTS:
             raise ValueError(f'{where}: {part!r} in the column {split!r} is no part' + nearest(part, PARTS))
-        items.append(Item(name, label, line.more.get(group, '') if group else '', PARTS.get(part, '')))
+        together = line.more.get(group, '') if group else ''
+        if together and together.lower() in NO_LABEL:
+            raise ValueError(f'{where}: {together!r} in the column {group!r} would hold strangers together: leave the '
+                             'cell empty where there is no group')
+        items.append(Item(name, label, together, PARTS.get(part, '')))
     found = Collection(source, root, kind, names, items)
+    found.notes += [] if given else _doubts(names, source)
     found.notes += [f'files with the same {group!r} stay in the same part'] if group else []
     found.notes += [f'the parts are those of the column {split!r}'] if split else []
     if first:
         found.notes.append(f'labels start at 1: label 1 is {names[0]}')
     return found
+
+
+def _check_labels(lines: Sequence[Line], source: str) -> None:
+    """Refuse what stands for a missing label, where no class file says that it is a name.
+
+    Raises:
+        ValueError: With file and line.
+    """
+    for line in lines:
+        negative = WHOLE.fullmatch(line.label) and float(line.label) < 0
+        if negative or line.label.lower() in NO_LABEL:
+            what = f'label {line.label!r} of {line.name!r} stands for a missing one' if line.label else (
+                f'the label of {line.name!r} is empty')
+            named = ', or name it as a class by --classes FILE' if line.label else ''
+            raise ValueError(f'{source}, line {line.line}: {what}: write one, or remove the line{named}')
+
+
+def _doubts(names: Sequence[str], source: str) -> List[str]:
+    """A note for each class whose name may stand for a missing label, and one for measured values."""
+    notes = [f'{source}: the class {name!r} is taken as a name; if it means that there is no label, remove its files'
+             for name in names if name.lower() in (*NO_LABEL, *DOUBTFUL)]
+    measured = [name for name in names if re.fullmatch(r'[+-]?\d*\.\d+', name)]
+    notes += [f'{source}: {len(measured)} classes are numbers with a fraction, first {measured[0]}: each value is '
+              'a class of its own'] if measured else []
+    return notes
 
 
 def _plain(label: str) -> str:

@@ -40,6 +40,8 @@ def here(tmp_path_factory):
                 'cutpic.png': picture.read_bytes()[:200], 'nomodel.py': b'x = 3\n', 'syntax.py': b'model = dict(\n',
                 'utf16.py': 'x = 3\n'.encode('utf-16'), 'suite.json': b'{', 'list.csv': b'path,label\nnowhere.png,0\n',
                 'rank.py': (config.read_text() + "\nmodel['backbone']['petl'][0]['rank'] = 4\n").encode(),
+                'nan.csv': b'path,label\na.png,dark\nb.png,NaN\n', 'minus.csv': b'path,label\na.png,-1\n', 'blank.csv': b'path,label\na.png,\n',
+                'group.csv': b'path,label,patient\na.png,0,nan\n',
                 'ragged.csv': b'path,label\ndata/x.png,0,7\n', 'latin.csv': b'path,label\na.png,caf\xe9\n', 'nothing.txt': b'\n \n',
                 'stock.py': (folder / 'toy.py').read_bytes()}.items():
             Path(name).write_bytes(content)

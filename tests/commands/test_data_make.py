@@ -329,3 +329,20 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
     with progress.bar('pictures') as tick:
         tick(1, 2)
     assert capsys.readouterr().out == '1 of 2 pictures\n'
+
+
+def test_names_that_may_mean_no_label_are_noted(tmp_path, monkeypatch, capsys):
+    """'none' may be a class, and class folders and class files say what they mean; values that were measured are none."""
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / 'photos', 4, colours=dict(none=(9, 9, 9), nan=(99, 99, 99)))
+    assert make('photos', '--out', 'o1') == 0
+    said = capsys.readouterr().out
+    assert all(f"the class '{name}' is taken as a name" in ' '.join(said.split()) for name in ('none', 'nan'))
+    files = sorted(p.relative_to(tmp_path) for p in tmp_path.glob('photos/*/*.png'))
+    Path('values.csv').write_text('path,label\n' + ''.join(f'{p},{i % 2 / 4 + .5}\n' for i, p in enumerate(files)))
+    assert make('values.csv', '--out', 'o2') == 0
+    assert '2 classes are numbers with a fraction, first 0.5' in ' '.join(capsys.readouterr().out.split())
+    Path('named.txt').write_text('nan\ncat\n')
+    Path('named.csv').write_text('path,label\n' + ''.join(f'{p},{("nan", "cat")[i % 2]}\n' for i, p in enumerate(files)))
+    assert make('named.csv', '--out', 'o3') == 1 and "label 'nan'" in capsys.readouterr().err
+    assert make('named.csv', '--out', 'o3', '--classes', 'named.txt') == 0
