@@ -15,6 +15,7 @@ from cases import PAIRS, Backbone, Case, features, perturb
 from torch import Tensor, nn
 
 import mmpetl
+from mmpetl.training.graphs import WARM_UP, GraphedForward
 
 #: Rows of the default suite: one method per kind of point and backbone.
 FEW = ('LoRA-vit', 'PATT-video_swin', 'SynQT-videomae')
@@ -200,11 +201,44 @@ def graph(case: Case, backbone: Backbone, device: str) -> float:
     return near(gradients(compiled), gradients(model), 1e-3, 'gradients of the compiled model')
 
 
+def syncs(case: Case, backbone: Backbone, device: str) -> None:
+    """A training step under bf16 autocast in which the host waits for nothing of the GPU."""
+    model, x = build(case, backbone, device), backbone.inputs().to(device)
+    model.train()
+    for mode in ('default', 'error'):  # caches are filled in the first pass
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            with torch.autocast(device, torch.bfloat16):
+                loss = loss_of(model(x))
+            loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+
+
+def captured(case: Case, backbone: Backbone, device: str) -> float:
+    """A captured CUDA graph under bf16 autocast has the gradients of the model as it is."""
+    model, x = build(case, backbone, device), backbone.inputs().to(device)
+    model.train()
+    graphed, lines = copy.deepcopy(model), []  # type: nn.Module, List[str]
+    graphed.forward = GraphedForward(graphed, lines.append, torch.cuda.make_graphed_callables)
+    for one, steps in ((model, 1), (graphed, WARM_UP + 2)):
+        for _ in range(steps):
+            one.zero_grad(set_to_none=True)
+            with torch.autocast(device, torch.bfloat16):
+                loss = loss_of(one(x))
+            loss.backward()
+    assert len(lines) == 1 and 'is captured' in lines[0], lines
+    return near(gradients(graphed), gradients(model), 1e-2, 'gradients of the captured model')
+
+
 Check = Callable[[Case, Backbone, str], Any]
 CHECKS: Dict[str, Check] = {
-    check.__name__: check for check in (placement, equal, bf16, fp16, memory, files, merged, bank, mixed, graph)}
+    check.__name__: check for check in (placement, equal, bf16, fp16, memory, files, merged, bank, mixed, graph, syncs,
+                                        captured)}
 #: Checks that need no numbers.
 SHAPES_ONLY = ('placement', )
+#: Checks of what only a GPU has.
+GPU_ONLY = ('syncs', 'captured')
 ROWS = {f'{case.name}-{backbone.name}': (case, backbone) for case, backbone in PAIRS}
 
 
@@ -213,6 +247,8 @@ def applies(check: str, row: str, device: str = 'cpu') -> bool:
     case, backbone = ROWS[row]
     if device == 'meta' and (check not in SHAPES_ONLY or backbone.name == 'hf_vjepa2'):
         return False  # the latter's own forward pass reads numbers out of a tensor
+    if check in GPU_ONLY and device != 'cuda':
+        return False
     kinds = {cfg['type'] for cfg in case.petl}
     side = kinds & {'SynQT', 'LST', 'VQT', 'Side4Video'}
     pooled = kinds & {'VPT', 'E2VPT'} and backbone.name in ('swin', 'timm_eva')

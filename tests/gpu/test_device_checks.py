@@ -8,7 +8,7 @@ import sys
 import device_checks
 import pytest
 import torch
-from device_checks import CHECKS, FEW, ROWS, SHAPES_ONLY, applies
+from device_checks import CHECKS, FEW, GPU_ONLY, ROWS, SHAPES_ONLY, applies
 
 DEVICE = os.environ.get('MMPETL_DEVICE', 'cpu')
 
@@ -45,7 +45,8 @@ def test_on_meta(check, row):
 
 def test_every_check_runs_on_most_rows():
     """What is left out is left out by a rule, and every method is mixed or replaces the output."""
-    count = {check: sum(applies(check, row) for row in ROWS) for check in CHECKS}
+    count = {check: sum(applies(check, row, 'cuda') for row in ROWS) for check in CHECKS}
+    assert not any(applies(check, row) for check in GPU_ONLY for row in FEW)
     assert {check for check in CHECKS if count[check] < len(ROWS)} == {'merged', 'bank', 'mixed', 'graph'}
     assert min(count.values()) > len(ROWS) / 3 and count['mixed'] > 0.8 * len(ROWS)
     assert not any(applies(check, 'LoRA-vit', 'meta') for check in CHECKS if check not in SHAPES_ONLY)

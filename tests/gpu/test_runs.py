@@ -39,6 +39,7 @@ RUNS = {
     'accumulation': {'optim_wrapper.accumulative_counts': 2},
     'EMA': {'custom_hooks': [dict(type='mmpetl.AdapterHook'), dict(type='EMAHook', momentum=0.3)]},
     'compile': {'compile': True, **BF16},
+    'cuda_graph': {'cuda_graph': True, **BF16},
     'workers': {f'{part}_dataloader.{key}': value for part in ('train', 'val', 'test') for key, value in dict(
         num_workers=2, persistent_workers=True, pin_memory=True).items()},
 }
@@ -76,6 +77,8 @@ def test_a_run_trains_and_its_adapter_tests(chance, name):
     runner = runner_of(chance, name, **RUNS[name])
     assert next(runner.model.parameters()).device.type == DEVICE
     runner.train()
+    if name == 'cuda_graph' and DEVICE == 'cuda':
+        assert runner.model.backbone.forward._graph is not None, 'the backbone was not captured'
     adapter = os.path.join(runner.work_dir, 'adapter.safetensors')
     metrics = run.test([str(chance[1]), adapter, '--work-dir', str(chance[0] / f'{name} test')])
     wanted = runner.message_hub.get_scalar('val/accuracy/top1').current()
