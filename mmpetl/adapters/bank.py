@@ -72,6 +72,8 @@ class AdapterBank(Served):
              head: Optional[Mapping[str, Any]], activate: bool = True) -> None:
         if trunk not in ('eval', 'train'):
             raise ValueError(f"trunk must be 'eval' or 'train', got {trunk!r}")
+        if not isinstance(petl, (Mapping, Sequence)):
+            raise ValueError(f"petl={petl!r:.80}: give a list of dicts such as dict(type='LoRA', rank=8)")
         petl = [petl] if isinstance(petl, Mapping) else list(petl)
         methods = build_methods(petl, [block.spec for block in self.backbone.petl.blocks])
         check_methods(methods, self.backbone.petl.family, self.backbone)

@@ -22,6 +22,8 @@ def check_factors(weights: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the adapter and its factor; also if there is none.
     """
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights={weights!r:.80}: give a dict of factors by adapter, such as {{'a': 0.5, 'b': 0.5}}")
     if not weights:
         raise ValueError('nothing to combine: give at least one adapter and its factor')
     for key, factor in weights.items():

@@ -70,6 +70,8 @@ def load_adapter(model: nn.Module, path: str, force: bool = False, **data: Any) 
             than those with which it was trained, in a line that names both values; the model is left as it was, without
             methods if it had none.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f'{model!r:.80} is no model: give a torch.nn.Module that holds a backbone')
     named, path = path, local_path(path)
     if is_peft(path):
         return load_peft(model, path)

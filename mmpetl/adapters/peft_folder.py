@@ -285,7 +285,7 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
     Raises:
         ValueError: If another method is there or a tuned parameter that peft cannot save, or peft would have no effect.
     """
-    target = unwrap(model)
+    folder, target = as_path(folder, 'folder'), unwrap(model)
     backbone, _ = find_backbone(target)
     kinds = {type(m).__name__ for m in backbone.petl.values()}
     if not kinds and backbone.petl.tune:

@@ -3,7 +3,7 @@
 
 import logging
 from contextlib import contextmanager, nullcontext
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -214,6 +214,8 @@ class Served(Switched):
     @contextmanager
     def _batch_of(self, adapter_ids: Sequence[Optional[str]]) -> Iterator[Dict[Optional[str], Adapter]]:
         """The adapters of a batch, all of them in memory within the context."""
+        if not isinstance(adapter_ids, Iterable):
+            raise ValueError(f'adapter_ids={adapter_ids!r:.80}: give a list with one name per sample')
         before, self._in_batch = self._in_batch, (*self._in_batch, *adapter_ids)
         try:
             yield {name: self._plain if name is None else self[name] for name in dict.fromkeys(adapter_ids)}

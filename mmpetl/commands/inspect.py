@@ -171,9 +171,9 @@ def describe(found: Mapping[str, Any]) -> str:
                  ('backbone', header['backbone']),
                  ('base', f'{base_name(base)}, fingerprint {base.get("fingerprint") or "unknown"}'),
                  ('counts', ', '.join(f'{k} {n:,}' for k, n in header['counts'].items()))]
-        rows += [('classes', f'{len(header["classes"])}: {", ".join(header["classes"])}')
+        rows += [('classes', f'{len(header["classes"])}: {", ".join(map(str, header["classes"]))}')
                  ] if header.get('classes') else []
-        rows += [('metrics', ', '.join(f'{k} {v:g}'
+        rows += [('metrics', ', '.join(f'{k} {v:g}' if isinstance(v, (int, float)) else f'{k} {v}'
                                        for k, v in header['metrics'].items()))] if header.get('metrics') else []
         rows += [('versions', ', '.join(f'{k} {v}'
                                         for k, v in header['versions'].items()))] if header.get('versions') else []

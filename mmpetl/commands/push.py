@@ -26,11 +26,12 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         FileNotFoundError: If there is no such config; nothing is sent.
+        ValueError: If it cannot be read, or the adapter is none.
     """
     from ..adapters.push import push
-    from ..recipes import find_config
+    from ..training.config import load_config
     if args.config:
-        find_config(args.config)  # the page would name a config that nobody has
+        load_config(args.config)  # the page would name a config that nobody has
     address = push(args.adapter, args.repo, args.file, args.private, args.revision, args.message, args.licence,
                    args.base_model, args.config, args.tags)
     print(f'pushed: {address}')

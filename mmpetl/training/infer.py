@@ -120,9 +120,14 @@ class Predictor:
         for transform in self.transforms:
             try:
                 results = transform(results) if array is None else _on_array(transform, results)
-            except (AssertionError, UnicodeDecodeError, SyntaxError) as error:  # so libraries say: no picture
+            except Exception as error:
+                # so libraries say: no picture
+                if not isinstance(error, (AssertionError, UnicodeDecodeError, SyntaxError)) and type(
+                        error).__module__ != 'cv2':
+                    raise
+                said = ' '.join(str(error).split()) or type(error).__name__
                 raise ValueError(f'{one if array is None else "the array"}: {type(transform).__name__} cannot read it '
-                                 f'({str(error) or type(error).__name__}): give a whole picture or video') from error
+                                 f'({said}): give a whole picture or video') from error
             if results is None:
                 raise ValueError(f'{one if array is None else "the array"}: {type(transform).__name__} left nothing')
         return results
