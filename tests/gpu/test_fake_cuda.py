@@ -3,6 +3,8 @@
 devices in one operation, tensors that are made elsewhere, and numbers that are read out of a tensor, for which a card
 would wait. Gradients of fake CUDA tensors need a card: tests/gpu/test_device_checks.py has those, there and on meta."""
 
+import functools
+import sys
 import warnings
 
 import pytest
@@ -17,6 +19,10 @@ def to_fake_cuda(model):
     """Replace parameters and buffers; inside of FakeTensorMode."""
     fakes = {}
     for module in model.modules():
+        # What is neither stays on the CPU, as with model.cuda().
+        for name, tensor in vars(module).items():
+            if type(tensor) is torch.Tensor:
+                vars(module)[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
                 if tensor is not None and id(tensor) not in fakes:
@@ -26,11 +32,25 @@ def to_fake_cuda(model):
                 own[name] = None if tensor is None else fakes[id(tensor)]
 
 
+def clear_caches():
+    """Upstream keeps masks and grids by size and device, which would be fake ones."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(('mmaction.models', 'transformers.models', 'timm')):
+            for kept in list(vars(module).values()):
+                cells = getattr(kept, '__closure__', None) or ()
+                for inner in (kept, *(cell.cell_contents for cell in cells)):
+                    if isinstance(inner, functools._lru_cache_wrapper):
+                        inner.cache_clear()
+
+
 @pytest.fixture
 def autocast_allowed(monkeypatch):
     """Torch turns autocast of CUDA off where there is no card."""
+    clear_caches()
     monkeypatch.setattr(torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False)
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *_, **__: True)
+    yield
+    clear_caches()
 
 
 def forward(row):
