@@ -81,7 +81,10 @@ class AdapterBank(Served):
         modules = {k: copy.deepcopy(m) for k, m in self._plain.modules.items()}
         for key, given in (head or {}).items():
             if key not in modules:
-                raise ValueError(f'the model has no part {key!r}' + nearest(key, modules))
+                here = nearest(key, modules) if modules else (
+                    f'; {type(self.model).__name__} has nothing outside its backbone that could be replaced: leave it '
+                    'out')
+                raise ValueError(f'head: the model has no part {key!r}{here}')
             modules[key] = given if isinstance(given, nn.Module) else self._build(given)
         place = next(self.backbone.parameters())
         for module in (*methods.values(), *modules.values()):

@@ -25,7 +25,7 @@ from ..weights.guards import read_safetensors_header
 from ..weights.kinds import file_kind, read_tensors
 from ..weights.reading import as_path, read_json
 from . import peft_factors, peft_low_rank
-from .peft_layers import CONFIG, Slot, check_called, layer_slots
+from .peft_layers import CONFIG, Slot, check_called, layer_slots, of_pattern
 from .peft_whole import NORMS, WholeParameters, names_of, tuned_state
 
 TENSORS = 'adapter_model.safetensors'
@@ -155,8 +155,8 @@ def open_peft(model: nn.Module, folder: str, read: Optional[Tuple[Dict[str, Any]
     """
     config, tensors = read or read_folder(folder)
     backbone, slots = find_backbone(model)[0], layer_slots(model)
-    parts, tuned, head = _by_layer(model, folder, config, tensors, slots, any_classes)
-    configs, values = KINDS[config['peft_type']].read(folder, config, parts, slots)
+    parts, tuned, head, paths = _by_layer(model, folder, config, tensors, slots, any_classes)
+    configs, values = KINDS[config['peft_type']].read(folder, _of_layers(folder, config, paths), parts, slots)
     stored, specs = sum(t.numel() for t in tensors.values()), [block.spec for block in backbone.petl.blocks]
     # Three times what is stored: fused layers are read once per op.
     configs = methods_from_data(configs, specs, folder, 3 * stored)
@@ -214,10 +214,11 @@ def _tensors(path: str) -> Dict[str, Tensor]:
 def _by_layer(
     model: nn.Module, folder: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
     slots: Mapping[str, List[Slot]], any_classes: bool
-) -> Tuple[Dict[str, Dict[str, Tensor]], Dict[str, Tensor], Dict[str, Tensor]]:
+) -> Tuple[Dict[str, Dict[str, Tensor]], Dict[str, Tensor], Dict[str, Tensor], Dict[str, str]]:
     """Tensors by layer of the model and part; those of base parameters by name in the backbone; those of the head by
-    key of the model."""
+    key of the model; the folder's name of each layer."""
     parts: Dict[str, Dict[str, Tensor]] = {}
+    paths: Dict[str, str] = {}
     tuned: Dict[str, Tensor] = {}
     head: Dict[str, Tensor] = {}
     kind = KINDS[config['peft_type']]
@@ -238,9 +239,25 @@ def _by_layer(
                              f'{", ".join(list(slots)[:3])} ...: keep to these in target_modules, or merge with peft')
         check_called(model, layer, slots[layer], folder)
         parts.setdefault(layer, {})[match['part']] = tensor
+        paths[layer] = match['path']
     if kind.parts and not parts:
         raise ValueError(f'{folder}: no factor among the tensors')
-    return parts, tuned, head
+    return parts, tuned, head, paths
+
+
+def _of_layers(folder: str, config: Mapping[str, Any], paths: Mapping[str, str]) -> Mapping[str, Any]:
+    """The config with patterns that name layers as the model does: a folder of another version may call them
+    otherwise, and its patterns do as its tensors."""
+    changed = {}
+    for key in ('rank_pattern', 'alpha_pattern'):
+        patterns = config.get(key)
+        if not isinstance(patterns, dict) or not all(re.fullmatch(r'[\w.]*', pattern) for pattern in patterns):
+            continue  # said where it is read
+        # Of an AdaLoRA the patterns of ranks name a tensor.
+        end = '.lora_E' if key == 'rank_pattern' and config['peft_type'] == 'ADALORA' else ''
+        found = {layer: of_pattern(folder, config, key, path + end, None) for layer, path in paths.items()}
+        changed[key] = {layer + end: value for layer, value in found.items() if value is not None}
+    return {**config, **changed}
 
 
 def _layer_named(backbone: nn.Module, path: str, slots: Mapping[str, List[Slot]]) -> Optional[str]:

@@ -153,6 +153,22 @@ def of_pattern(folder: str, config: Mapping[str, Any], key: str, layer: str, def
     return default
 
 
+def check_rank(folder: str, config: Mapping[str, Any], layer: str, rank: int) -> None:
+    """Compare the rank that a config states with that of a layer's tensors: the scale is alpha / rank.
+
+    Raises:
+        WeightFileError: If they differ, as peft refuses them.
+    """
+    patterns = config.get('rank_pattern') or {}
+    # What a regular expression states is not known here, as none of a file is run; then the tensors alone count.
+    if isinstance(patterns, dict) and any(re.search(r'[^\w.]', pattern) for pattern in patterns):
+        return
+    stated = of_pattern(folder, config, 'rank_pattern', layer, config.get('r'))
+    if stated is not None and stated != rank:
+        raise WeightFileError(os.path.join(folder, CONFIG), f'states rank {stated!r:.40} for {layer}, whose tensors '
+                              f'have rank {rank}', f'set r={rank}, or name the layer in rank_pattern')
+
+
 def alpha_of(folder: str, config: Mapping[str, Any], layer: str, rank: int, key: str = 'lora_alpha') -> float:
     """Numerator of the scale alpha / rank of one layer.
 

@@ -13,19 +13,8 @@ from torch import Tensor, nn
 from ..tuning import find_backbone
 from ..weights.export_peft import peft_config
 from .peft_layers import (
-    Parts,
-    Slot,
-    Slots,
-    alpha_of,
-    drop_rate_of,
-    held_methods,
-    of_pattern,
-    of_shape,
-    own,
-    plain_config,
-    ranks_and_alphas,
-    rows_of,
-)
+    Parts, Slot, Slots, alpha_of, check_rank, drop_rate_of, held_methods, of_pattern, of_shape, own, plain_config,
+    ranks_and_alphas, rows_of)
 
 Read = Tuple[List[Dict[str, Any]], Dict[str, Tensor]]
 Written = Tuple[Dict[str, Tensor], Dict[str, Any]]
@@ -62,6 +51,7 @@ def read_lora(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
         if down.dim() != 2 or up.shape != (rows, len(down)):
             raise ValueError(f'{folder}: the factors of {layer} have shapes {tuple(down.shape)} and {tuple(up.shape)}, '
                              f'the layer has {rows} outputs')
+        check_rank(folder, config, layer, len(down))
         for slot in slots[layer]:
             found.setdefault(slot.op, {})[slot.block] = dict(
                 rank=len(down), alpha=alpha_of(folder, config, layer, len(down)))
@@ -187,6 +177,7 @@ def read_loha(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
         rank, rows = len(factors['hada_w1_b']), rows_of(slots[layer])
         of_shape(folder, layer, factors, hada_w1_a=(rows, rank), hada_w2_a=(rows, rank),
                  hada_w2_b=tuple(factors['hada_w1_b'].shape))
+        check_rank(folder, config, layer, rank)
         for slot in slots[layer]:
             found.setdefault(slot.op, {})[slot.block] = dict(
                 rank=rank, alpha=alpha_of(folder, config, layer, rank, 'alpha'))

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     wrong = _leave_out(found, survey, args)
     lists = cut(found, survey, args.val, args.test, args.seed)
     if wrong:
-        lists.notes.append(f'{len(wrong)} unreadable {found.kind}s are left out')
+        lists.notes.append(f'{len(wrong)} unreadable {found.kind}{" is" if len(wrong) == 1 else "s are"} left out')
     write_lists(lists, args.out, args.overwrite)
     path = write_config(lists, choice, name, args)
     _print(lists, survey)

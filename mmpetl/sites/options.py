@@ -95,12 +95,15 @@ def check_ops(ops: Union[str, Sequence[str]], owner: str, known: Sequence[str] =
     Raises:
         ValueError: If an op is unknown or none is given.
     """
+    given = ops
     if isinstance(ops, str):
         ops = [ops] if ops in tuple(known) else [o for o in (ops.split(',') if ',' in ops else ops)]
     ops = [str(o).strip() for o in ops]
     for op in ops:
         if op not in known:
-            raise ValueError(f'{owner}: unknown op {op!r}' + nearest(op, known))
+            # A word was read letter by letter: name the word, too.
+            inside = f' in ops={given!r}' if isinstance(given, str) and op != given else ''
+            raise ValueError(f'{owner}: unknown op {op!r}{inside}' + nearest(op, known))
     if not ops:
         raise ValueError(f'{owner}: no op given; choose from {", ".join(known)}')
     return tuple(dict.fromkeys(ops))

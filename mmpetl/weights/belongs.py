@@ -16,7 +16,7 @@ from .adapter_file import base_name
 FACTS = ('methods', 'defaults', 'costs_only', 'tune', 'backbone', 'heads', 'dims', 'grid', 'window', 'output', 'parts',
          'classes', 'normalisation', 'pipeline', 'fingerprint')
 #: What an adapter cannot be put on at all, whatever the reason.
-_FIRM = ('methods', 'base', 'backbone', 'num_classes')
+_FIRM = ('methods', 'base', 'backbone', 'dims', 'num_classes')
 #: Keys of transforms that change no pixel.
 _SILENT = ('meta_keys', 'algorithm_keys', 'backend_args', 'io_backend', 'num_threads', 'decoder', 'file_client_args',
            'ignore_empty')
@@ -56,7 +56,8 @@ def check_belongs(header: Mapping[str, Any], here: Mapping[str, Any], source: st
         ValueError: The first difference, in one line that names both values.
     """
     passed = []
-    for kind, text in _differences(header, here):
+    # Firm ones first: the line must not offer force where a later one forbids it.
+    for kind, text in sorted(_differences(header, here), key=lambda one: one[0] not in _FIRM):
         line = f'{source or "the adapter"} does not belong here: {text}'
         if kind in _FIRM or not force:
             more = '' if kind in _FIRM else ', or take it all the same by --force (force=True in Python)'

@@ -27,8 +27,8 @@ from mmpetl.apis import (  # noqa: E402
 LORA = dict(type='LoRA', rank=2)
 
 
-def vit(heads=2):
-    arch = dict(embed_dims=16, num_layers=2, num_heads=heads, feedforward_channels=32)
+def vit(heads=2, width=16):
+    arch = dict(embed_dims=width, num_layers=2, num_heads=heads, feedforward_channels=32)
     return VisionTransformer(arch=arch, img_size=16, patch_size=8)
 
 
@@ -101,6 +101,10 @@ ROWS = [
     (lambda: bank().add('a/b', [LORA]), "'a/b' cannot name a file or folder"),
     (lambda: bank().add('b', 'LoRA'), 'is no method'),
     (lambda: bank().add('b', [dict(type='LoRAA')]), "unknown method 'LoRAA'"),
+    (lambda: bank().add('b', [dict(type='Lora')]), "unknown method 'Lora'; did you mean 'LoRA'?"),
+    (lambda: bank().add('b', [LORA], head=dict(num_classes=3)), "no part 'num_classes'; VisionTransformer has nothing"),
+    (lambda: attached(dict(type='LoRA', ops='query')), "unknown op 'u' in ops='query'; known: q, k, v"),
+    (lambda: load_adapter(vit(heads=4, width=32), 'a.safetensors', force=True), 'widths of the blocks'),
     (lambda: bank().add_file('b', 'nowhere.safetensors'), 'nowhere.safetensors: no such weight file'),
     (lambda: bank().add_file('b', 3), 'path=3'),
     (lambda: bank().hot_swap('foo', 'a.safetensors'), "no adapter 'foo'"),

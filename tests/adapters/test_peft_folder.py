@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from cases import BACKBONE, perturb
+from safetensors.torch import save_file
 from torch import nn
 
 import mmpetl
@@ -445,6 +446,8 @@ def _folder(tmp_path, **changes):
     (dict(alpha_pattern={'(a+)+$': 2}), 'not a plain name'),
     (dict(alpha_pattern=['qkv']), 'is not a table'),
     (dict(lora_alpha='16'), 'not a number'),
+    (dict(r=3), 'states rank 3 for blocks.0.attn.qkv, whose tensors have rank 4 .set r=4'),
+    (dict(rank_pattern={'blocks.1.attn.qkv': 2}), 'states rank 2 for blocks.1.attn.qkv, whose tensors have rank 4'),
     (dict(auto_map={'x': 'os.system'}), 'auto_map'),
     (dict(layer_replication=[[0, 2]]), 'layer_replication'),
 ])
@@ -453,6 +456,23 @@ def test_settings_that_are_not_known_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         mmpetl.load_peft(model, _folder(tmp_path, **changes))
     assert '\n' not in str(error.value)
+
+
+def test_patterns_by_the_names_of_another_version(tmp_path):
+    """Ranks and alphas of layers are found by the names that the folder's tensors have, not by the model's alone."""
+    at = 'vit.encoder.layer.{}.attention.attention.query'
+    state = {}
+    for block, rank in ((0, 3), (1, 2)):
+        state[f'base_model.model.{at.format(block)}.lora_A.weight'] = torch.randn(rank, 32)
+        state[f'base_model.model.{at.format(block)}.lora_B.weight'] = torch.randn(32, rank)
+    save_file(state, str(tmp_path / 'adapter_model.safetensors'))
+    (tmp_path / 'adapter_config.json').write_text(json.dumps(dict(
+        peft_type='LORA', r=2, lora_alpha=4, target_modules=['query'], rank_pattern={at.format(0): 3},
+        alpha_pattern={at.format(0): 12})))
+    model = _plain('ViTForImageClassification')
+    mmpetl.load_peft(model, str(tmp_path))
+    method, = _petl(model).values()
+    assert dict(method.scales) == {0: 12 / 3, 1: 4 / 2}
 
 
 def test_another_model_is_refused(tmp_path):
