@@ -13,8 +13,20 @@ from torch import Tensor, nn
 from ..tuning import find_backbone
 from ..weights.export_peft import peft_config
 from .peft_layers import (
-    Parts, Slot, Slots, alpha_of, check_rank, drop_rate_of, held_methods, of_pattern, of_shape, own, plain_config,
-    ranks_and_alphas, rows_of)
+    Parts,
+    Slot,
+    Slots,
+    alpha_of,
+    check_rank,
+    drop_rate_of,
+    held_methods,
+    of_pattern,
+    of_shape,
+    own,
+    plain_config,
+    ranks_and_alphas,
+    rows_of,
+)
 
 Read = Tuple[List[Dict[str, Any]], Dict[str, Tensor]]
 Written = Tuple[Dict[str, Tensor], Dict[str, Any]]
