@@ -85,19 +85,13 @@ class ZeroI2V(FrameTable):
     def on_qkv(self, i: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """q, k, v (B T, N, C) -> the same, keys and values of the first heads taken from other frames."""
         frames, width = self.frames(i), self.specs[i].head_dim
-        sources = self._sources(frames)
         moved: Dict[str, Tensor] = {}
         for name, value in (('k', k), ('v', v)):
             clips = value.unflatten(0, (-1, frames))
-            # One gather for each head that looks elsewhere, and one copy for all.
-            parts = [clips[:, source, :, h * width:(h + 1) * width] for h, source in enumerate(sources)]
-            moved[name] = torch.cat([*parts, clips[..., len(sources) * width:]], -1).flatten(0, 1)
+            # One copy for each head that looks elsewhere, and one for all.
+            parts = [_shifted(clips[..., h * width:(h + 1) * width], offset) for h, offset in enumerate(self.offsets)]
+            moved[name] = torch.cat([*parts, clips[..., len(parts) * width:]], -1).flatten(0, 1)
         return q, moved['k'], moved['v']
-
-    def _sources(self, frames: int) -> Tuple[Tuple[int, ...], ...]:
-        """For each head that looks elsewhere, the frame that each of the frames reads; its own where there is none."""
-        return tuple(tuple(t + offset if 0 <= t + offset < frames else t for t in range(frames))
-                     for offset in self.offsets)
 
     def _adapt(self, i: int, part: str, z: Tensor) -> Tensor:
         adapter = self.blocks[str(i)][part]
@@ -114,3 +108,14 @@ class ZeroI2V(FrameTable):
     def on_linear(self, i: int, op: str, x: Tensor, y: Tensor) -> Tensor:
         """y (..., C), the output of proj or fc2 -> A(y), (..., C)."""
         return self._adapt(i, PART_OF[op], y)
+
+
+def _shifted(clips: Tensor, offset: int) -> Tensor:
+    """Frames (B, T, N, d) -> for each the frame ``offset`` behind it, or itself where there is none. By slices: indices
+    would be copied to the device in every pass."""
+    frames, steps = clips.shape[1], abs(offset)
+    if not 0 < steps < frames:
+        return clips
+    if offset > 0:
+        return torch.cat([clips[:, steps:], clips[:, frames - steps:]], 1)
+    return torch.cat([clips[:, :steps], clips[:, :frames - steps]], 1)

@@ -5,6 +5,7 @@ would wait. Gradients of fake CUDA tensors need a card: tests/gpu/test_device_ch
 
 import functools
 import sys
+import traceback
 import warnings
 
 import pytest
@@ -13,6 +14,8 @@ from cases import features
 from device_checks import FEW, ROWS
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def to_fake_cuda(model):
@@ -53,6 +56,23 @@ def autocast_allowed(monkeypatch):
     clear_caches()
 
 
+class FromHost(TorchDispatchMode):
+    """Lines of methods in which a tensor of the CPU meets one of the card: copies in every pass, for which the card waits.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)}
+        if len(devices) > 1:
+            ours = [frame for frame in traceback.extract_stack() if '/mmpetl/methods/' in frame.filename]
+            self.found |= {f'{frame.filename}:{frame.lineno} {func}' for frame in ours[-1:]}
+        return out
+
+
 def forward(row):
     case, backbone = ROWS[row]
     model = backbone.build(case.petl)
@@ -64,8 +84,10 @@ def passes(model, backbone):
         warnings.simplefilter('ignore')
         to_fake_cuda(model)
         model.train()
-        with torch.autocast('cuda', torch.bfloat16):
-            return features(model(torch.empty(2, *backbone.shape, device='cuda')))
+        with torch.autocast('cuda', torch.bfloat16), FromHost() as copies:
+            found = features(model(torch.empty(2, *backbone.shape, device='cuda')))
+    assert not copies.found, copies.found
+    return found
 
 
 @pytest.mark.parametrize('row', [pytest.param(row, marks=[] if row == FEW[0] else pytest.mark.slow) for row in ROWS])
@@ -76,7 +98,7 @@ def test_nothing_lies_elsewhere_and_nothing_is_read(autocast_allowed, row):
 
 @pytest.mark.parametrize('fault, error', [
     (lambda y: y + torch.zeros(2, device='cpu').new_ones(2, 1), RuntimeError),
-    (lambda y: y * y.sum().item(), DataDependentOutputException)])
+    (lambda y: y * y.sum().item(), DataDependentOutputException)], ids=['another device', 'a number'])
 def test_faults_are_seen(autocast_allowed, fault, error):
     case, backbone = ROWS[FEW[0]]
     model = backbone.build(case.petl)
