@@ -233,7 +233,7 @@ def test_broken_files_are_left_out_when_asked(tmp_path, monkeypatch, capsys):
     assert 'poppy/00.png is empty' in capsys.readouterr().out
     assert make('flowers', '--skip-unreadable') == 0
     said = capsys.readouterr().out
-    assert 'unreadable' in said and '1 unreadable pictures are left out' in said
+    assert 'unreadable' in said and '1 unreadable picture is left out' in said
     assert 'poppy/00.png' not in Path('own_data/flowers/train.txt').read_text() + Path('own_data/flowers/test.txt').read_text()
 
 
