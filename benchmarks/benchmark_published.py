@@ -145,8 +145,9 @@ def step(model: nn.Module, x: Tensor, optimizer: Optional[torch.optim.Optimizer]
 
 
 def base_alone(case: Published, weights: State) -> nn.Module:
-    """Our frozen base by itself, as every form of the method runs it: a side method's gives features, through any other
-    a gradient passes, to the position embedding. What its step takes, no form of the method can save."""
+    """Our frozen base by itself, as any form of the method runs it: a side method's gives features, through any other a
+    gradient passes, to the position embedding, which is a little further than a method inside the first block needs.
+    """
     model = ours(case, weights, {}, 'pos_embed').to(device())
     model.train()
     if 'side' in METHODS.get(case.petl['type']).points():

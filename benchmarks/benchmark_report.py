@@ -33,7 +33,8 @@ python benchmarks/data_throughput.py --rounds 3         # decoding, cache, trans
 *Kept*: bytes that a training step holds for the backward pass per input, without parameters, input, head and loss, counted on torch's meta
 device. *Plain*: the published formula written out (`benchmarks/benchmark_plain.py`; tests show equal outputs and gradients); the published code itself has a
 section of its own (of its files, the parts that run).
-*Base alone*: a pass of the frozen base and, but for SynQT, a gradient through it; no form of the method needs less. Times: medians of the ratios of interleaved rounds in one process (smallest-largest). Kernels and casts: `python benchmarks/kernels.py`. Nothing here was
+*Base alone*: a pass of the frozen base and, but for SynQT, a gradient through it down to its position embedding, a little further than a method
+inside the first block needs. Times: medians of the ratios of interleaved rounds in one process (smallest-largest). Kernels and casts: `python benchmarks/kernels.py`. Nothing here was
 measured on a GPU: `bash tools/gpu_check.sh` does. SynQT keeps 0.268 of full, with `memory='light'` 0.068, the default of mmpetl 0.1.0 (its table below says so).
 """
 

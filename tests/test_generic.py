@@ -280,7 +280,8 @@ def test_bf16_autocast(case, backbone):
 @pairs
 def test_recomputed_blocks_give_equal_gradients(case, backbone):
     gradients = []
-    light = () if backbone.like else (dict(memory='light'), )  # a part of what 'lightest' does
+    # A part of what 'lightest' does: on other backbones than the five, one method tells.
+    light = () if backbone.like and case.name != 'LoRA' else (dict(memory='light'), )
     for options in (dict(), dict(with_cp=True), *light, dict(memory='lightest')):
         model = _build(case, backbone, **options).double()
         perturb(model.petl)

@@ -74,7 +74,8 @@ class SideBlock:
             join: (p, h) -> p + h, for a sum with a backward pass of its own.
 
         Returns:
-            r = p + h with the attention's output h, h, and the feed-forward branch of r, all (B, P, C).
+            r = p + h with the attention's output h, h, and the feed-forward branch of r or its mean, (B, P, C) each,
+            the mean (B, 1, C).
         """
         made = hold(self.block, p)
         try:

@@ -268,11 +268,13 @@ class E2VPT(Method):
             token, segment = token[self.kept], segment[self.kept]
         token = token if token_gate is None else token + token_gate
         segment = segment if segment_gate is None else segment + segment_gate
-        # Small mask first: with gates it has a batch axis, and the prompts get it only here. A segment is a run of
-        # channels, or every so-manieth.
-        mask, at = segment * token[..., None], -1 if self.segment_layout == 'contiguous' else -2
-        sizes = (self.segments, -1) if at == -1 else (-1, self.segments)
-        prompts = product_as(prompts.unflatten(1, sizes), mask.unsqueeze(at), autocast_dtype(prompts)).flatten(-2)
+        # Small mask first: with gates it has a batch axis, and the prompts get it only here.
+        mask = segment * token[..., None]
+        if self.segment_layout == 'contiguous':
+            parts, mask = prompts.unflatten(1, (self.segments, -1)), mask[..., None]
+        else:
+            parts, mask = prompts.unflatten(1, (-1, self.segments)), mask[..., None, :]
+        prompts = product_as(parts, mask, autocast_dtype(prompts)).flatten(-2)
         return prompts if prompts.dim() == 3 else prompts[None]
 
     @contextmanager

@@ -42,7 +42,7 @@ def test_onnx(tmp_path, capsys, petl, said):
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
     model = exported(tmp_path, petl, 'm.onnx')
-    assert said in capsys.readouterr().out
+    assert capsys.readouterr().out.count(said) == 1
     session = onnxruntime.InferenceSession(str(tmp_path / 'm.onnx'), providers=['CPUExecutionProvider'])
     for batch in (2, 5):
         x = images(batch, seed=4)
