@@ -2,6 +2,7 @@
 """The command that checks a GPU, on the CPU: it ends, and leaves a table and a JSON that say what is so."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -126,3 +127,22 @@ def test_lines_that_a_kill_cut_are_left_out(tmp_path):
         file.write('{"row": "a", "che')
     entry, = gpu_check.gathered(note)
     assert entry['state'] == 'failed' and 'did not end' in entry['message']
+
+
+@pytest.mark.slow
+def test_ended_half_way_it_leaves_a_table(tmp_path):
+    """By SIGTERM, as a scheduler ends a job; nothing that it started lives on."""
+    command = [sys.executable, gpu_check.__file__, '--device', 'cpu', '--few', '--minutes', '3', '--out', str(tmp_path)]
+    check = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 100
+    while not any('"passed"' in file.read_text() for file in tmp_path.glob('methods*.jsonl')):
+        assert time.monotonic() < end and check.poll() is None
+        time.sleep(0.2)
+    children = Path(f'/proc/{check.pid}/task/{check.pid}/children').read_text().split()
+    check.terminate()
+    assert check.wait(60) != 0 and children
+    assert not any(Path('/proc', child).exists() for child in children)
+    result = json.loads((tmp_path / 'gpu_check.json').read_text())
+    assert any(entry['state'] == 'passed' for entry in result['methods'])
+    assert any(entry['state'] != 'passed' for entry in result['methods'])
+    assert '## Not measured' in (tmp_path / 'gpu_check.md').read_text()
