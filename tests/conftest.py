@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test starts from: no default scope left behind by a run of another test, and no launcher's variables.
-And which tests share a process when the suite runs in several."""
+Which tests share a process when the suite runs in several; and how a test ends that would never end."""
 
+import faulthandler
 import gc
 import logging
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +40,53 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return nodeid if file.rpartition('/')[2] in SPREAD else file
 
     return ByFile(config, log) if config.getoption('dist') == 'loadscope' else None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini('test_limit', 'seconds that a test may take; six times as many where it is slow or for a GPU', default='300')
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that waits for ever costs itself alone: what it started is killed and, should it wait still, its process."""
+    long = any(item.get_closest_marker(mark) for mark in ('slow', 'gpu'))
+    seconds = float(item.config.getini('test_limit')) * (6 if long else 1)
+    over = threading.Event()
+    watch = threading.Thread(target=end_what_hangs, args=(item.nodeid, seconds, over), daemon=True)
+    watch.start()
+    try:
+        return (yield)
+    finally:
+        over.set()
+
+
+def end_what_hangs(name: str, seconds: float, over: threading.Event) -> None:
+    """Wait for the test; of one that takes too long, print where every thread stands."""
+    if over.wait(seconds):
+        return
+    started = descendants(os.getpid())
+    print(f'{name} took more than {seconds:g} s; processes that it started: {started or "none"}', file=sys.stderr, flush=True)
+    faulthandler.dump_traceback(file=sys.__stderr__)
+    for pid in started:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    if not over.wait(seconds / 5):
+        os._exit(1)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Processes that a process started and theirs -> their command lines; none where there is no /proc."""
+    found: dict[int, str] = {}
+    for file in Path(f'/proc/{pid}/task').glob('*/children'):
+        try:
+            for child in map(int, file.read_text().split()):
+                found[child] = Path(f'/proc/{child}/cmdline').read_text().replace('\0', ' ').strip()[:200]
+                found.update(descendants(child))
+        except OSError:  # it has ended meanwhile
+            pass
+    return found
 
 
 @pytest.fixture(autouse=True)

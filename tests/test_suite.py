@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the suite is shared out among processes."""
+"""How the suite is shared out among processes, and what a test costs it that never ends."""
 
 import re
 import shutil
@@ -20,3 +20,24 @@ def test_the_tests_of_a_file_share_a_process(tmp_path):
     assert len(found) == 18, done.stdout[-2000:]
     assert {name: len({worker for worker, file in found if file == name}) for _, name in found} == {
         'test_a.py': 1, 'test_b.py': 1, 'test_generic.py': 2}
+
+
+def test_a_test_that_hangs_costs_itself_alone(tmp_path):
+    """It waits for a process, or for ever; the others run, and where it stood is printed."""
+    shutil.copy(Path(__file__).with_name('conftest.py'), tmp_path)
+    (tmp_path / 'pytest.ini').write_text('[pytest]\ntest_limit = 2\nmarkers = slow\n    gpu\n')
+    (tmp_path / 'test_a.py').write_text(
+        'import os, subprocess, time\nimport pytest\n'
+        'def test_waits_for_a_process():\n    assert subprocess.run(["sleep", "600"]).returncode == 0\n'
+        'def test_waits_for_a_copy():\n    child = os.fork()\n    if not child:\n        time.sleep(600)\n'
+        '    assert os.waitpid(child, 0)[1] == 0\n'
+        'def test_waits():\n    time.sleep(600)\n'
+        '@pytest.mark.slow\ndef test_has_more_time():\n    time.sleep(3)\n'
+        'def test_ends():\n    pass\n')
+    done = subprocess.run([sys.executable, '-m', 'pytest', '-n', '1', '-rA', str(tmp_path)], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=200)
+    assert '3 failed, 2 passed' in done.stdout, done.stdout[-3000:]
+    assert all(f'PASSED test_a.py::test_{name}' in done.stdout for name in ('ends', 'has_more_time'))
+    assert "crashed while running 'test_a.py::test_waits'" in done.stdout
+    assert "'sleep 600'" in done.stdout
+    assert 'test_waits_for_a_copy took more than 2 s' in done.stdout and 'in test_waits_for_a_copy' in done.stdout
