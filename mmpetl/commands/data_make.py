@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 from ..datasets.collect import KINDS, Collection, collect
 from ..datasets.make import Lists, cut, write_lists
@@ -19,6 +19,7 @@ from ..weights.bases import command_for
 from .folders import folder
 from .numbers import whole
 from .progress import bar
+from .unreadable import add_option, leave_out
 
 
 def look(found: Collection, args: argparse.Namespace) -> Survey:
@@ -28,22 +29,6 @@ def look(found: Collection, args: argparse.Namespace) -> Survey:
         if found.kind == 'video':
             return survey_videos(paths, 'open', args.jobs, tick)
         return survey_pictures(paths, args.bands, None, args.jobs, tick)
-
-
-def _leave_out(found: Collection, survey: Survey, args: argparse.Namespace) -> List[str]:
-    """The unreadable files, one line each.
-
-    Raises:
-        ValueError: If there are any and they must not be left out.
-    """
-    wrong = survey.unreadable()
-    for line in wrong:
-        print(f'unreadable: {line}')
-    if wrong and not args.skip_unreadable:
-        raise ValueError(f'{len(wrong)} of {len(found.items)} {found.kind}s cannot be read: mend them, or leave them '
-                         'out by --skip-unreadable')
-    found.items = [item for item in found.items if not survey.looks[found.full(item)].wrong]
-    return wrong
 
 
 def _print(lists: Lists, survey: Survey) -> None:
@@ -115,10 +100,10 @@ def run(args: argparse.Namespace) -> int:
     found = collect(str(source), args.kind, args.classes, args.root, columns)
     choice = choose(found.kind, args.base, args.method)
     survey = look(found, args)
-    wrong = _leave_out(found, survey, args)
+    note = leave_out(survey.unreadable(), len(found.items), found.kind, args.skip_unreadable)
+    found.items = [item for item in found.items if not survey.looks[found.full(item)].wrong]
     lists = cut(found, survey, args.val, args.test, args.seed)
-    if wrong:
-        lists.notes.append(f'{len(wrong)} unreadable {found.kind}{" is" if len(wrong) == 1 else "s are"} left out')
+    lists.notes += [note] if note else []
     write_lists(lists, args.out, args.overwrite)
     path = write_config(lists, choice, name, args)
     _print(lists, survey)
@@ -152,6 +137,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f'--{key}-column', default='', metavar='NAME', help='column of a list with a header')
     parser.add_argument('--bands', nargs='+', type=whole(1),
                         help='red, green and blue of pictures of several bands, from 1')
-    parser.add_argument('--skip-unreadable', action='store_true', help='leave out files that cannot be read')
+    add_option(parser)
     parser.add_argument('--overwrite', action='store_true', help='replace lists and config')
     parser.add_argument('--jobs', type=whole(1), default=4, help='threads that read (default 4)')

@@ -4,9 +4,12 @@
 import argparse
 import json
 import os
-from typing import Any, List
+import sys
+from typing import Any, Iterator, List
 
+from ..clean_errors import one_line
 from ..names import printable
+from .unreadable import OPTION, add_option, leave_out
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,6 +23,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--batch-size', type=int, default=8, help='files at a time (default 8)')
     parser.add_argument('--top', type=int, default=1, metavar='N', help='the N best classes of each file (default 1)')
     parser.add_argument('--json', action='store_true', help='one line of JSON per file, with all scores')
+    add_option(parser)
     parser.add_argument('--force', action='store_true', help='take an adapter whose header differs from the config')
     parser.add_argument(
         '--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
@@ -41,17 +45,43 @@ def files_of(given: List[str]) -> List[str]:
     return found
 
 
+def _predict(predictor: Any, args: argparse.Namespace) -> Iterator[Any]:
+    """The results; what cannot be read is named on stderr and counted last.
+
+    Raises:
+        ValueError: If a file cannot be read and must not be left out, or none can be read.
+    """
+    files = files_of(args.files)
+    wrong: List[str] = []
+
+    def unreadable(path: str, error: Exception) -> None:
+        if path in args.files and isinstance(error, FileNotFoundError):  # no file of a folder: a name mistyped
+            raise error
+        if not args.skip_unreadable:
+            raise ValueError(f'{one_line(error)}, or leave it out by {OPTION}') from error
+        said = one_line(error)
+        wrong.append(said if said.startswith(path) else f'{path}: {said}')
+
+    results = predictor(files, args.batch_size, unreadable)
+    note = leave_out(wrong, len(files), 'file', True, sys.stderr)
+    yield from results
+    if note:
+        print(note, file=sys.stderr)
+
+
 def run(args: argparse.Namespace) -> int:
     """Print one line per file: its name, the class, the score.
 
     Raises:
-        ValueError: If ``--top`` is not positive.
+        ValueError: If ``--top`` is not positive, or there are fewer classes.
     """
     if args.top < 1:
         raise ValueError(f'--top must be a whole number >= 1, got {args.top}')
     from ..training.infer import Predictor
     predictor = Predictor(args.config, args.adapter, args.device, cfg_options=args.cfg_options, force=args.force)
-    for result in predictor(files_of(args.files), args.batch_size):
+    if args.top > (predictor.num_classes or args.top):
+        raise ValueError(f'--top {args.top}: the model has {predictor.num_classes} classes, give at most as many')
+    for result in _predict(predictor, args):
         scores = [float(s) for s in result['pred_scores']]
         names = predictor.classes or list(map(str, range(len(scores))))
         if args.json:

@@ -3,8 +3,8 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Optional
 
 import mmcv.transforms
@@ -59,22 +59,39 @@ class Predictor:
         self.model.to(where).eval()
         #: Names of the classes in label order, or None.
         self.classes = (header or {}).get('classes')
+        #: How many classes there are; None where the head does not say.
+        self.num_classes: Optional[int] = getattr(_head(self.model), 'num_classes', None)
         self.video = self.cfg.get('default_scope') == 'mmaction'
         self.transforms = [TRANSFORMS.build(t) for t in self.dataset['pipeline']]
         self.collate = _collate(self.cfg)
 
-    def __call__(self, inputs: Any, batch_size: int = 1) -> list[dict[str, Any]]:
-        """See :func:`infer`."""
+    def __call__(self, inputs: Any, batch_size: int = 1,
+                 unreadable: Optional[Callable[[Any, Exception], None]] = None) -> list[dict[str, Any]]:
+        """See :func:`infer`.
+
+        Args:
+            inputs: One input or a list.
+            batch_size: Inputs that are computed together.
+            unreadable: Called with an input that cannot be read and its error; the input has no result then, unless
+                the function raises. None raises the error.
+        """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f'batch_size={batch_size!r} must be a whole number from 1')
         inputs = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        checked: list[Any] = []
         for number, one in enumerate(inputs):
-            self._check(one, number)
+            with _told(one, unreadable):
+                self._check(one, number)
+                checked.append(one)
         results: list[dict[str, Any]] = []
-        bar = ProgressBar(len(inputs), file=sys.stderr) if len(inputs) > 1 and sys.stderr.isatty() else None
-        for batch in _chunks(inputs, batch_size):
-            samples = self._forward([self._prepare(one) for one in batch])
-            results += [self._result(one, sample) for one, sample in zip(batch, samples)]
+        bar = ProgressBar(len(checked), file=sys.stderr) if len(checked) > 1 and sys.stderr.isatty() else None
+        for batch in _chunks(checked, batch_size):
+            ready: list[Any] = []
+            for one in batch:
+                with _told(one, unreadable):
+                    ready.append((one, self._prepare(one)))
+            samples = self._forward([item for _, item in ready]) if ready else []
+            results += [self._result(one, sample) for (one, _), sample in zip(ready, samples)]
             if bar is not None:
                 bar.update(len(batch))
         return results
@@ -248,6 +265,17 @@ def _is_picture(one: Any) -> bool:
 
 def _head(model: nn.Module) -> Any:
     return getattr(model, 'head', None) or getattr(model, 'cls_head', None)
+
+
+@contextmanager
+def _told(one: Any, unreadable: Optional[Callable[[Any, Exception], None]]) -> Iterator[None]:
+    """Hand an error within the context, and the input that it is about, to ``unreadable``, if there is one."""
+    try:
+        yield
+    except Exception as error:
+        if unreadable is None:
+            raise
+        unreadable(one, error)
 
 
 def _chunks(inputs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -235,6 +235,10 @@ def test_broken_files_are_left_out_when_asked(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert 'unreadable' in said and '1 unreadable picture is left out' in said
     assert 'poppy/00.png' not in Path('own_data/flowers/train.txt').read_text() + Path('own_data/flowers/test.txt').read_text()
+    for path in Path('flowers').glob('*/*.png'):
+        path.write_bytes(b'')
+    assert make('flowers', '--skip-unreadable', '--out', 'other') == 1
+    assert 'of the 9 pictures can be read: give others' in capsys.readouterr().err and not Path('other').exists()
 
 
 def test_check_finds_pictures_in_training_and_test(tmp_path, monkeypatch, capsys):

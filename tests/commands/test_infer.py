@@ -2,6 +2,7 @@
 """mmpetl infer: the scores of mmpetl.infer, one line per file."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -56,9 +57,58 @@ def test_options_of_the_config(trained, capsys):
     assert ': class ' in capsys.readouterr().out
 
 
+@pytest.fixture
+def holed(trained, tmp_path):
+    """A folder of two pictures, a file that is none, half a picture, and a folder."""
+    for number, path in enumerate(trained[2][:2]):
+        (tmp_path / f'{number}.png').write_bytes(Path(path).read_bytes())
+    (tmp_path / 'list.csv').write_text('0.png,1')
+    (tmp_path / '2.png').write_bytes(Path(trained[2][0]).read_bytes()[:60])
+    (tmp_path / 'more').mkdir()
+    return tmp_path
+
+
+def test_one_unreadable_picture_stops_and_names_the_way_out(trained, holed, capsys):
+    (holed / 'more').rmdir()
+    words = ['infer', *trained[:2], '--device', 'cpu', str(holed)]
+    assert main(words) == 1
+    said = capsys.readouterr()
+    assert re.search(r'error: .*2\.png.*, or leave it out by --skip-unreadable', said.err) and ': class ' not in said.out
+    (holed / 'more').mkdir()
+    assert main(words) == 1
+    assert 'more: is a folder: give the files in it, or leave it out by --skip-unreadable' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('more', [[], ['--batch-size', '1'], ['--json']])
+def test_unreadable_pictures_are_left_out_named_and_counted(trained, holed, capsys, more):
+    words = ['infer', *trained[:2], '--device', 'cpu', '--skip-unreadable', *more, str(holed)]
+    wanted = mmpetl.infer(*trained[:2], [str(holed / '0.png'), str(holed / '1.png')], device='cpu')
+    capsys.readouterr()
+    assert main(words) == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.out.splitlines() if str(holed) in line]
+    assert len(lines) == 2 and all(result['pred_class'] in line for line, result in zip(lines, wanted))
+    assert 'unreadable: ' not in said.out
+    told = [line for line in said.err.splitlines() if line.startswith('unreadable: ')]
+    # the folder is known before anything is decoded
+    assert [Path(line.split(': ')[1].split(' ')[0]).name for line in told] == ['more', '2.png', 'list.csv']
+    assert said.err.splitlines()[-1] == '3 unreadable files are left out'
+
+
+def test_nothing_readable_or_a_name_mistyped_is_an_error(trained, holed, capsys):
+    for name in ('0.png', '1.png'):
+        (holed / name).write_bytes(b'no picture')
+    words = ['infer', *trained[:2], '--device', 'cpu', '--skip-unreadable', str(holed)]
+    assert main(words) == 1
+    assert 'error: none of the 5 files can be read: give others' in capsys.readouterr().err
+    assert main([*words, 'nowhere.png']) == 1
+    assert 'nowhere.png: no such file' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('more, message', [(['--top', '0'], '--top must be a whole number >= 1, got 0'),
+                                           (['--top', '99'], r'--top 99: the model has \d+ classes, give at most as many'),
                                            (['nowhere.png'], 'nowhere.png: no such file')])
 def test_errors(trained, capsys, more, message):
     config, adapter, files, _ = trained
     assert main(['infer', config, adapter, files[0], *more, '--device', 'cpu']) == 1
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
