@@ -48,10 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test that waits for ever costs itself alone: what it started is killed and, should it wait still, its process."""
+    """A test that waits for ever fails: what it started is killed; should it wait still, it is interrupted; and should
+    that not help either, its process ends."""
     long = any(item.get_closest_marker(mark) for mark in ('slow', 'gpu'))
     seconds = float(item.config.getini('test_limit')) * (6 if long else 1)
     over = threading.Event()
+    signal.signal(signal.SIGUSR2, lambda *_: pytest.fail(f'it took more than {seconds:g} s'))
     watch = threading.Thread(target=end_what_hangs, args=(item.nodeid, seconds, over), daemon=True)
     watch.start()
     try:
@@ -64,6 +66,9 @@ def end_what_hangs(name: str, seconds: float, over: threading.Event) -> None:
     """Wait for the test; of one that takes too long, print where every thread stands."""
     if over.wait(seconds):
         return
+    if os.environ.get('MMPETL_HUNG'):  # of tools/run_tests.sh
+        with open(os.environ['MMPETL_HUNG'], 'a') as file:
+            file.write(f'{name}\n')
     started = descendants(os.getpid())
     print(f'{name} took more than {seconds:g} s; processes that it started: {started or "none"}', file=sys.stderr, flush=True)
     faulthandler.dump_traceback(file=sys.__stderr__)
@@ -72,6 +77,8 @@ def end_what_hangs(name: str, seconds: float, over: threading.Event) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+    if not over.wait(seconds / 5):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)
     if not over.wait(seconds / 5):
         os._exit(1)
 
