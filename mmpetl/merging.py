@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merging: what trained methods do to weights becomes part of them, and the model is upstream's again."""
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
@@ -220,8 +221,8 @@ def merge(model: nn.Module,
         ValueError: If a method cannot be merged (it is named) or the verification fails; the model is unchanged then.
     """
     backbone, _ = find_backbone(model)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance > 0:
-        raise ValueError(f'tolerance={tolerance!r:.80}: give a number above 0')
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < math.inf:
+        raise ValueError(f'tolerance={tolerance!r:.80}: give a finite number above 0, relative to the largest output')
     if probe is not None and (not isinstance(probe, Tensor) or probe.dim() not in (4, 5)):
         shape = tuple(probe.shape) if isinstance(probe, Tensor) else repr(probe)[:80]
         raise ValueError(f'probe={shape}: give an input of the backbone, (B, 3, H, W) or (B, 3, T, H, W)')

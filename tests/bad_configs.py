@@ -370,7 +370,7 @@ WORDS = [
     ('--amp --cfg-options optim_wrapper.type=Foo', "optim_wrapper.type='Foo': no optimizer wrapper has this name; give one of a registered class, or import its mo"),
     ('--launcher foo', "argument --launcher: invalid choice: 'foo' (choose from 'none', 'pytorch', 'slurm', 'mpi')"),
     ('--auto-scale-lr --cfg-options auto_scale_lr=None', '--auto-scale-lr: own.py has no auto_scale_lr=dict(base_batch_size=...)'),
-    ('--work-dir /dev/null/x', '/dev/null/x cannot be a folder: Not a directory: name another one by --work-dir'),
+    ('--work-dir /dev/null/x', "argument --work-dir: '/dev/null/x' lies in '/dev/null', which is a file: name a folder"),
     ('--work-dir /proc/x', '/proc/x cannot be a folder: No such file or directory: name another one by --work-dir'),
     ('--overwrite --resume', '--overwrite begins anew and --resume goes on'),
     ('--nonsense', 'unrecognized arguments: --nonsense'),
@@ -383,5 +383,5 @@ WORDS = [
     ('--work-dir ', "--work-dir is followed by an empty word ''"),
     ('--resume loop.pth', 'loop.pth: a link that leads nowhere'),
     ('--resume pipe.pth', 'pipe.pth: no file on a disk'),
-    ('--work-dir loop.pth', 'loop.pth cannot be a folder'),
+    ('--work-dir loop.pth', "argument --work-dir: 'loop.pth' is a link that leads nowhere: name a folder"),
 ]

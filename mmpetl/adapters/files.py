@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapter files from and into models."""
 
+import logging
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
@@ -31,9 +33,38 @@ def save_adapter(model: nn.Module, path: str, **facts: Any) -> None:
             :func:`adapter_header`.
 
     Raises:
-        ValueError: If nothing is attached or the path has another suffix.
+        ValueError: If nothing is attached, the path has another suffix, or ``classes`` are no names or not as many as
+            the head has.
     """
+    if facts.get('classes') is not None:
+        _check_classes(model, facts['classes'])
     write_adapter(model, path, **facts)
+
+
+def _check_classes(model: nn.Module, classes: Any) -> None:
+    """Refuse what cannot be the names of the head's classes; say where two read alike, as upstream's ImageNet has them.
+
+    Raises:
+        ValueError: Names what is wrong.
+    """
+    how = 'give a list of names in label order'
+    if isinstance(classes, (str, Mapping, set, frozenset)) or not isinstance(classes, Iterable):
+        raise ValueError(f'classes={classes!r:.80}: {how}')
+    names = list(classes)
+    wrong = next((name for name in names if not isinstance(name, str)), None)
+    if wrong is not None or None in names:
+        raise ValueError(f'classes: {wrong!r:.80} is no name: {how}')
+    target = unwrap(model)
+    heads = (getattr(target, 'head', None), getattr(target, 'cls_head', None), target)
+    count = next((n for head in heads if isinstance(n := getattr(head, 'num_classes', None), int) and n > 0), None)
+    if count is not None and names and len(names) != count:
+        raise ValueError(f'classes: {len(names)} names, and the head has {count} classes: {how}')
+    first: Dict[str, int] = {}
+    for label, name in enumerate(names):
+        if first.setdefault(name, label) != label:
+            print_log(f'classes: {name!r:.80} names labels {first[name]} and {label}, whose predictions will read '
+                      'alike: give each a name of its own', 'current', logging.WARNING)
+            return
 
 
 def header_of(loaded: Mapping[str, Any]) -> Optional[Dict[str, Any]]:

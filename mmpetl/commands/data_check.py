@@ -16,10 +16,10 @@ from ..datasets.suite_dataset import how_to_mend
 from ..datasets.tables import SUITES, Suite, Task, get_suite, get_task
 from ..datasets.tables.video import VIDEO_SETS
 from ..names import printable
+from ..training.folders import folder
 from ..weights.io import write_json
 from ..weights.reading import sha256_of
 from . import data_make, own_check, video_check
-from .folders import folder
 from .numbers import whole
 
 

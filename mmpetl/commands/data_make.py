@@ -14,9 +14,9 @@ from ..datasets.split import PARTS
 from ..datasets.survey import Survey, extent, survey_pictures, survey_videos
 from ..datasets.video_lists import write_text
 from ..names import plain_name
+from ..training.folders import folder
 from ..training.own_config import Choice, choose, config_text
 from ..weights.bases import command_for
-from .folders import folder
 from .numbers import whole
 from .progress import bar
 from .unreadable import add_option, leave_out
@@ -29,6 +29,23 @@ def look(found: Collection, args: argparse.Namespace) -> Survey:
         if found.kind == 'video':
             return survey_videos(paths, 'open', args.jobs, tick)
         return survey_pictures(paths, args.bands, None, args.jobs, tick)
+
+
+def _check_bands(survey: Survey, args: argparse.Namespace) -> None:
+    """Say that ``--bands`` does not fit, where it would be said that pictures cannot be read.
+
+    Raises:
+        ValueError: If it fits none of the pictures, or not all and none may be left out.
+    """
+    counts = [look.bands for look in survey.looks.values() if look.bands]
+    if not counts or args.skip_unreadable and len(counts) < len(survey.looks):
+        return
+    of = f'{len(counts)} of {len(survey.looks)} pictures'
+    found = str(min(counts)) if min(counts) == max(counts) else f'{min(counts)} to {max(counts)}'
+    if args.bands:
+        raise ValueError(f'--bands {" ".join(map(str, args.bands))}: {of} have {found} band{"s" * (found != "1")}: '
+                         f'give bands from 1 to {min(counts)}' + ('' if min(counts) > 1 else ', or leave it out'))
+    raise ValueError(f'{of} have {found} bands: give --bands, such as --bands 3 2 1 for red, green, blue, or one band')
 
 
 def _print(lists: Lists, survey: Survey) -> None:
@@ -100,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     found = collect(str(source), args.kind, args.classes, args.root, columns)
     choice = choose(found.kind, args.base, args.method)
     survey = look(found, args)
+    _check_bands(survey, args)
     note = leave_out(survey.unreadable(), len(found.items), found.kind, args.skip_unreadable)
     found.items = [item for item in found.items if not survey.looks[found.full(item)].wrong]
     lists = cut(found, survey, args.val, args.test, args.seed)

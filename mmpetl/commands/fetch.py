@@ -2,7 +2,6 @@
 """``mmpetl fetch NAME...``: official weights and data, or what to do by hand for what stands behind a form."""
 
 import argparse
-import os
 import re
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
@@ -12,6 +11,7 @@ from ..datasets.fetch import cache_dir
 from ..datasets.prepare import RECIPES, prepare
 from ..datasets.sources import SOURCES
 from ..suggest import nearest
+from ..training.folders import folder
 from ..weights.bases import BASES, Base
 from ..weights.download import download
 from ..weights.reading import open_regular
@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser('fetch', help='official weights and data of the recipes',
                                    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('names', nargs='*', metavar='NAME', help='what to fetch; none lists all names')
-    parser.add_argument('--root', help="folder of a data set; default the recipes' own")
+    parser.add_argument('--root', type=folder, help="folder of a data set; default the recipes' own")
     parser.add_argument('--mirror', action='append', default=[], metavar='URL',
                         help='folder on another server that holds the files under their own names; tried first')
     parser.set_defaults(run=run)
@@ -124,8 +124,6 @@ def run(args: argparse.Namespace) -> int:
     if not args.names:
         show()
         return 0
-    if args.root and os.path.exists(args.root) and not os.path.isdir(args.root):
-        raise ValueError(f'--root {args.root} is a file: name a folder')
     for mirror in args.mirror:
         if not re.match(r'(https?|ftp|file)://.', mirror):
             raise ValueError(f'--mirror {mirror!r:.100}: give an address that begins with https://, http://, ftp:// or '

@@ -12,6 +12,7 @@ from ..sweeps.report import Row, only, read_rows
 from ..sweeps.report_files import markdown, write_all
 from ..sweeps.report_pages import run_name, run_page
 from ..sweeps.run_facts import is_run
+from ..training.folders import folder
 from ..weights.io import atomic_write
 from .numbers import whole
 from .progress import bar
@@ -19,18 +20,18 @@ from .progress import bar
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl report``; status 1 if a run that was planned is missing."""
-    runs = [folder for folder in args.dirs if is_run(folder)]
+    runs = [path for path in args.dirs if is_run(path)]
     if runs and not set(args.dirs) - set(runs) and (args.compare or args.tasks):
         raise ValueError(f'--compare and --tasks are for sweeps, and {runs[0]} is a training run: leave them out')
     _make_folder(args.out)
-    for folder in runs:
-        with bar(f'batches of {run_name(folder)}') as tick:
-            page = run_page(folder, not args.no_test, tick, args.maps)
-        name = f'{run_name(folder).replace("/", "_")}.html' if args.out else 'report.html'
-        path = os.path.join(args.out or folder, name)
+    for run_dir in runs:
+        with bar(f'batches of {run_name(run_dir)}') as tick:
+            page = run_page(run_dir, not args.no_test, tick, args.maps)
+        name = f'{run_name(run_dir).replace("/", "_")}.html' if args.out else 'report.html'
+        path = os.path.join(args.out or run_dir, name)
         atomic_write(path, partial(write_text, page))
         print(path)
-    sweeps = [folder for folder in args.dirs if folder not in runs]
+    sweeps = [path for path in args.dirs if path not in runs]
     return _sweeps(sweeps, args.out, args.compare, args.tasks) if sweeps else 0
 
 
@@ -77,7 +78,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('dirs', nargs='+', metavar='DIR',
                         help='work dirs of training runs, folders of sweeps, or folders that hold some sweeps')
     parser.add_argument(
-        '--out', metavar='FOLDER', help='write <suite>.md, .csv, .tex, .png and .html of the sweeps there, and '
+        '--out', type=folder, metavar='FOLDER',
+        help='write <suite>.md, .csv, .tex, .png and .html of the sweeps there, and '
         '<run>.html of runs (without it: report.html in the folder of each run)')
     parser.add_argument('--tasks', nargs='+', metavar='TASK', help='report these data sets of the suite alone')
     parser.add_argument(

@@ -13,6 +13,7 @@ from typing import Any
 
 def add_parser(subparsers: Any) -> None:
     """Add ``search``."""
+    from ..training.folders import folder
     from ..training.options import ConfigOptions
     from .numbers import not_negative, positive, whole
     parser = subparsers.add_parser('search', help='find rate, size and method on the validation part',
@@ -23,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
                         'for short; default the learning rate over three decades')
     parser.add_argument('--samples', type=whole(1), default=16, help='runs (default 16)')
     parser.add_argument('--metric', default='accuracy/top1', help='score to raise (default accuracy/top1)')
-    parser.add_argument('--work-dir', help='folder of the search; default work_dirs/search/<config>')
+    parser.add_argument('--work-dir', type=folder, help='folder of the search; default work_dirs/search/<config>')
     parser.add_argument('--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
                         help='config options of every run')
     parser.add_argument('--gpus-per-run', type=not_negative, default=1.,

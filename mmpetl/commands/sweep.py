@@ -17,8 +17,8 @@ from typing import Any, Dict, List, Optional
 from ..datasets.tables import SUITES, get_suite
 from ..names import printable
 from ..sweeps.plan import SweepPlan, Unit, budget, failures, forget_failures, make_plan, units, write_text
+from ..training.folders import folder
 from ..weights.io import atomic_write
-from .folders import folder
 from .numbers import whole
 from .train import without
 

@@ -44,6 +44,18 @@ class Stored:
     invert: bool = False
 
 
+class BandsError(ValueError):
+    """Which bands are meant is not known.
+
+    Attributes:
+        count: How many bands the picture has.
+    """
+
+    def __init__(self, text: str, count: int) -> None:
+        super().__init__(text)
+        self.count = count
+
+
 def choose_bands(values: np.ndarray, bands: Optional[Sequence[int]], colours: bool = False) -> np.ndarray:
     """The bands (H, W, C) that are red, green and blue, or grey.
 
@@ -53,20 +65,21 @@ def choose_bands(values: np.ndarray, bands: Optional[Sequence[int]], colours: bo
         colours: Whether the file says that its first three bands are red, green and blue.
 
     Raises:
-        ValueError: If it is not known which bands are meant.
+        BandsError: If it is not known which bands are meant.
     """
     count = values.shape[2]
     if bands is not None:
         if max(bands) > count:
-            raise ValueError(f'has {count} bands, and bands={tuple(bands)} asks for band {max(bands)}')
+            raise BandsError(f'has {count} band{"s" * (count > 1)}, and bands={tuple(bands)} asks for band '
+                             f'{max(bands)}', count)
         chosen = values[:, :, [b - 1 for b in bands]]
         return chosen[:, :, 0] if len(bands) == 1 else chosen
     if count == 1:
         return values[:, :, 0]
     if count == 3 or colours:
         return values[:, :, :3]
-    raise ValueError(
-        f'has {count} bands: say which are red, green and blue by bands=(3, 2, 1), or one of them, in mmpetl.LoadImage')
+    raise BandsError(f'has {count} bands: say which are red, green and blue by bands=(3, 2, 1), or one of them, in '
+                     'mmpetl.LoadImage', count)
 
 
 def _need(name: str, what: str) -> Any:
@@ -127,7 +140,9 @@ def _by_tifffile(data: bytes, bands: Optional[Sequence[int]]) -> Stored:
                          f'interpretation {photometric}: grey or bands of real numbers are needed')
     values = turn(values, int(orientation))
     if values.ndim == 2:
-        return Stored(values, invert=photometric == 0)
+        if bands is None:
+            return Stored(values, invert=photometric == 0)
+        return Stored(choose_bands(values[:, :, None], bands), invert=photometric == 0)
     if bands is None and alpha and values.shape[2] in (2, 4):
         return Stored(values)
     return Stored(choose_bands(values, bands, colours=photometric == 2))
@@ -213,7 +228,7 @@ def read_numpy(data: bytes, bands: Optional[Sequence[int]]) -> Stored:
         raise ValueError(f'holds an array of shape {values.shape} and type {values.dtype}: (height, width) or (height, '
                          'width, bands) of numbers is needed')
     if values.ndim == 2:
-        return Stored(values)
+        return Stored(values if bands is None else choose_bands(values[:, :, None], bands))
     if values.shape[0] <= 4 < values.shape[2]:
         values = np.moveaxis(values, 0, -1)
     if bands is None and values.shape[2] == 4:

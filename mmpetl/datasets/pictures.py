@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from .picture_readers import (
     ORIENTATION,
+    BandsError,
     Stored,
     check_growth,
     choose_bands,
@@ -69,7 +70,7 @@ def what_is_wrong(error: BaseException) -> str:
     """An error of :func:`read_stored` in one line, to be put after the name of the file."""
     text = ' '.join(str(error).split()) or type(error).__name__
     # the readers' own words begin with what the file is
-    known = type(error) is ValueError and text.split(' ')[0] in ('is', 'has', 'holds')
+    known = type(error) in (ValueError, BandsError) and text.split(' ')[0] in ('is', 'has', 'holds')
     return text if known else f'cannot be decoded ({text})'
 
 
@@ -78,7 +79,10 @@ def read_stored(data: bytes, bands: Optional[Sequence[int]] = None, upright: boo
     if data[:6] == b'\x93NUMPY' or data[:4] == b'PK\x03\x04':
         return read_numpy(data, bands)
     if is_dicom(data):
-        return read_dicom(data)
+        scan = read_dicom(data)
+        if bands is not None:
+            scan.values = choose_bands(scan.values if scan.values.ndim == 3 else scan.values[:, :, None], bands)
+        return scan
     tiff = data[:4] in _SIGNATURES
     try:
         image = Image.open(io.BytesIO(data))

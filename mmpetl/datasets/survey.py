@@ -14,6 +14,7 @@ import numpy as np
 from ..weights.reading import open_regular
 from .how_to_get import and_get
 from .loading import read_bytes
+from .picture_readers import BandsError
 from .pictures import DAMAGED, read_stored, show, what_is_wrong
 from .video_probe import check_videos
 
@@ -31,6 +32,7 @@ class Look:
         frames: Frames of a video.
         numbers: (kind, lowest, highest) of a picture of more than 8 bits whose file states no range; kind 'u' or 'f'.
         fits: Whether such a picture fits the rule without a window.
+        bands: How many bands a picture has of which it is not known which are meant.
     """
     digest: str = ''
     wrong: str = ''
@@ -38,6 +40,7 @@ class Look:
     frames: int = 0
     numbers: Optional[Tuple[str, float, float]] = None
     fits: bool = True
+    bands: int = 0
 
 
 @dataclass
@@ -103,6 +106,7 @@ def _picture(path: str, bands: Optional[Sequence[int]], window: Optional[Tuple[f
         stored = read_stored(data, bands)
     except DAMAGED as error:
         look.wrong = what_is_wrong(error)
+        look.bands = error.count if isinstance(error, BandsError) else 0
         return look
     values = stored.values
     look.size = (int(values.shape[0]), int(values.shape[1]))

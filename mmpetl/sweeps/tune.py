@@ -154,8 +154,6 @@ def search(config: str, work_dir: str, texts: Sequence[str] = (), samples: int =
     Raises:
         ValueError: If Ray Tune is not installed, or config and ranges do not fit.
     """
-    if os.path.isfile(work_dir):
-        raise ValueError(f'--work-dir {work_dir} is a file: name a folder')
     cfg = load_config(config)
     merge_options(cfg, options)
     check_config(cfg, config)

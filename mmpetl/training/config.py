@@ -316,8 +316,6 @@ def test_config(args: argparse.Namespace) -> Config:
         raise ValueError(f'{args.config} cannot be tested: it has no {" and no ".join(missing)}')
     if args.amp:
         cfg.test_cfg.fp16 = True
-    if args.show_dir is not None and os.path.lexists(args.show_dir) and not os.path.isdir(args.show_dir):
-        raise ValueError(f'--show-dir {args.show_dir} is a file: name a folder')
     if args.show or args.show_dir is not None:
         _set_visualization(cfg, args)
     _set_dumps(cfg, args)

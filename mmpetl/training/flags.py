@@ -4,6 +4,7 @@
 import argparse
 
 from ..console import VERBOSE
+from .folders import folder
 from .options import ConfigOptions
 
 #: Name of a logger -> MMEngine's backend, the module that it needs, and the package that brings it.
@@ -17,7 +18,8 @@ FORCE = 'take an adapter in spite of other arguments, classes or preprocessing t
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints; default work_dirs/<name of the config>')
+    parser.add_argument('--work-dir', type=folder,
+                        help='folder of logs and checkpoints; default work_dirs/<name of the config>')
     parser.add_argument(
         '--cfg-options',
         '--set',
@@ -66,7 +68,7 @@ def add_test_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     parser.add_argument('--out-item', choices=['metrics', 'pred'], help='what --out receives; default pred')
     parser.add_argument('--dump', metavar='PKL', help='file for the predictions, for offline evaluation')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='folder for pictures of predictions')
+    parser.add_argument('--show-dir', type=folder, help='folder for pictures of predictions')
     parser.add_argument('--interval', type=int, default=1, help='show every n-th sample')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
     parser.add_argument(

@@ -34,7 +34,7 @@ from .loaders import close_loaders_after
 from .naming import naming_keys
 from .progress_bar import training_bar
 from .said import TellHook, near, tell_end
-from .work_dir import claimed, is_first_process, newest_checkpoint, note_command, refuse_or_clear
+from .work_dir import claimed, is_first_process, make, newest_checkpoint, note_command, refuse_or_clear
 
 _runs = itertools.count()
 
@@ -236,6 +236,7 @@ def run_training(args: argparse.Namespace) -> None:
 def run_test(args: argparse.Namespace) -> dict[str, float]:
     """Test with parsed arguments; see :func:`test`."""
     cfg = test_config(args)
+    make(cfg.work_dir)
     # The runner reads files; a folder of peft is put on the model that it has built.
     folder = None
     if cfg.load_from is not None and is_peft(local_path(cfg.load_from)):

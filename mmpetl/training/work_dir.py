@@ -34,6 +34,18 @@ def is_first_process() -> bool:
     return int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)) or 0) == 0
 
 
+def make(work_dir: str) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        ValueError: If that is not possible.
+    """
+    try:
+        os.makedirs(os.path.realpath(work_dir), exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'{work_dir} cannot be a folder: {error.strerror}: name another one by --work-dir') from error
+
+
 @contextmanager
 def claimed(work_dir: str) -> Iterator[None]:
     """Within the context no other process trains in ``work_dir``; what dead ones left half-written there is removed.
@@ -48,10 +60,7 @@ def claimed(work_dir: str) -> Iterator[None]:
     if not is_first_process() or folder in _held:
         yield
         return
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f'{work_dir} cannot be a folder: {error.strerror}: name another one by --work-dir') from error
+    make(work_dir)
     path = os.path.join(folder, LOCK)
     while True:
         # to append: opening must not empty what the owner has written

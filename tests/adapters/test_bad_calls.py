@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmpretrain.models import VisionTransformer
+from mmpretrain.models import ImageClassifier, VisionTransformer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import bad_inputs  # noqa: E402
@@ -34,6 +34,11 @@ def vit(heads=2, width=16):
 
 def attached(*petl, **more):
     return attach(vit(), list(petl) or [LORA], **more)
+
+
+def classifier():
+    head = dict(type='LinearClsHead', num_classes=3, in_channels=16)
+    return ImageClassifier(backbone=dict(type=attached), head=head)
 
 
 def bank():
@@ -68,6 +73,11 @@ ROWS = [
     (lambda: save_adapter(attached(), 3), 'path=3'),
     (lambda: save_adapter(attached(), 'x.safetensors', classes=3), 'classes=3'),
     (lambda: save_adapter(attached(), 'x.safetensors', classes='abc'), "classes='abc'"),
+    (lambda: save_adapter(attached(), 'x.safetensors', classes={'a', 'b'}), "classes={'"),
+    (lambda: save_adapter(attached(), 'x.safetensors', classes={'a': 0}), "classes={'a': 0}: give a list of names"),
+    (lambda: save_adapter(attached(), 'x.safetensors', classes=['a', 3]), 'classes: 3 is no name'),
+    (lambda: save_adapter(attached(), 'x.safetensors', classes=['a', None]), 'classes: None is no name'),
+    (lambda: save_adapter(classifier(), 'x.safetensors', classes=['a', 'b']), 'classes: 2 names, and the head has 3 classes'),
     (lambda: save_adapter(attached(), 'x.safetensors', metrics=3), 'metrics=3'),
     (lambda: save_adapter(attached(), 'x.safetensors', name=3), "'name' is a int"),
     (lambda: load_adapter(attached(), 'nowhere.safetensors'), 'nowhere.safetensors: no such weight file'),
@@ -83,6 +93,9 @@ ROWS = [
     (lambda: merge(attached(dict(type='AdaptFormer'))), 'AdaptFormer'),
     (lambda: merge(attached(), tolerance=-1), 'tolerance=-1'),
     (lambda: merge(attached(), tolerance=float('nan')), 'tolerance=nan'),
+    (lambda: merge(attached(), tolerance=float('inf')), 'tolerance=inf: give a finite number above 0'),
+    (lambda: merge(attached(), tolerance=0), 'tolerance=0'),
+    (lambda: merge(attached(), tolerance=True), 'tolerance=True'),
     (lambda: merge(attached(), tolerance='x'), "tolerance='x'"),
     (lambda: merge(attached(), probe=torch.zeros(3, 3)), 'probe=(3, 3)'),
     (lambda: merge(attached(), probe=3), 'probe=3'),
@@ -149,6 +162,16 @@ def test_a_bad_call_is_one_line(here, number):
     text = str(error.value)
     assert said in text and '\n' not in text and bad_inputs.MENDS.search(text), text
     assert not list(Path().glob('x.*sors'))
+
+
+def test_two_classes_of_one_name_are_said(tmp_path, monkeypatch):
+    """Upstream's ImageNet has two cranes, so they are written."""
+    said = []
+    monkeypatch.setattr('mmpetl.adapters.files.print_log', lambda text, *_: said.append(text))
+    save_adapter(classifier(), tmp_path / 'a.safetensors', classes=['crane', 'ibis', 'stork'])
+    assert not said
+    save_adapter(classifier(), tmp_path / 'a.safetensors', classes=['crane', 'ibis', 'crane'])
+    assert said == ["classes: 'crane' names labels 0 and 2, whose predictions will read alike: give each a name of its own"]
 
 
 @pytest.mark.parametrize('refused', ['a file', 'a folder'])

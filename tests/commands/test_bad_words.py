@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,10 @@ def here(tmp_path_factory):
                 'stock.py': (folder / 'toy.py').read_bytes()}.items():
             Path(name).write_bytes(content)
         Path('emptydir').mkdir()
+        for number, shape in enumerate([(8, 8), (8, 8), (8, 8, 2), (8, 8, 5)]):  # one band or several
+            folder_of = Path('bands', 'ab'[number % 2])
+            folder_of.mkdir(parents=True, exist_ok=True)
+            np.save(folder_of / f'{number}.npy', np.full(shape, 9, np.uint8))
         for name in ('loop.py', 'loop.pth', 'loopdir'):
             Path(name).symlink_to(name)
         os.mkfifo('pipe.pth')

@@ -242,6 +242,8 @@ REFUSED = {
     'complex': (lambda: tif(GREY.astype(np.complex64)), {}, ('complex64', )),
     '13 bands': (lambda: tif(np.repeat(GREY[..., None], 13, 2), planarconfig='contig'), {}, ('13 bands', 'bands=(3, 2, 1)')),
     'two bands, no alpha': (lambda: tif(np.dstack([GREY, GREY]), planarconfig='contig'), {}, ('2 bands', 'bands=')),
+    'the second band of grey TIFF': (lambda: tif(GREY), dict(bands=(2, )), ('has 1 band,', 'band 2')),
+    'the second band of a grey array': (lambda: npy(GREY), dict(bands=(2, )), ('has 1 band,', 'band 2')),
     'a band too far': (lambda: tif(np.repeat(GREY[..., None], 13, 2), planarconfig='contig'), dict(bands=(1, 2, 14)), ('13 bands', 'band 14')),
     'NumPy objects': (lambda: npy(np.array([{}, 1], object)), {}, ('cannot be decoded', 'object array')),
     'NumPy text': (lambda: npy(np.array(['a', 'b'])), {}, ('<U1', '(height, width)')),
