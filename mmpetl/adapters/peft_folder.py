@@ -6,9 +6,10 @@ itself: the layer whose weight is the op's, or holds it among its rows. From a f
 its layers are looked up among those of the model, and its settings among those that are known here.
 """
 
+import logging
 import os
 import re
-from typing import Any, Callable, Collection, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Collection, Dict, FrozenSet, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 import torch
 from mmengine.logging import print_log
@@ -25,7 +26,8 @@ from ..weights.guards import read_safetensors_header
 from ..weights.kinds import file_kind, read_tensors
 from ..weights.reading import as_path, read_json
 from . import peft_factors, peft_low_rank
-from .peft_layers import CONFIG, Slot, check_called, layer_slots, of_pattern
+from .peft_layers import Slot, check_called, layer_slots
+from .peft_names import CONFIG, by_layer, targeted
 from .peft_whole import NORMS, WholeParameters, names_of, tuned_state
 
 TENSORS = 'adapter_model.safetensors'
@@ -224,14 +226,18 @@ def _by_layer(
     kind = KINDS[config['peft_type']]
     of_layer = re.compile(r'base_model\.model\.(?P<path>.+)\.(?P<part>' + '|'.join(map(re.escape, kind.parts)) + ')')
     whole = WholeParameters(model, folder, any_classes)
+    matches = {key: of_layer.fullmatch(key) if kind.parts else None for key in tensors}
+    beside = _left_out(folder, config, [match['path'] for match in matches.values() if match])
     for key, tensor in tensors.items():
-        match = of_layer.fullmatch(key) if kind.parts else None
+        match = matches[key]
         shared = _SHARED.fullmatch(key) if kind.methods == ('VeRA', ) else None
         if shared is not None:
             parts.setdefault(peft_factors.SHARED, {})[shared['part']] = tensor
             continue
         if match is None:
             whole.put(key, tensor, tuned, head)
+            continue
+        if match['path'] in beside:
             continue
         layer = _layer_named(whole.backbone, match['path'], slots)
         if layer is None:
@@ -250,14 +256,28 @@ def _of_layers(folder: str, config: Mapping[str, Any], paths: Mapping[str, str])
     otherwise, and its patterns do as its tensors."""
     changed = {}
     for key in ('rank_pattern', 'alpha_pattern'):
-        patterns = config.get(key)
-        if not isinstance(patterns, dict) or not all(re.fullmatch(r'[\w.]*', pattern) for pattern in patterns):
-            continue  # said where it is read
         # Of an AdaLoRA the patterns of ranks name a tensor.
         end = '.lora_E' if key == 'rank_pattern' and config['peft_type'] == 'ADALORA' else ''
-        found = {layer: of_pattern(folder, config, key, path + end, None) for layer, path in paths.items()}
-        changed[key] = {layer + end: value for layer, value in found.items() if value is not None}
+        found = by_layer(folder, config, key, [path + end for path in paths.values()])
+        changed[key] = {layer + end: found[path + end] for layer, path in paths.items() if path + end in found}
     return {**config, **changed}
+
+
+def _left_out(folder: str, config: Mapping[str, Any], paths: Collection[str]) -> Set[str]:
+    """Layers whose tensors peft does not read, as ``target_modules`` does not name them; said in a line.
+
+    Raises:
+        ValueError: If that are all layers.
+    """
+    beside = set(paths) - targeted(config, paths)
+    if beside and len(beside) == len(set(paths)):
+        raise ValueError(f'{folder}: target_modules={config.get("target_modules")!r:.80} names none of the layers that '
+                         f'have tensors, such as {min(beside)!r:.80}: name them')
+    if beside:
+        print_log(f'{folder}: target_modules={config.get("target_modules")!r:.80} does not name {len(beside)} of '
+                  f'{len(set(paths))} layers that have tensors, such as {min(beside)!r:.80}; like peft, mmpetl leaves '
+                  'them out: add them to target_modules if they are meant', 'current', logging.WARNING)
+    return beside
 
 
 def _layer_named(backbone: nn.Module, path: str, slots: Mapping[str, List[Slot]]) -> Optional[str]:

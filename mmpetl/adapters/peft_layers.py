@@ -2,15 +2,13 @@
 """Which linear layers of a model hold which ops of its blocks, and what all kinds of peft folders share."""
 
 import os
-import re
 from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 from torch import Tensor, nn
 
 from ..tuning import find_backbone, unwrap
 from ..weights.errors import WeightFileError
-
-CONFIG = 'adapter_config.json'
+from .peft_names import CONFIG
 
 
 class Slot(NamedTuple):
@@ -130,27 +128,9 @@ def rows_of(held: List[Slot]) -> int:
     return sum(slot.rows for slot in held)
 
 
-def same_layer(one: str, other: str) -> bool:
-    """Whether two names are of one layer: equal, or one with a prefix that the other lacks."""
-    return f'.{one}'.endswith(f'.{other}') or f'.{other}'.endswith(f'.{one}')
-
-
-def of_pattern(folder: str, config: Mapping[str, Any], key: str, layer: str, default: Any) -> Any:
-    """What a setting of peft by names of layers (``rank_pattern``, ``alpha_pattern``) says of one layer.
-
-    Raises:
-        WeightFileError: If it is no table, or one of its patterns is no plain name.
-    """
-    found, path = config.get(key) or {}, os.path.join(folder, CONFIG)
-    if not isinstance(found, dict):
-        raise WeightFileError(path, f'{key}={found!r:.60} is not a table', 'save the adapter again')
-    for pattern, value in found.items():
-        # A pattern is a regular expression to peft; from a file none is run here.
-        if re.search(r'[^\w.]', pattern):
-            raise WeightFileError(path, f'{key} {pattern!r:.60} is not a plain name', 'name the layers')
-        if same_layer(layer, pattern):
-            return value
-    return default
+def stated(config: Mapping[str, Any], key: str, layer: str, default: Any) -> Any:
+    """What ``rank_pattern`` or ``alpha_pattern`` says of one layer, by layers already (see :mod:`.peft_names`)."""
+    return (config.get(key) or {}).get(layer, default)
 
 
 def check_rank(folder: str, config: Mapping[str, Any], layer: str, rank: int) -> None:
@@ -159,13 +139,9 @@ def check_rank(folder: str, config: Mapping[str, Any], layer: str, rank: int) ->
     Raises:
         WeightFileError: If they differ, as peft refuses them.
     """
-    patterns = config.get('rank_pattern') or {}
-    # What a regular expression states is not known here, as none of a file is run; then the tensors alone count.
-    if isinstance(patterns, dict) and any(re.search(r'[^\w.]', pattern) for pattern in patterns):
-        return
-    stated = of_pattern(folder, config, 'rank_pattern', layer, config.get('r'))
-    if stated is not None and stated != rank:
-        raise WeightFileError(os.path.join(folder, CONFIG), f'states rank {stated!r:.40} for {layer}, whose tensors '
+    wanted = stated(config, 'rank_pattern', layer, config.get('r'))
+    if wanted is not None and wanted != rank:
+        raise WeightFileError(os.path.join(folder, CONFIG), f'states rank {wanted!r:.40} for {layer}, whose tensors '
                               f'have rank {rank}', f'set r={rank}, or name the layer in rank_pattern')
 
 
@@ -173,9 +149,9 @@ def alpha_of(folder: str, config: Mapping[str, Any], layer: str, rank: int, key:
     """Numerator of the scale alpha / rank of one layer.
 
     Raises:
-        WeightFileError: If it is no number, or a pattern of layers is no plain name.
+        WeightFileError: If it is no number.
     """
-    alpha = of_pattern(folder, config, 'alpha_pattern', layer, config.get(key, rank))
+    alpha = stated(config, 'alpha_pattern', layer, config.get(key, rank))
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
         raise WeightFileError(os.path.join(folder, CONFIG), f'{key} {alpha!r:.40} is not a number',
                               'save the adapter again')

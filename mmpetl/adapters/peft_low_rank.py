@@ -20,12 +20,12 @@ from .peft_layers import (
     check_rank,
     drop_rate_of,
     held_methods,
-    of_pattern,
     of_shape,
     own,
     plain_config,
     ranks_and_alphas,
     rows_of,
+    stated,
 )
 
 Read = Tuple[List[Dict[str, Any]], Dict[str, Tensor]]
@@ -149,7 +149,7 @@ def _check_kept(folder: str, config: Mapping[str, Any], layer: str, rank: int) -
     Raises:
         ValueError: If it says another number than is stored.
     """
-    kept = of_pattern(folder, config, 'rank_pattern', f'{layer}.lora_E', None)
+    kept = stated(config, 'rank_pattern', f'{layer}.lora_E', None)
     if kept is not None and (not isinstance(kept, list) or sum(each is True for each in kept) != rank):
         raise ValueError(f'{folder}: rank_pattern of {layer} does not keep the {rank} triplets that are stored')
 
@@ -243,6 +243,7 @@ def read_lokr(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
         # Small either way; here the first side has no rank of its own.
         a = a if a is not None else a_up @ a_down
         rank = _whole_number(folder, config.get('r'), 'r') if b_up is None else b_up.shape[1]
+        _check_sides(folder, config, layer, (a_up, b_up), b)
         height = len(b if b is not None else b_up)
         # Both sides multiply up to the layer's own size.
         rows, in_dims = rows_of(slots[layer]), a.shape[1] * (b if b is not None else b_down).shape[1]
@@ -268,6 +269,21 @@ def read_lokr(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
     return _configs('LoKr', found, 0.), values
 
 
+def _check_sides(folder: str, config: Mapping[str, Any], layer: str, ups: Tuple[Optional[Tensor], Optional[Tensor]],
+                 b: Optional[Tensor]) -> None:
+    """Compare the rank that a config states with a layer's two sides, of which the second ``b`` (Cout, Cin) is whole
+    where the rank is no less than half its longer edge.
+
+    Raises:
+        WeightFileError: If they differ.
+    """
+    for up in ups:
+        if up is not None:
+            check_rank(folder, config, layer, up.shape[1])
+    if b is not None and 2 * _rank_of(folder, config, layer, None) < max(b.shape):
+        check_rank(folder, config, layer, max(b.shape))
+
+
 def _whole_number(folder: str, value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f'{folder}: {key}={value!r:.40} is not a whole number >= 1')
@@ -278,7 +294,7 @@ def _rank_of(folder: str, config: Mapping[str, Any], layer: str, up: Optional[Te
     """Rank that peft divides alpha by."""
     if up is not None:
         return up.shape[1]
-    return _whole_number(folder, of_pattern(folder, config, 'rank_pattern', layer, config.get('r')), 'r')
+    return _whole_number(folder, stated(config, 'rank_pattern', layer, config.get('r')), 'r')
 
 
 def write_lokr(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:

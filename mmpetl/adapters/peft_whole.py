@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..tuning import find_backbone, head_keys
-from .peft_layers import plain_config, same_layer
+from .peft_layers import plain_config
+from .peft_names import same_layer
 
 NORMS = 'LN_TUNING'
 _PREFIX = 'base_model.model.'

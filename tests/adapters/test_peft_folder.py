@@ -3,6 +3,7 @@
 
 import copy
 import json
+import time
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import mmpetl
+from mmpetl.adapters.peft_names import by_layer
 
 peft = pytest.importorskip('peft')
 timm = pytest.importorskip('timm')
@@ -242,7 +244,11 @@ def test_ours_to_peft(kind, name, tmp_path):
     (peft.VeraConfig(r=2, target_modules=['qkv'], save_projection=False), {}, 'save_projection=True'),
     (peft.LoKrConfig(r=2, target_modules=['qkv']), {}, 'cannot be divided among its ops: blocks of 12 rows'),
     (peft.LoKrConfig(r=9, target_modules=['fc1'], decompose_factor=6), dict(rank_pattern={'.*fc1': 4}),
-     "rank_pattern '.*fc1' is not a plain name"),
+     'states rank 4 for blocks.0.mlp.fc1, whose tensors have rank'),
+    (peft.LoKrConfig(r=2, target_modules=['fc1']), dict(rank_pattern={r'blocks\.\d.mlp.*1': 3}),
+     'states rank 3 for blocks.0.mlp.fc1, whose tensors have rank 2'),
+    (peft.LoHaConfig(r=2, target_modules=['fc1']), dict(rank_pattern={'.*[1-9].mlp.fc1$': 3}),
+     'states rank 3 for blocks.1.mlp.fc1, whose tensors have rank 2'),
     (peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=['fc1']), dict(init_r=0), 'init_r=0 is not a whole number'),
     (peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=['fc1']), dict(lora_alpha=0), 'must be above 0'),
     (peft.AdaLoraConfig(init_r=2, total_step=9, target_modules=['fc1']),
@@ -443,7 +449,10 @@ def _folder(tmp_path, **changes):
     (dict(anything_new=1), 'anything_new=1 is not read here'),
     (dict(peft_type='LOHA'), 'lora_alpha=4.0 is not read here'),
     (dict(init_lora_weights='pissa'), 'changes the base'),
-    (dict(alpha_pattern={'(a+)+$': 2}), 'not a plain name'),
+    *((dict(alpha_pattern={pattern: 2}), 'is an expression that is not tried') for pattern in (
+        '(a+)+$', '(b|b)' * 40, 'b?' * 30 + 'b' * 30, '.*' * 40 + 'x', '(?=b)blocks', '(', r'(b)\1', 'b{9}', '*')),
+    (dict(rank_pattern={f'.*b{i}.*.*qkv': 4 for i in range(3000)}), 'rank_pattern has too many expressions'),
+    (dict(target_modules=['head']), "target_modules=.'head'. names none of the layers that have tensors, such as 'blocks.0.attn.qkv'"),
     (dict(alpha_pattern=['qkv']), 'is not a table'),
     (dict(lora_alpha='16'), 'not a number'),
     (dict(r=3), 'states rank 3 for blocks.0.attn.qkv, whose tensors have rank 4 .set r=4'),
@@ -456,6 +465,64 @@ def test_settings_that_are_not_known_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         mmpetl.load_peft(model, _folder(tmp_path, **changes))
     assert '\n' not in str(error.value)
+
+
+#: Expressions of ranks and alphas -> the rank that the first of them gives ``blocks.0.attn.qkv``.
+EXPRESSIONS = {
+    'anything before': ({r'.*\.attn\.qkv': 3}, 3), 'from the start': ({r'^blocks.0.attn.qkv': 3, 'qkv': 4}, 3),
+    'numbers': ({r'blocks\.[1-9]\.attn\.qkv': 3}, 2), 'alternatives': ({r'blocks.\d+.(?:attn|mlp)\.(qkv|fc1)': 3}, 3),
+    'the first counts': ({'fc1': 4, r'.*0.attn.*': 3, 'qkv': 4}, 3), 'one or the other': ({'fc1|qkv': 3}, 3),
+    'a part does not do': ({'attn|.*0': 3}, 2), 'an end': ({r'.*tn.qkv$': 3}, 3)}
+
+
+@pytest.mark.parametrize('name', EXPRESSIONS)
+def test_expressions_mean_what_they_mean_to_peft(name, tmp_path):
+    patterns, rank = EXPRESSIONS[name]
+    plain, x = _plain('timm ViT'), _inputs('timm ViT')
+    theirs = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(
+        r=2, lora_alpha=3, target_modules=['qkv', 'fc1'], rank_pattern=patterns, alpha_pattern={k: 5 for k in patterns}))
+    _move(theirs)
+    theirs.save_pretrained(str(tmp_path))
+    ours = copy.deepcopy(plain)
+    mmpetl.load_peft(ours, str(tmp_path))
+    assert (_output(ours, x) - _output(theirs, x)).abs().max() <= 2e-5
+    found, = {m.scales[0] for m in _petl(ours).values() if m.ops == ('q', )}
+    assert found == pytest.approx(5 / 3 if rank == 3 else 3 / 2)
+    path = tmp_path / 'adapter_config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'rank_pattern': {'.*[.]0.*qkv': 7}}))
+    with pytest.raises(ValueError, match=f'states rank 7 for blocks.0.attn.qkv, whose tensors have rank {rank}'):
+        mmpetl.load_peft(copy.deepcopy(plain), str(tmp_path))
+
+
+@pytest.mark.parametrize('pattern', [r'.*.*.*\.q', r'\w*\w*\w*x', '(b|b|b)' * 8 + 'x', '.*' * 6 + 'x', '(.*|b|b)(q|k|v).*x'])
+def test_bounded_expressions_end_at_once(pattern):
+    """The costliest that are run, on the names of a model of 24 blocks."""
+    names, start = [f'blocks.{i}.attn.qkv' for i in range(24)], time.process_time()
+    assert by_layer('folder', dict(rank_pattern={pattern: 3}), 'rank_pattern', names) in ({}, dict.fromkeys(names, 3))
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize('targets', [['qkv'], ['blocks.0.attn.qkv', 'blocks.1.attn.qkv'], r'.*\.attn\.(qkv|proj)', 'all'])
+def test_tensors_outside_target_modules_are_left_out_as_peft_does(targets, tmp_path, monkeypatch):
+    plain, x, said = _plain('timm ViT'), _inputs('timm ViT'), []
+    theirs = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(r=2, target_modules=['qkv', 'fc1']))
+    _move(theirs)
+    theirs.save_pretrained(str(tmp_path))
+    path = tmp_path / 'adapter_config.json'
+    more = dict(exclude_modules='.*fc1', target_modules=r'.*(qkv|fc1)') if targets == 'all' else dict(target_modules=targets)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+    monkeypatch.setattr('mmpetl.adapters.peft_folder.print_log', lambda text, *_: said.append(text))
+    ours = copy.deepcopy(plain)
+    mmpetl.load_peft(ours, str(tmp_path))
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path))
+    assert (_output(ours, x) - _output(again, x)).abs().max() <= 2e-5 < (_output(ours, x) - _output(theirs, x)).abs().max()
+    line, = (text for text in said if 'target_modules' in text)
+    assert "does not name 2 of 4 layers that have tensors, such as 'blocks.0.mlp.fc1'" in line and 'add them to' in line
+    said.clear()  # an expression that is not tried takes all
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'target_modules': '(?=b).*', 'exclude_modules': None}))
+    ours = copy.deepcopy(plain)
+    mmpetl.load_peft(ours, str(tmp_path))
+    assert (_output(ours, x) - _output(theirs, x)).abs().max() <= 2e-5 and len(said) == 1
 
 
 def test_patterns_by_the_names_of_another_version(tmp_path):
