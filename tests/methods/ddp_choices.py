@@ -2,6 +2,7 @@
 """What each of two processes does in tests/methods/test_choices.py: choices from half of the batches, AdaLoRA on half of
 every batch. A module of its own, because a started process imports it by name."""
 
+import gc
 import os
 
 import torch
@@ -58,5 +59,6 @@ def work(rank, port, folder):
     torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
     found = chosen(BATCHES[rank::2], noise=5 * rank), *allotted(rank, 2)
     torch.save(found, folder / f'{rank}.pth')
+    gc.collect()  # see tests/ddp_worker.py
     torch.distributed.destroy_process_group()
 
