@@ -54,7 +54,8 @@ def find_config(name: str) -> str:
         if path.is_symlink():
             raise FileNotFoundError(f'config {name} is a link that leads nowhere: link it again, or name the file')
         local = [p.name for p in path.parent.glob('*.py')] if inside else []
-        hint = nearest(path.name, local) if local else '' if inside else f'; there is no folder {path.parent}'
+        hint = nearest(path.name, local) if local else ''
+        hint = hint if inside else f'; there is no folder {path.parent}, check the path'
         hint = hint if 'did you mean' in hint or not inside else '; name a file, or a config of `mmpetl config list`'
         raise FileNotFoundError(f'config {name} does not exist{hint}')
     alike = [key for key in known if key.endswith(f'/{name}')]

@@ -196,7 +196,10 @@ def _cache() -> Finding:
     place = folder
     while place and not os.path.isdir(place) and os.path.dirname(place) != place:
         place = os.path.dirname(place)
-    if not os.access(place, os.W_OK):
+    there = folder
+    while there and not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.access(place, os.W_OK) or not os.path.isdir(there or '.'):
         return Finding('wrong', 'cache', f'{folder} cannot be written', 'export MMPETL_CACHE=<a folder of yours>')
     return Finding('ok', 'cache', folder if os.path.isdir(folder) else f'{folder} (made at the first download)')
 

@@ -121,6 +121,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: If a name is unknown.
     """
+    if not args.names and (args.root or args.mirror):
+        raise ValueError(f'--{"root" if args.root else "mirror"}: name what to fetch, `mmpetl fetch` '
+                         'lists all names')
     if not args.names:
         show()
         return 0
@@ -133,6 +136,13 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         if name not in known:
             raise ValueError(f'nothing called {name!r} to fetch' + nearest(name, known))
+    elsewhere = [name for name in names if name in DATA and DATA[name].root != '~']
+    if args.root and not elsewhere:
+        raise ValueError(f'--root {args.root} is for data sets, and {names[0]} goes into the cache folder: leave it '
+                         'out, or set MMPETL_CACHE to move that folder')
+    if args.mirror and not any(name in BASES or name in DATA for name in names):
+        raise ValueError(f'--mirror is for official weights and data sets, and {names[0]} comes out of a package: '
+                         'leave it out, or set the index of pip and npm')
     status = 0
     for name in names:
         if name in BASES:

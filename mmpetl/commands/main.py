@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..clean_errors import run_cleanly
 from ..console import VERBOSE, quiet
@@ -109,12 +109,21 @@ def build_parser(command: Optional[str] = None) -> argparse.ArgumentParser:
         lines = [added.epilog, ''] if added.epilog else []
         added.epilog = '\n'.join([*lines, 'examples:', *(f'  {line}' for line in each.examples)])
         added.formatter_class = argparse.RawDescriptionHelpFormatter
-    for added in subparsers.choices.values():
+    for added in _all_parsers(subparsers):
         if '--debug' not in added._option_string_actions:
             added.add_argument('--debug', action='store_true', help='show tracebacks (as MMPETL_DEBUG=1 does)')
         if '--verbose' not in added._option_string_actions:
             added.add_argument('--verbose', action='store_true', help=VERBOSE)
     return parser
+
+
+def _all_parsers(subparsers: Any) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of all sub-commands, and of their actions."""
+    for parser in subparsers.choices.values():
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from _all_parsers(action)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

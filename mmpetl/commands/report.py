@@ -20,13 +20,18 @@ from .progress import bar
 
 def run(args: argparse.Namespace) -> int:
     """``mmpetl report``; status 1 if a run that was planned is missing."""
+    args.dirs = list(dict.fromkeys(os.path.normpath(path) for path in args.dirs))
     runs = [path for path in args.dirs if is_run(path)]
     if runs and not set(args.dirs) - set(runs) and (args.compare or args.tasks):
         raise ValueError(f'--compare and --tasks are for sweeps, and {runs[0]} is a training run: leave them out')
+    if not runs and (args.no_test or args.maps is not None):
+        raise ValueError('--no-test and --maps are for training runs, and none is given: leave them out')
+    if args.no_test and args.maps is not None:
+        raise ValueError(f'--maps {args.maps} draws samples of the test that --no-test leaves out: leave one out')
     _make_folder(args.out)
     for run_dir in runs:
         with bar(f'batches of {run_name(run_dir)}') as tick:
-            page = run_page(run_dir, not args.no_test, tick, args.maps)
+            page = run_page(run_dir, not args.no_test, tick, 6 if args.maps is None else args.maps)
         name = f'{run_name(run_dir).replace("/", "_")}.html' if args.out else 'report.html'
         path = os.path.join(args.out or run_dir, name)
         atomic_write(path, partial(write_text, page))
@@ -56,6 +61,8 @@ def _sweeps(folders: Sequence[str], out: Optional[str], pair: Optional[Sequence[
         rows = [only(row, tasks) for row in rows]
     for suite in dict.fromkeys(row.suite for row in rows):
         print(markdown([row for row in rows if row.suite == suite]))
+    if pair and pair[0] == pair[1]:
+        raise ValueError(f'--compare names {pair[0]} twice: name two of {", ".join(row.name for row in rows)}')
     if pair:
         print(compare(_named(rows, pair[0]), _named(rows, pair[1])))
     if out:
@@ -88,6 +95,6 @@ def add_parser(subparsers: Any) -> None:
         '--no-test', action='store_true', help='runs: without testing the adapter, which classes, confusions and worst '
         'samples come from')
     parser.add_argument(
-        '--maps', type=whole(0), default=6, metavar='N', help='runs: of how many of the worst samples to draw what the '
+        '--maps', type=whole(0), metavar='N', help='runs: of how many of the worst samples to draw what the '
         'model looked at: attributions, attention, share of the prompts (default: 6; 0: none)')
     parser.set_defaults(run=run)

@@ -16,7 +16,9 @@ from typing import Any, Dict, List, Optional
 
 from ..datasets.tables import SUITES, get_suite
 from ..names import printable
-from ..sweeps.plan import SweepPlan, Unit, budget, failures, forget_failures, make_plan, units, write_text
+from ..sweeps.plan import PLAN_FILE, SweepPlan, Unit, budget, failures, forget_failures, make_plan, units, write_text
+from ..sweeps.run_facts import is_run
+from ..sweeps.search import ALIASES
 from ..training.folders import folder
 from ..weights.io import atomic_write
 from .numbers import whole
@@ -31,13 +33,24 @@ def _parse_grid(texts: Optional[List[str]]) -> Optional[Dict[str, List[Any]]]:
     """
     if texts is None:
         return None
-    grid = {}
+    grid: Dict[str, List[Any]] = {}
     for text in texts:
         key, sign, values = text.partition('=')
         if not sign or not key or not values:
             raise ValueError(f'--grid {text!r}: write KEY=VALUE,VALUE, for example lr=0.1,0.01')
-        grid[key] = [_literal(v) for v in values.split(',')]
+        key = ALIASES.get(key, key)
+        if key in grid:
+            raise ValueError(f'--grid names {key} twice: give it all its values at once, separated by commas')
+        grid[key] = _values(values)
     return grid
+
+
+def _values(text: str) -> List[Any]:
+    """``'0.1,1'`` and ``'[1,2],[3]'`` by the rules of Python; words may lack their quotes."""
+    try:
+        return list(ast.literal_eval(f'[{text}]'))
+    except (ValueError, SyntaxError):
+        return [_literal(value) for value in text.split(',')]
 
 
 def _literal(text: str) -> Any:
@@ -82,13 +95,27 @@ def slurm_script(argv: List[str], work_dir: str, name: str, jobs: int, lines: Li
         lines='\n'.join(f'#SBATCH {line}' for line in lines) or '#')
 
 
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raises:
+        ValueError: If one flag would make another have no effect.
+    """
+    if args.dry_run and args.slurm:
+        raise ValueError('--dry-run writes no batch script, and --slurm asks for one: leave one out')
+    if not args.slurm and (args.slurm_line or args.slurm_jobs):
+        raise ValueError(f'{"--slurm-line" if args.slurm_line else "--slurm-jobs"} is for a batch script: name it by '
+                         '--slurm FILE')
+
+
 def run(args: argparse.Namespace) -> int:
     """``mmpetl sweep``; status 1 if a final run is missing in the end."""
     if args.root and not os.path.isdir(os.path.expanduser(args.root)):
         raise FileNotFoundError(f'--root {args.root} does not exist: prepare the data there, or name their folder')
     if args.shots is not None and args.shots < 1 and args.shots != -1:
         raise ValueError(f'--shots {args.shots}: give a whole number >= 1, or -1 for all images')
+    _check_flags(args)
     work_dir = args.work_dir or os.path.join('work_dirs', 'sweeps', f'{Path(args.config).stem}-{Path(args.suite).stem}')
+    if is_run(work_dir) and not os.path.isfile(os.path.join(work_dir, PLAN_FILE)):
+        raise ValueError(f'{work_dir} holds a training run: name another folder by --work-dir')
     changes = dict(
         grid=_parse_grid(args.grid),
         seeds=args.seeds,
@@ -106,10 +133,12 @@ def run(args: argparse.Namespace) -> int:
         f'final runs, in {work_dir}')
     if args.slurm:
         hidden = {'--slurm', '--slurm-jobs', '--slurm-line'}
-        script = slurm_script(without(args.argv, hidden), work_dir, plan['name'], args.slurm_jobs, args.slurm_line)
+        script = slurm_script(without(args.argv, hidden), work_dir, plan['name'], args.slurm_jobs or 8, args.slurm_line)
         atomic_write(args.slurm, partial(write_text, script))
         print(f'sbatch {args.slurm}')
         return 0
+    if args.dry_run and args.retry_failed:
+        print(f'{len(list(failures(plan, work_dir)))} failed runs would be tried again')
     if args.dry_run:
         for unit in units(plan, work_dir):
             print(f'{unit.task} {unit.fold or ""}: {len(unit.waiting())} runs can start')
@@ -177,7 +206,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--retry-failed', action='store_true', help='run failed trials again')
     parser.add_argument('--jobs', type=whole(1), help='runs at a time on this machine; default one per GPU, else 1')
     parser.add_argument('--slurm', metavar='FILE', help='write a Slurm array script and stop')
-    parser.add_argument('--slurm-jobs', type=whole(1), default=8, help='size of the array (default 8)')
+    parser.add_argument('--slurm-jobs', type=whole(1), help='size of the array (default 8)')
     parser.add_argument('--slurm-line', action='append', default=[], metavar='OPTION',
                         help='further line of the script, for example --slurm-line=--gres=gpu:1')
     parser.add_argument('--dry-run', action='store_true', help='write the plan, print what would start, and stop')

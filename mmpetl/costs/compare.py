@@ -65,7 +65,7 @@ def candidates(names: Sequence[str] = ()) -> List[str]:
     by_case = {name.lower(): name for name in known}
     for name in names:
         if name.lower() not in by_case:
-            raise ValueError(f'--methods {name!r} is unknown{nearest(name, known)}; known: {", ".join(known)}')
+            raise ValueError(f'--methods {name!r} is unknown{nearest(name, known)}')
     return [by_case[name.lower()] for name in names] or known
 
 

@@ -125,10 +125,16 @@ def input_shape(cfg: Config, backbone: nn.Module) -> Tuple[int, ...]:
 
 
 def batch_size(cfg: Config) -> int:
-    """Inputs per step and process: samples, times augmented copies, times clips."""
+    """Inputs per step and process: samples, times augmented copies, times clips.
+
+    Raises:
+        ValueError: If ``train_dataloader.batch_size`` is no number of samples.
+    """
     dataset = _train_dataset(cfg)
     clips = [t['num_clips'] for t in dataset.get('pipeline') or () if isinstance(t.get('num_clips'), int)]
     batch = (cfg.get('train_dataloader') or {}).get('batch_size', 1)
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f'train_dataloader.batch_size={batch!r:.80}: give a whole number from 1')
     return int(batch * (dataset.get('num_repeats') or 1) * (clips[0] if clips else 1))
 
 

@@ -61,7 +61,8 @@ def compare(first: Row, second: Row) -> Comparison:
              for task, cell in first.cells.items() if task in second.cells
              for run, other in second.cells[task].by_run.items() if run in cell.by_run}
     if not pairs:
-        raise ValueError(f'{first.name} and {second.name} share no finished run: the same tasks and seeds are compared')
+        raise ValueError(f'{first.name} and {second.name} share no finished run: the same tasks and '
+                         'seeds are compared; finish them by mmpetl sweep')
     differences = list(pairs.values())
     moved = len(set(differences)) > 1  # without spread the t-test divides by 0
     return Comparison(first.name, second.name, pairs, statistics.fmean(differences), interval(differences),

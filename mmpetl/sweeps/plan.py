@@ -90,14 +90,43 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
         digest=hashlib.sha256(text.encode()).hexdigest(),
         **_filled(entries, spec.form))
     build_search(plan)
+    _check_entries(plan, tasks, changes)
     if entries.get('search_epochs'):
         check_search_epochs(cfg, entries['search_epochs'])
-    if 'shots' in entries and spec.form != 'elevater':
-        raise ValueError(f'sweep.shots={entries["shots"]}: {spec.title} has no few-shot subsets: leave it out')
+    for key in ('shots', 'shot_seeds'):
+        if key in entries and spec.form != 'elevater' and (key in changes or key == 'shots'):
+            raise ValueError(f'sweep.{key}={entries[key]}: {spec.title} has no few-shot subsets: leave it out')
     if 'shots' in entries:
         plan['cfg_options']['task.shots'] = entries['shots']
     _store(plan, text, work_dir, tasks)
     return read_plan(work_dir)
+
+
+def _check_entries(plan: SweepPlan, tasks: Optional[Sequence[str]], changes: Mapping[str, Any]) -> None:
+    """Refuse what would run twice under one name, and options that a run sets itself.
+
+    Raises:
+        ValueError: Naming the option, or the entry of the config.
+    """
+    def said(key: str) -> str:
+        return f'--{key.replace("_", "-")} ' if changes.get(key) is not None else f'sweep.{key}='
+
+    for key in ('seeds', 'shot_seeds'):
+        wrong = [s for s in plan[key] or () if isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**32]
+        if wrong or plan[key] == []:
+            raise ValueError(f'{said(key)}{wrong or []!r:.80}: give whole numbers from 0 to 4294967295')
+    listed = [('--tasks ', tasks), *((said(key), plan[key]) for key in ('seeds', 'shot_seeds')),
+              *((f'{said("grid")}{key}=', values) for key, values in plan['grid'].items())]
+    for what, values in listed:
+        twice = next((v for number, v in enumerate(values or ()) if v in values[:number]), None)
+        if twice is not None:
+            raise ValueError(f'{what}{" ".join(map(str, values)):.80}: {twice!r:.80} is there twice, name it once')
+    own = dict.fromkeys(plan['grid'], '--grid') | {
+        'task.name': '--tasks', 'randomness.seed': '--seeds', 'work_dir': '--work-dir'}
+    for key in plan['cfg_options']:
+        if key in own:
+            raise ValueError(f'--cfg-options {key} has no effect, as every run gets its own: give it by {own[key]} '
+                             'alone')
 
 
 def _filled(entries: Mapping[str, Any], form: str) -> Dict[str, Any]:
@@ -162,13 +191,16 @@ def _checked_plan(plan: Any, path: str) -> SweepPlan:
             raise ValueError(f'{path} is not the plan of a sweep: {key!r} is a {type(plan.get(key)).__name__}: begin '
                              'the sweep anew by mmpetl sweep')
     known = get_suite(plan['suite']).tasks
+    if not plan['tasks']:
+        raise ValueError(f'{path} names no task: begin the sweep anew by mmpetl sweep')
     for task in plan['tasks']:
         if not isinstance(task, str) or task not in known:
-            raise ValueError(f'{path}: the suite has no task {task!r:.100}')
+            raise ValueError(f'{path}: the suite has no task {task!r:.100}: begin the sweep anew by mmpetl sweep')
         plain_name(task, f'{path}: task')
     for key in ('seeds', 'shot_seeds'):
-        if not all(type(seed) is int for seed in plan[key] or ()):
-            raise ValueError(f'{path}: {key} are whole numbers, got {plan[key]!r:.100}')
+        if plan[key] == [] or not all(type(seed) is int for seed in plan[key] or ()):
+            raise ValueError(f'{path}: {key} are whole numbers, got {plan[key]!r:.100}: begin the sweep anew by mmpetl '
+                             'sweep')
     return dict(plan)
 
 

@@ -78,9 +78,9 @@ def merge_options(cfg: Config, options: Optional[Mapping[str, Any]], said: str =
                              f'{key}.0.KEY=VALUE')
         try:
             cfg.merge_from_dict({key: value})
-        except (TypeError, KeyError, IndexError, AssertionError, ValueError) as error:
+        except (TypeError, KeyError, IndexError, AttributeError, AssertionError, ValueError) as error:
             raise ValueError(f'{said} {key}={value!r:.80}: it does not fit what the config has there: '
-                             f'{" ".join(str(error).split()):.200}') from error
+                             f'{" ".join(str(error).split()):.200}; give a value of its kind') from error
 
 
 def _check_path(cfg: Config, key: str, said: str) -> None:

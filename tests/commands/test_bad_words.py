@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad command lines of ``mmpetl``, in the process: one line that names the file or option, the value, and how to mend it."""
 
+import json
 import os
 import shlex
 import shutil
@@ -73,6 +74,10 @@ def damaged_runs_and_sweeps():
         Path(name, 'sweep.json').write_bytes(content)
     for config, suite in ((bad_words.SWEEP, 'vtab'), (bad_words.ELEVATER, 'elevater')):
         assert main(['sweep', config, '--suite', suite, '--dry-run', '--work-dir', f'planned_{suite}']) == 0
+    plan = json.loads(Path('planned_elevater/sweep.json').read_text())
+    for name, change in dict(s_notask=dict(tasks=[]), s_task=dict(tasks=['foo']), s_noseed=dict(seeds=[])).items():
+        Path(name).mkdir()
+        Path(name, 'sweep.json').write_text(json.dumps({**plan, **change}))
 
 
 @pytest.mark.parametrize('words, said', bad_words.ROWS, ids=[words for words, _ in bad_words.ROWS])

@@ -74,3 +74,11 @@ def test_cache_that_cannot_be_written(monkeypatch, tmp_path):
     assert doctor._cache().state == 'ok'
     monkeypatch.setattr(doctor.os, 'access', lambda *_: False)
     assert doctor._cache().state == 'wrong' and 'MMPETL_CACHE' in doctor._cache().mend
+
+
+@pytest.mark.parametrize('place', ['file', 'file/cache', 'link'])
+def test_a_cache_that_is_no_folder(place, monkeypatch, tmp_path):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link').symlink_to(tmp_path / 'link')
+    monkeypatch.setenv('MMPETL_CACHE', str(tmp_path / place))
+    assert doctor._cache().state == 'wrong' and 'MMPETL_CACHE' in doctor._cache().mend

@@ -20,6 +20,13 @@ from mmpetl.commands.main import COMMANDS, available, build_parser, main
 from mmpetl.recipes import find_config, folder, recipes
 
 
+@pytest.mark.parametrize('words', [['config', 'show', 'nowhere'], ['data', 'make', 'nowhere'], ['plan', 'nowhere']])
+def test_debug_shows_tracebacks_of_actions_too(words, capsys):
+    assert main(words) == 1 and 'Traceback' not in capsys.readouterr().err
+    with pytest.raises(OSError):
+        main([*words, '--debug'])
+
+
 @pytest.mark.parametrize('name', available())
 def test_every_help_has_examples_that_parse(name, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -138,6 +138,7 @@ def test_a_failed_trial_is_reported_and_never_a_score(data, tmp_path, capsys):
     assert sweep(config, data, tmp_path / 's2') == 1
     assert '0 of 1 units are complete, 2 runs failed' in capsys.readouterr().out
     assert sweep(config, data, tmp_path / 's2', '--retry-failed', '--dry-run') == 0
+    assert '2 failed runs would be tried again' in capsys.readouterr().out
 
 
 def test_plan_is_kept_checked_and_extended(data, tmp_path):
@@ -193,7 +194,8 @@ def test_slurm_script_and_command_line_helpers(tmp_path, capsys, data):
     script = slurm_script(kept, str(tmp_path), 'toy', 4, ['--gres=gpu:1'])
     assert '#SBATCH --array=0-3' in script and '#SBATCH --gres=gpu:1' in script
     assert script.rstrip().endswith('-m mmpetl.commands.main sweep cfg.py --suite vtab --seeds 1 2')
-    assert _parse_grid(['lr=0.1,1', 'model.x=a,b']) == {'lr': [0.1, 1], 'model.x': ['a', 'b']}
+    assert _parse_grid(['lr=0.1,1', 'model.x=a,b']) == {LR: [0.1, 1], 'model.x': ['a', 'b']}
+    assert _parse_grid(['model.x=[1,2],[3]', "y='a,b'"]) == {'model.x': [[1, 2], [3]], 'y': ['a,b']}
     with pytest.raises(ValueError, match='write KEY=VALUE,VALUE'):
         _parse_grid(['lr'])
     config = toy_sweep.write_config(tmp_path / 'toy.py')

@@ -31,7 +31,8 @@ def get_suite(name: Union[str, Suite]) -> Suite:
         return SUITES[name]
     if str(name).endswith('.json'):
         if not os.path.isfile(os.path.expanduser(name)):
-            raise ValueError(f'the suite file {name} does not exist')
+            raise ValueError(f'the suite file {name} does not exist: check the name, or give one of '
+                             f'{", ".join(SUITES)}')
         return read_suite(name, SUITES)
     raise ValueError(f'unknown suite {name!r}' + nearest(name, SUITES) + ' (or the .json file of a suite of your own)')
 
