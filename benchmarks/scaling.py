@@ -7,6 +7,7 @@ figures of this run.
 """
 
 import argparse
+import gc
 import os
 import socket
 import sys
@@ -214,6 +215,8 @@ def _worker(rank: int, port: int, names: Sequence[str], results: Any) -> None:
         found[name] = (sum(seen), sum(4 * p.numel() for p in model.parameters() if p.requires_grad))
     if rank == 0:
         results.put(found)
+    del model  # one that outlives its group may wait for the group's threads for ever
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -50,6 +50,6 @@ def work(rank, port, results, rows):
         except RuntimeError as error:
             failures.append(f'{case.name} on {backbone.name}: {str(error).splitlines()[0]}')
     results.put((rank, failures))
-    # A model that outlives its group joins the group's threads at the end, sometimes for ever.
+    # The last model that outlives its group ends the group's threads, with Python's lock held that they may wait for.
     gc.collect()
     torch.distributed.destroy_process_group()
