@@ -200,8 +200,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('-o', '--out', required=True, help='file; a folder for hf and peft')
     parser.add_argument('--to', choices=TARGETS, help='default from the suffix of --out: onnx or safetensors')
     parser.add_argument(
-        '--library', default='timm',
-        help='library of the base model, for peft: timm, hf, hf4, mmpretrain, mmaction2, original')
+        '--library',
+        help='library of the base model, for peft: timm (default), hf, hf4, mmpretrain, mmaction2, original')
     parser.add_argument(
         '--prefix', default='', help="what stands before the block names in the base model, for peft, such as 'vit.'")
     parser.add_argument(
@@ -242,6 +242,10 @@ def run(args: argparse.Namespace) -> None:
         ValueError: What cannot be exported, in one line.
     """
     target = _target(args)
+    for option in ('library', 'prefix'):
+        if getattr(args, option) and target != 'peft':
+            raise ValueError(f'--{option} {getattr(args, option)} is for --to peft, and this writes {target}: leave it '
+                             'out')
     cfg = read_config(args.config, args.cfg_options)
     if args.base:
         cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=args.base)
@@ -252,7 +256,7 @@ def run(args: argparse.Namespace) -> None:
         if target == 'onnx':
             said = export_onnx(model, args.out, args.backbone_only)
         elif target == 'peft':
-            said = export_peft(model, args.library, args.out, args.prefix)
+            said = export_peft(model, args.library or 'timm', args.out, args.prefix)
         elif target == 'safetensors':
             report = merge(model)
             state = find_backbone(model)[0].state_dict() if args.backbone_only else model.state_dict()

@@ -57,10 +57,11 @@ def _predict(predictor: Any, args: argparse.Namespace) -> Iterator[Any]:
     def unreadable(path: str, error: Exception) -> None:
         if path in args.files and isinstance(error, FileNotFoundError):  # no file of a folder: a name mistyped
             raise error
-        if not args.skip_unreadable:
-            raise ValueError(f'{one_line(error)}, or leave it out by {OPTION}') from error
         said = one_line(error)
-        wrong.append(said if said.startswith(path) else f'{path}: {said}')
+        said = said if said.startswith(path) else f'{path}: {said}'
+        if not args.skip_unreadable:
+            raise ValueError(f'{said}, or leave it out by {OPTION}') from error
+        wrong.append(said)
 
     results = predictor(files, args.batch_size, unreadable)
     note = leave_out(wrong, len(files), 'file', True, sys.stderr)

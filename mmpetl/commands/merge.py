@@ -68,7 +68,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument('--force', action='store_true', help=FORCE)
     parser.add_argument('--no-verify', action='store_true', help='do not compare the merged with the unmerged backbone')
     parser.add_argument(
-        '--tolerance', type=positive, default=1e-3, help='largest accepted difference, relative to the largest output')
+        '--tolerance', type=positive,
+        help='largest accepted difference, relative to the largest output (default 0.001)')
     parser.add_argument(
         '--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
         help='override entries of the config')
@@ -87,9 +88,12 @@ def run(args: argparse.Namespace) -> None:
         FileNotFoundError: If a file is missing.
         ValueError: What does not fit or cannot be merged, in one line; nothing is written.
     """
+    if args.no_verify and args.tolerance:
+        raise ValueError(f'--tolerance {args.tolerance:g} is for the comparison that --no-verify leaves out: leave one '
+                         'out')
     check_output(args.out, (args.config, args.adapter, args.base or args.config))
     cfg = read_config(args.config, args.cfg_options)
-    model, report, header = load_and_merge(cfg, args.adapter, args.base, not args.no_verify, args.tolerance,
+    model, report, header = load_and_merge(cfg, args.adapter, args.base, not args.no_verify, args.tolerance or 1e-3,
                                            args.force)
     state = find_backbone(model)[0].state_dict() if args.backbone_only else model.state_dict()
     write_state(args.out, state, _meta(header, report, args.adapter))

@@ -15,6 +15,7 @@ from ..datasets.video_prepare import check_counts
 from ..datasets.video_probe import Probe, check_videos
 from ..sites import nearest
 from ..weights.io import write_json
+from .numbers import positive
 
 
 @dataclass
@@ -123,7 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('videos')
     group.add_argument(
         '--decoder', choices=['auto', *MODULES], default='auto', help='default: the one that training would use')
-    group.add_argument('--timeout', type=float, default=30., help='seconds that one video may take (default 30)')
+    group.add_argument('--timeout', type=positive, default=30., help='seconds that one video may take (default 30)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -223,6 +223,9 @@ def _set_tta(cfg: Config) -> None:
         if 'tta_pipeline' not in cfg:
             flips = [[dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)], [dataset.pipeline[-1]]]
             cfg.tta_pipeline = [*deepcopy(dataset.pipeline[:-1]), dict(type='TestTimeAug', transforms=flips)]
+    for key, kind, what in (('tta_model', dict, 'a dict'), ('tta_pipeline', list, 'a list of transforms')):
+        if not isinstance(cfg[key], kind):
+            raise ValueError(f'--tta: {key}={cfg[key]!r:.80}: give {what}, or leave it out')
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     dataset.pipeline = cfg.tta_pipeline
 
@@ -316,18 +319,20 @@ def test_config(args: argparse.Namespace) -> Config:
         raise ValueError(f'{args.config} cannot be tested: it has no {" and no ".join(missing)}')
     if args.amp:
         cfg.test_cfg.fp16 = True
+    if args.wait_time < 0:
+        raise ValueError(f'--wait-time {args.wait_time:g}: give seconds from 0')
     if args.show or args.show_dir is not None:
         _set_visualization(cfg, args)
     _set_dumps(cfg, args)
     _set_dataloaders(cfg, ('test_dataloader', ), args)
-    if args.tta:
-        _set_tta(cfg)
     if cfg.launcher == 'none' or 'DeepSpeed' in str((cfg.get('strategy') or {}).get('type')):
         # One process needs no strategy for several, and DeepSpeed shares out gradients and optimizer state, which
         # testing has not.
         cfg.pop('strategy', None)
         cfg.pop('runner_type', None)
     _finish(cfg, args)
+    if args.tta:  # around the model and pipeline that the command line has changed
+        _set_tta(cfg)
     check_complete(cfg, args.config, 'test')
     _leave_out_metrics(cfg, args)  # what the command line says of the data included
     return cfg

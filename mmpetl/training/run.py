@@ -37,6 +37,11 @@ from .said import TellHook, near, tell_end
 from .work_dir import claimed, is_first_process, make, newest_checkpoint, note_command, refuse_or_clear
 
 _runs = itertools.count()
+#: Launcher -> a variable that it sets, and how it is used.
+_LAUNCHERS = dict(
+    pytorch=('RANK', 'torchrun: use bash tools/dist_train.sh CONFIG GPUS'),
+    slurm=('SLURM_PROCID', 'srun: use bash tools/slurm_train.sh'),
+    mpi=('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun of Open MPI: put it before the command, or leave --launcher out'))
 
 
 def _set_processes(cfg: Config) -> None:
@@ -51,9 +56,10 @@ def _set_processes(cfg: Config) -> None:
     if isinstance(backbone, dict) and str(backbone.get('base_dtype')).endswith(('int8', 'nf4')):
         raise ValueError(f'--launcher {cfg.launcher}: base_dtype={backbone["base_dtype"]!r} is for one process, as the '
                          "weights cannot be sent to others: use base_dtype='bf16', or one process")
+    variable, how = _LAUNCHERS.get(cfg.launcher, ('', ''))
+    if variable and variable not in os.environ:
+        raise ValueError(f'--launcher {cfg.launcher} is for {how}; {variable} is not set here')
     if cfg.launcher == 'pytorch':
-        if 'RANK' not in os.environ:
-            raise ValueError('--launcher pytorch is for torchrun: use bash tools/dist_train.sh CONFIG GPUS')
         here, gpus = int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
         if torch.cuda.is_available() and here > gpus:
             raise ValueError(f'{here} processes on this machine, which has {gpus} GPU(s): start at most {gpus}')

@@ -38,7 +38,8 @@ def _find(state: Mapping[str, torch.Tensor], name: str | None = None) -> tuple[s
         prefixes = _prefixes(state, FORMATS[name].anchor)
         if prefixes:
             return name, prefixes[0]
-        raise ValueError(f'not a {name} file: no key ends with {FORMATS[name].anchor!r}; {_nearest(state)}')
+        raise ValueError(f'not a {name} file: no key ends with {FORMATS[name].anchor!r}; {_nearest(state)}; name '
+                         'another format, or none')
     # In order: a later format may fit files of an earlier one.
     for name, known in FORMATS.items():
         for prefix in _prefixes(state, known.anchor):
