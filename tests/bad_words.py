@@ -386,7 +386,7 @@ ROWS = [
     ('data make data --bands 3 2 5 --out o1', '--bands 3 2 5: 24 of 24 pictures have 3 bands: give bands from 1 to 3'),
     ('data make data --bands 5 --skip-unreadable --out o1', '--bands 5: 24 of 24 pictures have 3 bands: give bands from 1 to 3'),
     ('data make bands --out o1', '2 of 4 pictures have 2 to 5 bands: give --bands, such as --bands 3 2 1'),
-    ('data make bands --bands 2 --out o1', '--bands 2: 2 of 4 pictures have 1 band: give bands from 1 to 1, or leave it out'),
+    ('data make bands --bands 2 --out o1', '--bands 2: 2 of 4 pictures have 1 band: give band 1, or leave it out'),
     ('data make data --bands 1 2 --out o1', '--bands 1 2: give one band, or three'),
     ('data make nan.csv --out o1', "nan.csv, line 3: label 'NaN' of 'b.png' stands for a missing one: write one, or remove the line, or name it"),
     ('data make minus.csv --out o1', "minus.csv, line 2: label '-1' of 'a.png' stands for a missing one"),

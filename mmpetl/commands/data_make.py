@@ -44,7 +44,7 @@ def _check_bands(survey: Survey, args: argparse.Namespace) -> None:
     found = str(min(counts)) if min(counts) == max(counts) else f'{min(counts)} to {max(counts)}'
     if args.bands:
         raise ValueError(f'--bands {" ".join(map(str, args.bands))}: {of} have {found} band{"s" * (found != "1")}: '
-                         f'give bands from 1 to {min(counts)}' + ('' if min(counts) > 1 else ', or leave it out'))
+                         f'give {f"bands from 1 to {min(counts)}" if min(counts) > 1 else "band 1, or leave it out"}')
     raise ValueError(f'{of} have {found} bands: give --bands, such as --bands 3 2 1 for red, green, blue, or one band')
 
 

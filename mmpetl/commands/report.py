@@ -26,6 +26,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'--compare and --tasks are for sweeps, and {runs[0]} is a training run: leave them out')
     if not runs and (args.no_test or args.maps is not None):
         raise ValueError('--no-test and --maps are for training runs, and none is given: leave them out')
+    if args.compare and args.compare[0] == args.compare[1]:
+        raise ValueError(f'--compare names {args.compare[0]} twice: name two sweeps')
     if args.no_test and args.maps is not None:
         raise ValueError(f'--maps {args.maps} draws samples of the test that --no-test leaves out: leave one out')
     _make_folder(args.out)
@@ -61,8 +63,6 @@ def _sweeps(folders: Sequence[str], out: Optional[str], pair: Optional[Sequence[
         rows = [only(row, tasks) for row in rows]
     for suite in dict.fromkeys(row.suite for row in rows):
         print(markdown([row for row in rows if row.suite == suite]))
-    if pair and pair[0] == pair[1]:
-        raise ValueError(f'--compare names {pair[0]} twice: name two of {", ".join(row.name for row in rows)}')
     if pair:
         print(compare(_named(rows, pair[0]), _named(rows, pair[1])))
     if out:

@@ -187,3 +187,13 @@ def test_names_are_listed_and_near_ones_offered(capsys):
     assert all(name in out for name in (*BASES, *DATA, *RECIPES))
     assert main(['fetch', 'vit-base-in22k']) == 1
     assert "did you mean 'vit-base-in21k'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('place', ['file', 'file/cache', 'link'])
+def test_a_cache_that_is_no_folder_is_one_line(place, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').touch()
+    (tmp_path / 'link').symlink_to(tmp_path / 'link')
+    monkeypatch.setenv('MMPETL_CACHE', str(tmp_path / place))
+    assert main(['fetch', 'dinov2-vits14']) == 1
+    said = capsys.readouterr().err
+    assert 'the cache folder (MMPETL_CACHE): ' in said and 'name a folder' in said and said.count('\n') == 1
