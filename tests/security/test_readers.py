@@ -263,6 +263,7 @@ EXEMPT = {
     'mmpetl/commands/doctor.py:_requirement_lines': OWN,
     'mmpetl/commands/doctor.py:pin_findings': OWN,
     'mmpetl/commands/sweep.py:_literal': ARGUMENT,
+    'mmpetl/commands/sweep.py:_values': ARGUMENT,
     'mmpetl/compat/placeholders.py:_lacks_drn': OWN,
     'mmpetl/compat/placeholders.py:_transformers_moved': OWN,
     'mmpetl/commands/main.py:_run.run': WRITES,
