@@ -8,15 +8,19 @@ function per worker waits 5 s for a worker that nobody has told to end, then kil
 import functools
 import gc
 import threading
-from typing import Any, Callable, Iterator, List
+import time
+from typing import Any, Callable, Iterator, List, Sequence
 
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..clean_errors import plain_error
 
 #: Seconds that workers get to end by themselves; one that reads a long video meanwhile is ended.
 PATIENCE = 2.
+#: Seconds for each further step towards an end: workers that were told to end, those that were killed, torch's threads.
+GRACE = 1.
 
 
 def close_loaders_after(runner: Any, *names: str) -> None:
@@ -59,8 +63,8 @@ def loaders_of(runner: Any) -> Iterator[DataLoader]:
 
 
 def close_loaders(loaders: List[DataLoader]) -> None:
-    """End the workers of all passes over some loaders, those that an error left in the middle too. The loaders can be
-    used again, and start new workers then.
+    """End the workers of all passes over some loaders, those that an error left in the middle too, in at most PATIENCE
+    and three times GRACE, whatever became of the workers. The loaders can be used again, and start new workers then.
 
     Args:
         loaders: Loaders; passes over their datasets by other loaders end too.
@@ -73,22 +77,32 @@ def close_loaders(loaders: List[DataLoader]) -> None:
     passes = [each for each in gc.get_objects() if type(each) is _MultiProcessingDataLoaderIter
               and id(each._dataset) in datasets]
     workers = [worker for each in passes for worker in each._workers]
-
-    def end_the_rest() -> None:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()  # a worker takes this from its parent as an order to end in peace
-
-    timer = threading.Timer(PATIENCE, end_the_rest)
-    timer.daemon = True
-    timer.start()
+    for each in passes:
+        if each._worker_pids_set:  # a worker that is killed from here on is no error of the run
+            signal_handling._remove_worker_pids(id(each))
+            each._worker_pids_set = False
+        for queue in (each._worker_result_queue, *each._index_queues):
+            queue.cancel_join_thread()  # else the interpreter's end waits until a pipe that nobody reads is empty
+    # In threads, as torch waits without a limit for its thread that pins memory, which a worker that was killed inside
+    # of a message leaves waiting for the rest, and for a lock that a worker held when it was killed.
+    ending = [threading.Thread(target=each._shutdown_workers, daemon=True) for each in passes]
     try:
-        for each in passes:
-            each._shutdown_workers()
+        for thread in ending:
+            thread.start()
+        _join(ending, PATIENCE)
     finally:
-        timer.cancel()
-        end_the_rest()
-        for worker in workers:
-            worker.join(PATIENCE)
+        for order in ('terminate', 'kill'):  # a worker takes the first as an order of its parent to end in peace
+            for worker in workers:
+                if worker.is_alive():
+                    getattr(worker, order)()
+            _join(workers, GRACE)
+    _join(ending, GRACE)  # those that still wait are left: they do nothing more, and hold up no end of the process
     for loader in loaders:
         loader._iterator = None  # else the loader would go on with the workers that have ended
+
+
+def _join(those: Sequence[Any], seconds: float) -> None:
+    """Wait for threads or processes, for some seconds together."""
+    until = time.monotonic() + seconds
+    for each in those:
+        each.join(max(0., until - time.monotonic()))

@@ -3,6 +3,7 @@
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import types
@@ -128,6 +129,79 @@ def test_a_worker_that_hangs_is_ended(chance, monkeypatch):
     assert time.monotonic() - began < 4 and not any(worker.is_alive() for worker in workers)
     assert int(next(going)) == 1
     loaders.close_loaders([other])
+
+
+class Megabytes(torch.utils.data.Dataset):
+    """What a worker cannot write at once into its pipe; from sample 2 on it is killed half way, if so wanted, and holds
+    the lock for writing then."""
+
+    def __init__(self, killed):
+        self.killed = killed
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if self.killed and index > 1:
+            multiprocessing.connection.Connection._send = self._half
+        return bytes(1 << 20)
+
+    @staticmethod
+    def _half(pipe, buffer, write=os.write):
+        write(pipe._handle, buffer[:1000])
+        if len(buffer) > 1000:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def pinning(monkeypatch):
+    """Torch's thread that pins memory, as with a GPU; what it pins stays where it is."""
+    gpu = dict(is_available=lambda: True, current_device_index=lambda: 0, set_device_index=lambda index: None,
+               current_accelerator=lambda: torch.device('cuda'))
+    for name, function in gpu.items():
+        monkeypatch.setattr(torch.accelerator, name, function)
+    monkeypatch.setattr(torch.utils.data._utils.pin_memory, 'pin_memory', lambda data, device=None: data)
+
+
+@pytest.mark.parametrize('what', ['inside of a message', 'inside of a lock', 'stopped', 'in peace'])
+def test_what_a_killed_worker_leaves_holds_up_nothing(pinning, monkeypatch, what):
+    """Torch waits without a limit for a thread that reads the rest of a message, and for the lock of an event that a
+    worker held; a worker that is stopped takes no order to end. Without any of it, all threads end too."""
+    monkeypatch.setattr(loaders, 'PATIENCE', 5. if what == 'in peace' else 0.3)
+    monkeypatch.setattr(loaders, 'GRACE', 5. if what == 'in peace' else 0.3)
+    loader = torch.utils.data.DataLoader(Megabytes(what == 'inside of a message'), batch_size=None, num_workers=2,
+                                         pin_memory=True, persistent_workers=True)
+    passes, seen = iter(loader), 0
+    workers, pins = list(passes._workers), passes._pin_memory_thread
+    try:
+        for _ in passes:
+            seen += 1
+    except RuntimeError as error:
+        assert 'exited unexpectedly' in str(error) or 'is killed by signal' in str(error)
+    assert (seen < 8) == (what == 'inside of a message')
+    if what == 'inside of a lock':
+        passes._workers_done_event._cond.acquire()
+    if what == 'stopped':
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    loaders.close_loaders([loader])
+    assert time.monotonic() - began < 3 and not any(worker.is_alive() for worker in workers)
+    assert pins.is_alive() == (what == 'inside of a message') and pins.daemon
+    assert all(queue._joincancelled for queue in (passes._worker_result_queue, *passes._index_queues))
+    loader.dataset.killed = False
+    assert sum(1 for _ in loader) == 8, 'the loader can be used again'
+    loaders.close_loaders([loader])
+
+
+def test_a_loader_begins_again_at_once(pinning):
+    """Workers of a pass have ended when its end is known: the next pass needs no pause before it, as MMEngine makes one."""
+    loader = torch.utils.data.DataLoader(range(4), num_workers=2, pin_memory=True)
+    for _ in range(5):
+        passes = iter(loader)
+        workers = list(passes._workers)
+        assert sum(1 for _ in passes) == 4 and not any(worker.is_alive() for worker in workers)
+    loaders.close_loaders([loader])
 
 
 def test_runners_without_loaders_are_left_alone():
