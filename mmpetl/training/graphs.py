@@ -5,11 +5,14 @@ A replay starts all kernels of a pass at once, where Python would start them one
 only the decisions are tested, with a stand-in for torch's graphs.
 """
 
+import weakref
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable, Optional
 
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..tuning import find_backbone
 
@@ -19,6 +22,10 @@ WARM_UP = 3
 
 def _say(line: str) -> None:
     print_log(line, 'current')  # not the logger's own method: averages of weights copy the model, loggers refuse that
+
+
+def _nothing() -> None:
+    """As a weak reference to what is gone."""
 
 
 class _Holder(nn.Module):
@@ -33,8 +40,16 @@ class _Holder(nn.Module):
         return self.backbone(x)
 
 
+def _keep_stream(device: torch.device) -> AbstractContextManager[Any]:
+    """The stream of now is that of afterwards: a capture that fails may leave its own behind."""
+    return torch.cuda.stream(torch.cuda.current_stream(device)) if device.type == 'cuda' else nullcontext()
+
+
 class GraphedForward:
     """Stands in for the ``forward`` of a backbone: counts, captures, replays; else runs the backbone as it is.
+
+    A replay overwrites what the one before it kept: a second pass before the first one's backward pass runs as it is.
+    A copy, by ``deepcopy`` or pickle, has no graph, which would read the weights of the original; it captures anew.
 
     Args:
         backbone: Attached backbone.
@@ -49,6 +64,10 @@ class GraphedForward:
         self._form: Any = None
         self._seen = 0
         self._over = self._inside = False
+        self._waiting: Callable[[], Any] = _nothing  # the output of a replay whose backward pass is still to come
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(self), _graph=None, _form=None, _seen=0, _waiting=_nothing)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         fits = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
@@ -64,16 +83,24 @@ class GraphedForward:
             if self._seen <= WARM_UP:
                 return self._plain(x)
             self._make(x)
-        if self._graph is None or form != self._form:
+        if self._graph is None or form != self._form or self._waiting() is not None:
             return self._plain(x)  # the last batch of an epoch may be shorter: the graph is kept for the others
-        return self._graph(x)
+        found = self._graph(x)
+        for output in (leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and leaf.requires_grad):
+            self._waiting = weakref.ref(output)
+            output.register_hook(self._is_back)
+        return found
+
+    def _is_back(self, gradient: Tensor) -> None:
+        self._waiting = _nothing
 
     def _make(self, x: Tensor) -> None:
         self._inside = True
         kind, half = x.device.type, self._form[-1]
         try:
             # A cache of casts would be filled in the capture and read when the graph's memory holds something else.
-            with torch.autocast(kind, dtype=half, enabled=half is not None, cache_enabled=False):
+            cast = torch.autocast(kind, dtype=half, enabled=half is not None, cache_enabled=False)
+            with _keep_stream(x.device), cast:
                 self._graph = self._capture(_Holder(self._backbone), (x.detach().clone(), ), allow_unused_input=True)
             self._say(f'cuda_graph: the backbone is captured for inputs of shape {tuple(x.shape)}')
         except (RuntimeError, AssertionError) as error:  # a copy to the host, a size that depends on values

@@ -60,10 +60,10 @@ def test_it_is_captured_after_the_warm_up_and_then_replayed(model):
     for _ in range(WARM_UP):
         model(x)
     assert (fake.captures, fake.replays) == (0, 0)
-    found = [features(model(x)) for _ in range(3)]
+    found = [features(model(x)).detach() for _ in range(3)]
     assert (fake.captures, fake.replays) == (1, 3) and len(lines) == 1 and 'is captured for inputs of shape (2, 3' in lines[0]
     assert all(torch.equal(each, wanted) for each in found)
-    found[-1].sum().backward()
+    features(model(x)).sum().backward()
     assert any(p.grad is not None for p in model.petl.parameters())
 
 
@@ -108,6 +108,63 @@ def test_casts_are_not_cached_in_the_capture(model):
         for _ in range(WARM_UP + 1):
             model(VIT.inputs())
     assert fake.captures == 1 and fake.cached is False
+
+
+def test_a_second_pass_before_the_backward_pass_is_no_replay(model):
+    """It would overwrite what the first one kept; a pass that no backward pass follows holds up nothing."""
+    fake, _ = graphed(model)
+    for _ in range(WARM_UP + 1):
+        model(VIT.inputs())
+    assert fake.replays == 1
+    for replays in (2, 3):
+        one, two = features(model(VIT.inputs())), features(model(VIT.inputs()))
+        assert fake.replays == replays
+        (one + two).sum().backward()
+    one = features(model(VIT.inputs()))
+    del one
+    model(VIT.inputs())
+    assert fake.replays == 5
+
+
+def test_copies_capture_anew(model):
+    """A graph reads the weights of the model that was captured."""
+    fake, _ = graphed(model)
+    for _ in range(WARM_UP + 1):
+        model(VIT.inputs())
+    assert fake.replays == 1
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.petl.parameters():
+            parameter.normal_()
+    ours, theirs = features(model(VIT.inputs())).detach(), features(twin(VIT.inputs())).detach()
+    assert fake.replays == 2 and (ours - theirs).abs().max() > 1e-3
+    assert twin.forward._graph is None and twin.forward._backbone is twin and model.forward._graph is not None
+
+
+def test_the_stream_is_that_of_before(monkeypatch):
+    """Torch's capture does not give it back where its end fails."""
+    streams = ['main']
+
+    class On:
+
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            streams.append(self.stream)
+
+        def __exit__(self, *error):
+            streams[:] = streams[:1]
+
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: streams[-1])
+    monkeypatch.setattr(torch.cuda, 'stream', On)
+    with pytest.raises(RuntimeError), graphs._keep_stream(torch.device('cuda', 0)):
+        assert streams == ['main', 'main']
+        On('side').__enter__()
+        raise RuntimeError('the capture failed')
+    assert streams == ['main']
+    with graphs._keep_stream(torch.device('cpu')):
+        pass
 
 
 def runner_of(model, **cfg):
