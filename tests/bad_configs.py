@@ -21,6 +21,7 @@ CONFIGS = [
     ('model = 3', 'model=3'),
     ('model = dict()', 'the config has no model'),
     ('train_cfg = dict(by_epoch=True)', 'train_cfg (EpochTrainLoop)'),
+    ("train_cfg.update(type='EpochBasedTrainLoop', by_epoch=True)", 'write train_cfg = dict(_delete_=True'),
     ('train_cfg = dict(max_epoch=3)', "train_cfg.max_epoch=3: EpochBasedTrainLoop takes no argument 'max_epoch'"),
     ('train_cfg = 3', 'train_cfg=3'),
     ('train_cfg.update(val_interval=0)', 'train_cfg.val_interval=0'),

@@ -195,7 +195,8 @@ class AdapterBank(Served):
             for line in check_belongs(header, facts, path, force):
                 print_log(line, 'current', logging.WARNING)
         except ValueError as error:
-            raise ValueError(f'adapter {name!r}: {error}; only tensors can be swapped in place: use add_file') from None
+            raise ValueError(
+                f'adapter {name!r}: {error}, or add it by add_file: only tensors can be swapped in place') from None
         own, given = self.tensors(name), renamed(given, header, self.prefix)
         odd = sorted(own.keys() ^ given.keys()) or [k for k in own if own[k].shape != given[k].shape]
         if odd:

@@ -382,7 +382,8 @@ def attach(backbone: nn.Module,
         raise ValueError(f'unknown memory setting {memory!r}' + nearest(memory, LEVELS))
     if isinstance(getattr(backbone, 'petl', None), PETL):
         raise ValueError(
-            f'{type(backbone).__name__} already has methods attached; build a new backbone or use its named adapters')
+            f'{type(backbone).__name__} already has methods attached; build a new backbone, or take mmpetl.AdapterBank '
+            'for several adapters on one base')
     family_name, family = family_of(backbone)
     _check_blocks(backbone, family)
     family.check(backbone)

@@ -148,7 +148,10 @@ def run(args: argparse.Namespace) -> int:
     from ..sweeps.workers import work
     from ..training.work_dir import note_command
     note_command(work_dir, sys.argv)
-    work(plan, work_dir, jobs=args.jobs)
+    try:
+        work(plan, work_dir, jobs=args.jobs)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt('finished runs are kept; the same command goes on') from None
     return _close(plan, work_dir)
 
 

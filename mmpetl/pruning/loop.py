@@ -331,7 +331,7 @@ class E2VPTLoop(EpochTrainLoop):
             gc.collect()  # the run before holds a model, too
         runner = build_runner(self._config(run, pair))
         runner.train()
-        found = runner.message_hub.runtime_info.get('validations') or [{}]
+        found = runner.message_hub.runtime_info.get('metrics_of_validations') or [{}]
         name, last = self.metric or next(iter(found[-1]), ''), found[-1]
         if name not in last and runner.val_loop:
             raise ValueError(f'E2VPTLoop: validation gives no metric {name!r}' + nearest(name, last))

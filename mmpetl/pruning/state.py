@@ -170,5 +170,7 @@ class StartHook(Hook):
             backbone.petl.refresh()
 
     def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
-        before = runner.message_hub.runtime_info.get('validations', [])
-        runner.message_hub.update_info('validations', [*before, {k: float(v) for k, v in (metrics or {}).items()}])
+        # not a name that begins with val, which every line of a validation would print
+        before = runner.message_hub.runtime_info.get('metrics_of_validations', [])
+        now = {k: float(v) for k, v in (metrics or {}).items()}
+        runner.message_hub.update_info('metrics_of_validations', [*before, now])

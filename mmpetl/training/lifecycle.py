@@ -113,6 +113,10 @@ def name_base(cfg: Config) -> None:
 
 def _set_loop(cfg: Config) -> None:
     loop = cfg.train_cfg
+    if 'type' in loop and 'by_epoch' in loop:
+        raise ValueError(f"train_cfg has type={loop['type']!r} and by_epoch={loop['by_epoch']!r}, of which only one "
+                         "may be there: where a config that it inherits says by_epoch, write train_cfg = "
+                         f"dict(_delete_=True, type={loop['type']!r}, ...)")
     if 'type' not in loop and 'by_epoch' in loop:
         loop['type'] = 'EpochBasedTrainLoop' if loop.pop('by_epoch') else 'IterBasedTrainLoop'
     for theirs, ours in (('EpochBasedTrainLoop', 'EpochTrainLoop'), ('IterBasedTrainLoop', 'IterTrainLoop')):

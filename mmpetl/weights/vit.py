@@ -265,9 +265,17 @@ def _vit_config(state: State, config: dict[str, Any]) -> dict[str, Any]:
                          qkv_bias='layers.0.attn.qkv.bias' in state, image_size=image_size(state))
 
 
+def _beside_patches(state: State) -> State:
+    """A head of the class token as transformers has it, which reads the mean of the patches too: that has zeros."""
+    if 'head.weight' in state:
+        state['head.weight'] = torch.cat([state['head.weight'], torch.zeros_like(state['head.weight'])], 1)
+    return state
+
+
 def _dinov2_config(state: State, config: dict[str, Any]) -> dict[str, Any]:
     ratio = config.pop('intermediate_size') // config['hidden_size']
-    return config | dict(model_type='dinov2', architectures=['Dinov2Model'], use_mask_token=False, mlp_ratio=ratio,
+    name = 'Dinov2ForImageClassification' if 'head.weight' in state else 'Dinov2Model'
+    return config | dict(model_type='dinov2', architectures=[name], use_mask_token=False, mlp_ratio=ratio,
                          image_size=image_size(state))
 
 
@@ -358,7 +366,7 @@ LAYER_SCALED = dataclasses.replace(
     ARCH,
     name='dinov2',
     formats={},
-    exports={'hf': Export(_AS_DINOV2, config=_dinov2_config)},
+    exports={'hf': Export(_AS_DINOV2, _beside_patches, _dinov2_config)},
     lora={
         'hf': ('encoder.layer.{}', _LORA_HF5),
         'hf4': ('encoder.layer.{}', {**LORA_HF4, 'fc1': 'mlp.fc1', 'fc2': 'mlp.fc2'}),

@@ -83,6 +83,7 @@ def test_search_then_final_seeds_and_goes_on_after_being_killed(data, tmp_path, 
     monkeypatch.setattr(trial, '_finish', dying)
     assert sweep(config, data, tmp_path / 'killed') == 130
     assert len(outcome(tmp_path / 'killed')) == 1
+    assert 'interrupted: finished runs are kept; the same command goes on' in capsys.readouterr().err
     assert sweep(config, data, tmp_path / 'killed') == 130
     assert len(outcome(tmp_path / 'killed')) == 2
     assert sweep(config, data, tmp_path / 'killed') == 0

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -23,7 +25,7 @@ from safetensors.torch import load_file
 
 from mmpetl.hooks.loops import EpochTrainLoop
 from mmpetl.pruning.loop import PHASES, E2VPTLoop, scale_schedule
-from mmpetl.pruning.state import PruningState, load_state, save_state
+from mmpetl.pruning.state import PruningState, StartHook, load_state, save_state
 from mmpetl.pruning.timeline import timeline
 from mmpetl.training.run import train
 from mmpetl.weights import adapter_file
@@ -161,6 +163,15 @@ def test_one_run_does_everything(whole):
     assert {'init.safetensors', 'trained.safetensors', 'state.json', 'timeline.png'} == {
         p.name for p in (folder / 'pruning').iterdir()}
     assert (runner.epoch, runner.max_epochs) == (3, 3)
+
+
+def test_lines_of_a_validation_hold_its_numbers_alone():
+    """MMEngine prints every note of a run whose name begins with val."""
+    runner = SimpleNamespace(message_hub=MessageHub('notes'))
+    for value in (0.5, 0.75):
+        StartHook().after_val_epoch(runner, {'accuracy/top1': value})
+    (name, found), = runner.message_hub.runtime_info.items()
+    assert found == [{'accuracy/top1': 0.5}, {'accuracy/top1': 0.75}] and not name.startswith(('train', 'val', 'test'))
 
 
 def test_checkpoints_of_the_two_trainings_are_kept_apart(whole):

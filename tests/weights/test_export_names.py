@@ -122,6 +122,19 @@ def test_dinov2_to_hugging_face(randomise, image, tmp_path):
 
 
 @pytest.mark.peers
+def test_a_classifier_of_dinov2_to_hugging_face(randomise, image, tmp_path):
+    """That of transformers reads the mean of the patches beside the class token."""
+    source = randomise(vit(layer_scale_init_value=1.))
+    state = with_head(source)
+    config = hf_config(state, 'vit', num_heads=2)
+    assert config['architectures'] == ['Dinov2ForImageClassification'] and state['head.weight'].shape[1] == 32
+    peer = open_hf(export_names(state, 'vit', 'hf'), config, 'Dinov2ForImageClassification', tmp_path)
+    x = image(2, 3, 16, 16)
+    assert difference(
+        peer(x).logits, torch.nn.functional.linear(source(x)[0][:, 0], state['head.weight'], state['head.bias'])) < TOL
+
+
+@pytest.mark.peers
 def test_clip_to_hugging_face_and_open_clip(randomise, image, tmp_path):
     open_clip = pytest.importorskip('open_clip', reason='peer open_clip is not installed')
     source = randomise(clip())
