@@ -22,11 +22,11 @@ optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
 ARCH = dict(arch=dict(embed_dims=32, num_layers=2, num_heads=4, feedforward_channels=64), img_size=32, patch_size=8)
 
 
-def write_base(folder):
-    """A base file with random weights, all of them away from their initial values."""
+def write_base(folder, **options):
+    """A base file with random weights, all of them away from their initial values; ``options`` of the base."""
     from mmpretrain.models import VisionTransformer
     torch.manual_seed(0)
-    base = VisionTransformer(**ARCH)
+    base = VisionTransformer(**ARCH, **options)
     perturb(base, 0.1)
     torch.save(dict(state_dict=base.state_dict()), folder / 'base.pth')
     return folder / 'base.pth'

@@ -114,6 +114,8 @@ def _outer(model: nn.Module, arch: str) -> Dict[str, Tensor]:
     head, video = getattr(model, 'head', None), getattr(model, 'cls_head', None)
     if neck is not None and type(neck).__name__ != 'GlobalAveragePooling' or (head is None and video is None):
         return {}
+    if getattr(backbone, 'out_type', None) in ('raw', 'featmap'):
+        return {}  # the head reads a mean of the patches, which heads of other libraries' ViTs do not
     width = backbone.petl.blocks[-1].spec.dim
     found = affine_of(video, width, lambda f: f) if video is not None else affine_of(head, width, lambda f: (f, ))
     return {} if found is None else {'head.weight': found[0], 'head.bias': found[1]}

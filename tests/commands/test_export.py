@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from cases import perturb
-from toy_model import ARCH, images, write_adapter, write_config
+from toy_model import ARCH, images, write_adapter, write_base, write_config
 
 from mmpetl.commands.main import main
 from mmpetl.weights import load_file
@@ -91,6 +91,30 @@ def test_heads_that_are_more_than_a_linear_layer(tmp_path, capsys, options, affi
         peer.eval()
         with torch.no_grad():
             assert close(peer(images()), model)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize('pooled', [False, True])
+def test_a_classifier_on_dinov2_for_transformers(tmp_path, capsys, pooled):
+    """One that reads the class token opens with it; one that reads a mean of the patches is left out and said."""
+    transformers = pytest.importorskip('transformers')
+    more = "\nmodel['backbone']['layer_scale_init_value'] = 1.\n"
+    if pooled:
+        more += "model['backbone']['out_type'] = 'featmap'\nmodel['neck'] = dict(type='GlobalAveragePooling')\n"
+    write_base(tmp_path, layer_scale_init_value=1.)
+    config = write_config(tmp_path, LORA)
+    config.write_text(config.read_text() + more)
+    model = write_adapter(config, tmp_path / 'a.safetensors')
+    words = ['export', str(config), str(tmp_path / 'a.safetensors'), '-o', str(tmp_path / 'hf'), '--to', 'hf']
+    assert main(words) == 0
+    assert ('head was left out' in capsys.readouterr().out) == pooled
+    name = 'Dinov2Model' if pooled else 'Dinov2ForImageClassification'
+    assert json.loads((tmp_path / 'hf/config.json').read_text())['architectures'] == [name]
+    peer, info = getattr(transformers, name).from_pretrained(str(tmp_path / 'hf'), output_loading_info=True)
+    assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys'))
+    if not pooled:
+        with torch.no_grad():
+            assert close(peer.eval()(images()).logits, model)
 
 
 @pytest.mark.peers

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from mmpetl.hooks.loops import EpochTrainLoop
 from mmpetl.pruning.loop import PHASES, E2VPTLoop, scale_schedule
 from mmpetl.pruning.state import PruningState, StartHook, load_state, save_state
 from mmpetl.pruning.timeline import timeline
+from mmpetl.training.lifecycle import prepare
 from mmpetl.training.run import train
 from mmpetl.weights import adapter_file
 
@@ -163,6 +165,22 @@ def test_one_run_does_everything(whole):
     assert {'init.safetensors', 'trained.safetensors', 'state.json', 'timeline.png'} == {
         p.name for p in (folder / 'pruning').iterdir()}
     assert (runner.epoch, runner.max_epochs) == (3, 3)
+
+
+@pytest.mark.parametrize('form', ['dict(', 'dict(_delete_=True, '])
+def test_the_line_of_the_card_in_a_config_that_inherits_a_shipped_one(tmp_path, form):
+    """The quickstart's loop says by_epoch, which a loop with a type must not: the error says what the card says."""
+    line = re.search(r"train_cfg = dict\((type='mmpetl.E2VPTLoop'.*?\))", (ROOT / 'docs/methods/e2vpt.md').read_text())[1]
+    (tmp_path / 'own.py').write_text(f'_base_ = {str(ROOT / "configs/quickstart/lora.py")!r}\n'
+                                     f'train_cfg = {form}{line}\n')
+    cfg = Config.fromfile(tmp_path / 'own.py')
+    cfg.work_dir = str(tmp_path)
+    if '_delete_' not in form:
+        with pytest.raises(ValueError, match=r"by_epoch=True, .* write train_cfg = dict\(_delete_=True, type='mmpetl.E2VPTLoop'"):
+            prepare(cfg)
+    else:
+        prepare(cfg)
+        assert cfg.train_cfg == dict(type='mmpetl.E2VPTLoop', max_epochs=100, search_epochs=20)
 
 
 def test_lines_of_a_validation_hold_its_numbers_alone():

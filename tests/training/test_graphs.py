@@ -139,6 +139,9 @@ def test_copies_capture_anew(model):
     ours, theirs = features(model(VIT.inputs())).detach(), features(twin(VIT.inputs())).detach()
     assert fake.replays == 2 and (ours - theirs).abs().max() > 1e-3
     assert twin.forward._graph is None and twin.forward._backbone is twin and model.forward._graph is not None
+    for _ in range(WARM_UP):
+        twin(VIT.inputs())
+    assert twin.forward._graph is not None and model.forward._graph is not twin.forward._graph and fake.captures == 1
 
 
 def test_the_stream_is_that_of_before(monkeypatch):
