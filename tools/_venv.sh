@@ -99,6 +99,7 @@ mmpetl_install() {
 
 mmpetl_venv() {
     local folder="${MMPETL_VENV:-$1}" python stamp base wanted had name files=(); shift
+    case "$folder" in *:*) mmpetl_die "$folder: no environment can be used where a path has a ':', which divides PATH; name another: MMPETL_VENV=/path" ;; esac
     export PYTHONPATH="$MMPETL_ROOT${PYTHONPATH:+:$PYTHONPATH}"
     if [ "${MMPETL_NO_INSTALL:-0}" = 1 ]; then
         [ -x "$folder/bin/python" ] || mmpetl_die "MMPETL_NO_INSTALL=1, but there is no environment in $folder"

@@ -7,7 +7,7 @@
 #   --if-there         a Python that is not on PATH, or packages that cannot be had, are a line and no failure
 #   --seconds N        start nothing later than N seconds from now, and end what runs then; neither is a failure
 # Environments are kept in work_dirs/matrix/. A Python that is not on PATH is fetched by uv where uv is installed. The table goes to
-# work_dirs/matrix/table.md, each run's output beside it. Status 1 if a run fails.
+# work_dirs/matrix/table.md, each run's output beside it. Status 1 if a run fails: its last lines are shown.
 set -uo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -54,14 +54,14 @@ environment=". '$root/tools/_venv.sh'; mmpetl_venv x $(grep -oE '^mmpetl_venv .*
 failed=0
 printf '| Python | torch | result | minutes |\n| --- | --- | --- | --: |\n' | tee "$out/table.md"
 for corner in "${corners[@]}"; do
-    version="${corner%%:*}" log="$out/$corner.txt" begin=$SECONDS status=0 result='no interpreter' torch=none
+    version="${corner%%:*}" log="$out/${corner/:/-}.txt" begin=$SECONDS status=0 result='no interpreter' torch=none
     if MMPETL_PYTHON="$(find_python "$version")"; then
-        MMPETL_VENV="$out/python$corner" MMPETL_TORCH="$(echo "$corner" | cut -s -d: -f2)"
+        MMPETL_VENV="$out/python${corner/:/-}" MMPETL_TORCH="$(echo "$corner" | cut -s -d: -f2)"
         export MMPETL_PYTHON MMPETL_VENV MMPETL_TORCH
         [ "$if_there" = 0 ] || in_time bash -euc "$environment" >"$log" 2>&1 || status=$?
         if [ $status = 0 ]; then
             in_time bash "$root/tools/run_tests.sh" "$@" >"$log" 2>&1 || status=$?
-            [ $status = 0 ] || [ $status = 124 ] || failed=1
+            [ $status = 0 ] || [ $status = 124 ] || { failed=1; tail -n 50 "$log" >&2; }
             result="$(grep -aE '^(=+ )?[0-9]+ (passed|failed|error|skipped).* in ' "$log" | tail -n 1 | sed -E 's/^=+ //; s/ in .*//')"
             torch="$("$MMPETL_VENV/bin/python" -c 'import torch; print(torch.__version__)' 2>/dev/null || echo none)"
         else

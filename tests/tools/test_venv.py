@@ -128,6 +128,30 @@ def test_environments_of_others_are_not_touched(tmp_path, pip):
     assert 'there is no environment in' in err
 
 
+def test_a_path_that_divides_PATH(tmp_path, pip):
+    """uv makes such an environment, and its programs are never found: another Python would run the tests."""
+    code, _, err = shell(f'mmpetl_venv {tmp_path}/python3.10:2.11 runtime', MMPETL_PYTHON=str(pip))
+    assert code == 1 and "no environment can be used where a path has a ':'" in err and 'MMPETL_VENV=' in err
+    assert calls(tmp_path) == []
+
+
+def test_matrix_runs_in_the_environment_that_it_makes(tmp_path):
+    """tools/test_matrix.sh with a torch of its own: the tests' `python` is that environment's."""
+    made = tmp_path / 'checkout'
+    (made / 'tools').mkdir(parents=True)
+    for name in ('test_matrix.sh', '_venv.sh'):
+        shutil.copy(ROOT / 'tools' / name, made / 'tools')
+    environment = made / 'work_dirs/matrix/python3.97-7/bin'
+    environment.mkdir(parents=True)
+    (environment / 'python').symlink_to('/bin/true')
+    (made / 'tools/run_tests.sh').write_text(
+        '. "$(dirname "$0")/_venv.sh"\nmmpetl_venv x runtime\n[ "$(command -v python)" = "$MMPETL_VENV/bin/python" ] && echo "1 passed in 1s"\n')
+    (tmp_path / 'python3.97').symlink_to('/bin/true')
+    env = dict(os.environ, PATH=f'{tmp_path}:/usr/bin:/bin', PYENV_ROOT=str(tmp_path), MMPETL_NO_INSTALL='1')
+    done = subprocess.run(['bash', str(made / 'tools/test_matrix.sh'), '--if-there', '3.97:7'], capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and '| 1 passed |' in done.stdout, (done.stdout, done.stderr)
+
+
 def test_no_supported_python(tmp_path):
     old = tmp_path / 'python3.9'
     old.write_text('#!/bin/sh\nexit 3\n')
@@ -169,6 +193,7 @@ def test_matrix_tabulates(tmp_path):
     run = ['bash', str(made / 'tools/test_matrix.sh')]
     done = subprocess.run([*run, '3.97', '3.98', '3.99'], capture_output=True, text=True, env=env)
     assert done.returncode == 1 and 'there is no python3.99: install it, or uv' in done.stderr
+    assert '== 1 failed, 2 passed in 3s ==' in done.stderr and '3 passed' not in done.stderr  # why, where only this output is kept
     assert done.stdout.splitlines()[2:] == [
         '| 3.97 | 2.0 | 3 passed | 0 |', '| 3.98 | 2.0 | 1 failed, 2 passed | 0 |', '| 3.99 | none | no interpreter | 0 |']
     assert (made / 'work_dirs/matrix/table.md').read_text() == done.stdout
@@ -177,7 +202,7 @@ def test_matrix_tabulates(tmp_path):
     shutil.copy(VENV, made / 'tools')
     (made / 'tools/_venv.sh').write_text('mmpetl_venv() { case "$MMPETL_TORCH" in 9) exit 1 ;; 6) sleep 20 ;; esac; }\n')
     with (made / 'tools/run_tests.sh').open('a') as script:
-        script.write('case "$MMPETL_VENV" in *:8) sleep 20 ;; esac\nexit 0\nmmpetl_venv x runtime\n')
+        script.write('case "$MMPETL_VENV" in *-8) sleep 20 ;; esac\nexit 0\nmmpetl_venv x runtime\n')
     done = subprocess.run([*run, '--if-there', '--seconds', '3', '3.99', '3.97:9', '3.97', '3.97:8', '3.97:7'],
                           capture_output=True, text=True, env=env)
     assert done.returncode == 0 and [line.split(' | ')[2] for line in done.stdout.splitlines()[2:]] == [
