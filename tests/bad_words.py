@@ -161,6 +161,7 @@ ROWS = [
     ('sweep SWEEP --suite vtab --grid lr= --dry-run --work-dir sw', "--grid 'lr='"),
     ('sweep SWEEP --suite vtab --grid lr=x --dry-run --work-dir sw', "SWEEP: optim_wrapper.optimizer.lr='x'"),
     ('sweep SWEEP --suite vtab --grid foo.bar=3 --dry-run --work-dir sw2', '--grid foo.bar=3'),
+    ('sweep SWEEP --suite vtab --test-every 1000 --dry-run --work-dir sw', '--test-every 1000: a run has 100 epochs and would not be tested before its end: give 1 to 100'),
     ('sweep SWEEP --suite vtab --seeds x', "argument --seeds: 'x'"),
     ('sweep SWEEP --suite vtab --seeds -1 --dry-run --work-dir sw3', "argument --seeds: '-1'"),
     ('sweep SWEEP --suite vtab --root nowhere --work-dir sw5', '--root nowhere does not exist: prepare the data there, or name their folder'),

@@ -93,6 +93,7 @@ def make_plan(config: str, work_dir: str, suite: str, tasks: Optional[List[str]]
     _check_entries(plan, tasks, changes)
     if entries.get('search_epochs'):
         check_search_epochs(cfg, entries['search_epochs'])
+    _check_test_every(plan['test_every'], (cfg.get('train_cfg') or {}).get('max_epochs'), changes)
     for key in ('shots', 'shot_seeds'):
         if key in entries and spec.form != 'elevater' and (key in changes or key == 'shots'):
             raise ValueError(f'sweep.{key}={entries[key]}: {spec.title} has no few-shot subsets: leave it out')
@@ -127,6 +128,24 @@ def _check_entries(plan: SweepPlan, tasks: Optional[Sequence[str]], changes: Map
         if key in own:
             raise ValueError(f'--cfg-options {key} has no effect, as every run gets its own: give it by {own[key]} '
                              'alone')
+
+
+def _check_test_every(every: Any, epochs: Optional[int], changes: Mapping[str, Any]) -> None:
+    """Refuse a distance of tests that no final run is long enough for.
+
+    Raises:
+        ValueError: Naming the option, or the entry of the config.
+    """
+    said = '--test-every ' if changes.get('test_every') is not None else 'sweep.test_every='
+    if every is None:
+        return
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f'{said}{every!r:.80}: give a whole number of epochs >= 1')
+    if epochs is None:
+        raise ValueError(f'{said}{every}: this config does not train by epochs: leave it out')
+    if every > epochs:
+        raise ValueError(f'{said}{every}: a run has {epochs} epochs and would not be tested before its end: give 1 to '
+                         f'{epochs}')
 
 
 def _filled(entries: Mapping[str, Any], form: str) -> Dict[str, Any]:

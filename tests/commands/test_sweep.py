@@ -166,6 +166,14 @@ def test_plan_is_kept_checked_and_extended(data, tmp_path):
         read_result(str(tmp_path / 'r'))
 
 
+def test_a_test_that_no_run_reaches_is_refused(data, tmp_path):
+    for value, said in ((4, '4: a run has 3 epochs'), (True, 'True: give a whole number'), (0, '0: give a whole number')):
+        config = toy_sweep.write_config(tmp_path / 'toy.py', epochs=3, sweep=f'grid={{}}, test_every={value}')
+        with pytest.raises(ValueError, match=f'sweep.test_every={said}'):
+            make_plan(config, str(tmp_path / 's'), 'vtab', ['kitti'], str(data))
+        assert not (tmp_path / 's').exists()
+
+
 def test_trial_configs(data, tmp_path):
     config = toy_sweep.write_config(tmp_path / 'toy.py', epochs=30)
     plan = make_plan(config, str(tmp_path / 's'), 'vtab', ['kitti'], str(data), test_every=10)
