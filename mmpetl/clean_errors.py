@@ -6,9 +6,13 @@ import gc
 import logging
 import os
 import re
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Optional
 
 from .console import quiet
@@ -16,6 +20,8 @@ from .names import printable
 from .suggest import nearest
 
 DEBUG_VARIABLE = 'MMPETL_DEBUG'
+#: Seconds after a Ctrl-C in which another does nothing: what ends a run, and says how it goes on, is whole.
+PATIENCE = 10.
 #: What to do about an error of the file system.
 _REMEDIES = {
     errno.ENOENT: 'check the name', errno.ENOTDIR: 'a part of the path is a file, name another one',
@@ -147,6 +153,29 @@ def _check_empty(argv: Sequence[str]) -> None:
                              'set?)')
 
 
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Within the context, and after an interrupt until the process ends, a second Ctrl-C does not cut what the first
+    one began, unless that takes longer than :data:`PATIENCE`."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # ignored, as behind nohup, or somebody else's
+        return
+    first: list[float] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if not first or time.monotonic() - first[0] > PATIENCE:
+            first[:] = [time.monotonic()]
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        if not first:
+            signal.signal(signal.SIGINT, before)
+
+
 def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> int:
     """Run a command and turn what it raises into one line and an exit status.
 
@@ -161,7 +190,7 @@ def run_cleanly(main: Callable[[Sequence[str]], Any], argv: Sequence[str]) -> in
     logging.raiseExceptions = debug_wanted(argv)  # a log on a full disk would print tracebacks of its own
     try:
         _check_empty(argv)
-        with quiet(argv):
+        with _interrupted_once(), quiet(argv):
             main(argv)
     except KeyboardInterrupt as stop:
         print(f'interrupted{f": {stop}" if str(stop) else ""}', file=sys.stderr)

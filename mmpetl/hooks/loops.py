@@ -58,6 +58,13 @@ class _Exact:
         give_back_gradients(self.runner.model, state.get('gradients') or {})
         return state
 
+    def tell_finished(self, unit: str, done: int, last: int) -> None:
+        """Say of a run that was resumed that it has trained for as long as it should."""
+        if done >= last:
+            self.runner.logger.info(
+                f'{"finished":<10}at {unit} {done} of {last}; to train longer add --set train_cfg.max_{unit}s=N, '
+                f'N above {last}')
+
     @staticmethod
     def set_states(states: Optional[List[Any]]) -> None:
         """Give every process its random states."""
@@ -89,6 +96,7 @@ class EpochTrainLoop(_Exact, EpochBasedTrainLoop):
     def run(self) -> Any:
         """Train."""
         self.runner.call_hook('before_train')
+        self.tell_finished('epoch', self._epoch, self._max_epochs)
         if self.resume_here():
             self._validate_if_due()
         while self._epoch < self._max_epochs and not self.stop_training:
@@ -169,6 +177,7 @@ class IterTrainLoop(_Exact, IterBasedTrainLoop):
         """Train."""
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
+        self.tell_finished('iter', self._iter, self._max_iters)
         if self._iter > 0:
             self.runner.logger.info(f'Reading {self._iter} batches again, to go on after them')
         for _ in range(self._iter):

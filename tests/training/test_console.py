@@ -3,8 +3,11 @@
 --verbose."""
 
 import logging
+import os
 import re
+import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from mmengine.logging import MMLogger, print_log
 
 from mmpetl import console
 from mmpetl.commands.main import main
+from mmpetl.training import run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy_run  # noqa: E402
@@ -172,6 +176,34 @@ def test_ctrl_c_says_what_is_kept(toy, monkeypatch, capsys, epoch, said):
     out = f'stopped{epoch}'
     assert main(['train', toy[1], '--work-dir', out]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == said.format(out)
+
+
+def test_a_second_ctrl_c_leaves_the_message_whole(toy, monkeypatch, capsys):
+    from mmengine.hooks import IterTimerHook
+
+    before, find = signal.getsignal(signal.SIGINT), run.newest_checkpoint
+
+    def press(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # where Python looks at signals
+
+    monkeypatch.setattr(IterTimerHook, '_before_iter', press)
+    monkeypatch.setattr(run, 'newest_checkpoint', lambda *a: (press(), find(*a))[1])
+    try:
+        assert main(['train', toy[1], '--work-dir', str(toy[0] / 'twice')]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        'interrupted: before the first checkpoint; the same command begins anew')
+
+
+def test_a_finished_run_says_so(toy, capsys):
+    words = ['train', toy[1], '--work-dir', str(toy[0] / 'finished')]
+    assert main(words) == 0 and 'finished  ' not in capsys.readouterr().out
+    assert main([*words, '--resume']) == 0
+    assert 'finished  at epoch 2 of 2; to train longer add --set train_cfg.max_epochs=N, N above 2' in capsys.readouterr().out
+    assert main([*words, '--resume', '--set', 'train_cfg.max_epochs=3', 'param_scheduler.T_max=3']) == 0
+    assert 'finished  ' not in capsys.readouterr().out
 
 
 def test_a_word_at_the_start(monkeypatch, capsys):
