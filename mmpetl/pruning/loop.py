@@ -25,8 +25,9 @@ from ..hooks.loops import EpochTrainLoop
 from ..registry import LOOPS
 from ..sites import nearest, positive
 from ..training.run import build_runner
+from ..training.said import CommandHook, near
 from ..training.tasks import find_dicts
-from ..training.work_dir import contents, newest_checkpoint
+from ..training.work_dir import Newest, contents, newest_checkpoint
 from ..tuning import unwrap
 from .scores import PromptScorer, find_prunable, mask_levels
 from .state import Pair, PruningState, load_state, restore, save_state, store
@@ -68,6 +69,12 @@ def _levels(name: str, count: Union[int, str], total: int, least: int, percents:
     if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < total:
         raise ValueError(f"E2VPTLoop: {name} must be 'search' or a number to prune in 0..{total - 1}, got {count!r}")
     return [count]
+
+
+def _validations(runner: Any) -> Dict[str, List[float]]:
+    """The numbers of all validations of a run, and of those before it was resumed: metric -> values."""
+    return {key.removeprefix('val/'): list(buffer.data[0]) for key, buffer in runner.message_hub.log_scalars.items()
+            if key.startswith('val/') and key not in ('val/time', 'val/data_time')}
 
 
 class _ValuesOnly(Hook):
@@ -193,17 +200,70 @@ class E2VPTLoop(EpochTrainLoop):
     def run(self) -> nn.Module:
         """Run the phases that are not done yet."""
         self._begin()
-        for phase in self.phases:
-            if phase in self.state.done:
-                self.runner.logger.info(f'E2VPT: phase {phase} is done already')
-                continue
-            self.runner.logger.info(f'E2VPT: phase {phase}')
-            getattr(self, f'_phase_{phase}')()
+        left = [phase for phase in self.phases if phase not in self.state.done]
+        self._tell(left)
+        for phase in left:
+            self.runner.logger.info(f'E2VPT: phase {phase}{self._epochs(phase) if phase != "prune" else ""}')
+            try:
+                getattr(self, f'_phase_{phase}')()
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(self._kept(phase)) from None
             self.state.done.append(phase)
             save_state(self.folder, self.state)
             if phase in ('prune', 'retrain') and is_main_process():
                 draw(self.state, self._path('timeline.png'))
         return self.runner.model
+
+    @property
+    def _command_hooks(self) -> List[Hook]:
+        return [hook for hook in self.runner.hooks if isinstance(hook, CommandHook)]
+
+    def _tell(self, left: List[str]) -> None:
+        """Say what there is to do, as an ordinary run does."""
+        for hook in self._command_hooks:
+            hook.before_train(self.runner)
+        info = self.runner.logger.info
+        if not left:
+            info(f'{"finished":<10}all phases ({", ".join(self.phases)}); to train longer begin anew by --overwrite '
+                 f'--set train_cfg.max_epochs=N, N above {self.max_epochs}')
+        elif len(left) < len(self.phases):
+            info(f'E2VPT: done already: {", ".join(phase for phase in self.phases if phase not in left)}')
+        if left and self._parts():
+            words = [f'{phase} {epochs}' if count == 1 else f'{phase} at most {count} x {epochs}'
+                     for phase, (count, epochs) in self._parts().items()]
+            info(f'{"epochs":<10}{", ".join(words)}; {self._all_epochs()} in all')
+
+    def _parts(self) -> Dict[str, Tuple[int, int]]:
+        """Phase -> how often it trains, at most, and epochs each time."""
+        counts = [len(levels) for levels in self.levels if len(levels) > 1]
+        search = sum(counts) - (len(counts) == 2)  # the search of segments begins with a candidate of that of tokens
+        parts = dict(train=(1, self.max_epochs), prune=(search, self.search_epochs), retrain=(1, self.max_epochs))
+        return {phase: part for phase, part in parts.items() if phase in self.phases and part[0]}
+
+    def _all_epochs(self) -> str:
+        parts = self._parts()
+        return ('at most ' if 'prune' in parts else '') + str(sum(count * epochs for count, epochs in parts.values()))
+
+    def _epochs(self, phase: str) -> str:
+        """Which of all epochs the next training of a phase is."""
+        _, epochs = self._parts().get(phase, (0, 0))
+        first = 1 + self.search_epochs * len(self.state.runs) * ('prune' in self.phases)
+        first += self.max_epochs * (phase != 'train' and 'train' in self.phases)
+        which = f'epoch {first}' if epochs == 1 else f'epochs {first} to {first + epochs - 1}'
+        return f', {which} of {self._all_epochs()}' if epochs else ''
+
+    def _kept(self, phase: str) -> str:
+        """What Ctrl-C leaves."""
+        kept = f'{len(self.state.runs)} candidate(s) are' if phase == 'prune' else 'what the phases before made is'
+        if phase in ('train', 'retrain') and (found := self._newest(phase)).path:
+            kept = f'{near(found.path)}, {found.where}, is'
+        return f'in phase {phase} of E2VPT; {kept} kept; the same command with --resume goes on'
+
+    def _newest(self, run: str) -> Newest:
+        """The newest checkpoint of a training; none of those in folders below."""
+        folder = os.path.abspath(self._folders(run)[1])
+        found = newest_checkpoint(folder)
+        return found if found.path and os.path.dirname(found.path) == folder else Newest()
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
@@ -304,11 +364,13 @@ class E2VPTLoop(EpochTrainLoop):
         """Validation value of a pair, found now or before."""
         value = self.state.value(pair)
         if value is None:
+            what = f'E2VPT: without {pair[0]} tokens and {pair[1]} segments'
+            self.runner.logger.info(f'{what}{self._epochs("prune")}')
             values = self._fit(f'{pair[0]}-{pair[1]}', pair)[1]
             value = values[-1] if self.select == 'last' else self.sign * max(self.sign * v for v in values)
             self.state.add_run(pair, value)
             save_state(self.folder, self.state)
-            self.runner.logger.info(f'E2VPT: without {pair[0]} tokens and {pair[1]} segments: {value:.4f}')
+            self.runner.logger.info(f'{what}: {value:.4f}')
         return value
 
     def _score_loader(self) -> Any:
@@ -330,9 +392,12 @@ class E2VPTLoop(EpochTrainLoop):
         if get_device() != 'cpu':
             gc.collect()  # the run before holds a model, too
         runner = build_runner(self._config(run, pair))
+        for hook in self._command_hooks:
+            runner.register_hook(hook)
         runner.train()
-        found = runner.message_hub.runtime_info.get('metrics_of_validations') or [{}]
-        name, last = self.metric or next(iter(found[-1]), ''), found[-1]
+        found = _validations(runner)
+        last = {key: values[-1] for key, values in found.items()}
+        name = self.metric or next(iter(last), '')
         if name not in last and runner.val_loop:
             raise ValueError(f'E2VPTLoop: validation gives no metric {name!r}' + nearest(name, last))
         if run in ('train', 'retrain'):
@@ -341,7 +406,7 @@ class E2VPTLoop(EpochTrainLoop):
             self._epoch, self._iter = runner.epoch, runner.iter  # hooks of the outer run ask this loop for them
         if run == self.phases[-1]:
             self.runner.model = runner.model
-        return unwrap(runner.model), [metrics[name] for metrics in found if name]
+        return unwrap(runner.model), found.get(name, [])
 
     def _folders(self, run: str) -> Tuple[str, str, Optional[str]]:
         """Work dir of a run, the folder of its checkpoints, and the option ``out_dir`` that gives it this folder."""
@@ -357,7 +422,7 @@ class E2VPTLoop(EpochTrainLoop):
         top, search = self.runner.cfg, run not in ('train', 'retrain')
         cfg = top.to_dict()
         name = f'{top.get("experiment_name") or Path(top.filename or "pruning").stem}_{run}'
-        work_dir, folder, out_dir = self._folders(run)
+        work_dir, _, out_dir = self._folders(run)
         epochs = self.search_epochs if search else self.max_epochs
         how = 'init' if run == 'train' else self.rewind if search or 'rewind' in self.state.done else 'keep'
         begin = dict(init=self._path('init.safetensors'), keep=self._path('trained.safetensors')).get(how)
@@ -371,7 +436,7 @@ class E2VPTLoop(EpochTrainLoop):
             custom_hooks=[*custom, dict(type='mmpetl.StartHook', path=begin)],
             default_hooks=default,
             param_scheduler=scale_schedule(cfg.get('param_scheduler'), epochs / self.max_epochs),
-            **self._origin(folder))
+            **self._origin(run))
         if pair is not None:
             for method in find_dicts(cfg['model'], 'E2VPT'):
                 method['kept'] = self.state.kept_of(pair)
@@ -385,11 +450,12 @@ class E2VPTLoop(EpochTrainLoop):
         # formatting takes longer than building the run
         return Config(cfg, cfg_text=top.text or name, filename=f'{name}.py', format_python_code=False)
 
-    def _origin(self, folder: str) -> Dict[str, Any]:
-        """Whether a run goes on, and from which of the checkpoints in its folder."""
+    def _origin(self, run: str) -> Dict[str, Any]:
+        """Whether a run goes on, and from which of its checkpoints."""
         given = self.runner.cfg.get('load_from')
         if not self.resuming:
             return dict(resume=False, load_from=given)
-        found = [path for path in (given, newest_checkpoint(folder).path)
-                 if path and os.path.dirname(os.path.abspath(path)) == os.path.abspath(folder)]
-        return dict(resume=bool(found), load_from=found[0] if found else None)
+        folder = os.path.abspath(self._folders(run)[1])
+        of_it = given and os.path.dirname(os.path.abspath(given)) == folder
+        path = given if of_it else self._newest(run).path
+        return dict(resume=path is not None, load_from=path)

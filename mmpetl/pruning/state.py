@@ -137,7 +137,7 @@ def restore(model: nn.Module, path: str) -> None:
 
 @HOOKS.register_module()
 class StartHook(Hook):
-    """Begin a training at stored values, without what ``kept`` of the model's E2VPT leaves out; note its validations.
+    """Begin a training at stored values, without what ``kept`` of the model's E2VPT leaves out.
 
     A resumed training goes on as it is.
 
@@ -168,9 +168,3 @@ class StartHook(Hook):
         if not method.token_mask.requires_grad:  # else masks are trained: nothing is pruned yet
             method.prune(*self.masks)
             backbone.petl.refresh()
-
-    def after_val_epoch(self, runner: Any, metrics: Optional[Dict[str, float]] = None) -> None:
-        # not a name that begins with val, which every line of a validation would print
-        before = runner.message_hub.runtime_info.get('metrics_of_validations', [])
-        now = {k: float(v) for k, v in (metrics or {}).items()}
-        runner.message_hub.update_info('metrics_of_validations', [*before, now])

@@ -9,9 +9,10 @@ from typing import Any, Optional
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+
+from .said import CommandHook
 
 
 def memory_bytes() -> int:
@@ -31,8 +32,8 @@ class _Rate(TextColumn):
         return super().render(task).append('' if speed is None else f'{speed:.2f} it/s')
 
 
-class BarHook(Hook):
-    """Moves a bar after every iteration.
+class BarHook(CommandHook):
+    """Moves a bar after every iteration; lines of the log stand above it, without those that it replaces.
 
     Args:
         progress: The bar, started.
@@ -42,6 +43,27 @@ class BarHook(Hook):
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.task = progress.add_task('starting', total=None, more='')
+        self._before: list[tuple[logging.StreamHandler, Any]] = []
+
+    def before_train(self, runner: Any) -> None:
+        """Begin anew: a command may train several times."""
+        self.progress.reset(self.task, description='starting')
+        self.take(runner)
+
+    def take(self, runner: Any) -> None:
+        """Let the lines of a run go above the bar."""
+        for handler in runner.logger.handlers:
+            if type(handler) is logging.StreamHandler and _quiet not in handler.filters:  # a FileHandler is one, too
+                self._before.append((handler, handler.stream))
+                handler.addFilter(_quiet)
+                handler.setStream(sys.stdout)  # rich's, while the bar is there
+
+    def release(self) -> None:
+        """Give the log back its streams."""
+        for handler, stream in self._before:
+            handler.removeFilter(_quiet)
+            handler.setStream(stream)
+        self._before.clear()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Show where the run is."""
@@ -76,16 +98,11 @@ def training_bar(runner: Any, console: Optional[Console] = None) -> Iterator[Non
         return
     progress = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), _Rate(''),
                         TimeRemainingColumn(), TextColumn('{task.fields[more]}'), console=console)
-    handlers = [h for h in runner.logger.handlers if type(h) is logging.StreamHandler]  # a FileHandler is one, too
-    streams = [handler.stream for handler in handlers]
+    hook = BarHook(progress)
+    runner.register_hook(hook)
     with progress:
-        runner.register_hook(BarHook(progress))
-        for handler in handlers:
-            handler.addFilter(_quiet)
-            handler.setStream(sys.stdout)  # rich's, while the bar is there: lines go above it
+        hook.take(runner)
         try:
             yield
         finally:
-            for handler, stream in zip(handlers, streams):
-                handler.removeFilter(_quiet)
-                handler.setStream(stream)
+            hook.release()

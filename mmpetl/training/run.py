@@ -180,10 +180,12 @@ def _naming_a_full_disk(work_dir: str) -> Iterator[None]:
 
 @contextmanager
 def _saying_what_is_kept(work_dir: str) -> Iterator[None]:
-    """Say at Ctrl-C from where the run can go on."""
+    """Say at Ctrl-C from where the run can go on, unless the run does."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            raise
         kept = newest_checkpoint(work_dir)
         raise KeyboardInterrupt(
             f'{near(kept.path)}, {kept.where}, is kept; the same command with --resume goes on from it' if kept.path

@@ -68,13 +68,22 @@ def test_command() -> str:
     return f'python {shlex.quote(os.path.join(folder, "test.py"))}' if is_script else 'mmpetl test'
 
 
-class TellHook(Hook):
-    """Says before training and testing what there is to know; see the module."""
+class CommandHook(Hook):
+    """A hook of the command that trains, not of the config: of trainings within a training each has it."""
+
+
+class TellHook(CommandHook):
+    """Says before training and testing what there is to know, each line once; see the module."""
 
     priority = 'VERY_HIGH'  # before what takes long, and before what refuses the data
 
+    def __init__(self) -> None:
+        self._said: set[tuple[str, str]] = set()
+
     def _say(self, runner: Any, word: str, text: str) -> None:
-        runner.logger.info(f'{word:<10}{text}')
+        if (word, text) not in self._said:
+            runner.logger.info(f'{word:<10}{text}')
+            self._said.add((word, text))
 
     def _log(self, runner: Any) -> None:
         path = log_file(runner.logger)

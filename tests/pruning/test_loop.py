@@ -3,14 +3,15 @@
 and resume."""
 
 import copy
+import functools
 import inspect
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,16 +19,18 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
-from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from rich.console import Console
 from safetensors.torch import load_file
 
+from mmpetl.commands.main import main
 from mmpetl.hooks.loops import EpochTrainLoop
 from mmpetl.pruning.loop import PHASES, E2VPTLoop, scale_schedule
-from mmpetl.pruning.state import PruningState, StartHook, load_state, save_state
+from mmpetl.pruning.state import PruningState, load_state, save_state
 from mmpetl.pruning.timeline import timeline
+from mmpetl.training import progress_bar
 from mmpetl.training.lifecycle import prepare
 from mmpetl.training.run import train
 from mmpetl.weights import adapter_file
@@ -131,14 +134,14 @@ def name_of(runner):
     return Path(runner.cfg.filename).stem.split('_')[-1]
 
 
-def kill_at(monkeypatch, run_name, epoch):
+def kill_at(monkeypatch, run_name, epoch, how=Killed):
     """Die after the given epoch of one of the loop's trainings, its checkpoint (if any) just written."""
     run_epoch = EpochTrainLoop.run_epoch
 
     def dying(self):
         run_epoch(self)
         if (name_of(self.runner), self.epoch) == (run_name, epoch):
-            raise Killed
+            raise how
 
     monkeypatch.setattr(EpochTrainLoop, 'run_epoch', dying)
 
@@ -181,15 +184,6 @@ def test_the_line_of_the_card_in_a_config_that_inherits_a_shipped_one(tmp_path, 
     else:
         prepare(cfg)
         assert cfg.train_cfg == dict(type='mmpetl.E2VPTLoop', max_epochs=100, search_epochs=20)
-
-
-def test_lines_of_a_validation_hold_its_numbers_alone():
-    """MMEngine prints every note of a run whose name begins with val."""
-    runner = SimpleNamespace(message_hub=MessageHub('notes'))
-    for value in (0.5, 0.75):
-        StartHook().after_val_epoch(runner, {'accuracy/top1': value})
-    (name, found), = runner.message_hub.runtime_info.items()
-    assert found == [{'accuracy/top1': 0.5}, {'accuracy/top1': 0.75}] and not name.startswith(('train', 'val', 'test'))
 
 
 def test_checkpoints_of_the_two_trainings_are_kept_apart(whole):
@@ -547,3 +541,34 @@ def test_cut_in_the_middle_of_each_phase_of_the_tool(tmp_path, monkeypatch, run_
     assert all(rate in (0.1, pytest.approx(0.075)) for _, _, rate in seen)
     if run_name == 'retrain':
         assert [(name, at) for name, at, _ in seen] == [('retrain', 1)]
+
+
+def test_the_command_shows_what_it_shows_of_an_ordinary_run(tmp_path, monkeypatch, capfd):
+    """Data, what trains, log, epochs in all; at Ctrl-C what is kept; the bar in every training; the end."""
+    config(tmp_path / 'run', often=True, log_level='INFO').dump(str(tmp_path / 'toy.py'))
+    monkeypatch.chdir(tmp_path)
+    words = ['train', 'toy.py', '--work-dir', 'run']
+    for name, epoch, kept in (('train', 2, 'train of E2VPT; run/train/epoch_2.pth, epoch 2, iteration 4, is kept'),
+                              ('2-0', 1, 'prune of E2VPT; 1 candidate(s) are kept')):
+        with monkeypatch.context() as patch:
+            kill_at(patch, name, epoch, KeyboardInterrupt)
+            assert main(words) == 130
+        out, err = capfd.readouterr()
+        assert err.splitlines()[-1] == f'interrupted: in phase {kept}; the same command with --resume goes on'
+        lines = [line for line in out.splitlines() if not line.startswith(('Resume', 'log', 'E2VPT: done'))]
+        assert [line.split()[0] for line in lines[:2]] == ['data', 'trains'] and lines[0].endswith('3 classes: a, b, c')
+        assert lines[2] == 'epochs    train 3, prune at most 3 x 1, retrain 3; at most 9 in all'
+        words = [*words[:4], '--resume']
+    assert 'E2VPT: without 2 tokens and 0 segments, epoch 5 of at most 9' in out and 'train   epoch 1/1' in out
+    screen = io.StringIO()
+    monkeypatch.setattr(progress_bar, 'Console', lambda file: Console(file=screen, force_terminal=True, width=120))
+    bar = progress_bar.Progress
+    monkeypatch.setattr(bar, 'update', functools.partialmethod(bar.update, refresh=True))
+    assert main(words) == 0
+    shown = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', screen.getvalue())
+    assert re.search(r'epoch 1/1 .* 2/2 ', shown) and re.search(r'epoch 3/3 .* 6/6 ', shown) and 'Epoch(train)' not in shown
+    assert 'E2VPT: phase retrain, epochs 7 to 9 of at most 9' in shown + capfd.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    assert 'finished  all phases (train, score, prune, rewind, retrain); to train longer' in capfd.readouterr().out
