@@ -9,7 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from ..tuning import find_backbone
-from .peft_layers import Parts, Slot, Slots, drop_rate_of, held_methods, of_shape, only, own, plain_config, rows_of
+from .peft_layers import (
+    Parts,
+    Slot,
+    Slots,
+    drop_rate_of,
+    dropout_of,
+    held_methods,
+    of_shape,
+    only,
+    own,
+    plain_config,
+    rows_of,
+)
 
 Read = Tuple[List[Dict[str, Any]], Dict[str, Tensor]]
 Written = Tuple[Dict[str, Tensor], Dict[str, Any]]
@@ -96,7 +108,7 @@ def read_vera(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
         values[f'petl.{name}.a'] = shared['vera_A'][:, :max(slot.columns for slot in held)]
         values[f'petl.{name}.b'] = shared['vera_B'][start:start + max(slot.rows for slot in held)]
         configs.append(dict(type='VeRA', name=name, ops=[op], layers=layers, rank=rank, stored=True,
-                            drop_rate=float(config.get('vera_dropout') or 0.)))
+                            drop_rate=dropout_of(folder, config, 'vera_dropout')))
     return configs, values
 
 

@@ -6,6 +6,7 @@ itself: the layer whose weight is the op's, or holds it among its rows. From a f
 its layers are looked up among those of the model, and its settings among those that are known here.
 """
 
+import glob
 import logging
 import os
 import re
@@ -23,14 +24,17 @@ from ..tuning import find_backbone, head_keys, unwrap
 from ..weights.errors import WeightFileError
 from ..weights.export_peft import write_peft
 from ..weights.guards import read_safetensors_header
+from ..weights.io import load_file
 from ..weights.kinds import file_kind, read_tensors
 from ..weights.reading import as_path, read_json
 from . import peft_factors, peft_low_rank
 from .peft_layers import Slot, check_called, layer_slots
-from .peft_names import CONFIG, by_layer, targeted
-from .peft_whole import NORMS, WholeParameters, names_of, tuned_state
+from .peft_names import CONFIG, by_layer, check_settings, left_out
+from .peft_whole import NORMS, WholeParameters, names_of, norm_of, tuned_state
 
 TENSORS = 'adapter_model.safetensors'
+#: What peft wrote before 0.7, read without executing anything.
+PICKLED = 'adapter_model.bin'
 #: Settings of all kinds that change nothing about what the tensors mean.
 _FREE = frozenset({
     'auto_mapping', 'base_model_name_or_path', 'bias', 'exclude_modules', 'inference_mode', 'layers_pattern',
@@ -48,6 +52,8 @@ class Kind(NamedTuple):
     known: FrozenSet[str]
     read: Callable[..., Any]
     write: Callable[..., Any]
+    #: What peft takes for settings that a folder does not have.
+    defaults: Mapping[str, Any] = {}
 
 
 _PATTERNS = frozenset({'r', 'rank_pattern', 'alpha_pattern'})
@@ -55,17 +61,18 @@ _LORA = frozenset({'init_lora_weights', 'lora_alpha', 'lora_dropout', 'megatron_
 KINDS: Dict[str, Kind] = {
     'LORA': Kind(('LoRA', 'DoRA'), ('lora_A.weight', 'lora_B.weight', 'lora_magnitude_vector'),
                  _LORA | _PATTERNS | {'eva_config', 'use_dora', 'use_rslora'}, peft_low_rank.read_lora,
-                 peft_low_rank.write_lora),
+                 peft_low_rank.write_lora, dict(r=8, lora_alpha=8)),
     # Of its settings the scale depends on init_r and lora_alpha alone; the others are of its training.
     'ADALORA': Kind(('AdaLoRA', ), ('lora_A', 'lora_B', 'lora_E'), _LORA | _PATTERNS | {
         'beta1', 'beta2', 'deltaT', 'init_r', 'orth_reg_weight', 'target_r', 'tfinal', 'tinit', 'total_step',
         'use_rslora'
-    }, peft_low_rank.read_adalora, peft_low_rank.write_adalora),
+    }, peft_low_rank.read_adalora, peft_low_rank.write_adalora, dict(init_r=12, lora_alpha=8)),
     'LOHA': Kind(('LoHa', ), ('hada_w1_a', 'hada_w1_b', 'hada_w2_a', 'hada_w2_b'),
-                 _PATTERNS | {'alpha', 'init_weights'}, peft_low_rank.read_loha, peft_low_rank.write_loha),
+                 _PATTERNS | {'alpha', 'init_weights'}, peft_low_rank.read_loha, peft_low_rank.write_loha,
+                 dict(r=8, alpha=8)),
     'LOKR': Kind(('LoKr', ), ('lokr_w1', 'lokr_w1_a', 'lokr_w1_b', 'lokr_w2', 'lokr_w2_a', 'lokr_w2_b'),
                  _PATTERNS | {'alpha', 'init_weights', 'decompose_both', 'decompose_factor'}, peft_low_rank.read_lokr,
-                 peft_low_rank.write_lokr),
+                 peft_low_rank.write_lokr, dict(r=8, alpha=8)),
     'IA3': Kind(('IA3', ), ('ia3_l', ), frozenset({'feedforward_modules', 'init_ia3_weights'}), peft_factors.read_ia3,
                 peft_factors.write_ia3),
     'VERA': Kind(('VeRA', ), ('vera_lambda_b', 'vera_lambda_d'), frozenset({
@@ -183,7 +190,9 @@ def read_folder(folder: str) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
     folder = as_path(folder, 'folder')
     path = os.path.join(folder, CONFIG)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{folder} has no {CONFIG}: name a folder of peft, which holds it and {TENSORS}')
+        inside = sorted(glob.glob(os.path.join(glob.escape(folder), '*', CONFIG)))
+        meant = f', such as {os.path.dirname(inside[0])}' if inside else ''
+        raise FileNotFoundError(f'{folder} has no {CONFIG}: name a folder of peft{meant}, which holds it and {TENSORS}')
     config = read_json(path, MAX_CONFIG)
     if not isinstance(config, dict):
         raise WeightFileError(path, 'not a table', 'save the adapter again')
@@ -195,18 +204,23 @@ def read_folder(folder: str) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
         # An unknown setting that is off means nothing; one that is on may mean anything.
         if key not in _FREE | KINDS[kind].known and value not in (None, False, '', [], {}):
             raise WeightFileError(path, f'{key}={value!r:.60} is not read here', 'merge it with peft, or train without')
+    check_settings(folder, config)
     bias = config.get('bias', 'none')
     if bias not in ('none', 'all') and not str(bias).endswith('_only'):
         raise WeightFileError(path, f'bias={bias!r:.40} is not read here', "'none', 'all' and '..._only' are")
     if config.get('init_lora_weights', True) not in _PLAIN_INIT:
         raise WeightFileError(path, f"init_lora_weights={config['init_lora_weights']!r:.40} changes the base",
                               'let peft convert the adapter to a plain LoRA first')
-    return config, _tensors(os.path.join(os.path.expanduser(folder), TENSORS))
+    return {**KINDS[kind].defaults, **config}, _tensors(os.path.join(os.path.expanduser(folder), TENSORS))
 
 
 def _tensors(path: str) -> Dict[str, Tensor]:
+    pickled = os.path.join(os.path.dirname(path), PICKLED)
+    if not os.path.isfile(path) and os.path.isfile(pickled):
+        state = load_file(pickled)['state_dict']
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'{path} is not there: save the adapter with safe_serialization=True')
+        raise FileNotFoundError(f'{path} is not there: save the adapter again')
     if file_kind(path) != 'safetensors':
         raise WeightFileError(path, 'not a safetensors file', 'save the adapter again')
     entries, _ = read_safetensors_header(path, os.path.getsize(path))
@@ -227,17 +241,18 @@ def _by_layer(
     of_layer = re.compile(r'base_model\.model\.(?P<path>.+)\.(?P<part>' + '|'.join(map(re.escape, kind.parts)) + ')')
     whole = WholeParameters(model, folder, any_classes)
     matches = {key: of_layer.fullmatch(key) if kind.parts else None for key in tensors}
-    beside = _left_out(folder, config, [match['path'] for match in matches.values() if match])
+    names = {key: match['path'] if match else '' if kind.parts else norm_of(key) for key, match in matches.items()}
+    beside = _left_out(folder, config, {name for name in names.values() if name})
     for key, tensor in tensors.items():
         match = matches[key]
         shared = _SHARED.fullmatch(key) if kind.methods == ('VeRA', ) else None
         if shared is not None:
             parts.setdefault(peft_factors.SHARED, {})[shared['part']] = tensor
             continue
+        if names[key] in beside:
+            continue
         if match is None:
             whole.put(key, tensor, tuned, head)
-            continue
-        if match['path'] in beside:
             continue
         layer = _layer_named(whole.backbone, match['path'], slots)
         if layer is None:
@@ -248,6 +263,8 @@ def _by_layer(
         paths[layer] = match['path']
     if kind.parts and not parts:
         raise ValueError(f'{folder}: no factor among the tensors')
+    whole.check_saved(config, {*head, *(f'{whole.prefix}{name}' for name in tuned)})
+    _say_missing(folder, config, paths, slots)
     return parts, tuned, head, paths
 
 
@@ -263,21 +280,32 @@ def _of_layers(folder: str, config: Mapping[str, Any], paths: Mapping[str, str])
     return {**config, **changed}
 
 
+def _say_missing(folder: str, config: Mapping[str, Any], paths: Mapping[str, str], slots: Collection[str]) -> None:
+    """Say that layers are named which have no tensors, where the folder calls layers as the model does."""
+    if not config.get('target_modules') or any(layer != path for layer, path in paths.items()):
+        return
+    lacking = sorted(set(slots) - set(left_out(config, slots, doubtful=True)) - set(paths))
+    if lacking and paths:
+        print_log(f'{folder}: target_modules={config["target_modules"]!r:.80} names {len(lacking)} layers that have no '
+                  f'tensors, such as {lacking[0]!r:.80}; they stay as they are: save the adapter again if it had them',
+                  'current', logging.WARNING)
+
+
 def _left_out(folder: str, config: Mapping[str, Any], paths: Collection[str]) -> Set[str]:
-    """Layers whose tensors peft does not read, as ``target_modules`` does not name them; said in a line.
+    """Layers whose tensors peft does not read, as a setting leaves them out; said in a line.
 
     Raises:
         ValueError: If that are all layers.
     """
-    beside = set(paths) - targeted(config, paths)
-    if beside and len(beside) == len(set(paths)):
-        raise ValueError(f'{folder}: target_modules={config.get("target_modules")!r:.80} names none of the layers that '
-                         f'have tensors, such as {min(beside)!r:.80}: name them')
-    if beside:
-        print_log(f'{folder}: target_modules={config.get("target_modules")!r:.80} does not name {len(beside)} of '
-                  f'{len(set(paths))} layers that have tensors, such as {min(beside)!r:.80}; like peft, mmpetl leaves '
-                  'them out: add them to target_modules if they are meant', 'current', logging.WARNING)
-    return beside
+    beside, number = left_out(config, paths), len(paths)
+    for key in dict.fromkeys(beside.values()):
+        names = [name for name in beside if beside[name] == key]
+        said = f'{key}={config.get(key)!r:.80} leaves out {len(names)} of {number} layers that have tensors, such as '
+        if len(beside) == number:
+            raise ValueError(f'{os.path.join(folder, CONFIG)}: {said}{min(names)!r:.80}, and none is left: mend {key}')
+        print_log(f'{folder}: {said}{min(names)!r:.80}; mmpetl does not read them, as peft does not: mend {key} if '
+                  'they are meant', 'current', logging.WARNING)
+    return set(beside)
 
 
 def _layer_named(backbone: nn.Module, path: str, slots: Mapping[str, List[Slot]]) -> Optional[str]:

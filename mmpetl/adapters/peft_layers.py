@@ -90,6 +90,19 @@ def own(method: nn.Module, slot: Slot) -> Any:
     return method.blocks[str(slot.block)][slot.op]
 
 
+def dropout_of(folder: str, config: Mapping[str, Any], key: str = 'lora_dropout') -> float:
+    """Dropout that a config states; 0 without.
+
+    Raises:
+        WeightFileError: If it is no share.
+    """
+    rate = config.get(key) or 0.
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+        raise WeightFileError(os.path.join(folder, CONFIG), f'{key}={rate!r:.40} is no share',
+                              'give a number from 0 to below 1')
+    return float(rate)
+
+
 def drop_rate_of(model: nn.Module) -> float:
     """The largest rate of dropout of the methods."""
     return max(float(getattr(m.drop, 'p', 0.)) for m in find_backbone(model)[0].petl.values())

@@ -19,6 +19,7 @@ from .peft_layers import (
     alpha_of,
     check_rank,
     drop_rate_of,
+    dropout_of,
     held_methods,
     of_shape,
     own,
@@ -73,7 +74,7 @@ def read_lora(folder: str, config: Mapping[str, Any], parts: Parts, slots: Slots
             if kind == 'DoRA':
                 of_shape(folder, layer, factors, lora_magnitude_vector=(rows, ))
                 values[f'{at}.magnitude'] = factors[MAGNITUDE][own_rows]
-    return _configs(kind, found, float(config.get('lora_dropout') or 0.)), values
+    return _configs(kind, found, dropout_of(folder, config)), values
 
 
 def write_lora(model: nn.Module, slots: Slots, base: Optional[str]) -> Written:
@@ -140,7 +141,7 @@ def read_adalora(folder: str, config: Mapping[str, Any], parts: Parts, slots: Sl
             at = _at('AdaLoRA', slot)
             values[f'{at}.left'] = factors['lora_B'][slot.start:slot.start + slot.rows]
             values[f'{at}.values'], values[f'{at}.right'] = factors['lora_E'][:, 0], factors['lora_A']
-    return _configs('AdaLoRA', found, float(config.get('lora_dropout') or 0.)), values
+    return _configs('AdaLoRA', found, dropout_of(folder, config)), values
 
 
 def _check_kept(folder: str, config: Mapping[str, Any], layer: str, rank: int) -> None:

@@ -9,7 +9,7 @@ n characters in C(n + k, k) ways.
 import math
 import os
 import re
-from typing import Any, Collection, Dict, List, Mapping, Set
+from typing import Any, Collection, Dict, Mapping, Set
 
 from ..weights.errors import WeightFileError
 
@@ -21,6 +21,9 @@ _GROUP = rf'\((?:\?:)?(?:{_ONE})*(?:\|(?:{_ONE})*)*\)\??'
 _KNOWN = re.compile(rf'\^?(?:{_ONE}|{_GROUP}|\|)*\$?')
 #: Ways that all expressions of a setting together may try on all layers: seconds.
 _MOST = 3e8
+#: Settings that name layers; that says which blocks; kinds that know no exclusion, and no numbers.
+_NAMES, _NUMBERS = ('target_modules', 'exclude_modules', 'modules_to_save', 'layers_pattern'), 'layers_to_transform'
+_NO_EXCLUDE, _NO_NUMBERS = ('VERA', ), ('IA3', 'LN_TUNING')
 #: Expressions of one setting.
 MAX_EXPRESSIONS = 100
 
@@ -88,27 +91,73 @@ def by_layer(folder: str, config: Mapping[str, Any], key: str, layers: Collectio
     return found
 
 
-def targeted(config: Mapping[str, Any], layers: Collection[str]) -> Set[str]:
-    """Those of the layers that ``target_modules`` means and ``exclude_modules`` does not.
+def check_settings(folder: str, config: Mapping[str, Any]) -> None:
+    """Check the types of the settings that name layers.
 
-    An expression that is not tried counts as one that means all: peft saves no tensors of others.
+    Raises:
+        WeightFileError: Names the setting, its value and what it may be.
+    """
+    for key in _NAMES:
+        value = config.get(key)
+        names = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(name, str) for name in names):
+            raise WeightFileError(os.path.join(folder, CONFIG), f'{key}={value!r:.60} names no layers',
+                                  'give a list of names')
+    value = config.get(_NUMBERS)
+    numbers = value if isinstance(value, list) else [value]
+    if value is not None and not all(type(number) is int and number >= 0 for number in numbers):
+        raise WeightFileError(os.path.join(folder, CONFIG), f'{_NUMBERS}={value!r:.60} are no numbers of blocks',
+                              'give a list of numbers from 0')
+
+
+def left_out(config: Mapping[str, Any], layers: Collection[str], doubtful: bool = False) -> Dict[str, str]:
+    """Those of the layers that peft does not adapt, with the setting that leaves each out.
 
     Args:
-        config: Config of the folder.
+        config: Config of the folder, by :func:`check_settings`.
         layers: Names of layers as the folder has them.
+        doubtful: Whether layers are left out by an expression that is not tried; by default it counts as one that
+            means all, as peft saves no tensors of others.
     """
-    targets, excluded = config.get('target_modules'), config.get('exclude_modules')
-    chosen = set(layers)
-    if isinstance(targets, list):
-        chosen = {n for n in chosen if n in targets or _ends(n, targets)}
-    elif isinstance(targets, str) and targets != 'all-linear' and _harmless([targets], layers):
-        chosen = {n for n in chosen if re.fullmatch(targets, n)}
-    if isinstance(excluded, list):
-        chosen -= {n for n in chosen if n in excluded or _ends(n, excluded)}
-    elif isinstance(excluded, str) and _harmless([excluded], layers):
-        chosen -= {n for n in chosen if re.fullmatch(excluded, n)}
+    unknown: Collection[str] = () if doubtful else layers
+    kind, found = config.get('peft_type'), {}
+    targets, excluded, kept = (config.get(key) for key in ('target_modules', 'exclude_modules', 'modules_to_save'))
+    if excluded and kind not in _NO_EXCLUDE:
+        found.update(dict.fromkeys(_meant(excluded, layers, set(layers) - set(unknown)), 'exclude_modules'))
+    # What is saved whole is never adapted as well, nor is a layer inside it.
+    inside = {n for n in layers for name in kept or () if f'.{name}.' in f'.{n}.'}
+    found.update(dict.fromkeys(inside - set(found), 'modules_to_save'))
+    if targets and (doubtful or targets != 'all-linear'):
+        meant = _meant(targets, layers, unknown)
+        found.update(dict.fromkeys(set(layers) - meant - set(found), 'target_modules'))
+    if isinstance(targets, list) and config.get(_NUMBERS) not in (None, []) and kind not in _NO_NUMBERS:
+        # A name that is given in full counts whatever its number.
+        free = {n for n in layers if n not in found and n not in targets}
+        found.update(dict.fromkeys(free - _numbered(config, free, unknown), _NUMBERS))
+    return found
+
+
+def _meant(names: Any, layers: Collection[str], unknown: Collection[str]) -> Set[str]:
+    """Layers that a list of names, or of ends of names, or an expression means; ``unknown`` where it is not tried."""
+    if isinstance(names, list):
+        return {n for n in layers if n in names or any(n.endswith(f'.{end}') for end in names)}
+    return {n for n in layers if re.fullmatch(names, n)} if _harmless([names], layers) else set(unknown)
+
+
+def _numbered(config: Mapping[str, Any], layers: Collection[str], unknown: Collection[str]) -> Set[str]:
+    """Layers in the blocks that ``layers_to_transform`` names: the first number behind a name, or behind one that
+    ``layers_pattern`` means; ``unknown`` where that is not tried."""
+    wanted, patterns = config[_NUMBERS], config.get('layers_pattern') or ()
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    # What peft puts around each is two more repetitions.
+    if not _harmless([f'.*{pattern}.*' for pattern in patterns], layers):
+        return set(layers) & set(unknown)
+    starts = [rf'(?:^|.*?\.){pattern}' for pattern in patterns] or [r'.*?\.[^.]*']
+    chosen = set()
+    for name in layers:
+        found = next(filter(None, (re.match(rf'{start}\.(?P<at>\d+)\.', name) for start in starts)), None)
+        # Of alternatives in a pattern one may have no number.
+        if found and found['at'] and len(found['at']) < 10 and int(found['at']) in wanted:
+            chosen.add(name)
     return chosen
-
-
-def _ends(name: str, ends: List[Any]) -> bool:
-    return any(name.endswith(f'.{end}') for end in ends)

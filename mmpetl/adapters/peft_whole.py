@@ -5,15 +5,17 @@ Biases of adapted layers (``bias='all'``), modules that are saved whole (``modul
 there layers that train themselves (``LN_TUNING``).
 """
 
+import os
 import re
-from typing import Any, Collection, Dict, List, Optional
+from typing import Any, Collection, Dict, List, Mapping, Optional
 
 import torch
 from torch import Tensor, nn
 
 from ..tuning import find_backbone, head_keys
+from ..weights.errors import WeightFileError
 from .peft_layers import plain_config
-from .peft_names import same_layer
+from .peft_names import CONFIG, same_layer
 
 NORMS = 'LN_TUNING'
 _PREFIX = 'base_model.model.'
@@ -28,6 +30,12 @@ def _plain_key(key: str) -> str:
     for inside in _INSIDE:
         key = key.replace(inside, '.')
     return key.removeprefix(_PREFIX)
+
+
+def norm_of(key: str) -> str:
+    """Name of the layer that trains itself whose parameter a key of a folder names; '' of other keys."""
+    before, inside, _ = key.partition(_INSIDE[1])
+    return before.removeprefix(_PREFIX) if inside else ''
 
 
 def names_of(backbone: nn.Module, given: str, keys: Collection[str]) -> List[str]:
@@ -54,6 +62,7 @@ class WholeParameters:
         self.backbone, self.prefix = find_backbone(model)
         self.state = {k: v for k, v in model.state_dict().items() if '.petl.' not in f'.{k}'}
         self.heads = set(head_keys(model))
+        self.trained = {n for n, _ in model.named_parameters(remove_duplicate=False)}
         self.parameters = {n for n, _ in self.backbone.named_parameters() if not n.startswith('petl.')}
 
     def put(self, key: str, tensor: Tensor, tuned: Dict[str, Tensor], head: Dict[str, Tensor]) -> None:
@@ -77,6 +86,24 @@ class WholeParameters:
                 return  # a buffer of a module that was saved whole
         raise ValueError(f'{self.folder}: {key} is neither a factor nor a parameter of the head of '
                          f'{type(self.model).__name__} or of its base')
+
+    def check_saved(self, config: Mapping[str, Any], put: Collection[str]) -> None:
+        """Look for modules that ``modules_to_save`` names and the folder does not hold whole.
+
+        Args:
+            config: Config of the folder.
+            put: The model's names of the parameters that it holds.
+
+        Raises:
+            WeightFileError: If there is one, as peft opens no such folder.
+        """
+        for wanted in config.get('modules_to_save') or ():
+            for name in self.state:
+                owner = name.rpartition('.')[0]
+                if f'.{wanted}.' in f'.{owner}.' and name not in put and name in self.trained:
+                    raise WeightFileError(
+                        os.path.join(self.folder, CONFIG), f'modules_to_save names {wanted!r:.60}, and the tensors '
+                        f'lack {name}', 'save the adapter again, or take the name out')
 
     def _fits(self, name: str, tensor: Tensor) -> bool:
         own = self.state[name].shape

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 from cases import BACKBONE, perturb
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmpetl
@@ -418,7 +418,6 @@ def test_tuned_parameters_that_peft_cannot_save(tune, message, tmp_path):
 @pytest.mark.parametrize('change', ['narrow', 'wide', 'one'])
 def test_factors_of_another_width_are_refused(change, tmp_path):
     """Before the model is touched; a factor of one column is not spread out."""
-    from safetensors.torch import load_file, save_file
     folder = _folder(tmp_path)
     tensors = load_file(f'{folder}/adapter_model.safetensors')
     width = dict(narrow=16, wide=40, one=1)[change]
@@ -452,7 +451,16 @@ def _folder(tmp_path, **changes):
     *((dict(alpha_pattern={pattern: 2}), 'is an expression that is not tried') for pattern in (
         '(a+)+$', '(b|b)' * 40, 'b?' * 30 + 'b' * 30, '.*' * 40 + 'x', '(?=b)blocks', '(', r'(b)\1', 'b{9}', '*')),
     (dict(rank_pattern={f'.*b{i}.*.*qkv': 4 for i in range(3000)}), 'rank_pattern has too many expressions'),
-    (dict(target_modules=['head']), "target_modules=.'head'. names none of the layers that have tensors, such as 'blocks.0.attn.qkv'"),
+    (dict(target_modules=['head']), "adapter_config.json: target_modules=.'head'. leaves out 2 of 2 layers that have tensors, such as "
+                                    "'blocks.0.attn.qkv', and none is left: mend target_modules"),
+    *(({key: value}, f'adapter_config.json: {key}=.* names no layers .give a list of names') for key, value in (
+        ('target_modules', 3), ('target_modules', {'qkv': 1}), ('exclude_modules', [1]), ('modules_to_save', True),
+        ('layers_pattern', 0))),
+    *((dict(layers_to_transform=value), 'adapter_config.json: layers_to_transform=.* .give a list of numbers from 0') for value in (
+        'x', -1, True, [1.5], {'a': 1})),
+    *((dict(lora_dropout=value), 'adapter_config.json: lora_dropout=.* is no share .give a number') for value in (
+        'x', [1], 1, -0.1)),
+    (dict(modules_to_save=['norm']), "adapter_config.json: modules_to_save names 'norm', and the tensors lack norm.weight .save the"),
     (dict(alpha_pattern=['qkv']), 'is not a table'),
     (dict(lora_alpha='16'), 'not a number'),
     (dict(r=3), 'states rank 3 for blocks.0.attn.qkv, whose tensors have rank 4 .set r=4'),
@@ -510,19 +518,107 @@ def test_tensors_outside_target_modules_are_left_out_as_peft_does(targets, tmp_p
     theirs.save_pretrained(str(tmp_path))
     path = tmp_path / 'adapter_config.json'
     more = dict(exclude_modules='.*fc1', target_modules=r'.*(qkv|fc1)') if targets == 'all' else dict(target_modules=targets)
+    setting = 'exclude_modules' if targets == 'all' else 'target_modules'
     path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
     monkeypatch.setattr('mmpetl.adapters.peft_folder.print_log', lambda text, *_: said.append(text))
     ours = copy.deepcopy(plain)
     mmpetl.load_peft(ours, str(tmp_path))
     again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path))
     assert (_output(ours, x) - _output(again, x)).abs().max() <= 2e-5 < (_output(ours, x) - _output(theirs, x)).abs().max()
-    line, = (text for text in said if 'target_modules' in text)
-    assert "does not name 2 of 4 layers that have tensors, such as 'blocks.0.mlp.fc1'" in line and 'add them to' in line
+    line, = (text for text in said if 'leaves out' in text)
+    assert f'{setting}=' in line and "leaves out 2 of 4 layers that have tensors, such as 'blocks.0.mlp.fc1'" in line
+    assert f'mend {setting}' in line and any('proj' in text for text in said) == ('proj' in str(targets))  # named, and lacking
     said.clear()  # an expression that is not tried takes all
     path.write_text(json.dumps({**json.loads(path.read_text()), 'target_modules': '(?=b).*', 'exclude_modules': None}))
     ours = copy.deepcopy(plain)
     mmpetl.load_peft(ours, str(tmp_path))
     assert (_output(ours, x) - _output(theirs, x)).abs().max() <= 2e-5 and len(said) == 1
+
+
+#: kind -> its folder; base -> settings that name blocks.
+NUMBERED = {'LORA': lambda t: peft.LoraConfig(r=2, target_modules=t), 'IA3': lambda t: peft.IA3Config(target_modules=t, feedforward_modules=[]),
+            'LOHA': lambda t: peft.LoHaConfig(r=2, target_modules=t), 'VERA': lambda t: peft.VeraConfig(r=4, target_modules=t, save_projection=True)}
+NUMBERS = [
+    ('ViTForImageClassification', dict(layers_to_transform=[1])), ('ViTForImageClassification', dict(layers_to_transform=0)),
+    ('ViTForImageClassification', dict(layers_to_transform=[0], layers_pattern='layers')),
+    ('ViTForImageClassification', dict(layers_to_transform=[0], target_modules=['vit.layers.1.mlp.fc1', 'q_proj'])),
+    ('timm ViT', dict(layers_to_transform=[1], layers_pattern=['layer', 'block.'])),
+    ('mmpretrain Swin', dict(layers_to_transform=[1])), ('mmpretrain Swin', dict(layers_to_transform=[1], layers_pattern='stages')),
+]
+
+
+@pytest.mark.parametrize('name, changes, kind', [
+    *((name, changes, 'LORA') for name, changes in NUMBERS), *((*NUMBERS[0], kind) for kind in NUMBERED if kind != 'LORA')])
+def test_blocks_outside_layers_to_transform_are_left_out_as_peft_does(name, changes, kind, tmp_path, monkeypatch):
+    """The tensors of all layers beside a config that names blocks, by number and by a pattern before it."""
+    plain, x, said = _plain(name), _inputs(name), []
+    theirs = peft.get_peft_model(copy.deepcopy(plain), NUMBERED[kind](['q_proj', 'fc1'] if 'ViTFor' in name else ['qkv']))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    theirs.save_pretrained(str(tmp_path))
+    path = tmp_path / 'adapter_config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path)).train(False)
+    monkeypatch.setattr('mmpetl.adapters.peft_folder.print_log', lambda text, *_: said.append(text))
+    ours = copy.deepcopy(plain)
+    mmpetl.load_peft(ours, str(tmp_path))
+    ours.train(False)
+    assert (_output(ours, x) - _output(again, x)).abs().max() <= 1e-6 < (_output(ours, x) - _output(plain, x)).abs().max()
+    if kind != 'IA3':  # which knows no blocks
+        assert (_output(ours, x) - _output(theirs.train(False), x)).abs().max() > 1e-6
+        assert any(f'layers_to_transform={changes["layers_to_transform"]}' in text and 'leaves out' in text for text in said)
+
+
+@pytest.mark.parametrize('kind, config', [
+    ('LORA', dict(r=8, lora_alpha=8)), ('LOHA', dict(r=8, alpha=8)), ('LOKR', dict(r=8, alpha=8)), ('ADALORA', dict(init_r=12, lora_alpha=8))])
+def test_settings_that_a_folder_lacks_are_what_peft_takes(kind, config, tmp_path):
+    """Folders of other versions have fewer settings; their tensors may be in a pickle, which is read without running it."""
+    plain, x = _plain('timm ViT'), _inputs('timm ViT')
+    make = dict(LORA=peft.LoraConfig, LOHA=peft.LoHaConfig, LOKR=peft.LoKrConfig,
+                ADALORA=lambda **more: peft.AdaLoraConfig(total_step=9, **more))[kind]
+    theirs = peft.get_peft_model(copy.deepcopy(plain), make(target_modules=['fc1'], **config))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    theirs.train(False).save_pretrained(str(tmp_path))
+    path = tmp_path / 'adapter_config.json'
+    path.write_text(json.dumps(dict(peft_type=kind, target_modules=['fc1'])))
+    ours = copy.deepcopy(plain)
+    mmpetl.load_peft(ours, str(tmp_path))
+    ours.train(False)
+    _close(_output(theirs, x), _output(ours, x), _output(plain, x))
+    torch.save(load_file(str(tmp_path / 'adapter_model.safetensors')), tmp_path / 'adapter_model.bin')
+    (tmp_path / 'adapter_model.safetensors').unlink()
+    again = copy.deepcopy(plain)
+    mmpetl.load_peft(again, str(tmp_path))
+    again.train(False)
+    assert torch.equal(_output(again, x), _output(ours, x))
+
+
+def test_the_folder_of_a_named_adapter_is_said(tmp_path):
+    theirs = peft.get_peft_model(_plain('timm ViT'), peft.LoraConfig(r=2, target_modules=['fc1']), adapter_name='mine')
+    theirs.save_pretrained(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f'name a folder of peft, such as {tmp_path / "mine"}, which'):
+        mmpetl.load_peft(_plain('timm ViT'), str(tmp_path))
+
+
+def test_norms_outside_target_modules_are_left_out_as_peft_does(tmp_path):
+    plain, x = _plain('ViTForImageClassification'), _inputs('ViTForImageClassification')
+    theirs = peft.get_peft_model(copy.deepcopy(plain), peft.LNTuningConfig(target_modules=_norms(plain)))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    theirs.save_pretrained(str(tmp_path))
+    path = tmp_path / 'adapter_config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'target_modules': _norms(plain)[:1]}))
+    again = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path)).train(False)
+    ours = copy.deepcopy(plain)
+    mmpetl.load_peft(ours, str(tmp_path))
+    _close(_output(again, x), _output(ours, x), _output(plain, x))
 
 
 def test_patterns_by_the_names_of_another_version(tmp_path):
