@@ -76,7 +76,8 @@ def infer(config: str,
           batch_size: int = 1,
           channel_order: str = 'rgb',
           cfg_options: Optional[Mapping[str, Any]] = None,
-          force: bool = False) -> List[Dict[str, Any]]:
+          force: bool = False,
+          skip_unreadable: bool = False) -> List[Dict[str, Any]]:
     """Predictions of an adapter: the model, the test pipeline and the scores of ``tools/test.py``, without labels.
 
     Args:
@@ -91,14 +92,17 @@ def infer(config: str,
             OpenCV does.
         cfg_options: Overrides of the config.
         force: Take the adapter in spite of differences between it and the config, see :func:`load_adapter`.
+        skip_unreadable: Leave out files that are there and cannot be read, each with a line in the log; ``input`` of
+            the results says which are left.
 
     Returns:
-        One dict per input: ``input``, ``pred_scores`` (array (classes,)), ``pred_label``, ``pred_score``, and
-        ``pred_class`` where the adapter knows the names of its classes; see :func:`mmpetl.training.infer.infer`.
+        One dict per input that was read: ``input``, ``pred_scores`` (array (classes,)), ``pred_label``, ``pred_score``,
+        and ``pred_class`` where the adapter knows the names of its classes; see :func:`mmpetl.training.infer.infer`.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If adapter and config do not belong together, or an input cannot be read.
+        ValueError: If adapter and config do not belong together, an input cannot be read and must not be left out, or
+            none can.
     """
     from .training.infer import infer as predict
-    return predict(config, adapter, inputs, device, batch_size, channel_order, cfg_options, force)
+    return predict(config, adapter, inputs, device, batch_size, channel_order, cfg_options, force, skip_unreadable)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that come out of files: what they may do as paths, and how they are printed and written.
+"""Names that come out of files, and folders on the command line: what they may do as paths, and how they are
+printed and written.
 
 A name in an archive, a list, a suite or a header was chosen by whoever made the file. Before it becomes a path one of
 the two functions below decides; before it is shown it goes through the function of its medium.
 """
 
+import argparse
 import os
 import re
 import shlex
@@ -64,6 +66,19 @@ def path_below(name: object, what: str) -> str:
     if not isinstance(name, str) or is_escape(name) or name[0] == '~' or _CONTROL.search(name):
         raise ValueError(f'{what} {name!r:.100} leads out of its folder: give a path below it, without ..')
     return name
+
+
+def folder(text: str) -> str:
+    """A type for argparse: a folder, which need not be there yet; ``~`` is expanded."""
+    path = os.path.expanduser(text)
+    there = path.rstrip(os.sep) or path
+    while there and not os.path.lexists(there):  # the part of the path that is there
+        there = os.path.dirname(there)
+    if there and not os.path.isdir(there):
+        kind = 'a link that leads nowhere' if os.path.islink(there) and not os.path.exists(there) else 'a file'
+        what = 'is' if there == path.rstrip(os.sep) else f'lies in {there!r}, which is'
+        raise argparse.ArgumentTypeError(f'{text!r} {what} {kind}: name a folder')
+    return path
 
 
 # -- as text ----------------------------------------------------------------------------------------------------------

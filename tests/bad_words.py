@@ -78,6 +78,9 @@ ROWS = [
     ('export chance.py a.safetensors -o t.pth --to timm', 'adaptformer (AdaptFormer) is not a change of weights and cannot be merged'),
     ('export chance.py a.safetensors -o t.pth --to openai', "no export of 'vit' to 'openai'"),
     ('export chance.py nowhere -o m.safetensors', 'nowhere: no such weight file'),
+    *((f'export chance.py a.safetensors -o x{suffix} --to {to}', f'x{suffix}: {suffix} names a file, and exports for {library} are folders (name a folder)')
+      for to, library in (('peft', 'peft'), ('hf', 'transformers')) for suffix in ('.safetensors', '.pth', '.bin')),
+    ('export chance.py a.safetensors -o text.txt --to hf', 'text.txt: a file, and exports for transformers are folders (name a folder)'),
     ('export nowhere.py a.safetensors -o m.safetensors', 'config nowhere.py does not exist'),
     ('export chance.py a.safetensors -o a.safetensors', 'a.safetensors: is an input itself'),
     ('export chance.py a.safetensors -o text.txt --to peft', 'peft'),
@@ -385,6 +388,7 @@ ROWS = [
     ('data make data --classes emptydir --out o1', 'class file emptydir is a folder: name a text file with one class a line'),
     ('data make data --classes empty.pth --out o1', 'empty.pth names no class: write one name a line'),
     ('data make data --bands 3 2 5 --out o1', '--bands 3 2 5: 24 of 24 pictures have 3 bands: give bands from 1 to 3'),
+    ('data make data --method lora LoRA', '--method lora LoRA: LoRA is given twice: give it once'),
     ('data make data --bands 5 --skip-unreadable --out o1', '--bands 5: 24 of 24 pictures have 3 bands: give bands from 1 to 3'),
     ('data make bands --out o1', '2 of 4 pictures have 2 to 5 bands: give --bands, such as --bands 3 2 1'),
     ('data make bands --bands 2 --out o1', '--bands 2: 2 of 4 pictures have 1 band: give band 1, or leave it out'),

@@ -18,6 +18,8 @@ from ..tuning import find_backbone, unwrap
 from .adapter import Adapter
 from .store import AdapterStore
 
+#: Most adapters that the bank's text lists.
+LISTED = 20
 #: Children of a model that are neither its backbone nor part of an adapter.
 SHARED = ('backbone', 'data_preprocessor')
 
@@ -83,6 +85,18 @@ class Switched:
     def active(self) -> Optional[str]:
         """The adapter that acts, None while the model is the plain base."""
         return self._active
+
+    def __repr__(self) -> str:
+        on = repr(self._active) if self._active is not None else 'none, the model is the plain base'
+        lines = [f'{type(self).__name__} on {type(self.model).__name__}: {len(self.names)} adapters, in use: {on}']
+        for name in self.names[:LISTED]:
+            adapter = self._adapters.get(name)  # what is on disk stays there
+            kinds = ['on disk'] if adapter is None else [type(method).__name__ for method in adapter.methods.values()]
+            kinds += [f'tune={list(adapter.tune)}'] if adapter is not None and adapter.tune else []
+            lines.append(f'  {name!r}: {", ".join(kinds) or "no method"}')
+        if len(self.names) > LISTED:
+            lines.append(f'  and {len(self.names) - LISTED} more')
+        return '\n'.join(lines)
 
     def __contains__(self, name: str) -> bool:
         return name in self._adapters or (self._store is not None and name in self._store.paths)

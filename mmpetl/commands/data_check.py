@@ -15,8 +15,7 @@ from ..datasets.how_to_get import and_get
 from ..datasets.suite_dataset import how_to_mend
 from ..datasets.tables import SUITES, Suite, Task, get_suite, get_task
 from ..datasets.tables.video import VIDEO_SETS
-from ..names import printable
-from ..training.folders import folder
+from ..names import folder, printable
 from ..weights.io import write_json
 from ..weights.reading import sha256_of
 from . import data_make, own_check, video_check

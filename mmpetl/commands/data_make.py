@@ -13,8 +13,7 @@ from ..datasets.make import Lists, cut, write_lists
 from ..datasets.split import PARTS
 from ..datasets.survey import Survey, extent, survey_pictures, survey_videos
 from ..datasets.video_lists import write_text
-from ..names import plain_name
-from ..training.folders import folder
+from ..names import folder, plain_name
 from ..training.own_config import Choice, choose, config_text
 from ..weights.bases import command_for
 from .numbers import whole

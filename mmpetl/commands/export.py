@@ -17,10 +17,9 @@ from ..tuning import adapter_header, adapter_state, find_backbone
 from ..version import __version__
 from ..weights import write_json
 from ..weights.archs import ARCHS, known_elsewhere
-from ..weights.errors import WeightFileError
 from ..weights.export import export_names, hf_config, libraries
 from ..weights.export_onnx import to_onnx
-from ..weights.export_peft import lora_to_peft, write_peft
+from ..weights.export_peft import check_folder, lora_to_peft, write_peft
 
 #: What --to takes.
 TARGETS = ('onnx', 'safetensors', 'timm', 'hf', 'openai', 'original', 'peft')
@@ -151,8 +150,7 @@ def export_library(model: nn.Module, library: str, path: str, source: str, backb
         merged=report.merged)
     target = path
     if library == 'hf':
-        if os.path.isfile(path) or path.endswith(('.safetensors', '.pth')):
-            raise WeightFileError(path, 'exports for transformers are folders', 'name a folder')
+        check_folder(path, 'transformers')
         target = os.path.join(path, 'model.safetensors')
         write_json(os.path.join(path, 'config.json'), _hf_config(model, backbone, state, arch))
     write_state(target, renamed, meta)
@@ -231,6 +229,8 @@ def _target(args: argparse.Namespace) -> str:
         timm=('.safetensors', '.pth'),
         openai=('.safetensors', '.pth'),
         original=('.safetensors', '.pth'))
+    if target in ('hf', 'peft'):
+        check_folder(args.out, {'hf': 'transformers', 'peft': 'peft'}[target])
     if target in suffixes:
         check_output(args.out, (args.config, args.adapter), suffixes[target])
     return str(target)

@@ -10,8 +10,8 @@ from ..datasets.downloads import DATA, Data, missing, unpack
 from ..datasets.fetch import cache_dir
 from ..datasets.prepare import RECIPES, prepare
 from ..datasets.sources import SOURCES
+from ..names import folder
 from ..suggest import nearest
-from ..training.folders import folder
 from ..weights.bases import BASES, Base
 from ..weights.download import download
 from ..weights.reading import open_regular

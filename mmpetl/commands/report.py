@@ -6,13 +6,13 @@ import os
 from functools import partial
 from typing import Any, List, Optional, Sequence
 
+from ..names import folder
 from ..sweeps.compare import compare
 from ..sweeps.plan import write_text
 from ..sweeps.report import Row, only, read_rows
 from ..sweeps.report_files import markdown, write_all
 from ..sweeps.report_pages import run_name, run_page
 from ..sweeps.run_facts import is_run
-from ..training.folders import folder
 from ..weights.io import atomic_write
 from .numbers import whole
 from .progress import bar

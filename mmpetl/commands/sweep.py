@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from ..datasets.tables import SUITES, get_suite
-from ..names import printable
+from ..names import folder, printable
 from ..sweeps.plan import PLAN_FILE, SweepPlan, Unit, budget, failures, forget_failures, make_plan, units, write_text
 from ..sweeps.run_facts import is_run
 from ..sweeps.search import ALIASES
-from ..training.folders import folder
 from ..weights.io import atomic_write
 from .numbers import whole
 from .train import without

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from ..names import path_below
+from ..names import folder, path_below
 from ..weights.reading import MAX_LIST, read_json, read_text
 from .how_to_get import and_get
 from .k400 import k400_lists
@@ -243,21 +243,26 @@ def write_lists(out: Path, lists: Lists, classes: Sequence[str], delimiter: str)
     return written
 
 
+def _folder(text: str) -> Path:
+    return Path(folder(text))
+
+
 def parser_of(name: str, doc: Optional[str]) -> argparse.ArgumentParser:
     """Arguments of ``tools/prepare_<name>.py``."""
     parser = argparse.ArgumentParser(
         prog=f'prepare_{name}.py', description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('root', nargs='?', type=Path, default=Path('data') / name,
+    parser.add_argument('root', nargs='?', type=_folder, default=Path('data') / name,
                         help=f'folder of the unpacked archives; default data/{name}')
-    parser.add_argument('--videos', type=Path, help='folder of the videos, where it is not found below the root')
-    parser.add_argument('--lists', type=Path, help='folder of the official lists, where it is not found below the root')
-    parser.add_argument('--out', type=Path, help='where the lists go; default the root')
+    parser.add_argument('--videos', type=_folder, help='folder of the videos, where it is not found below the root')
+    parser.add_argument('--lists', type=_folder,
+                        help='folder of the official lists, where it is not found below the root')
+    parser.add_argument('--out', type=_folder, help='where the lists go; default the root')
     parser.add_argument('--delimiter', choices=list(DELIMITERS), default='blank',
                         help='between path and label: blank (VideoMAE, APT; default) or comma (V-PETL)')
     parser.add_argument(
         '--short-side', type=int, help='re-encode to this short side, for example 256 or 320 (needs ffmpeg)')
     parser.add_argument(
-        '--encoded', type=Path, help='folder of the re-encoded videos; default <root>/videos_<short side>')
+        '--encoded', type=_folder, help='folder of the re-encoded videos; default <root>/videos_<short side>')
     parser.add_argument('--workers', type=int, default=os.cpu_count() or 1, help='ffmpeg processes at a time')
     parser.add_argument(
         '--allow-partial', action='store_true', help='write lists even if counts differ or videos are missing')

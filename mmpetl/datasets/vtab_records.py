@@ -9,6 +9,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence
 import numpy as np
 from PIL import Image
 
+from ..names import folder
 from ..suggest import nearest
 from .label_rules import slice_bounds, write_lists
 from .pictures import decode_picture
@@ -83,8 +84,9 @@ def write_task(name: str, root: str, out: str, progress: bool = False) -> Dict[s
 def main(doc: Optional[str], argv: Optional[Sequence[str]] = None) -> int:
     """``tools/prepare_vtab.py``."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('root', nargs='?', default='~/tensorflow_datasets', help='folder of TensorFlow Datasets')
-    parser.add_argument('--out', default=VTAB.root, help=f'default {VTAB.root}')
+    parser.add_argument('root', nargs='?', type=folder, default='~/tensorflow_datasets',
+                        help='folder of TensorFlow Datasets')
+    parser.add_argument('--out', type=folder, default=VTAB.root, help=f'default {VTAB.root}')
     parser.add_argument('--task', nargs='+', default=[], help='default: those whose records are there')
     args = parser.parse_args(argv)
     for name in args.task:

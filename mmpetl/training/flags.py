@@ -4,7 +4,7 @@
 import argparse
 
 from ..console import VERBOSE
-from .folders import folder
+from ..names import folder
 from .options import ConfigOptions
 
 #: Name of a logger -> MMEngine's backend, the module that it needs, and the package that brings it.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Predictions of a trained adapter on files and arrays, through the test pipeline of its config."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,12 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import FUNCTIONS, TRANSFORMS
 from mmengine.utils import ProgressBar
 from torch import nn
 
+from ..clean_errors import one_line
 from ..datasets.loading import split_member
 from ..datasets.video_io import spread
 from ..weights.reading import as_path
@@ -179,7 +182,7 @@ class Predictor:
 
 def infer(config: str, adapter: str, inputs: Any, device: Optional[str] = None, batch_size: int = 1,
           channel_order: str = 'rgb', cfg_options: Optional[Mapping[str, Any]] = None,
-          force: bool = False) -> list[dict[str, Any]]:
+          force: bool = False, skip_unreadable: bool = False) -> list[dict[str, Any]]:
     """Predictions of an adapter: the model, the test pipeline and the scores of ``tools/test.py``, without labels.
 
     Args:
@@ -193,17 +196,33 @@ def infer(config: str, adapter: str, inputs: Any, device: Optional[str] = None, 
             OpenCV does.
         cfg_options: Overrides of the config, ``{'model.backbone.petl.0.rank': 4}``.
         force: See :func:`mmpetl.load_adapter`.
+        skip_unreadable: Leave out files that are there and cannot be read, each with a line in the log, rather than
+            end; ``input`` of the results says which are left.
 
     Returns:
-        One dict per input: ``input`` (the path, None of an array), ``pred_scores`` (float32 array (classes,)),
-        ``pred_label``, ``pred_score``, and ``pred_class`` where the adapter knows the names of its classes. A head for
-        several labels per image adds ``pred_labels`` and ``pred_classes``.
+        One dict per input that was read: ``input`` (the path, None of an array), ``pred_scores`` (float32 array
+        (classes,)), ``pred_label``, ``pred_score``, and ``pred_class`` where the adapter knows the names of its
+        classes. A head for several labels per image adds ``pred_labels`` and ``pred_classes``.
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If adapter and config do not belong together, or an input cannot be read.
+        ValueError: If adapter and config do not belong together, an input cannot be read and must not be left out, or
+            none can.
     """
-    return Predictor(config, adapter, device, channel_order, cfg_options, force)(inputs, batch_size)
+    if not isinstance(skip_unreadable, bool):
+        raise ValueError(f'skip_unreadable={skip_unreadable!r:.80} must be True or False')
+    wrong: list[str] = []
+
+    def unreadable(one: Any, error: Exception) -> None:
+        if not skip_unreadable or isinstance(error, FileNotFoundError) or not isinstance(one, (str, os.PathLike)):
+            raise error  # a name mistyped, or an array that is none
+        wrong.append(f'{os.fspath(one)}: {one_line(error).removeprefix(f"{os.fspath(one)}: ")}')
+        print_log(f'unreadable, left out: {wrong[-1]}', 'current', logging.WARNING)
+
+    results = Predictor(config, adapter, device, channel_order, cfg_options, force)(inputs, batch_size, unreadable)
+    if wrong and not results:
+        raise ValueError(f'none of the {len(wrong)} files can be read: give others, for {wrong[0]}')
+    return results
 
 
 def test_dataset(cfg: Config, source: str) -> Mapping[str, Any]:

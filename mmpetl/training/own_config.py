@@ -107,6 +107,9 @@ def choose(kind: str, base: str = '', methods: Sequence[str] = ()) -> Choice:
         if name.lower() not in names:
             raise ValueError(f'unknown --method {name!r}' + nearest(name, names.values()))
         chosen.append(names[name.lower()])
+    twice = next((name for name in chosen if chosen.count(name) > 1), None)
+    if twice:
+        raise ValueError(f'--method {" ".join(methods)}: {twice} is given twice: give it once')
     alone = [name for name in chosen if not METHODS.get(name, [name])]
     if alone and len(chosen) > 1:
         raise ValueError(f'--method {" ".join(chosen)}: {alone[0]} stands alone: give it without the others')

@@ -101,8 +101,8 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
         tuple: State dict with the backbone's key names (no prefix, half precision becomes single) and the match report.
 
     Raises:
-        ValueError: Unknown format or architecture, a backbone key that the file lacks, a key of the file that nothing
-            explains, or a shape that cannot be brought to the target's.
+        ValueError: Unknown format or architecture, weights made for another one, a backbone key that the file lacks, a
+            key of the file that nothing explains, or a shape that cannot be brought to the target's.
     """
     if arch not in ARCHS:
         raise ValueError(f'no architecture {arch!r}; known: {", ".join(ARCHS)}')
@@ -116,6 +116,11 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
     if known.family not in target.families:
         fitting = [other for other, entry in FORMATS.items() if entry.family in target.families]
         raise ValueError(f'{name} weights do not fit the architecture {arch!r}, which takes {", ".join(fitting)}')
+    # Beside a backbone's own keys these are compared below; without them nothing else would tell.
+    natural = arch if target_shapes else known.arch_of(tensors) if known.arch_of else known.family
+    if natural != arch and ARCHS[natural].families[0] == target.families[0]:
+        raise ValueError(f'these {name} weights are made for the architecture {natural!r}, not for {arch!r}: give '
+                         f'{natural!r}, or none')
     report = Report(name, arch)
     inside = _gather(tensors, prefix, known, report)
     # A backbone's state dict may hold methods, which no published file knows.

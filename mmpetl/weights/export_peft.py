@@ -18,6 +18,8 @@ from .archs import ALL_ARCHS
 from .errors import WeightFileError
 from .io import atomic_write, write_json
 
+#: Suffixes of files, which no folder of weights has.
+_FILES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.onnx', '.npz', '.json', '.zip')
 _FACTOR = re.compile(
     r'(?:.*\.)?petl\.(?P<name>[^.]+)\.blocks\.(?P<block>\d+)\.(?P<op>q|k|v|proj|fc1|fc2)\.'
     r'(?P<factor>(?:start_)?(?:down|up))')
@@ -181,16 +183,27 @@ def peft_config(ranks: Mapping[str, int], alphas: Mapping[str, float], dropout: 
         })
 
 
+def check_folder(folder: str, library: str) -> None:
+    """Check the name of an export that is a folder.
+
+    Raises:
+        WeightFileError: It is a file, or is called like one.
+    """
+    suffix = os.path.splitext(folder)[1].lower()
+    if os.path.isfile(folder) or suffix in _FILES:
+        what = 'a file' if os.path.isfile(folder) else f'{suffix} names a file'
+        raise WeightFileError(folder, f'{what}, and exports for {library} are folders', 'name a folder')
+
+
 def write_peft(folder: str | os.PathLike[str], state: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> None:
     """Write the two files of a peft adapter, each atomically.
 
     Raises:
-        WeightFileError: ``folder`` is a file.
+        WeightFileError: ``folder`` is a file, or is called like one.
     """
     from safetensors.torch import save
     folder = os.path.expanduser(os.fspath(folder))
-    if os.path.isfile(folder):
-        raise WeightFileError(folder, 'a file; peft adapters are folders', 'name a folder')
+    check_folder(folder, 'peft')
     data = save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()}, {'format': 'pt'})
     atomic_write(os.path.join(folder, 'adapter_model.safetensors'), lambda file: file.write(data))
     write_json(os.path.join(folder, 'adapter_config.json'), json.loads(json.dumps(config)))

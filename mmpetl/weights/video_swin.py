@@ -43,7 +43,8 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], report: Report) ->
     """
     kernel, target = 'patch_embed.proj.weight', shapes.get('patch_embed.proj.weight')
     if target is None or len(target) != 5:
-        raise ValueError(f'{kernel}: to inflate image weights give the shapes of the video backbone')
+        raise ValueError(f'{kernel}: to inflate image weights give the shapes of the video backbone, of '
+                         'mmpetl convert by --config')
     length, old = target[2], tuple(state[kernel].shape)
     # Over a tubelet of equal frames the sum is the image's value again.
     state[kernel] = repeat(state[kernel], 'o i h w -> o i t h w', t=length) / length

@@ -110,7 +110,8 @@ def inflate(state: State, shapes: dict[str, tuple[int, ...]], grid: tuple[int, .
     kernel = 'patch_embed.projection.weight'
     target = shapes.get(kernel)
     if target is None or len(target) != 5:
-        raise ValueError(f'{kernel}: to inflate image weights give the shapes of the video backbone')
+        raise ValueError(f'{kernel}: to inflate image weights give the shapes of the video backbone, of '
+                         'mmpetl convert by --config')
     if 'pre_norm.weight' in state:
         # Without this norm CLIP's features are lost: on photographs their centred cosine to the true ones is -0.01
         # (ViT-B/16).

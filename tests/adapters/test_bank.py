@@ -49,6 +49,20 @@ def filled(base, *names, std=0.1):
     return bank
 
 
+def test_what_a_bank_prints(base, tmp_path):
+    bank = filled(base, 'lora', 'ssf', 'tuned')
+    bank.save('lora', str(tmp_path / 'stored.safetensors'))
+    bank.serve(str(tmp_path))
+    assert repr(bank).splitlines() == [
+        "AdapterBank on ImageClassifier: 4 adapters, in use: 'tuned'", "  'lora': LoRA", "  'ssf': SSF",
+        "  'tuned': LoRA, tune=['ln1.*', 'layers.1.ln2.*']", "  'stored': on disk"]
+    bank.switch(None)
+    assert 'in use: none, the model is the plain base' in str(bank) and bank.in_memory == []
+    for number in range(20):
+        bank.add(f'{number}', ())
+    assert str(bank).splitlines()[-1] == '  and 4 more' and "  '0': no method" in str(bank)
+
+
 def test_each_adapter_acts_as_alone(base, tmp_path):
     x, before = images(), run(base, images())
     keys = set(base.state_dict())

@@ -122,7 +122,8 @@ def test_npz_to_safetensors(tmp_path):
                          [(['out.txt'], 'unknown output format'), (['published.pth'], 'is the source itself'),
                           (['out.pth', '--as', 'swim'], "no weight format 'swim'"),
                           (['out.pth', '--arch', 'swin'], 'timm-vit weights do not fit'),
-                          (['out.pth', '--arch', 'videomae'], 'give the shapes'),
+                          (['out.pth', '--arch', 'videomae'], 'give the shapes.* by --config'),
+                          (['out.pth', '--arch', 'clip'], "timm-vit weights are made for the architecture 'vit', not for 'clip': give 'vit'"),
                           (['out.pth', '--config', 'config.py', '--arch', 'vit'], "its backbone is 'videomae'")])
 def test_refusals_leave_no_file(source, tmp_path, monkeypatch, arguments, cause):
     _, path = source

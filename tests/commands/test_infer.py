@@ -95,6 +95,22 @@ def test_unreadable_pictures_are_left_out_named_and_counted(trained, holed, caps
     assert said.err.splitlines()[-1] == '3 unreadable files are left out'
 
 
+def test_unreadable_files_are_left_out_in_python(trained, holed, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmpetl.training.infer.print_log', lambda text, *_: said.append(text))
+    files = [str(holed / name) for name in ('0.png', '2.png', 'list.csv', '1.png')]
+    found = mmpetl.infer(*trained[:2], files, device='cpu', batch_size=3, skip_unreadable=True)
+    assert [result['input'] for result in found] == [files[0], files[3]]
+    assert [text.split('unreadable, left out: ')[1].split(': ')[0] for text in said] == files[1:3]
+    for more, inputs, message in (({}, files, '2.png'), (dict(skip_unreadable=True), files[1:3], 'none of the 2 files can be read'),
+                                  (dict(skip_unreadable='yes'), files, "skip_unreadable='yes' must be True or False")):
+        with pytest.raises(ValueError, match=message) as error:
+            mmpetl.infer(*trained[:2], inputs, device='cpu', **more)
+        assert '\n' not in str(error.value)
+    with pytest.raises(FileNotFoundError, match='nowhere.png: no such file'):
+        mmpetl.infer(*trained[:2], [files[0], 'nowhere.png'], device='cpu', skip_unreadable=True)
+
+
 def test_nothing_readable_or_a_name_mistyped_is_an_error(trained, holed, capsys):
     for name in ('0.png', '1.png'):
         (holed / name).write_bytes(b'no picture')

@@ -11,7 +11,7 @@ from mmpetl.commands.data_check import check_suite, check_task
 from mmpetl.commands.fetch import GROUPS
 from mmpetl.commands.video_check import check_video_dataset
 from mmpetl.compat import load_from_local
-from mmpetl.datasets import video_prepare
+from mmpetl.datasets import video_prepare, vtab_records
 from mmpetl.datasets.downloads import DATA
 from mmpetl.datasets.folders import subfolders
 from mmpetl.datasets.how_to_get import MADE, how_to_get
@@ -146,3 +146,23 @@ def test_the_folders_of_the_recipes(path):
     for root in found - {'data/own'}:
         assert re.match(r"'(mmpetl fetch|python \S*tools/)", how_to_get(root)), root
     assert how_to_get('/home/me/pictures/train.txt') == ''
+
+
+#: What each tool of tools/prepare_*.py that takes folders calls them.
+FOLDERS = {'vtab': ['root', '--out'], **{name: ['root', '--videos', '--lists', '--out', '--encoded'] for name in VIDEO_SETS}}
+
+
+@pytest.mark.parametrize('name, option', [(name, option) for name, options in FOLDERS.items() for option in options])
+def test_a_file_is_no_folder_of_the_tools(name, option, tmp_path, capsys):
+    (tmp_path / 'a.txt').write_text('')
+    run = vtab_records.main if name == 'vtab' else lambda doc, words: video_prepare.main(name, doc, words)
+    for given, said in (('a.txt', 'is a file'), ('a.txt/x', "a.txt', which is a file")):
+        with pytest.raises(SystemExit):
+            run('', [*([] if option == 'root' else [option]), str(tmp_path / given)])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert f'argument {option}: ' in error and said in error and error.endswith('name a folder')
+
+
+def test_all_tools_that_prepare_are_looked_at():
+    tools = {path.stem.removeprefix('prepare_') for path in (Path(__file__).parents[2] / 'tools').glob('prepare_*.py')}
+    assert tools == {*FOLDERS, 'scenes', 'motion_clips'}  # these two take no folder, but the cache

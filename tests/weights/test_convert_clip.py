@@ -110,6 +110,15 @@ def test_hugging_face(randomise, image, fill, tmp_path, kind):
         assert difference(mine(x)[0] @ report.extras['proj'], peer.visual_projection(pooled)) < TOL
 
 
+@pytest.mark.parametrize('pre_norm', [False, True])
+def test_the_name_of_the_other_architecture_is_refused(randomise, pre_norm):
+    """Beside no backbone's shapes only the keys say what the file is made for."""
+    state, archs = randomise(stock(pre_norm=pre_norm)).state_dict(), ('vit', 'clip')
+    assert convert(state, None, archs[pre_norm])[1].arch == archs[pre_norm]
+    with pytest.raises(ValueError, match=f"made for the architecture '{archs[pre_norm]}', not for '{archs[not pre_norm]}'"):
+        convert(state, None, archs[not pre_norm])
+
+
 @pytest.mark.peers
 def test_not_into_a_plain_vit(randomise):
     shapes = {key: tuple(value.shape) for key, value in stock(pre_norm=False).state_dict().items()}
