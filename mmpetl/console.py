@@ -37,6 +37,7 @@ _INSTALLED = tuple({sysconfig.get_paths()[key] for key in ('purelib', 'platlib',
 _quiet = False
 _early: Optional[logging.handlers.MemoryHandler] = None  # of warnings until there is a log file
 _hushed: list[tuple[logging.StreamHandler, logging.Filter, Optional[logging.Formatter]]] = []
+_made: list[tuple[Any, Any]] = []  # MMEngine's class of loggers, and how it makes one
 _epochs: Optional[int] = None
 
 
@@ -200,11 +201,21 @@ def _say_starting() -> None:
         print('starting  PyTorch and OpenMMLab are loading', file=sys.stderr, flush=True)
 
 
-def _hush_default() -> None:
+def _hush_loggers() -> None:
+    """Let every logger that MMEngine makes in the command begin hushed; to make one now would import PyTorch."""
     if not _quiet:
         return
     from mmengine.logging import MMLogger
-    hush(MMLogger.get_instance('mmengine'))
+    make = MMLogger.__init__
+
+    def make_hushed(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        hush(self)
+
+    _made.append((MMLogger, make))
+    MMLogger.__init__ = make_hushed
+    for logger in getattr(MMLogger, '_instance_dict', {}).values():
+        hush(logger)
 
 
 @contextmanager
@@ -226,7 +237,7 @@ def quiet(argv: Sequence[str] = ()) -> Iterator[None]:
         root.addHandler(_early)
     _quiet = True
     before_import('torch', _say_starting)
-    after_import('mmengine.logging', _hush_default)
+    after_import('mmengine.logging', _hush_loggers)
     warnings.showwarning = _show_warning
     try:
         yield
@@ -235,6 +246,9 @@ def quiet(argv: Sequence[str] = ()) -> Iterator[None]:
         warnings.showwarning = shown
         root.removeHandler(_early)
         _early = None
+        while _made:
+            kind, make = _made.pop()
+            kind.__init__ = make
         while _hushed:
             handler, hidden, formatter = _hushed.pop()
             handler.removeFilter(hidden)

@@ -45,7 +45,8 @@ def run_show(args: argparse.Namespace) -> int:
     """Print a config as it is read, with its bases."""
     path = find_config(args.config)
     from ..training.config import load_config
-    from ..training.options import merge_options, parse_options
+    from ..training.given import parse_options
+    from ..training.options import merge_options
     cfg = load_config(path)
     merge_options(cfg, parse_options(args.cfg_options))
     print(f'# {path}\n{cfg.pretty_text}')

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..console import VERBOSE
 from ..weights import WeightFileError, convert
-from ..weights.archs import ALIASES, ARCHS, FORMATS
 from ..weights.convert_file import SUFFIXES, natural_arch, read_source, write_converted
+from .arguments.convert import add_arguments
 
 
 def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int, ...]]:
@@ -36,27 +36,6 @@ def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int
     shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items() if not key.startswith('petl.')}
     family = family_of(backbone)[1]
     return family.arch(backbone), shapes, tuple(family.specs(backbone)[0].grid)
-
-
-def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    also = ', '.join(f'{alias} ({name})' for alias, name in ALIASES.items())
-    parser.epilog = f'formats: {", ".join(FORMATS)}; also known as: {also}'
-    parser.add_argument('src', help='weight file: torch, TorchScript, safetensors, npz or onnx')
-    parser.add_argument('dst', help='*.pth or *.safetensors')
-    parser.add_argument('--as', dest='as_name', metavar='NAME', help='format of SRC; found out by default')
-    parser.add_argument(
-        '--arch', choices=sorted(ARCHS), help='architecture of DST; by default the one that SRC is made for')
-    parser.add_argument(
-        '--config', help='config whose backbone gives key names and shapes: to resize tables or to inflate')
-    parser.add_argument(
-        '--head', metavar='PREFIX', help="also write SRC's classifier, as PREFIX.weight and PREFIX.bias")
-    return parser
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``mmpetl convert``."""
-    parser = subparsers.add_parser('convert', help='published weights to OpenMMLab key names')
-    _add_arguments(parser).set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -91,4 +70,4 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog='tools/convert_weights.py', description=__doc__)
     parser.add_argument('--verbose', action='store_true', help=VERBOSE)
     parser.add_argument('--debug', action='store_true', help='show tracebacks')
-    run(_add_arguments(parser).parse_args(argv))
+    run(add_arguments(parser).parse_args(argv))

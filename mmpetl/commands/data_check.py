@@ -15,11 +15,10 @@ from ..datasets.how_to_get import and_get
 from ..datasets.suite_dataset import how_to_mend
 from ..datasets.tables import SUITES, Suite, Task, get_suite, get_task
 from ..datasets.tables.video import VIDEO_SETS
-from ..names import folder, printable
+from ..names import printable
 from ..weights.io import write_json
 from ..weights.reading import sha256_of
-from . import data_make, own_check, video_check
-from .numbers import whole
+from . import own_check, video_check
 
 
 @dataclass
@@ -261,35 +260,3 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, [asdict(r) for r in reports])
     return 1 if bad else 0
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``data`` with its actions ``make`` and ``check``."""
-    parser = subparsers.add_parser(
-        'data', help='make and check data sets', description='Data sets of your own and of benchmark suites.')
-    actions = parser.add_subparsers(dest='action', metavar='ACTION', required=True)
-    make = actions.add_parser(
-        'make',
-        help='lists, classes and a ready config from a folder or list of your own',
-        description='Check pictures or videos in class folders or a list, cut them into training, validation and test, '
-        'and write lists and a config that trains with one command.')
-    data_make.add_arguments(make)
-    make.set_defaults(run=data_make.run)
-    check = actions.add_parser(
-        'check',
-        help='counts, missing and broken images, duplicates, checksums',
-        description='Look at lists and files of a config, of a folder or list of your own, or of a benchmark suite: '
-        'counts per list and class, sizes, missing and undecodable files, files that are in training and test, '
-        'checksums of the lists, and a picture of samples after the pipeline.')
-    check.add_argument('suite', metavar='CONFIG|FOLDER|SUITE', help='a config, a folder or list of your own, or one of '
-                       + ', '.join([*SUITES, *VIDEO_SETS]))
-    check.add_argument(
-        '--root', type=folder, help="folder of the suite's data; default " + ', '.join(s.root for s in SUITES.values()))
-    check.add_argument('--samples', type=whole(1), default=24, help='samples in the picture (default 24)')
-    check.add_argument('--sheet', metavar='PNG', help='where the picture goes (default work_dirs/data_check/)')
-    check.add_argument('--task', nargs='+', default=[], help='only these tasks')
-    check.add_argument('--no-decode', action='store_true', help='do not open the images')
-    check.add_argument('--jobs', type=whole(1), default=4, help='threads that read images (default 4)')
-    check.add_argument('--json', metavar='FILE', help='also write everything to this file')
-    video_check.add_arguments(check)
-    check.set_defaults(run=run)

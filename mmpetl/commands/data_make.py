@@ -8,17 +8,16 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ..datasets.collect import KINDS, Collection, collect
+from ..datasets.collect import Collection, collect
 from ..datasets.make import Lists, cut, write_lists
 from ..datasets.split import PARTS
 from ..datasets.survey import Survey, extent, survey_pictures, survey_videos
 from ..datasets.video_lists import write_text
-from ..names import folder, plain_name
+from ..names import plain_name
 from ..training.own_config import Choice, choose, config_text
 from ..weights.bases import command_for
-from .numbers import whole
 from .progress import bar
-from .unreadable import add_option, leave_out
+from .unreadable import leave_out
 
 
 def look(found: Collection, args: argparse.Namespace) -> Survey:
@@ -130,30 +129,3 @@ def run(args: argparse.Namespace) -> int:
           f'train:  mmpetl train {given}\n'
           f'test:   mmpetl test {given} work_dirs/{Path(path).stem}/adapter.safetensors')
     return 0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``mmpetl data make``."""
-    parser.add_argument('source', metavar='FOLDER', help='folder of class folders, or of train/ (val/, test/) with '
-                        'class folders, or a list (CSV, text)')
-    parser.add_argument('--out', type=folder, default='', help='where lists and config go (default own_data/<name>)')
-    parser.add_argument('--name', default='', help='name of the data set (default: that of the folder or list)')
-    parser.add_argument('--base', default='', help='a file of configs/_base_/backbones (default dinov2-small for '
-                        'pictures, videomae-small for videos)')
-    parser.add_argument('--method', nargs='+', default=[], help='one or several methods, or linear, bitfit, full '
-                        '(default LoRA)')
-    parser.add_argument('--val', type=float, default=0.2, help='share of each class for validation (default 0.2)')
-    parser.add_argument('--test', type=float, default=0.2, help='share of each class for testing (default 0.2)')
-    parser.add_argument('--seed', type=whole(0), default=0, help='of the cut (default 0)')
-    parser.add_argument('--epochs', type=whole(0), default=0, help='default: by the number of samples')
-    parser.add_argument('--kind', default='', choices=['', *KINDS], help='where a folder holds pictures and videos')
-    parser.add_argument('--classes', default='', metavar='FILE', help='class names, one a line')
-    parser.add_argument('--root', type=folder, default='',
-                        help='folder that the paths of a list start from (default: its own)')
-    for key in ('path', 'label', 'group', 'split'):
-        parser.add_argument(f'--{key}-column', default='', metavar='NAME', help='column of a list with a header')
-    parser.add_argument('--bands', nargs='+', type=whole(1),
-                        help='red, green and blue of pictures of several bands, from 1')
-    add_option(parser)
-    parser.add_argument('--overwrite', action='store_true', help='replace lists and config')
-    parser.add_argument('--jobs', type=whole(1), default=4, help='threads that read (default 4)')

@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from ..compat import environment
 from ..version import __version__
 
 #: Where the table of tested versions lies, seen from a checkout.
@@ -120,6 +119,7 @@ def pin_findings(text: Optional[str] = None, look_up: Callable[[str], Optional[s
 
 def _python() -> Finding:
     have = '.'.join(map(str, sys.version_info[:3]))
+    from ..compat import environment
     low, high = environment.PYTHON_RANGE
     if low <= sys.version_info[:2] < high:
         return Finding('ok', 'python', have)
@@ -130,6 +130,7 @@ def _python() -> Finding:
 def trap_findings() -> List[Finding]:
     """The traps that :func:`mmpetl.compat.environment_warnings` knows."""
     found = []
+    from ..compat import environment
     for line in environment.environment_warnings():
         text, _, mend = line.partition(' Run: ')
         found.append(Finding('wrong', 'trap', text, mend))

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..merging import MergeReport, merge, probe_for
-from ..training.build import FORCE, build_model, check_output, load_trained, read_config, write_state
-from ..training.options import ConfigOptions
+from ..training.build import build_model, check_output, load_trained, read_config, write_state
 from ..tuning import adapter_header, adapter_state, find_backbone
 from ..version import __version__
 from ..weights import write_json
@@ -20,9 +19,7 @@ from ..weights.archs import ARCHS, known_elsewhere
 from ..weights.export import export_names, hf_config, libraries
 from ..weights.export_onnx import to_onnx
 from ..weights.export_peft import check_folder, lora_to_peft, write_peft
-
-#: What --to takes.
-TARGETS = ('onnx', 'safetensors', 'timm', 'hf', 'openai', 'original', 'peft')
+from .arguments.export import TARGETS
 
 
 class Scores(nn.Module):
@@ -190,28 +187,6 @@ def export_peft(model: nn.Module, library: str, folder: str, prefix: str = '') -
         adapter_state(model), header['methods'], arch, library, prefix, header['base'].get('id'), scales, depths)
     write_peft(folder, state, config)
     return [f'{len(state)} factors for {library}; the head is not part of it']
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``mmpetl export``."""
-    parser = subparsers.add_parser('export', help='a model for other runtimes and libraries')
-    parser.add_argument('config', help='config with which the adapter was trained')
-    parser.add_argument('adapter', help='adapter file, or checkpoint of the training run')
-    parser.add_argument('-o', '--out', required=True, help='file; a folder for hf and peft')
-    parser.add_argument('--to', choices=TARGETS, help='default from the suffix of --out: onnx or safetensors')
-    parser.add_argument(
-        '--library',
-        help='library of the base model, for peft: timm (default), hf, hf4, mmpretrain, mmaction2, original')
-    parser.add_argument(
-        '--prefix', default='', help="what stands before the block names in the base model, for peft, such as 'vit.'")
-    parser.add_argument(
-        '--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
-    parser.add_argument('--force', action='store_true', help=FORCE)
-    parser.add_argument('--backbone-only', action='store_true', help='leave out neck and head')
-    parser.add_argument(
-        '--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
-        help='override entries of the config')
-    parser.set_defaults(run=run)
 
 
 def _target(args: argparse.Namespace) -> str:

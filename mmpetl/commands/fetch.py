@@ -4,7 +4,7 @@
 import argparse
 import re
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Dict, List, Sequence
 
 from ..datasets.downloads import DATA, Data, missing, unpack
 from ..datasets.fetch import cache_dir
@@ -21,17 +21,6 @@ GROUPS: Dict[str, Sequence[str]] = {
     'elevater': [name for name in DATA if name.startswith('elevater/')],
     'fgvc': [name for name in DATA if name.startswith('fgvc/')],
 }
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add the parser of ``mmpetl fetch``."""
-    parser = subparsers.add_parser('fetch', help='official weights and data of the recipes',
-                                   description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('names', nargs='*', metavar='NAME', help='what to fetch; none lists all names')
-    parser.add_argument('--root', type=folder, help="folder of a data set; default the recipes' own")
-    parser.add_argument('--mirror', action='append', default=[], metavar='URL',
-                        help='folder on another server that holds the files under their own names; tried first')
-    parser.set_defaults(run=run)
 
 
 def _urls(url: str, file: str, mirrors: Sequence[str]) -> List[str]:

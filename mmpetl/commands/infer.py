@@ -14,7 +14,7 @@ from .unreadable import OPTION, add_option, leave_out
 
 def add_parser(subparsers: Any) -> None:
     """Add ``infer``."""
-    from ..training.options import ConfigOptions
+    from ..training.given import ConfigOptions
     parser = subparsers.add_parser('infer', help='predict classes of pictures or videos')
     parser.add_argument('config', help='config file, or the name of a shipped one')
     parser.add_argument('adapter', help='adapter file or checkpoint')

@@ -13,10 +13,6 @@ from typing import Any, Dict, List, Tuple
 import torch
 from torch import Tensor
 
-from ..adapters.facts import check_adapter, config_facts
-from ..adapters.files import header_of
-from ..adapters.peft_folder import read_folder
-from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
 from ..names import printable
 from ..weights import convert, detect, fingerprint
 from ..weights.adapter_file import base_name
@@ -44,10 +40,12 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no weight file, or does not fit the config.
     """
+    # what costs seconds to import waits until the file was read
     named, path = path, local_path(path)
     found: Dict[str, Any] = dict(path=named if is_hub(named) else path, bytes=0, kind='onnx')
     settings: Dict[str, Any] = {}
     if is_peft(path):
+        from ..adapters.peft_folder import read_folder
         settings = {f'peft: {k}': _short(v) for k, v in read_folder(path)[0].items() if v not in (None, {}, [], '')}
         path = os.path.join(path, PEFT_TENSORS)
     if path.endswith('.onnx') and os.path.isfile(path):
@@ -57,6 +55,7 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
         loaded = load_file(path)
     found['bytes'] = os.path.getsize(path)
     state = {k: v for k, v in loaded['state_dict'].items() if isinstance(v, Tensor)}
+    from ..adapters.files import header_of
     header = header_of(loaded)
     found.update(
         content=_content(found['kind'], loaded, header),
@@ -106,6 +105,7 @@ def _not_finite(state: Mapping[str, Tensor]) -> List[str]:
 
 
 def _fits(base: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
+    from ..backbones.family import TYPE_OF_ARCH, TYPES_OF_CLASS
     if header is not None:
         return None, [f'{TYPES_OF_CLASS.get(header["backbone"], header["backbone"])} on {base_name(header["base"])}']
     try:
@@ -127,6 +127,7 @@ def _try(state: Mapping[str, Tensor], header: Any, config: str) -> str:
     if header is None:
         arch, shapes, grid = config_target(config)
         return str(convert(state, shapes, arch, grid=grid)[1])
+    from ..adapters.facts import check_adapter, config_facts
     from ..costs.memory import on_meta
     from ..training.build import build_model, read_config
     cfg = read_config(config)
@@ -187,15 +188,6 @@ def describe(found: Mapping[str, Any]) -> str:
     ] if found['not_finite'] else []
     rows += [('report', found['report'])] if 'report' in found else []
     return '\n'.join(f'{name:<12} {shown}' for name, value in rows for shown in map(printable, str(value).splitlines()))
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``mmpetl inspect``."""
-    parser = subparsers.add_parser('inspect', help='what a checkpoint or adapter file holds')
-    parser.add_argument('file', help='checkpoint, adapter file or published weights')
-    parser.add_argument('--config', default='', help='try the file on the backbone of this config')
-    parser.add_argument('--json', action='store_true', help='machine-readable output')
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,7 +3,8 @@
 
 Each sub-command is a module of this package with ``add_parser(subparsers)``, imported only when it is asked for, so
 that ``mmpetl --help`` starts at once. ``add_parser`` adds one parser of the sub-command's name and sets its
-default ``run``, a function of the parsed arguments that returns None or an exit status.
+default ``run``, a function of the parsed arguments that returns None or an exit status. Where the module imports
+libraries, its arguments stand in :mod:`mmpetl.commands.arguments`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ class Command:
     """A sub-command.
 
     Attributes:
-        module: Its file in this package.
+        module: Its file in this package, with its arguments.
         help: What it does, in one line.
         examples: Command lines as a user types them.
     """
@@ -46,18 +47,18 @@ COMMANDS: Dict[str, Command] = {
         'mmpetl infer quickstart/lora work_dirs/lora/adapter.safetensors a.png b.png', )),
     'config': Command('config', 'list and show the shipped configs', (
         'mmpetl config list', 'mmpetl config list videomae apt', 'mmpetl config show quickstart/lora')),
-    'data': Command('data_check', 'check data sets, make one of your own', (
+    'data': Command('arguments.data', 'check data sets, make one of your own', (
         'mmpetl data make photos/', 'mmpetl data make scans.csv --group-column patient --method lora adaptformer',
         'mmpetl data check own_data/photos/photos_lora_dinov2-small.py', 'mmpetl data check vtab --root data/vtab-1k')),
-    'fetch': Command('fetch', 'official weights and data of the recipes', (
+    'fetch': Command('arguments.fetch', 'official weights and data of the recipes', (
         'mmpetl fetch dinov2-vits14 quickdraw20', 'mmpetl fetch vit-base-in21k vtab')),
-    'sweep': Command('sweep', 'search hyper-parameters and run the final seeds on every task of a suite', (
+    'sweep': Command('arguments.sweep', 'search hyper-parameters and run the final seeds on every task of a suite', (
         f'mmpetl sweep {_LORA} --suite vtab --root data/vtab-1k --seeds 0 1 2', )),
-    'report': Command('report', 'tables and plots of finished sweeps', (
+    'report': Command('arguments.report', 'tables and plots of finished sweeps', (
         'mmpetl report work_dirs/sweeps --out work_dirs/report', )),
-    'submit': Command('submit', 'write the ELEVATER submission', (
+    'submit': Command('arguments.submit', 'write the ELEVATER submission', (
         'mmpetl submit work_dirs/sweeps/kadaptation --out all_predictions.zip', )),
-    'plan': Command('plan', 'parameters, compute and memory of a config before training', (
+    'plan': Command('arguments.plan', 'parameters, compute and memory of a config before training', (
         'mmpetl plan quickstart/lora quickstart/linear',
         'mmpetl plan quickstart/lora --compare --budget 24GB',
         f'mmpetl plan {_LORA} --set model.backbone.petl.0.rank=16')),
@@ -65,13 +66,13 @@ COMMANDS: Dict[str, Command] = {
         'mmpetl search quickstart/lora --on-test',
         "mmpetl search my_config.py --samples 32 --space 'lr=loguniform(1e-4, 1e-1)' "
         "'model.backbone.petl.0.rank=choice([4, 8, 16])'")),
-    'convert': Command('convert', 'published weights to OpenMMLab key names', (
+    'convert': Command('arguments.convert', 'published weights to OpenMMLab key names', (
         'mmpetl convert ViT-B_16.npz vit-b16.safetensors', )),
-    'inspect': Command('inspect', 'what a checkpoint or adapter file holds', (
+    'inspect': Command('arguments.inspect', 'what a checkpoint or adapter file holds', (
         'mmpetl inspect work_dirs/lora/adapter.safetensors', 'mmpetl inspect hf://user/repo')),
-    'merge': Command('merge', 'merge an adapter into its base', (
+    'merge': Command('arguments.merge', 'merge an adapter into its base', (
         'mmpetl merge quickstart/lora work_dirs/lora/adapter.safetensors -o merged.pth', )),
-    'export': Command('export', 'a model for other runtimes and libraries', (
+    'export': Command('arguments.export', 'a model for other runtimes and libraries', (
         'mmpetl export quickstart/lora work_dirs/lora/adapter.safetensors -o model.onnx', )),
     'push': Command('push', 'put an adapter onto the Hugging Face hub', (
         'mmpetl push work_dirs/lora/adapter.safetensors user/quickdraw-lora --config quickstart/lora',

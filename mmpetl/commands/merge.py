@@ -11,11 +11,10 @@ from torch import nn
 
 from ..console import VERBOSE
 from ..merging import MergeReport, merge
-from ..training.build import FORCE, build_model, check_output, load_trained, read_config, write_state
-from ..training.options import ConfigOptions
+from ..training.build import build_model, check_output, load_trained, read_config, write_state
 from ..tuning import adapter_header, find_backbone
 from ..version import __version__
-from .numbers import positive
+from .arguments.merge import add_arguments
 
 
 def load_and_merge(cfg: Config, path: str, base: str = '', verify: bool = True,
@@ -57,30 +56,6 @@ def _meta(header: Dict[str, Any], report: MergeReport, path: str) -> Dict[str, A
         base=header['base'])
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument('config', help='config with which the adapter was trained')
-    parser.add_argument('adapter', help='adapter file, or checkpoint of the training run')
-    parser.add_argument('-o', '--out', required=True, help='*.pth or *.safetensors')
-    parser.add_argument(
-        '--base', default='', metavar='FILE', help="weight file of the base; default the config's init_cfg")
-    parser.add_argument(
-        '--backbone-only', action='store_true', help='write the backbone alone, without the prefix backbone.')
-    parser.add_argument('--force', action='store_true', help=FORCE)
-    parser.add_argument('--no-verify', action='store_true', help='do not compare the merged with the unmerged backbone')
-    parser.add_argument(
-        '--tolerance', type=positive,
-        help='largest accepted difference, relative to the largest output (default 0.001)')
-    parser.add_argument(
-        '--cfg-options', '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE',
-        help='override entries of the config')
-    return parser
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``mmpetl merge``."""
-    _add_arguments(subparsers.add_parser('merge', help='merge an adapter into its base')).set_defaults(run=run)
-
-
 def run(args: argparse.Namespace) -> None:
     """Merge and write; the output loads with ``strict=True`` into the stock upstream model.
 
@@ -109,4 +84,4 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog='tools/merge_adapter.py', description=__doc__)
     parser.add_argument('--verbose', action='store_true', help=VERBOSE)
     parser.add_argument('--debug', action='store_true', help='show tracebacks')
-    run(_add_arguments(parser).parse_args(argv))
+    run(add_arguments(parser).parse_args(argv))

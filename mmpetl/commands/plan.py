@@ -7,12 +7,11 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, List, Mapping, Optional, Sequence, Tuple
+from typing import List, Mapping, Optional, Sequence, Tuple
 
 from ..costs.compare import Choice, budget_bytes, compare
 from ..costs.plan import Plan, plan
 from ..training.build import read_config
-from ..training.options import ConfigOptions
 from .progress import bar
 
 
@@ -60,23 +59,6 @@ def show_choices(choices: Sequence[Choice], refused: Mapping[str, str], title: s
     console.print(table)
     for name, reason in refused.items():
         console.print(f'not on this backbone: {name}: {reason[:160]}', markup=False, highlight=False)
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``mmpetl plan``."""
-    parser = subparsers.add_parser('plan', help='parameters, compute and memory of a config before training')
-    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='one or several configs')
-    parser.add_argument(
-        '--input', nargs='+', type=int, metavar='N', help='size of one input, H W or T H W; default that of the config')
-    parser.add_argument(
-        '--cfg-options',
-        '--set', nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='override entries of every config')
-    parser.add_argument('--compare', action='store_true', help='one config with every method and memory setting')
-    parser.add_argument('--methods', nargs='+', default=[], metavar='NAME', help='compare these methods only')
-    parser.add_argument(
-        '--budget', metavar='SIZE', help='memory of the card, for example 24GB; ranked by the largest batch')
-    parser.add_argument('--json', action='store_true', help='machine-readable output')
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,9 +4,8 @@
 import argparse
 import os
 from functools import partial
-from typing import Any, List, Optional, Sequence
+from typing import List, Optional, Sequence
 
-from ..names import folder
 from ..sweeps.compare import compare
 from ..sweeps.plan import write_text
 from ..sweeps.report import Row, only, read_rows
@@ -14,7 +13,6 @@ from ..sweeps.report_files import markdown, write_all
 from ..sweeps.report_pages import run_name, run_page
 from ..sweeps.run_facts import is_run
 from ..weights.io import atomic_write
-from .numbers import whole
 from .progress import bar
 
 
@@ -76,25 +74,3 @@ def _named(rows: List[Row], name: str) -> Row:
     if len(found) != 1:
         raise ValueError(f'--compare: no sweep is called {name!r}: name two of {", ".join(row.name for row in rows)}')
     return found[0]
-
-
-def add_parser(subparsers: Any) -> None:
-    """Add ``report``."""
-    parser = subparsers.add_parser(
-        'report', help='tables, plots and HTML pages of sweeps and runs', description=__doc__)
-    parser.add_argument('dirs', nargs='+', metavar='DIR',
-                        help='work dirs of training runs, folders of sweeps, or folders that hold some sweeps')
-    parser.add_argument(
-        '--out', type=folder, metavar='FOLDER',
-        help='write <suite>.md, .csv, .tex, .png and .html of the sweeps there, and '
-        '<run>.html of runs (without it: report.html in the folder of each run)')
-    parser.add_argument('--tasks', nargs='+', metavar='TASK', help='report these data sets of the suite alone')
-    parser.add_argument(
-        '--compare', nargs=2, metavar='NAME', help='compare two sweeps of one suite, paired over data sets and seeds')
-    parser.add_argument(
-        '--no-test', action='store_true', help='runs: without testing the adapter, which classes, confusions and worst '
-        'samples come from')
-    parser.add_argument(
-        '--maps', type=whole(0), metavar='N', help='runs: of how many of the worst samples to draw what the '
-        'model looked at: attributions, attention, share of the prompts (default: 6; 0: none)')
-    parser.set_defaults(run=run)

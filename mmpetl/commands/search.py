@@ -14,7 +14,7 @@ from typing import Any
 def add_parser(subparsers: Any) -> None:
     """Add ``search``."""
     from ..names import folder
-    from ..training.options import ConfigOptions
+    from ..training.given import ConfigOptions
     from .numbers import not_negative, positive, whole
     parser = subparsers.add_parser('search', help='find rate, size and method on the validation part',
                                    description=__doc__)

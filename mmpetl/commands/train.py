@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, List, Set
 
+from ..recipes import find_config
 from ..training.flags import add_train_arguments
 
 
@@ -42,6 +43,7 @@ def launch(args: argparse.Namespace, module: str) -> int:
     """
     if args.gpus < 1:
         raise ValueError(f'--gpus must be a whole number >= 1, got {args.gpus}')
+    find_config(args.config)  # before libraries are imported
     if args.gpus > 1:
         return several(args.gpus, sys.argv[1:], module)
     importlib.import_module(module).here(args)

@@ -9,13 +9,11 @@ from typing import Dict, List, Union
 
 from ..datasets.how_to_get import and_get
 from ..datasets.tables.video import VIDEO_SETS
-from ..datasets.video_files.opening import MODULES
 from ..datasets.video_lists import Entry, read_video_list
 from ..datasets.video_prepare import check_counts
 from ..datasets.video_probe import Probe, check_videos
 from ..sites import nearest
 from ..weights.io import write_json
-from .numbers import positive
 
 
 @dataclass
@@ -116,15 +114,6 @@ def check_video_dataset(name: str,
     report.frames = sum(p.frames for p in found)
     report.shortest = min((p.frames for p in found if p.frames and not p.reason), default=0)
     return report
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``mmpetl data check`` needs for videos beside ``suite``, ``--root``, ``--no-decode``, ``--jobs`` and
-    ``--json``."""
-    group = parser.add_argument_group('videos')
-    group.add_argument(
-        '--decoder', choices=['auto', *MODULES], default='auto', help='default: the one that training would use')
-    group.add_argument('--timeout', type=positive, default=30., help='seconds that one video may take (default 30)')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ import argparse
 
 from ..console import VERBOSE
 from ..names import folder
-from .options import ConfigOptions
+from .given import ConfigOptions
 
 #: Name of a logger -> MMEngine's backend, the module that it needs, and the package that brings it.
 LOGGERS = {

@@ -16,8 +16,14 @@ import pytest
 import toy_run
 
 from mmpetl.commands import train
+from mmpetl.commands.arguments import convert, data
 from mmpetl.commands.main import COMMANDS, available, build_parser, main
+from mmpetl.datasets.collect import KINDS
+from mmpetl.datasets.tables import SUITES
+from mmpetl.datasets.tables.video import VIDEO_SETS
+from mmpetl.datasets.video_files.opening import MODULES
 from mmpetl.recipes import find_config, folder, recipes
+from mmpetl.weights import archs
 
 
 @pytest.mark.parametrize('words', [['config', 'show', 'nowhere'], ['data', 'make', 'nowhere'], ['plan', 'nowhere']])
@@ -57,6 +63,36 @@ def _seconds(*words: str) -> float:
 def test_it_starts_at_once(words):
     plain = min(_seconds('-c', 'pass') for _ in range(3))
     assert min(_seconds('-m', 'mmpetl', *words) for _ in range(3)) <= plain + 0.3
+
+
+def test_help_and_wrong_words_import_no_library():
+    """In one process: the arguments of every command, and commands that end at once."""
+    script = """
+import sys
+from mmpetl.commands.main import build_parser, main
+build_parser('*')
+for words in ('train nowhere', 'plan nowhere', 'sweep nowhere --suite vtab', 'report nowhere', 'train', 'data make',
+              'train x.py --set model', 'merge a b', 'test nowhere'):
+    try:
+        assert main(words.split())
+    except SystemExit as stop:
+        assert stop.code == 2
+print(*{name.split('.')[0] for name in sys.modules}, len(sys.modules))
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+    *found, count = done.stdout.split()
+    assert 'mmengine' in found and int(count) < 700, count
+    libraries = {'torch', 'mmcv', 'mmpretrain', 'mmaction', 'timm', 'transformers', 'scipy', 'matplotlib', 'sklearn', 'cv2'}
+    assert not libraries & {*found}
+    assert len(done.stderr.splitlines()) > 9 and 'Traceback' not in done.stderr
+
+
+def test_the_names_that_help_shows_are_those_of_the_tables():
+    assert data.SETS == (*SUITES, *VIDEO_SETS) and data.KINDS == (*KINDS, ) and data.DECODERS == (*MODULES, )
+    assert convert.ARCHS == (*sorted(archs.ARCHS), ) and convert.FORMATS == (*archs.FORMATS, )
+    assert convert.ALIASES == archs.ALIASES
+    parsers = next(action for action in build_parser('sweep')._actions if action.choices).choices
+    assert f'{", ".join(SUITES)}, or the .json' in ' '.join(parsers['sweep'].format_help().split())
 
 
 def test_a_wrong_word(capsys):

@@ -4,7 +4,8 @@
 import pytest
 from mmengine.config import Config
 
-from mmpetl.training.options import merge_options, parse_options
+from mmpetl.training.given import parse_options
+from mmpetl.training.options import merge_options
 
 READ = {
     "a=dict(type='LoRA', rank=4, layers=(0, 1))": dict(type='LoRA', rank=4, layers=(0, 1)),
