@@ -3,7 +3,7 @@
 
 import logging
 from contextlib import contextmanager, nullcontext
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -24,6 +24,19 @@ from .switched import Switched, in_turn
 
 #: Parts of a model behind its backbone, in the order in which they are called.
 PARTS = ('neck', 'head', 'cls_head')
+
+
+class _Handed(nn.Module):
+    """Stands in the place of a head, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: Any = None
+
+    def forward(self, x: Any) -> Any:
+        """Features (B, ...) of a head, as they are."""
+        self.given = x
+        return x
 
 
 class Served(Switched):
@@ -232,25 +245,24 @@ class Served(Switched):
     def predict(self, inputs: Tensor, adapter_ids: Sequence[Optional[str]]) -> List[Tensor]:
         """Scores of each sample under its own adapter, necks and heads included.
 
-        What cannot stand in one batch (see :meth:`mixed`) runs in batches of its own, one after the other.
+        What cannot stand in one batch (see :meth:`mixed`) runs in batches of its own, one after the other. A model of
+        transformers, or a module of one's own, is called as it is: where its last step is one head, that of each
+        adapter reads the rows of one batch; else each adapter has a batch of its own.
 
         Args:
-            inputs: Preprocessed inputs of the backbone, (B, 3, H, W) or (B, 3, T, H, W).
+            inputs: Preprocessed inputs of the model, (B, 3, H, W) or (B, 3, T, H, W).
             adapter_ids: One name per sample; None: the base with the head that the model had when the bank was made.
 
         Returns:
             One tensor (classes) per sample; of a model without a head its last features.
 
         Raises:
-            ValueError: If an adapter is unknown, their number is not that of the inputs, or the model has other parts
-                behind its backbone.
+            ValueError: If an adapter is unknown, or their number is not that of the inputs.
         """
         if len(inputs) != len(adapter_ids) or not len(inputs):
             raise ValueError(f'{len(adapter_ids)} adapter_ids for {len(inputs)} inputs: give one name per input')
-        odd = [k for k, m in self._plain.modules.items() if k not in PARTS and any(True for _ in m.parameters())]
-        if odd:
-            raise ValueError(f'predict calls {", ".join(PARTS)}, and {type(self.model).__name__} has {odd[0]!r}: take '
-                             f'features by bank.mixed(names) and call bank[name].modules[{odd[0]!r}] on their rows')
+        heads = [k for k, m in self._plain.modules.items() if any(True for _ in m.parameters())]
+        foreign = not set(heads) <= set(PARTS)
         ids, scores = list(adapter_ids), [None] * len(adapter_ids)
         with self._batch_of(ids) as chosen:
             groups = groups_of(self.backbone, {n: self._for_mixing(a) for n, a in chosen.items()})
@@ -260,11 +272,35 @@ class Served(Switched):
                 # An adapter that is alone in its group needs no mixing, and may be one that cannot be mixed.
                 within = self.using(group[0]) if len(group) == 1 else self.mixed([ids[i] for i in rows])
                 with within:
-                    features = self.backbone(part)
-                self._score(features, rows, ids, scores)
+                    if not foreign:
+                        features = self.backbone(part)
+                    else:
+                        features = self._before(heads[0], part) if len(heads) == 1 else None
+                if features is not None:
+                    self._score(features, rows, ids, scores, heads if foreign else PARTS)
+                    continue
+                for name in group:
+                    alone = [i for i in rows if ids[i] == name]
+                    with self.using(name) as model:
+                        given = model(inputs[torch.tensor(alone, device=inputs.device)])
+                    for place, score in zip(alone, _scores_in(given)):
+                        scores[place] = score
         return scores  # type: ignore[return-value]
 
-    def _score(self, features: Any, places: Sequence[int], ids: Sequence[Optional[str]], scores: List[Any]) -> None:
+    def _before(self, head: str, inputs: Tensor) -> Any:
+        """What the head of a model reads of inputs (B, ...); None if it is not the last step of the model."""
+        handed, own = _Handed(), getattr(self.model, head)
+        setattr(self.model, head, handed)
+        try:
+            given = _scores_in(self.model(inputs))
+        except (AttributeError, IndexError):
+            return None  # the model looks into its head
+        finally:
+            setattr(self.model, head, own)
+        return handed.given if handed.given is given else None
+
+    def _score(self, features: Any, places: Sequence[int], ids: Sequence[Optional[str]], scores: List[Any],
+               parts: Sequence[str]) -> None:
         """Put the samples of a group through their necks and heads."""
         by_name: Dict[Optional[str], List[int]] = {}
         for row, place in enumerate(places):
@@ -273,10 +309,17 @@ class Served(Switched):
         for name, rows in by_name.items():
             modules = (self._plain if name is None else self[name]).modules
             out = features if len(by_name) == 1 else rows_of(features, torch.tensor(rows, device=device))
-            for part in PARTS:
+            for part in parts:
                 module = modules.get(part)
                 if module is not None:
                     module.train(self.model.training)
                     out = module(out)
             for row, score in zip(rows, last_of(out)):
                 scores[places[row]] = score
+
+
+def _scores_in(output: Any) -> Any:
+    """The scores (B, classes) in what a model gives."""
+    if isinstance(output, Mapping):
+        return output['logits'] if 'logits' in output else last_of(output)
+    return last_of(output)

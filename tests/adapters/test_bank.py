@@ -2,10 +2,13 @@
 """Many adapters on one base: each acts exactly as it does alone."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from cases import BACKBONE, ROW, features, perturb
+from torch import nn
 from toy_model import images, write_adapter, write_base, write_config
 
 import mmpetl
@@ -392,6 +395,69 @@ def test_scores_with_heads_of_different_sizes(base):
     for i, name in enumerate(ids):
         with bank.using(name):
             assert (run(base, x[i:i + 1])[0] - scores[i]).abs().max() <= 1e-5
+
+
+def _own(kind, classes=3):
+    """A model of transformers or of one's own, and its heads: name -> width."""
+    import transformers
+    from transformers import ViTConfig
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
+    torch.manual_seed(0)
+    if kind == 'transformers':
+        return transformers.ViTForImageClassification(ViTConfig(**sizes, num_labels=classes)), 'classifier'
+    tower = BACKBONE['vit'].build_upstream()
+    width = tower.embed_dims
+
+    class Own(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.tower, self.last = tower, nn.Linear(width, classes)
+            if kind == 'two layers':
+                self.norm = nn.LayerNorm(width)
+
+        def forward(self, x):
+            x = self.tower(x)[-1]
+            x = self.last(self.norm(x) if kind == 'two layers' else x)
+            return x.softmax(-1) if kind == 'softmax' else x
+
+    return Own(), 'last'
+
+
+@pytest.mark.parametrize('kind, passes', [('transformers', 1), ('linear', 1), ('two layers', 4), ('softmax', 5)])
+def test_scores_of_models_that_are_no_classifiers_of_openmmlab(kind, passes):
+    """One pass where the head is the last step, else one per adapter; the scores are those of the model in use alone."""
+    if kind == 'transformers':
+        pytest.importorskip('transformers')
+    model, head = _own(kind)
+    bank = AdapterBank(model)
+    for number, (name, petl) in enumerate(dict(lora=LORA, more=LORA, vpt=KEYS['vpt']).items()):
+        bank.add(name, petl, head={head: nn.Linear(getattr(model, head).in_features, 5 + number)})
+        perturb(next(iter(bank[name].methods.values())), 0.1, number)
+    model.eval()
+    ids, x, seen = ['vpt', 'lora', None, 'more', 'lora'], images(5), []
+    handle = bank.backbone.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        scores = bank.predict(x, ids)
+        handle.remove()
+        assert [len(s) for s in scores] == [7, 5, 3, 6, 5] and bank.active == 'vpt' and len(seen) == passes
+        for i, name in enumerate(ids):
+            with bank.using(name):
+                alone = model(x[i:i + 1])
+            assert (getattr(alone, 'logits', alone)[0] - scores[i]).abs().max() <= 1e-5
+
+
+def test_the_section_off_again_runs(base, tmp_path, monkeypatch):
+    """docs/adapters.md: the block that takes methods off."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[2] / 'docs/adapters.md').read_text(encoding='utf-8')
+    block, = re.findall(r'<!-- off again: run by the tests -->\n```python\n(.*?)```', page, re.S)
+    block = block.replace('...  ', "perturb(bank['mine'].methods['lora'], 0.1); trained = model(images).clone()  ")
+    scope = dict(mmpetl=mmpetl, torch=torch, model=base.eval(), images=images(2), perturb=perturb)
+    with torch.no_grad():
+        exec(compile(block, 'docs/adapters.md', 'exec'), scope)
+        assert (base(images(2)) - scope['trained']).abs().max() <= 1e-5 < (scope['before'] - scope['trained']).abs().max()
+    assert not len(base.backbone.petl) and scope['bank'].names == ['again']
 
 
 def test_gradients_in_one_batch():
