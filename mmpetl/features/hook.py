@@ -1,158 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on features of the frozen base that are computed once per image."""
 
-import copy
 import hashlib
 import json
 import os
-import random
+import platform
 import shutil
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
-import numpy as np
 import torch
-from mmengine.dist import barrier, broadcast_object_list, get_rank, get_world_size
+from mmengine.dist import all_gather_object, barrier, broadcast_object_list, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.runner.amp import autocast
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from ..registry import HOOKS
 from ..sites import nearest
+from ..version import __version__
 from ..weights.atomic import part_of
+from ..weights.reading import MAX_LIST, read_json
+from .data import CachedView, check_deterministic, data_identity, input_digest, random_state_kept, sources, with_dataset
 from .store import PLACES, FeatureStore, Feed, backbone_of, base_identity
 
 TYPES = {None: None, 'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 MODES = ('train', 'val')
 COMPLETE = 'complete.json'
+#: What gives the features of a batch.
+Base = Callable[[Dict[str, Any]], Any]
 
 
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Within the context random numbers may be drawn; afterwards the generators are where they were before."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state_all()
+class _Unusable(ValueError):
+    """Features of an earlier run are not those that this one needs."""
+
+
+def _agreed(decide: Callable[[], Any]) -> Any:
+    """What process 0 decides, in all processes; its ValueError too."""
+    values: List[Any] = [None, '']
+    if get_rank() == 0:
+        try:
+            values[0] = decide()
+        except ValueError as error:
+            values[1] = str(error)
+    broadcast_object_list(values, src=0)
+    if values[1]:
+        raise ValueError(values[1])
+    return values[0]
+
+
+def _marker(path: Path, rows: int) -> Dict[str, Any]:
+    """What :meth:`FeatureStore.finish` wrote about features of so many samples."""
     try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-        torch.cuda.set_rng_state_all(before[3])
-
-
-# -- the data ---------------------------------------------------------------------------------------------------------
-
-
-def base_datasets(dataset: Any) -> List[Any]:
-    """The innermost datasets below wrappers such as ConcatDataset and RepeatDataset."""
-    inner = getattr(dataset, 'datasets', None) or ([dataset.dataset] if hasattr(dataset, 'dataset') else [])
-    return [found for d in inner for found in base_datasets(d)] or [dataset]
-
-
-def sources(dataset: Any) -> List[int]:
-    """For every sample of a dataset, the first sample that is the same one (repeating wrappers give a sample several
-    numbers)."""
-    first: Dict[Any, int] = {}
-    if not hasattr(dataset, '_get_ori_dataset_idx'):  # all of MMEngine's wrappers have it, and no public name for it
-        return list(range(len(dataset)))
-    return [first.setdefault(dataset._get_ori_dataset_idx(i), i) for i in range(len(dataset))]
-
-
-def random_transform(pipeline: Any) -> Optional[str]:
-    """Name of a transform that declares itself random, by mmcv's ``cache_randomness`` or by its name; nested ones
-    included."""
-    for transform in getattr(pipeline, 'transforms', ()) or ():
-        name = type(transform).__name__
-        if getattr(type(transform), '_methods_with_randomness', None) or 'Random' in name:
-            return name
-        inner = random_transform(transform)
-        if inner:
-            return inner
-    return None
-
-
-def check_deterministic(dataset: Any, model: nn.Module, probes: int = 4) -> None:
-    """Refuse data that is not the same every time it is read: by name of the transform, and by reading some samples
-    twice.
-
-    Raises:
-        ValueError: Names the transform, or the sample that came out differently.
-    """
-    remedy = ('the feature cache needs the same picture every time: use the test pipeline for training, or remove the '
-              'FeatureCacheHook')
-    for base in base_datasets(dataset):
-        name = random_transform(getattr(base, 'pipeline', None))
-        if name:
-            raise ValueError(f'{name} in the pipeline of {type(base).__name__} is random; {remedy}')
-    for mixing in ('batch_augments', 'blending'):
-        if getattr(model.data_preprocessor, mixing, None) is not None:
-            raise ValueError(f'the data preprocessor mixes pictures ({mixing}); {remedy}')
-    # A transform may draw without saying so; two seeds bring it to light, on samples from all over the data.
-    with random_state_kept():
-        for index in sorted({round(i * (len(dataset) - 1) / max(probes - 1, 1)) for i in range(probes)}):
-            seen = []
-            for seed in (1, 2):
-                random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
-                seen.append(torch.as_tensor(dataset[index]['inputs']))
-            if seen[0].shape != seen[1].shape or not torch.equal(seen[0], seen[1]):
-                raise ValueError(
-                    f'sample {index} of {type(dataset).__name__} is not the same when it is read twice; {remedy}')
-
-
-def data_identity(dataset: Any, model: nn.Module) -> Dict[str, Any]:
-    """What the inputs of the backbone depend on: samples (with size and time of their files), transforms,
-    preprocessor."""
-    digest = hashlib.sha256()
-    for i in range(len(dataset)):
-        info = {k: v for k, v in dataset.get_data_info(i).items() if k != 'sample_idx'}
-        # To hash what the files hold would take as long as to compute the features again.
-        files = [v for v in info.values() if isinstance(v, str) and os.path.isfile(v)]
-        stats = [(os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
-        digest.update(json.dumps([info, stats], sort_keys=True, default=str).encode())
-    preprocessor = model.data_preprocessor
-    plain = {
-        k: v
-        for k, v in vars(preprocessor).items() if isinstance(v, (int, float, str)) and k[0] != '_' and k != 'training'
-    }
-    buffers = {k: v.flatten().tolist() for k, v in preprocessor.named_buffers()}
-    return dict(
-        samples=digest.hexdigest(),
-        transforms=[repr(getattr(d, 'pipeline', None)) for d in base_datasets(dataset)],
-        preprocessor=repr([sorted(plain.items()), sorted(buffers.items())]))
-
-
-class CachedView(Dataset):
-    """A dataset without its images: every item has its data sample, a placeholder, and the number of its row in the
-    cache."""
-
-    def __init__(self, dataset: Any, rows: Sequence[int], samples: Sequence[Any], placeholder: torch.Tensor) -> None:
-        self.dataset, self.rows, self.samples, self.placeholder = dataset, rows, samples, placeholder
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Dict[str, Any]:
-        sample = copy.deepcopy(self.samples[self.rows[index]])
-        sample.set_metainfo(dict(cache_row=self.rows[index]))
-        return dict(inputs=self.placeholder, data_samples=sample)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'dataset':  # of an object that is being copied: it would ask for it for ever
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-
-def with_dataset(loader: DataLoader, dataset: Dataset) -> DataLoader:
-    """A loader like ``loader``, with the same sampler and the same use of random numbers, that needs no workers."""
-    order: Dict[str, Any] = dict(batch_sampler=loader.batch_sampler)
-    if loader.batch_size is not None:
-        order = dict(sampler=loader.sampler, batch_size=loader.batch_size, drop_last=loader.drop_last)
-    # A loader draws a seed whenever it starts its workers: before every epoch, or once if they are persistent.
-    generator = torch.Generator() if loader.persistent_workers else loader.generator
-    return DataLoader(dataset, num_workers=0, collate_fn=loader.collate_fn, generator=generator, **order)
+        known = read_json(path, MAX_LIST)
+        if len(known['inputs']) == len(known['sums']) == rows:
+            return dict(known)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise _Unusable(f'{path} is damaged, or of another version')
 
 
 def _take_name(partial: Path, folder: Path) -> None:
@@ -245,87 +152,161 @@ class FeatureCacheHook(Hook):
         first = sources(loader.dataset)
         chosen = sorted(set(first))
         row_of = {index: row for row, index in enumerate(chosen)}
-        key = self._key(runner, loader, model)
+        key = self._key(runner, loop, model, mode)
         folder = Path(self.folder or Path(runner.work_dir) / 'features') / key
-        found = self._agreed(self.place in (None, 'disk') and (folder / COMPLETE).exists())
-        partial = Path(self._agreed(str(part_of(folder)) if get_rank() == 0 and not found else ''))
-        if not found:
-            runner.logger.info(f'Feature cache ({mode}): {len(chosen):,} samples go through the base once ...')
-        samples, store = self._run_base(runner, model, loader, chosen, folder if found else partial, found)
-        barrier()  # rows of all processes are in the tables
-        if store.place == 'disk' and not found and get_rank() == 0:
-            store.finish(partial / COMPLETE)
-            _take_name(partial, folder)
+
+        def base(data: Dict[str, Any]) -> Any:
+            return self._features(runner, model, loop, mode, data)
+
+        training = model.training
+        model.eval()
+        try:
+            ready = None
+            if _agreed(lambda: self.place in (None, 'disk') and (folder / COMPLETE).exists()):
+                ready, reason = self._found(base, loader, chosen, folder)
+                if ready is None:
+                    runner.logger.warning(f'Feature cache ({mode}): {reason}; the features are computed again')
+            found = ready is not None
+            if ready is None:
+                runner.logger.info(f'Feature cache ({mode}): {len(chosen):,} samples go through the base once ...')
+                ready = self._computed(base, loader, chosen, folder)
+        finally:
+            model.train(training)
+        samples, store = ready
         self.stores[mode], self.keys[mode] = store, key
         self._use(
             loop,
             with_dataset(loader, CachedView(loader.dataset, [row_of[i] for i in first], samples, self._placeholder)))
+        where = f'disk ({folder})' if store.place == 'disk' else store.place
         runner.logger.info(
-            f'Feature cache ({mode}): {store.rows} samples, {store.nbytes / 2**20:.1f} MiB on {store.place}, '
-            f'{"found" if found else "computed"} in {time.time() - start:.1f} s, key {key}')
+            f'Feature cache ({mode}): {store.rows} samples, {store.nbytes / 2**20:.1f} MiB on {where}, '
+            f'{"found" if found else "computed"} in {time.time() - start:.1f} s')
 
-    def _key(self, runner: Any, loader: DataLoader, model: nn.Module) -> str:
-        precision = [
-            type(runner.optim_wrapper).__name__,
-            str(getattr(runner.optim_wrapper, 'cast_dtype', None)),
-            str(self.dtype)
-        ]
-        identity = dict(
-            data=data_identity(loader.dataset, model),
-            trunk=base_identity(backbone_of(model)),
-            precision=precision,
-            device=next(model.parameters()).device.type,
-            batch=loader.batch_size)
-        return self._agreed(hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16])
+    def _key(self, runner: Any, loop: Any, model: nn.Module, mode: str) -> str:
+        """16 hexadecimal digits of all that the features are known to depend on."""
+        loader, wrapper = loop.dataloader, runner.optim_wrapper
+        precision = [type(wrapper).__name__, str(getattr(wrapper, 'cast_dtype', None))
+                     ] if mode == 'train' else [f'fp16={getattr(loop, "fp16", False)}']
 
-    @staticmethod
-    def _agreed(value: Any) -> Any:
-        """The value of process 0 in all processes."""
-        values = [value]
-        broadcast_object_list(values, src=0)
-        return values[0]
+        def digits() -> str:
+            identity = dict(
+                data=data_identity(loader.dataset, model),
+                trunk=base_identity(backbone_of(model)),
+                precision=[*precision, str(self.dtype), torch.get_float32_matmul_precision(),
+                           torch.backends.cudnn.allow_tf32],
+                device=next(model.parameters()).device.type,
+                batch=loader.batch_size,
+                versions=[__version__, torch.__version__])
+            return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
-    def _run_base(self, runner: Any, model: nn.Module, loader: DataLoader, chosen: List[int], folder: Path,
-                   found: bool) -> Tuple[List[Any], FeatureStore]:
-        """Read all samples once and run the base where features are missing -> data samples (without images) and the
-        store."""
-        store: Optional[FeatureStore] = None
-        samples: List[Any] = []
+        return str(_agreed(digits))
+
+    def _batches(self, loader: DataLoader, chosen: List[int]) -> Iterator[Tuple[range, Any]]:
+        """The chosen samples in batches of one size, with the rows that they have."""
         batch = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
-        device, world, training = next(model.parameters()).device, get_world_size(), model.training
-        place = 'disk' if found else self.place
+        if not chosen:
+            raise ValueError(f'{type(loader.dataset).__name__} has no samples, so there are no features to cache')
         # The last batch is filled up, so that every row is computed in a batch of the same size.
         padded = chosen + [chosen[-1]] * (-len(chosen) % batch)
         plain = DataLoader(
             Subset(loader.dataset, padded), batch, num_workers=loader.num_workers, collate_fn=loader.collate_fn)
-        model.eval()
+        for number, data in enumerate(plain):
+            if not number:
+                inputs = data['inputs'][0]
+                # the axes in front are kept: heads and preprocessors tell views and frames by them
+                self._placeholder = inputs.new_zeros(*inputs.shape[:-2], 1, 1)
+            yield range(number * batch, min(number * batch + batch, len(chosen))), data
+
+    def _store(self, features: Any, data: Any, rows: int, folder: Path, found: bool = False) -> FeatureStore:
+        """An empty store for features like these, or that of an earlier run."""
+        device, world = next(self._feed.backbone.parameters()).device, get_world_size()
+        store = FeatureStore(features, len(data['inputs']), rows, device, self.place, TYPES[self.dtype], folder, world,
+                             found, _agreed)
+        if found:
+            return store
+        if store.place == 'disk' and len({*all_gather_object(platform.node())}) > 1:
+            raise ValueError("FeatureCacheHook: processes on several machines cannot fill one table on disk; set "
+                             "place='device' or place='host'")
+        barrier()  # before anyone writes, as some file systems reserve blocks by writing zeros
+        return store
+
+    def _found(self, base: Base, loader: DataLoader, chosen: List[int],
+               folder: Path) -> Tuple[Optional[Tuple[List[Any], FeatureStore]], str]:
+        """Data samples and the store of an earlier run, or None and why it cannot be used; then it is gone."""
+        ready, reason = None, ''
         try:
-            # Every process reads everything, as it needs all labels; they share out the passes of the base.
-            for number, data in enumerate(plain):
-                rows = range(number * batch, min(number * batch + batch, len(chosen)))
-                samples += data['data_samples'][:len(rows)]
-                if store is not None and (found or (store.place == 'disk' and number % world != get_rank())):
-                    continue
-                features = self._features(runner, model, data)
-                if store is None:
-                    store = FeatureStore(features, batch, len(chosen), device, place, TYPES[self.dtype], folder, world
-                                         > 1)
-                    inputs = data['inputs'][0]
-                    # the axes in front are kept: heads and preprocessors tell views and frames by them
-                    self._placeholder = inputs.new_zeros(*inputs.shape[:-2], 1, 1)
-                if not found:
-                    store.put(rows, features)
-        finally:
-            model.train(training)
-        if store is None:
-            raise ValueError(f'{type(loader.dataset).__name__} has no samples, so there are no features to cache')
+            ready = self._read(base, loader, chosen, folder)
+        except _Unusable as error:
+            reason = str(error)
+        reasons = [r for r in all_gather_object(reason) if r]
+        if not reasons:
+            return ready, ''
+        if get_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        barrier()
+        return None, reasons[0]
+
+    def _read(self, base: Base, loader: DataLoader, chosen: List[int], folder: Path) -> Any:
+        """Read all samples once, and compare what they are with what the features in ``folder`` were computed of."""
+        store: Optional[FeatureStore] = None
+        samples: List[Any] = []
+        known = _marker(folder / COMPLETE, len(chosen))
+        for rows, data in self._batches(loader, chosen):
+            for row, inputs, sample in zip(rows, data['inputs'], data['data_samples']):
+                if input_digest(inputs) != known['inputs'][row]:
+                    name = sample.metainfo.get('img_path', f'sample {row}')
+                    raise _Unusable(f'{name} is another input than when those in {folder} were computed')
+                samples.append(sample)
+            if store is None:
+                features = base(data)
+                try:
+                    store = self._store(features, data, len(chosen), folder, found=True)
+                except ValueError as error:
+                    raise _Unusable(str(error)) from None
+                if not store.is_like(rows, features):
+                    raise _Unusable(f'the base gives other features than those in {folder}')
+            if store.sums(rows) != known['sums'][rows.start:rows.stop]:
+                raise _Unusable(f'those in {folder} are damaged')
         return samples, store
 
-    def _features(self, runner: Any, model: nn.Module, data: Dict[str, Any]) -> Any:
+    def _computed(self, base: Base, loader: DataLoader, chosen: List[int],
+                  folder: Path) -> Tuple[List[Any], FeatureStore]:
+        """Read all samples once and run the base -> data samples (without images) and the store."""
+        store: Optional[FeatureStore] = None
+        samples: List[Any] = []
+        digests: List[str] = []
+        partial = Path(_agreed(lambda: str(part_of(folder))))
+        try:
+            # Every process reads everything, as it needs all labels; they share out the passes of the base.
+            for number, (rows, data) in enumerate(self._batches(loader, chosen)):
+                samples += data['data_samples'][:len(rows)]
+                digests += [input_digest(inputs) for _, inputs in zip(rows, data['inputs'])]
+                if store is not None and store.place == 'disk' and number % get_world_size() != get_rank():
+                    continue
+                features = base(data)
+                if store is None:
+                    store = self._store(features, data, len(chosen), partial)
+                store.put(rows, features)
+            assert store is not None
+            barrier()  # rows of all processes are in the tables
+            if store.place == 'disk' and get_rank() == 0:
+                store.finish(partial / COMPLETE, digests)
+                _take_name(partial, folder)
+        except BaseException as error:  # also when interrupted
+            shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and partial.name in str(error.filename):  # nobody asked for the part
+                error.filename = str(error.filename).replace(partial.name, folder.name)
+            raise
+        return samples, store
+
+    def _features(self, runner: Any, model: nn.Module, loop: Any, mode: str, data: Dict[str, Any]) -> Any:
+        """What the trainable part reads of a batch, in the precision of the loop."""
         # of copies: mmpretrain's preprocessor moves the labels of the samples that it is given to its device
         samples = [sample.clone() for sample in data['data_samples']]
         ready = model.data_preprocessor({**data, 'data_samples': samples}, False)
-        with runner.optim_wrapper.optim_context(runner.model):
+        context = runner.optim_wrapper.optim_context(runner.model) if mode == 'train' else autocast(
+            enabled=getattr(loop, 'fp16', False))
+        with context:
             return self._feed.capture(lambda: model(**ready, mode='tensor'))
 
     # -- using --------------------------------------------------------------------------------------------------------

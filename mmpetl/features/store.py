@@ -10,10 +10,12 @@ they fit.
 """
 
 import json
+import math
 import os
 import shutil
+import zlib
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 from mmengine.model import is_model_wrapper
@@ -80,7 +82,10 @@ def free_host_bytes() -> int:
         free = int(found[0]) * 1024 if found else free
     limit, used = Path('/sys/fs/cgroup/memory.max'), Path('/sys/fs/cgroup/memory.current')
     if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        # Files that were read count as used until somebody needs the memory.
+        stat = used.with_name('memory.stat').read_text().split()
+        files = int(stat[stat.index('inactive_file') + 1]) if 'inactive_file' in stat else 0
+        free = min(free, int(limit.read_text()) - int(used.read_text()) + files)
     return free
 
 
@@ -90,24 +95,33 @@ def free_bytes(place: str, device: torch.device, folder: Path) -> int:
         existing = next(p for p in (folder, *folder.resolve().parents) if p.exists())
         return shutil.disk_usage(existing).free
     if place == 'device' and device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
+        # and what torch holds of earlier tensors without a use for it
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     return free_host_bytes()
 
 
-def choose_place(size: int, device: torch.device, folder: Path, allowed: Sequence[str] = PLACES) -> str:
-    """The first place in whose free half ``size`` bytes fit.
+def choose_place(needs: Mapping[str, int], device: torch.device, folder: Path, share: float = 0.5) -> str:
+    """The first place in whose free share the bytes fit that the features need there.
+
+    Args:
+        needs: Bytes per place, only of places that may be chosen.
+        device: Where the model is.
+        folder: Folder of the files on disk.
+        share: How much of what is free may be taken. Half by default, as training itself has taken nothing yet: this
+            runs before the first step.
 
     Raises:
         ValueError: If they fit nowhere.
     """
-    # Half, as training itself has taken nothing yet: this runs before the first step.
-    free = {place: free_bytes(place, device, folder) for place in PLACES if place in allowed}
+    free = {place: free_bytes(place, device, folder) for place in PLACES if place in needs}
     for place, available in free.items():
-        if size <= available / 2:
+        if needs[place] <= available * share:
             return place
     held = ', '.join(f'{place} {available / 2**30:.1f} GiB' for place, available in free.items())
+    what = 'half of what is free' if share < 1 else 'what is free'
     raise ValueError(
-        f"the features need {size / 2**30:.1f} GiB, more than half of what is free ({held}): set dtype='float16', "
+        f"the features need {min(needs.values()) / 2**30:.1f} GiB, more than {what} ({held}): set dtype='float16', "
         "read less (context='absorb', fewer layers), or train without the feature cache")
 
 
@@ -126,10 +140,15 @@ class FeatureStore:
         place: 'device', 'host', 'disk', or None for the rule of :func:`choose_place`.
         dtype: Floating-point type of the tables; None keeps the type of the features, so that nothing is lost.
         folder: Folder of the files when they are kept on disk.
-        shared: Several processes fill one table: only 'disk' can do that.
+        processes: How many of this machine make such a store. Several fill one table, which only 'disk' can do, unless
+            a place is given.
+        found: The files are there, and are only read.
+        agreed: Called with what chooses the place; several processes let one of them choose for all.
 
     Raises:
-        ValueError: If the features fit nowhere, or the first axis of a tensor is not a multiple of the batch.
+        ValueError: If the features fit nowhere, the first axis of a tensor is not a multiple of the batch, or a file
+            that is to be read is missing or of another size.
+        OSError: With the name of the file, if the disk has no room for it.
     """
 
     def __init__(self,
@@ -140,7 +159,9 @@ class FeatureStore:
                  place: Optional[str] = None,
                  dtype: Optional[torch.dtype] = None,
                  folder: Path = Path('features'),
-                 shared: bool = False) -> None:
+                 processes: int = 1,
+                 found: bool = False,
+                 agreed: Callable[[Callable[[], str]], str] = lambda choose: choose()) -> None:
         leaves, self.spec = pytree.tree_flatten(example)
         if not leaves or any(not isinstance(t, Tensor) or len(t) % batch for t in leaves):
             raise ValueError(
@@ -149,27 +170,53 @@ class FeatureStore:
         self.types = [t.dtype for t in leaves]
         kept = [dtype if dtype is not None and t.is_floating_point() else t.dtype for t in leaves]
         self.shapes: List[Tuple[int, ...]] = [(len(t) // batch, *t.shape[1:]) for t in leaves]
-        self.nbytes = rows * sum(s.numel() * t.itemsize for s, t in zip(map(torch.Size, self.shapes), kept))
-        allowed = ('disk', ) if shared else PLACES
-        self.place = place or choose_place(self.nbytes, self.device, self.folder, allowed)
-        self.tables = [self._table(i, t, torch.Size(s)) for i, (t, s) in enumerate(zip(kept, self.shapes))]
+        sizes = [rows * math.prod(s) * t.itemsize for s, t in zip(self.shapes, kept)]
+        self.nbytes = sum(sizes)
+        if found:
+            self.place = 'disk'
+        else:
+            self.place = agreed(lambda: choose_place(
+                self._needs(sizes, place, processes), self.device, self.folder, 1. if place else .5))
+        self.tables = [self._table(i, t, torch.Size(s), found) for i, (t, s) in enumerate(zip(kept, self.shapes))]
         self._reused: Dict[int, Tensor] = {}
 
-    def _table(self, number: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
-        if self.place == 'disk':
-            self.folder.mkdir(parents=True, exist_ok=True)
-            size = self.rows * shape.numel()
-            path = self.folder / f'{number}.bin'
-            # torch would write through a link, and fill up a file that is too short; 0: another process is making it
-            if path.is_symlink() or path.exists() and not (
-                    path.is_file() and path.stat().st_size in (0, size * dtype.itemsize)):
-                raise ValueError(f'{path} is no table of {size} numbers of type {dtype}: delete the folder, the '
-                                 'features are computed again')
-            table = torch.from_file(str(path), shared=True, size=size, dtype=dtype)
-            return table.view(self.rows, *shape)
+    def _needs(self, sizes: Sequence[int], place: Optional[str], processes: int) -> Dict[str, int]:
+        """Bytes that tables of these sizes take in every place that may be chosen."""
+        gpu = self.device.type == 'cuda'
+        # torch takes a power of two when it pins memory
+        pinned = sum(1 << (size - 1).bit_length() if size else 0 for size in sizes) if gpu else self.nbytes
+        needs = dict(device=self.nbytes * (1 if gpu else processes), host=pinned * processes, disk=self.nbytes)
+        allowed = (place, ) if place else ('disk', ) if processes > 1 else PLACES
+        return {key: needs[key] for key in allowed}
+
+    def _table(self, number: int, dtype: torch.dtype, shape: torch.Size, found: bool) -> Tensor:
+        if self.place == 'disk' and self.rows * shape.numel():
+            return self._file(self.folder / f'{number}.bin', self.rows * shape.numel(), dtype, found).view(
+                self.rows, *shape)
         if self.place == 'host':
-            return torch.empty(self.rows, *shape, dtype=dtype, pin_memory=torch.cuda.is_available())
-        return torch.empty(self.rows, *shape, dtype=dtype, device=self.device)
+            return torch.empty(self.rows, *shape, dtype=dtype, pin_memory=self.device.type == 'cuda')
+        return torch.empty(self.rows, *shape, dtype=dtype, device='cpu' if self.place == 'disk' else self.device)
+
+    def _file(self, path: Path, size: int, dtype: torch.dtype, found: bool) -> Tensor:
+        """``size`` numbers in a file that is there, or is made."""
+        length = size * dtype.itemsize
+        # torch would write through a link, and fill up a file that is too short; 0: another process is making it
+        if path.is_symlink() or (found or path.exists()) and not (
+                path.is_file() and path.stat().st_size in ((length, ) if found else (0, length))):
+            raise ValueError(f'{path} is no table of {size} numbers of type {dtype}' + ('' if found else (
+                ': delete the folder, the features are computed again')))
+        if not found:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                # The disk's blocks are taken now: written through a map, one too few would end the process.
+                os.posix_fallocate(handle, 0, length)
+            except OSError as error:
+                error.filename = str(path)
+                raise
+            finally:
+                os.close(handle)
+        return torch.from_file(str(path), shared=not found, size=size, dtype=dtype)
 
     def put(self, indices: Sequence[int], features: Any) -> None:
         """Keep the features of samples; the first ``len(indices)`` of the batch are used."""
@@ -204,14 +251,36 @@ class FeatureStore:
             return torch.index_select(table, 0, index, out=space[:len(index)])
         return table.index_select(0, index.to(table.device)).to(self.device)
 
-    def finish(self, marker: Path) -> None:
-        """Write files of a store on disk through to the disk, then ``marker`` (JSON) that says so."""
+    def sums(self, rows: Sequence[int]) -> List[int]:
+        """A CRC-32 per row, over its bytes in all tables (which are not on a GPU)."""
+        found = []
+        for row in rows:
+            crc = 0
+            for table in self.tables:
+                crc = zlib.crc32(table[row].reshape(-1).view(torch.uint8).numpy(), crc)
+            found.append(crc)
+        return found
+
+    def is_like(self, indices: Sequence[int], features: Any) -> bool:
+        """Whether what is kept of samples are these features, up to what other processors round."""
+        for table, shape, leaf in zip(self.tables, self.shapes, pytree.tree_leaves(features)):
+            kept = table[torch.as_tensor(indices)].double()
+            new = leaf[:len(indices) * shape[0]].unflatten(0, (-1, shape[0])).to(table).double()
+            tolerance = 1e-3 if leaf.dtype in (torch.float32, torch.float64) else 2e-2
+            if not bool((kept - new).norm() <= tolerance * new.norm()):  # also where numbers are missing
+                return False
+        return True
+
+    def finish(self, marker: Path, inputs: Sequence[str]) -> None:
+        """Write files of a store on disk through to the disk, then ``marker`` (JSON) that says so, with the digests of
+        the samples' ``inputs`` and a sum of every row."""
         # In this order: after a power cut a marker must not stand beside tables that never reached the disk.
         for file in sorted(self.folder.glob('*.bin')):
             with file.open('rb+') as f:
                 os.fsync(f.fileno())
         with marker.open('w') as f:
-            json.dump(dict(rows=self.rows, shapes=self.shapes), f)
+            sums = self.sums(range(self.rows))
+            json.dump(dict(rows=self.rows, shapes=self.shapes, inputs=list(inputs), sums=sums), f)
             f.flush()
             os.fsync(f.fileno())
 
@@ -238,6 +307,7 @@ class Feed:
 
     def __init__(self, backbone: nn.Module) -> None:
         check_cacheable(backbone)
+        self.backbone = backbone
         #: What the backbone shall use instead of running its blocks, or None.
         self.features: Any = None
         self._capturing = False

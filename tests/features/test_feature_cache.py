@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on cached features is training without the cache: same numbers, same draws, no work in the base."""
 
-import importlib.util
-import itertools
 import json
 import sys
 from pathlib import Path
@@ -10,60 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import toy_run
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
+from toy_cache import METHODS, config, quick_runner  # noqa: F401
 
 from mmpetl import compat
 from mmpetl.features import store as feature_cache
 from mmpetl.features.hook import FeatureCacheHook
-from mmpetl.features.store import FeatureStore, choose_place
-
-spec = importlib.util.spec_from_file_location('toy_run', Path(__file__).parents[1] / 'toy_run.py')
-toy_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(toy_run)
-
-NUMBERS = itertools.count()
-METHODS = {
-    'linear': [],
-    'SynQT': [dict(type='SynQT', num_tokens=2, mid_dims=4, qsm_mid_dims=2)],
-    'SynQT-kv': [dict(type='SynQT', num_tokens=2, mid_dims=4, qsm_mid_dims=2, context='kv', checkpoint=False)],
-    'VQT': [dict(type='VQT', num_tokens=2)],
-    'LST': [dict(type='LST', reduction=2)],
-    'Res-Tuning-Bypass': [dict(type='ResTuningBypass', mid_dims=2)],
-}
-
-
-@pytest.fixture(autouse=True)
-def quick_runner(monkeypatch):
-    """A runner that neither lists the environment nor formats its config, which take longer than these runs."""
-    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)
-    monkeypatch.setattr(Runner, 'dump_config', lambda *_: None)
-    monkeypatch.setattr(Config, 'pretty_text', property(lambda _: ''))
+from mmpetl.features.store import PLACES, FeatureStore, choose_place
 
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
     folder = tmp_path_factory.mktemp('toy')
     return Config.fromfile(toy_run.write(folder))
-
-
-def config(toy, tmp_path, name='linear', cache=None, **overrides):
-    """The toy run with a backbone of this package; ``cache``: arguments of the hook, or None."""
-    cfg = Config(toy.to_dict()) if hasattr(toy, 'to_dict') else toy.copy()
-    cfg.model.backbone.type = 'mmpetl.VisionTransformer'
-    cfg.model.backbone.petl = METHODS[name]
-    cfg.model.backbone.drop_path_rate = .3
-    cfg.model.head = dict(type='LinearClsHead', num_classes=2, in_channels=16 * 5 if name == 'VQT' else 16,
-                          loss=dict(type='CrossEntropyLoss'), topk=(1, ))
-    cfg.default_hooks.checkpoint = dict(type='CheckpointHook', interval=-1, save_last=False)
-    cfg.train_dataloader.dataset.serialize_data = cfg.val_dataloader.dataset.serialize_data = False
-    cfg.train_cfg.val_interval = 5  # at the end only
-    cfg.work_dir = str(tmp_path / f'{name}-{cache is not None}')
-    cfg.experiment_name = f'{tmp_path.name}{name}{cache is not None}{next(NUMBERS)}'
-    cfg.custom_hooks = [] if cache is None else [dict(type='mmpetl.FeatureCacheHook', **cache)]
-    cfg.merge_from_dict(overrides)
-    return cfg
 
 
 def train(cfg):
@@ -88,14 +49,30 @@ def test_equals_training_without_the_cache_bitwise(toy, tmp_path, name):
     assert (calls, fewer) == (9, 6)
 
 
-def test_validation_can_be_cached_too(toy, tmp_path):
-    often = {'train_cfg.val_interval': 1}
-    plain, _ = train(config(toy, tmp_path, 'SynQT', **often))
-    cached, calls = train(config(toy, tmp_path, 'SynQT', dict(modes=('train', 'val')), **often))
+@pytest.mark.parametrize('half', [False, True], ids=['float32', 'amp'])
+def test_validation_can_be_cached_too(toy, tmp_path, half):
+    """In the precision in which it runs: that of training is not its own."""
+    often = {'train_cfg.val_interval': 1, **({'optim_wrapper.type': 'mmpetl.CpuAmpOptimWrapper'} if half else {})}
+    Scores.seen, runs = [], []
+    for cache in (None, dict(modes=('train', 'val'))):
+        cfg = config(toy, tmp_path, 'SynQT', cache, **often)
+        cfg.custom_hooks = [*cfg.custom_hooks, dict(type=Scores)]
+        runs.append(train(cfg))
+    (plain, _), (cached, calls) = runs
     assert calls == 6
     histories = [list(r.message_hub.get_scalar('val/accuracy/top1').data[0]) for r in (plain, cached)]
     assert len(histories[0]) == 2 and histories[0] == histories[1]
+    assert len(Scores.seen) == 12 and all(map(torch.equal, Scores.seen[:6], Scores.seen[6:]))
     assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), cached.model.state_dict().values()))
+
+
+class Scores(Hook):
+    """Keeps the scores of validation."""
+
+    seen: list = []
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.seen.append(torch.stack([o.pred_score for o in outputs]))
 
 
 @pytest.mark.parametrize('overrides', [
@@ -198,6 +175,23 @@ class Noise:
         return results
 
 
+def rare(cfg):
+    cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Rare'))
+
+
+class Rare:
+    """A transform that hides that it acts on one picture in a thousand."""
+
+    def __call__(self, results):
+        if np.random.rand() < .001:
+            results['img'] = 255 - results['img']
+        return results
+
+
+def torchvision_flip(cfg):
+    cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='torchvision/RandomHorizontalFlip', p=1.))
+
+
 def lora(cfg):
     cfg.model.backbone.petl = [dict(type='LoRA', rank=1)]
 
@@ -225,6 +219,8 @@ def foreign(cfg):
 @pytest.mark.parametrize('change,message', [
     (flip, 'RandomFlip in the pipeline of CustomDataset is random'),
     (noise, 'not the same when it is read twice'),
+    (rare, 'a transform of CustomDataset draws random numbers'),
+    (torchvision_flip, 'RandomHorizontalFlip in the pipeline of CustomDataset is random'),
     (lora, 'LoRA changes the token stream'),
     (tuned, 'trains, so the frozen features cannot be cached'),
     (noisy_trunk, "set trunk='eval'"),
@@ -235,8 +231,9 @@ def foreign(cfg):
 def test_refuses_what_is_not_the_same_every_time(toy, tmp_path, change, message, monkeypatch):
     monkeypatch.setattr(Runner, '_maybe_compile', lambda *_: None)
     from mmengine.registry import TRANSFORMS
-    if Noise.__name__ not in TRANSFORMS:
-        TRANSFORMS.register_module(module=Noise)
+    for transform in (Noise, Rare):
+        if transform.__name__ not in TRANSFORMS:
+            TRANSFORMS.register_module(module=transform)
     cfg = config(toy, tmp_path, 'linear', {})
     change(cfg)
     if change is foreign:
@@ -289,10 +286,10 @@ def test_store_returns_what_was_put(tmp_path, place):
 def test_place_is_the_first_whose_free_half_suffices(monkeypatch, tmp_path):
     free = dict(device=100, host=1000, disk=10000)
     monkeypatch.setattr(feature_cache, 'free_bytes', lambda place, *_: free[place])
-    places = [choose_place(size, torch.device('cpu'), tmp_path) for size in (50, 51, 500, 501, 5000)]
+    places = [choose_place(dict.fromkeys(PLACES, size), torch.device('cpu'), tmp_path) for size in (50, 51, 500, 501, 5000)]
     assert places == ['device', 'host', 'host', 'disk', 'disk']
     with pytest.raises(ValueError, match='more than half of what is free'):
-        choose_place(5001, torch.device('cpu'), tmp_path)
+        choose_place(dict.fromkeys(PLACES, 5001), torch.device('cpu'), tmp_path)
 
 
 # -- two processes ----------------------------------------------------------------------------------------------------
@@ -303,6 +300,7 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_rank
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpetl import compat
 
@@ -312,7 +310,7 @@ for path in sys.argv[2:]:
     runner = Runner.from_cfg(Config.fromfile(path))
     runner.train()
     states.append({k: v.clone() for k, v in runner.model.module.state_dict().items()})
-assert all(torch.equal(states[0][k], v) for k, v in states[1].items())
+assert all(torch.equal(states[0][k], v) for state in states[1:] for k, v in state.items())
 print('EQUAL', get_rank(), flush=True)
 """
 
@@ -322,10 +320,11 @@ def test_two_processes_share_one_table(toy, tmp_path):
     script = tmp_path / 'two.py'
     script.write_text(TWO)
     paths = []
-    for cache in (None, dict(folder=str(tmp_path / 'features'))):
+    shared = dict(folder=str(tmp_path / 'features'))
+    for number, cache in enumerate((None, shared, shared)):  # the second time they are found
         cfg = config(toy, tmp_path, 'SynQT', cache)
         cfg.launcher, cfg.model_wrapper_cfg = 'pytorch', compat.CPU_WRAPPER
-        paths.append(tmp_path / f'{cache is not None}.json')
+        paths.append(tmp_path / f'{number}.json')
         paths[-1].write_text(json.dumps(cfg.to_dict()))
     launch = (sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_port', 29731)
     done = toy_run.command(*launch, script, toy_run.ROOT, *paths, cwd=tmp_path, timeout=300)

@@ -54,6 +54,7 @@ from mmpetl.datasets.tables import SUITES, get_suite
 from mmpetl.datasets.video_files import cache, probing, pyav_reader
 from mmpetl.datasets.video_io import VideoInit
 from mmpetl.datasets.video_lists import read_video_list
+from mmpetl.features.hook import _marker
 from mmpetl.features.store import FeatureStore
 from mmpetl.hooks import data_guard, schedule
 from mmpetl.hooks.schedule import ScheduleHook
@@ -232,6 +233,7 @@ ROWS = {
         types.SimpleNamespace(classes=str(p), template=None)))),
     'feature table': ('features/0.bin', lambda p, m: FeatureStore(torch.ones(2, 3), 2, 2, torch.device('cpu'), 'disk',
                                                                   folder=p.parent)),
+    'marker of features': ('features/complete.json', lambda p, m: _marker(p, 2)),
     'owner of a folder': ('lock', lambda p, m: work_dir._owner(regular_bytes(p).decode(errors='replace'))),
     'pointer of a run': ('last_checkpoint', lambda p, m: work_dir.newest_checkpoint(str(p.parent))),
     'checkpoint of a run': ('epoch_1.pth', lambda p, m: work_dir.newest_checkpoint(str(p.parent))),
