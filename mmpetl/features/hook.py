@@ -87,19 +87,23 @@ class FeatureCacheHook(Hook):
 
     The features lie in the first of device memory, pinned host memory and disk in whose free half they fit. On disk
     they stay for later runs, under a key of the samples, their files, the transforms, the base's weights and
-    structure, and the type. Several processes share one table on disk. On a CPU the features of a step lie where those
-    of the next step will lie: copy what is to outlive a step.
+    structure, the precision and the versions. A later run compares what its samples are, the base's features of one
+    batch and a sum of every row with those that were kept, and where they differ computes them again and says so.
+    Several processes of a machine share one table on disk. On a CPU the features of a step lie where those of the next
+    step will lie: copy what is to outlive a step.
 
     Args:
         modes: Loops that use the cache: 'train', or 'train' and 'val' where validation images are seen many times.
         dtype: None keeps features as they are computed; 'float16' or 'bfloat16' halves single precision (outputs then
             differ by some 1e-4).
-        place: 'device', 'host' or 'disk' instead of the rule.
+        place: 'device', 'host' or 'disk' instead of the rule; they may take all that is free there.
         folder: Folder for features on disk; default ``<work_dir>/features``.
 
     Raises:
         ValueError: Before training starts, if an option is unknown, the data or the base are not the same every time,
-            a method changes the token stream, or the features fit nowhere.
+            a method changes the token stream, the features fit nowhere, or processes on several machines would fill
+            one table.
+        OSError: With the name of the file, if the folder cannot be written to.
     """
 
     priority = 'VERY_LOW'  # behind the hooks that still change the model or its data before training
@@ -136,7 +140,8 @@ class FeatureCacheHook(Hook):
             for mode in self.modes:
                 loop = getattr(runner, f'{mode}_loop')
                 if loop is None:
-                    raise ValueError(f'FeatureCacheHook: modes names {mode!r}, but the config has no {mode} loop')
+                    raise ValueError(
+                        f'FeatureCacheHook: modes names {mode!r}, but the config has no {mode} loop; leave it out')
                 check_deterministic(loop.dataloader.dataset, model)
                 with random_state_kept():
                     self._fill(runner, model, mode, loop)

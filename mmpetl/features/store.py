@@ -101,6 +101,10 @@ def free_bytes(place: str, device: torch.device, folder: Path) -> int:
     return free_host_bytes()
 
 
+def _amount(size: int) -> str:
+    return f'{size / 2**30:.1f} GiB' if size >= 2**30 else f'{size / 2**20:.1f} MiB'
+
+
 def choose_place(needs: Mapping[str, int], device: torch.device, folder: Path, share: float = 0.5) -> str:
     """The first place in whose free share the bytes fit that the features need there.
 
@@ -118,11 +122,12 @@ def choose_place(needs: Mapping[str, int], device: torch.device, folder: Path, s
     for place, available in free.items():
         if needs[place] <= available * share:
             return place
-    held = ', '.join(f'{place} {available / 2**30:.1f} GiB' for place, available in free.items())
+    held = ', '.join(f'{place} {_amount(available)}' for place, available in free.items())
     what = 'half of what is free' if share < 1 else 'what is free'
+    disk = f', name another folder than {folder.parent}' if 'disk' in free else ''
     raise ValueError(
-        f"the features need {min(needs.values()) / 2**30:.1f} GiB, more than {what} ({held}): set dtype='float16', "
-        "read less (context='absorb', fewer layers), or train without the feature cache")
+        f"the features need {_amount(min(needs.values()))}, more than {what} ({held}): set dtype='float16', "
+        f"read less (context='absorb', fewer layers){disk}, or train without the feature cache")
 
 
 # -- the store --------------------------------------------------------------------------------------------------------

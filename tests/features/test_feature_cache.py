@@ -212,6 +212,11 @@ def compiled(cfg):
     cfg.compile = True
 
 
+def no_validation(cfg):
+    cfg.custom_hooks[0].modes = ['train', 'val']
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+
+
 def foreign(cfg):
     cfg.model.backbone = dict(type='VisionTransformer', arch=cfg.model.backbone.arch, img_size=16, patch_size=8)
 
@@ -225,6 +230,7 @@ def foreign(cfg):
     (tuned, 'trains, so the frozen features cannot be cached'),
     (noisy_trunk, "set trunk='eval'"),
     (mixup, 'mixes pictures'),
+    (no_validation, "modes names 'val', but the config has no val loop; leave it out"),
     (compiled, 'compile=True'),
     (foreign, 'need a backbone of this package'),
 ], ids=lambda v: getattr(v, '__name__', None))
