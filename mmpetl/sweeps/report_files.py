@@ -12,7 +12,7 @@ from ..datasets.tables import get_suite
 from ..names import csv_cell, latex_text, markdown_text, plain_name
 from ..weights.io import atomic_write
 from .plan import write_text
-from .report import Row, table, tasks_of
+from .report import Row, table, tasks_of, time_of
 from .report_pages import sweep_page
 from .report_plots import plot
 
@@ -68,7 +68,8 @@ def csv_text(rows: Sequence[Row]) -> str:
         'suite', 'method', 'task', 'group', 'score', 'spread', 'runs', 'runs_wanted', 'best_epoch_selected_on_test',
         'trainable', 'head', 'peak_bytes', 'errors', 'chosen', 'seconds'
     ])
-    for row in rows:
+    time_label, seconds = time_of(rows)
+    for row, time in zip(rows, seconds):
         for task in suite.tasks.values():
             cell = row.cells.get(task.name)
             if cell is None:
@@ -91,6 +92,7 @@ def csv_text(rows: Sequence[Row]) -> str:
             writer.writerow([short, row.name, label, 'mean', _plain(mean.value), '', mean.have, mean.need, *[''] * 7])
         for label, value in row.efficiency(tasks_of(rows)).items():
             writer.writerow([short, row.name, label, 'efficiency', _plain(value), *[''] * 10])
+        writer.writerow([short, row.name, time_label, 'efficiency', _plain(time), *[''] * 10])
         if row.computed_bytes is not None:
             writer.writerow(
                 [short, row.name, 'training memory, bytes (computed)', 'efficiency', row.computed_bytes, *[''] * 10])

@@ -3,6 +3,7 @@
 
 import io
 import os
+import shlex
 import statistics
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -12,11 +13,11 @@ from ..datasets.tables import get_suite
 from ..training.work_dir import read_commands
 from ..weights.reading import read_text
 from .compare import interval
-from .report import MISSING, Row, cell_text, mean_names, mean_text, memory_of, tasks_of, time_of
+from .report import MISSING, Row, cell_text, mean_label, mean_names, mean_text, memory_of, tasks_of, time_of
 from .report_html import Cell, Picture, Sample, Section, Table, Text, data_uri, number, render
 from .report_maps import draw_maps, draw_prompts, maps_of, words_of
 from .report_plots import plot
-from .run_facts import Curve, Outcome, config_of, outcome_of, read_curves, trained_file
+from .run_facts import Curve, Outcome, config_of, is_run, outcome_of, read_curves, trained_file
 from .short_names import short_names
 
 #: Most classes of which a confusion matrix is a table of text; beyond, it is a picture.
@@ -44,6 +45,7 @@ def draw_curves(panels: Sequence[Tuple[str, str, Dict[str, Curve]]], file: Any) 
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     figure = Figure(figsize=(4.8 * len(panels), 3.4), layout='constrained')
     FigureCanvasSVG(figure)
     for axes, (x, y, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
@@ -54,6 +56,7 @@ def draw_curves(panels: Sequence[Tuple[str, str, Dict[str, Curve]]], file: Any) 
             # matplotlib leaves labels that begin with '_' out of the legend
             axes.get_lines()[-1].set_label(f' {name}' if name.startswith('_') else name)
         axes.set_xlabel(x)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half iteration
         axes.set_ylabel(y, parse_math=False)  # names may hold $
         axes.grid(alpha=.25)
         if len(curves) > 1:
@@ -94,7 +97,9 @@ def results_table(rows: Sequence[Row]) -> Table:
     tasks = tasks_of(rows)
     memory_label, memory = memory_of(rows)
     time_label, seconds = time_of(rows)
-    labels, lines, short = mean_names(rows), [], short_names([row.name for row in rows])
+    mean = mean_label(rows)  # of a complete suite it is one of the suite's own
+    labels, lines = [label for label in mean_names(rows) if label != mean], []
+    short = short_names([row.name for row in rows])
     for row, kept, s in zip(rows, memory, seconds):
         runs, means = row.per_run(tasks), row.means()
         half = interval(runs) if runs else None
@@ -104,7 +109,7 @@ def results_table(rows: Sequence[Row]) -> Table:
             *[Cell(mean_text(means[label]), means[label].value) for label in labels],
             number(row.average('params', tasks), ',.0f'),
             number(None if kept is None else kept / 2**30), number(s, '.0f')])
-    head = ['method', 'family', *tasks, 'mean of these', '95 % interval', *labels, 'trainable', memory_label,
+    head = ['method', 'family', *tasks, mean.split(' (')[0], '95 % interval', *labels, 'trainable', memory_label,
             time_label]
     return Table(head, lines, 'Per cent, last epoch. Cells: mean ± standard deviation over seeds. The interval is that '
                  'of the mean over seeds, by Student.')
@@ -138,15 +143,24 @@ def _sweep_section(row: Row) -> Section:
     folders = {f'{task} {run}': os.path.join(row.folder, folder, 'run') for task, cell in row.cells.items()
                for run, folder in cell.folders.items()}
     section.pictures = curve_pictures(folders) if len(folders) <= 24 else []
-    section.texts = texts_of(row.folder, os.path.join(row.folder, 'config.py'))
+    commands = [f'# {name}\n{repeat(folder)}' for name, folder in folders.items() if is_run(folder)]
+    section.texts = texts_of(row.folder, os.path.join(row.folder, 'config.py'),
+                             'Config, without what the sweep sets: task, seed and the choices of the search')
+    if commands:
+        section.texts[1:1] = [Text('Commands of single runs, with all that the sweep set', '\n'.join(commands))]
     return section
 
 
-def texts_of(folder: str, config: str) -> List[Text]:
-    """Command and config of a run or sweep, as far as they are there."""
-    commands = read_commands(folder)
+def repeat(folder: str) -> str:
+    """The command that trains a run again, by the config that MMEngine wrote as it began."""
+    return shlex.join(['mmpetl', 'train', config_of(folder), '--work-dir', 'work_dirs/again'])
+
+
+def texts_of(folder: str, config: str, title: str = 'Config') -> List[Text]:
+    """Command and config of a run or sweep, as far as they are there; a run of a sweep has no command of its own."""
+    commands = read_commands(folder) or ([repeat(folder)] if is_run(folder) else [])
     found = [Text('Command', '\n'.join(commands))] if commands else []
-    return found + ([Text('Config', read_text(config))] if os.path.isfile(config) else [])
+    return found + ([Text(title, read_text(config))] if os.path.isfile(config) else [])
 
 
 # -- the page of a run ------------------------------------------------------------------------------------------------

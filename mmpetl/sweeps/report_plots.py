@@ -179,8 +179,9 @@ def _handle(family: str) -> Any:
 def _draw(axes: Any, label: str, points: Sequence[Point]) -> None:
     for point in points:
         at = ORDER.index(point.family)
-        axes.errorbar(point.cost, point.score, yerr=point.spread, color=COLOURS[at], marker=MARKERS[at], markersize=6,
-                      elinewidth=.8, capsize=2, linestyle='', alpha=.9, zorder=3)
+        mark, *_ = axes.errorbar(point.cost, point.score, yerr=point.spread, color=COLOURS[at], marker=MARKERS[at],
+                                 markersize=6, elinewidth=.8, capsize=2, linestyle='', alpha=.9, zorder=3)
+        mark.set_clip_on(False)  # whole at 0 and at 100
     front = [(points[i].cost, points[i].score) for i in pareto([(p.cost, p.score) for p in points])]
     if len(front) > 1:
         axes.step(*zip(*front), where='post', linewidth=1, color='0.55', zorder=2)
@@ -189,6 +190,6 @@ def _draw(axes: Any, label: str, points: Sequence[Point]) -> None:
         axes.set_xscale('log')
     axes.set_xlabel(label, fontsize=9)
     axes.margins(x=.14, y=.1)
-    axes.set_ylim(max(axes.get_ylim()[0], -1), min(axes.get_ylim()[1], 101))  # per cent, whatever the bars say
+    axes.set_ylim(max(axes.get_ylim()[0], 0), min(axes.get_ylim()[1], 100))  # per cent, whatever the bars say
     axes.tick_params(which='both', labelsize=8)
     axes.grid(alpha=.25)

@@ -80,6 +80,9 @@ def test_complete_table(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / 'out').iterdir()) == ['vtab.csv', 'vtab.html', 'vtab.md', 'vtab.png',
                                                                    'vtab.tex']
     assert Image.open(tmp_path / 'out/vtab.png').size[0] > 500
+    values = [row for row in csv.reader((tmp_path / 'out/vtab.csv').read_text().splitlines()) if row[3] == 'efficiency']
+    assert [row[2] for row in values] == ['PE (1e8)', 'PPT (1e7)', 'time of a run, s (mean)', 'training memory, bytes (computed)']
+    assert float(values[2][4]) == 1
 
 
 def test_a_config_that_gives_no_model_any_more_costs_one_line(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 """The HTML page of sweeps and of runs: what it holds, that nothing in it is markup that came from files, and what a
 browser says."""
 
+import io
 import re
 import shutil
 import subprocess
@@ -13,13 +14,22 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from safetensors.torch import load_file
 
 from mmpetl.commands.main import main
 from mmpetl.sweeps.compare import compare, interval
 from mmpetl.sweeps.report import Cell as Scores
 from mmpetl.sweeps.report import Row
 from mmpetl.sweeps.report_html import Cell, Picture, Sample, Section, Table, Text, render
-from mmpetl.sweeps.report_pages import class_table, confusion_section, results_table, run_page, sweep_page
+from mmpetl.sweeps.report_pages import (
+    class_table,
+    confusion_section,
+    draw_curves,
+    repeat,
+    results_table,
+    run_page,
+    sweep_page,
+)
 from mmpetl.sweeps.run_facts import Outcome, read_curves, thumbnail
 from mmpetl.training.build import build_model
 
@@ -125,6 +135,22 @@ def test_page_of_sweeps():
     assert list(head[:3]) == ['method', 'family', 'digits'] and len(head) == len(results_table(rows()).rows[0])
 
 
+def test_columns_are_there_once():
+    made = rows()
+    assert 'mean of this task' in results_table(made).head and 'mean of 4' in results_table(made).head
+    for row in made:
+        row.cells.update({task: row.cells['digits'] for task in ('quickdraw', 'pneumonia', 'dsprites_loc')})
+    head = results_table(made).head
+    assert len(set(head)) == len(head) and 'mean of 4' in head and not [name for name in head if 'these' in name]
+
+
+def test_iterations_are_whole():
+    file = io.BytesIO()
+    draw_curves([('iteration', 'loss', {'run': [(1, 2.), (2, 1.), (3, .5)]})], file)
+    ticks = [float(text) for text in re.findall(r'<!-- ([\d.]+) -->', file.getvalue().decode())]
+    assert {1., 2., 3.} <= {*ticks} and not {1.5, 2.5, 1.25} & {*ticks}
+
+
 def test_comparison_of_two_methods():
     first, second = rows()[0], rows()[1]
     first.cells['digits'].by_run = {'seed=0': 61., 'seed=1': 64., 'seed=2': 60., 'seed=7': 0.}
@@ -180,6 +206,12 @@ def test_page_of_a_run(a_run, capsys):
     assert sum(tag == 'img' for tag, _ in page.tags) == 1 + 12 + 1 + 6 and 'petl=[' in shown
     assert len(re.findall(r'score of (light|<i>dark</i>) [+-]\d+\.\d\d over an empty picture without prompts: picture '
                           r'[+-]\d+\.\d\d, prompts [+-]\d+\.\d\d(?:, lost between the steps [+-]\d+\.\d\d)?; \d+ % of the attention', shown)) == 6
+    # without the sweep that it belongs to, a run has no command of its own: the page gives one, and it works
+    name = next(iter(a_run.glob('*/vis_data/config.py')))
+    assert repeat(str(a_run)) == f'mmpetl train {name} --work-dir work_dirs/again'
+    assert main([*repeat(str(a_run)).split()[1:-1], str(a_run.parent / 'again')]) == 0
+    again, first = (load_file(str(folder / 'adapter.safetensors')) for folder in (a_run.parent / 'again', a_run))
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
     assert main(['report', str(a_run), '--maps', '0']) == 0
     assert 'What the model looked at' not in (a_run / 'report.html').read_text(encoding='utf-8')
     capsys.readouterr()

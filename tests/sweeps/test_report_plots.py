@@ -15,7 +15,7 @@ from mmpetl.recipes import recipes
 from mmpetl.registry import METHODS
 from mmpetl.sweeps.families import FAMILIES, ORDER, family_of
 from mmpetl.sweeps.report import Cell, Row
-from mmpetl.sweeps.report_plots import COLOURS, MARKERS, panels_of, place_labels, plot
+from mmpetl.sweeps.report_plots import COLOURS, MARKERS, _draw, panels_of, place_labels, plot
 from mmpetl.sweeps.short_names import short_names
 
 SUITE = str(Path(__file__).parents[2] / 'configs/small_suite/suite.json')
@@ -83,6 +83,15 @@ def test_plot_with_hostile_names(kind):
         assert Image.open(file).size[0] > 1500
     else:
         assert b'<script' not in file.getvalue()
+
+
+def test_no_axis_goes_beyond_what_a_score_can_be():
+    axes = Figure().subplots()
+    _draw(axes, 'cost', panels_of([a_row('lora', 96.), a_row('vpt', 97.5, seeds=2)])[0][1])
+    assert axes.get_ylim()[1] == 100
+    axes = Figure().subplots()
+    _draw(axes, 'cost', panels_of([a_row('lora', 0.), a_row('vpt', 1.)])[0][1])
+    assert axes.get_ylim()[0] == 0
 
 
 def test_nothing_to_draw():
