@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from attention_kernels import fused_alone
 from cases import BACKBONES, FOREIGN, METHODS, ONE_PER_POINT, PAIR_IDS, PAIRS, REFUSED, features, perturb, real_size
 from mmengine.model import BaseModule
 
@@ -269,10 +270,11 @@ def test_bf16_autocast(case, backbone):
     model.train()
     x = backbone.inputs()
     full = features(model(x)).detach()
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast('cpu', torch.bfloat16), fused_alone() as refused:
         half = features(model(x))
         loss = _loss(half)
     loss.backward()
+    assert not refused
     assert (half.float() - full).norm() <= 0.1 * full.norm()
     assert all(p.grad.dtype == torch.float32 for p in model.petl.parameters() if p.grad is not None)
 

@@ -230,11 +230,12 @@ def widen(q: Tensor, k: Tensor, v: Tensor, channels: KeysValues, scale: Optional
         scale: Factor of the logits; None means d ** -0.5.
 
     Returns:
-        q, k, v of d + R channels, those of v being zeros, and the factor of d channels.
+        q, k, v of d + R channels and zeros up to a multiple of 8, those of v being zeros, and the factor of d channels.
     """
     if channels is None:
         return q, k, v, scale
-    of_q, of_k = (t.to(q.dtype) for t in channels)
+    # Beside a bias the fused kernels of GPUs take no other widths.
+    of_q, of_k = (F.pad(t.to(q.dtype), (0, -(q.shape[-1] + t.shape[-1]) % 8)) for t in channels)
     of_q, of_k = of_q[:, :q.shape[2]], F.pad(of_k, (0, 0, k.shape[2] - of_k.shape[1], 0))
     scale = q.shape[-1]**-0.5 if scale is None else scale
     q, k = (torch.cat([t, more.expand(len(t), -1, -1, -1)], -1) for t, more in ((q, of_q), (k, of_k)))
@@ -439,7 +440,6 @@ def window_bias(bias: Tensor, mask: Optional[Tensor], gate: Optional[Tensor], fr
 
 
 def relative_position_bias(table: Tensor, index: Tensor) -> Tensor:
-    """(entries, h) gathered by (N, N) -> (h, N, N)."""
-    n, m = index.shape
-    # One gather over all pairs; view and permute copy nothing.
-    return table[index.reshape(-1)].view(n, m, -1).permute(2, 0, 1)
+    """(entries, h) gathered by (N, N) -> (h, N, N), contiguous: on a GPU the fused kernels take no other bias, and what
+    stands in for them forms float32 maps."""
+    return table.t().index_select(1, index.reshape(-1)).unflatten(1, index.shape)
