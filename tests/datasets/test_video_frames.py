@@ -199,3 +199,17 @@ def test_decord_and_opencv_are_compared_once(films, findings):
         assert [numbered.number(f) for f in reader.read([20])] == [20] and reader.decoded == 21
         assert findings.file.read_text().count('\n') == lines
     assert open_video(str(films / 'cut.mp4'), 'decord', findings=findings).decoder == 'pyav'
+
+
+def test_pictures_of_four_channels_are_no_film(tmp_path, findings):
+    """decord gives lines of some widths with padding, as a fourth channel; PyAV takes over."""
+    import cv2
+    import decord
+    path = str(tmp_path / 'narrow.avi')
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'XVID'), 25, (72, 96))
+    for i in range(8):
+        writer.write(np.full((96, 72, 3), 20 * i, np.uint8))
+    writer.release()
+    assert decord.VideoReader(path)[0].shape == (96, 72, 4)
+    reader = open_video(path, 'decord', findings=findings)
+    assert reader.decoder == 'pyav' and reader.read([3])[0].shape == (96, 72, 3)
