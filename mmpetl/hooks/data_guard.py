@@ -8,7 +8,7 @@ import numpy as np
 
 from ..tuning import unwrap
 
-HEADS = ('head', 'cls_head')
+HEADS = ('head', 'cls_head', 'decode_head')
 
 
 def compare_data(runner: Any) -> None:

@@ -21,6 +21,7 @@ from ..console import quiet_class
 from ..datasets.how_to_get import and_get
 from ..hooks.adapter import AdapterHook
 from ..hooks.adapter_check import BelongsHook
+from ..hooks.mask_guard import MaskGuardHook
 from ..hooks.name_samples import NameSamplesHook
 from ..tuning import unwrap
 from ..weights.hub import is_peft, local_path
@@ -90,7 +91,19 @@ def _checkpointing_hook(names: Any) -> Any:
     return CheckpointingHook()
 
 
-def build_runner(cfg: Config) -> Any:
+def _keeping_config(kind: Any) -> Any:
+    """A runner class that leaves a config that lies in its folder as it is: that of the training, whose options a test
+    or its own options would replace."""
+
+    def dump_config(self: Any) -> None:
+        name = os.path.basename(self.cfg.filename or '')
+        if not name or not os.path.exists(os.path.join(self.work_dir, name)):
+            kind.dump_config(self)
+
+    return type(kind.__name__, (kind, ), dict(dump_config=dump_config, __module__=kind.__module__))
+
+
+def build_runner(cfg: Config, trains: bool = True) -> Any:
     """Build the runner that a config describes, ready for several processes and with gradient checkpointing that works
     for adapters.
 
@@ -98,6 +111,7 @@ def build_runner(cfg: Config) -> Any:
         cfg: A complete config. ``runner_type`` chooses another runner than MMEngine's, ``petl_checkpointing`` (names or
             globs of submodules) what is recomputed in the backward pass. MMEngine's own ``activation_checkpointing``
             would leave adapters without a gradient and is taken as ``petl_checkpointing``.
+        trains: False for a test, which leaves the config that lies in the work dir as it is.
 
     Returns:
         The runner, for example an ``mmengine.runner.Runner``.
@@ -113,10 +127,13 @@ def build_runner(cfg: Config) -> Any:
     if 'runner_type' in cfg:
         cfg.setdefault('env_cfg', {})
     kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
-    runner = RUNNERS.build(cfg) if kind is None else quiet_class(kind).from_cfg(cfg)
+    if kind is not None:
+        kind = quiet_class(kind) if trains else _keeping_config(quiet_class(kind))
+    runner = RUNNERS.build(cfg) if kind is None else kind.from_cfg(cfg)
     if not any(isinstance(hook, AdapterHook) for hook in runner.hooks):
         runner.register_hook(BelongsHook())
     runner.register_hook(NameSamplesHook())
+    runner.register_hook(MaskGuardHook())
     if resumed is not None:
         runner.logger.info(str(resumed))
     if reentrant:
@@ -250,7 +267,7 @@ def run_test(args: argparse.Namespace) -> dict[str, float]:
     if cfg.load_from is not None and is_peft(local_path(cfg.load_from)):
         folder, cfg.load_from = cfg.load_from, None
     with naming_keys(cfg, args.config), _naming_data_keys(cfg):
-        runner = build_runner(cfg)
+        runner = build_runner(cfg, trains=False)
         runner.register_hook(TellHook())
         if folder:
             load_trained(unwrap(runner.model), folder, cfg)

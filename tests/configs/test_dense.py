@@ -2,6 +2,7 @@
 """Semantic segmentation: the shipped recipes on a small backbone and small scenes, from training to the merged model."""
 
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -94,6 +95,30 @@ def test_from_training_to_the_merged_model(recipe, made, tmp_path):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         # any size: the position table is resized, the map follows
         assert ours(torch.randn(1, 3, 140, 98), mode='tensor').shape == (1, 7, 10, 7)
+
+
+@pytest.mark.parametrize('part', ['train', 'val', 'test'])
+def test_masks_are_looked_at_before_a_run(part, made, tmp_path):
+    """Upstream names no file, finds it late, or scores a class that there is not as nothing."""
+    scenes6 = tmp_path / 'scenes6'
+    shutil.copytree(made / 'scenes6', scenes6)
+    mask = sorted((scenes6 / 'labels' / part).glob('*.png'))[0]
+    cv2.imwrite(str(mask), np.where(cv2.imread(str(mask), 0) > 0, 200, 0).astype(np.uint8))
+    config = small(RECIPES[-1], made)
+    root = [f'{name}_dataloader.dataset.data_root={scenes6}' for name in ('train', 'val', 'test')]
+    said = rf'{part}_dataloader.dataset: 1 of \d masks do not fit: {mask} holds 200, but classes are 0..6, and 255 is'
+    if part == 'test':  # a model without training shall do
+        cfg = Config.fromfile(str(config))
+        cfg.merge_from_dict({'model.backbone.petl': [], f'{part}_dataloader.dataset.data_root': str(scenes6)})
+        from mmpetl.training.run import build_runner
+        cfg.work_dir, cfg.train_dataloader, cfg.train_cfg, cfg.optim_wrapper, cfg.param_scheduler = (
+            str(tmp_path / 'run'), None, None, None, None)
+        with pytest.raises(ValueError, match=said):
+            build_runner(cfg).test()
+        return
+    with pytest.raises(ValueError, match=said):
+        run_train([str(config), '--work-dir', str(tmp_path / 'run'), '--cfg-options', *root])
+    assert not list((tmp_path / 'run').glob('*.safetensors'))
 
 
 @pytest.mark.parametrize('backbone, neck, widths', [

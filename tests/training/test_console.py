@@ -77,6 +77,12 @@ def test_verbose_shows_what_the_log_holds(toy, capfd):
     assert f"mmpetl test '{folder}/b c/toy.py' '{folder}/b c/adapter.safetensors'" in shown
     assert not [word for word in DUMPS if word not in shown]
     assert len(shown.splitlines()) > 250
+    # a test leaves the config of the training as it is
+    copy = folder / 'b c' / 'toy.py'
+    before = copy.read_bytes()
+    assert b'seed=1' in before
+    assert not main(['test', str(copy), str(folder / 'b c/epoch_2.pth'), '--set', 'randomness.seed=7'])
+    assert copy.read_bytes() == before
 
 
 CASES = {
