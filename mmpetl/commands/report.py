@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f'--maps {args.maps} draws samples of the test that --no-test leaves out: leave one out')
     _make_folder(args.out)
     for run_dir in runs:
-        with bar(f'batches of {run_name(run_dir)}') as tick:
+        with bar(f'batches, then maps, of {run_name(run_dir)}') as tick:
             page = run_page(run_dir, not args.no_test, tick, 6 if args.maps is None else args.maps)
         name = f'{run_name(run_dir).replace("/", "_")}.html' if args.out else 'report.html'
         path = os.path.join(args.out or run_dir, name)

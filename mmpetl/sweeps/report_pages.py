@@ -208,15 +208,18 @@ def _draw_matrix(matrix: np.ndarray, file: Any) -> None:
     figure.savefig(file, format='png')
 
 
-def maps_section(outcome: Outcome, count: int) -> List[Section]:
+def maps_section(outcome: Outcome, count: int, tick: Optional[Callable[[int, int], None]] = None) -> List[Section]:
     """What the model looked at in the worst samples; none where nothing is asked for.
 
     Args:
         outcome: The test, with its model.
         count: Samples to explain.
+        tick: Called with (samples done, samples in all).
     """
     samples, found = [], []
-    for bad in outcome.worst[:count]:
+    for done, bad in enumerate(outcome.worst[:count]):
+        if tick:
+            tick(done, min(count, len(outcome.worst)))
         try:
             found.append(maps_of(outcome.model, bad.inputs, bad.guess))
         except ValueError as error:
@@ -241,7 +244,7 @@ def run_page(folder: str, test: bool = True, tick: Optional[Callable[[int, int],
     Args:
         folder: Its work dir.
         test: Test its adapter on the test data, for classes, confusions and the worst samples.
-        tick: Called with (batches done, batches in all) of the test.
+        tick: Called with (done, in all), of the batches of the test and then of the maps.
         maps: Of how many of the worst samples maps are drawn of what the model looked at.
     """
     sections = [Section('', pictures=curve_pictures({'run': folder}))]
@@ -254,7 +257,7 @@ def run_page(folder: str, test: bool = True, tick: Optional[Callable[[int, int],
                           f'probability of the true class {bad.probability:.3f}') for bad in outcome.worst]
         sections += [Section('Classes', tables=[class_table(outcome)]), confusion_section(outcome),
                      Section('Worst samples', 'Those of the highest loss, as the model sees them.', samples=samples)]
-        sections += maps_section(outcome, maps)
+        sections += maps_section(outcome, maps, tick)
     sections.append(Section('How it was made', texts=texts_of(folder, config_of(folder))))
     return render(run_name(folder), sections)
 

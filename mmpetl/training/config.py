@@ -7,6 +7,7 @@ The scope (and with it the small differences between mmpretrain and mmaction2) i
 
 import argparse
 import importlib.util
+import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 
 from ..recipes import find_config
 from ..weights.adapter_file import is_adapter
@@ -132,6 +134,10 @@ def _set_amp(cfg: Config) -> None:
         wrapper['type'] = 'mmpetl.CpuAmpOptimWrapper'
         for key in ('loss_scale', 'dtype'):
             wrapper.pop(key, None)
+        known = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
+        if known is not None and not known():
+            print_log('--amp: this processor has no instructions for bfloat16, so a step may take several times as '
+                      'long: leave --amp out', 'current', logging.WARNING)
         return
     if kind == 'OptimWrapper':
         wrapper['type'] = 'AmpOptimWrapper'

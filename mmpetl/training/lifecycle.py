@@ -144,13 +144,22 @@ def _fit_schedule(cfg: Config) -> None:
         if not isinstance(entry, dict):
             return
         last = loop.get('max_epochs') if entry.get('by_epoch', True) else loop.get('max_iters')
-        if last is not None and entry.get('begin', 0) >= last > 0:
-            continue  # of a run that was made shorter than its schedule
+        if last is not None and entry.get('begin', 0) >= last > 0:  # of a run that was made shorter than its schedule
+            _say_too_late(entry, number, last)
+            continue
         if _is(entry, 'LinearLR') and entry.get('convert_to_iter_based'):
             entry['type'] = 'mmpetl.LinearLR'
         kept.append(entry)
         _check_end(entry, number, listed, last)
     cfg.param_scheduler = kept or None
+
+
+def _say_too_late(entry: Dict[str, Any], number: int, last: int) -> None:
+    unit = 'epochs' if entry.get('by_epoch', True) else 'iters'
+    kind = str(entry.get('type')).split('.')[-1]
+    print_log(f'param_scheduler.{number} ({kind}) begins at {entry["begin"]} and train_cfg.max_{unit} is {last}: it is '
+              'left out, so the rate ends where those before leave it. Set begin and end of all to the length of this '
+              'run', 'current', logging.WARNING)
 
 
 def _check_end(entry: Dict[str, Any], number: int, listed: List[Dict[str, Any]], last: Any) -> None:

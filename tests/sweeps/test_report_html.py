@@ -25,12 +25,13 @@ from mmpetl.sweeps.report_pages import (
     class_table,
     confusion_section,
     draw_curves,
+    maps_section,
     repeat,
     results_table,
     run_page,
     sweep_page,
 )
-from mmpetl.sweeps.run_facts import Outcome, read_curves, thumbnail
+from mmpetl.sweeps.run_facts import Outcome, outcome_of, read_curves, thumbnail
 from mmpetl.training.build import build_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -220,6 +221,12 @@ def test_page_of_a_run(a_run, capsys):
     assert main(['report', str(a_run), '--no-test', '--out', str(a_run.parent / 'pages')]) == 0
     short = (a_run.parent / 'pages/out.html').read_text(encoding='utf-8')
     assert 'test samples' not in ''.join(checked(short).text) and 'Config' in short
+
+
+def test_maps_are_counted_as_they_are_made(a_run):
+    seen = []
+    section, = maps_section(outcome_of(str(a_run), worst=3), 2, lambda *at: seen.append(at))
+    assert seen == [(0, 2), (1, 2)] and len(section.samples) == 2
 
 
 def test_a_run_without_an_adapter_is_one_clear_line(a_run, tmp_path, capsys):

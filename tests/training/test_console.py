@@ -12,11 +12,14 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.logging import MMLogger, print_log
 
 from mmpetl import console
 from mmpetl.commands.main import main
+from mmpetl.training import config as training_config
 from mmpetl.training import run
+from mmpetl.training.flags import train_parser
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import toy_run  # noqa: E402
@@ -210,6 +213,17 @@ def test_a_finished_run_says_so(toy, capsys):
     assert 'finished  at epoch 2 of 2; to train longer add --set train_cfg.max_epochs=N, N above 2' in capsys.readouterr().out
     assert main([*words, '--resume', '--set', 'train_cfg.max_epochs=3', 'param_scheduler.T_max=3']) == 0
     assert 'finished  ' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('known', [True, False])
+def test_mixed_precision_on_a_processor_that_has_none_is_said(toy, monkeypatch, known):
+    said = []
+    monkeypatch.setattr(training_config, 'print_log', lambda text, *_: said.append(text))
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: known)
+    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cpu')
+    cfg = training_config.train_config(train_parser().parse_args([toy[1], '--amp']))
+    assert cfg.optim_wrapper.type == 'mmpetl.CpuAmpOptimWrapper'
+    assert [text[:38] for text in said] == ([] if known else ['--amp: this processor has no instructio'[:38]])
 
 
 def test_a_word_at_the_start(monkeypatch, capsys):

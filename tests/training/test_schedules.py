@@ -11,6 +11,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mmpetl.training import lifecycle
 from mmpetl.training.tasks import apply_task
 
 ROOT = Path(__file__).parents[2]
@@ -93,3 +94,16 @@ def test_a_cosine_follows_the_number_of_epochs():
         optimizer.step()
         scheduler.step()
     assert 0.3 < found[36] < 0.5 and found[59] < 0.01
+
+
+def test_a_schedule_that_begins_after_the_run_is_named(monkeypatch):
+    """As where a config of one's own gets fewer epochs by an option: the cosine never comes."""
+    said = []
+    monkeypatch.setattr(lifecycle, 'print_log', lambda text, *_: said.append(text))
+    cfg = Config(dict(
+        model=dict(), train_dataloader=dict(batch_size=1), train_cfg=dict(by_epoch=True, max_epochs=3),
+        param_scheduler=[dict(type='LinearLR', begin=0, end=3), dict(type='CosineAnnealingLR', begin=3, end=20)]))
+    lifecycle.prepare(cfg)
+    assert [entry.type for entry in cfg.param_scheduler] == ['LinearLR']
+    assert said == ['param_scheduler.1 (CosineAnnealingLR) begins at 3 and train_cfg.max_epochs is 3: it is left out, so the '
+                    'rate ends where those before leave it. Set begin and end of all to the length of this run']
