@@ -336,13 +336,31 @@ def outermost(names: Collection[str]) -> List[str]:
     return sorted(name for name in names if not any(name.startswith(f'{other}.') for other in names))
 
 
-def save_peft(model: nn.Module, folder: str) -> List[str]:
+def _prefixed(prefix: str, state: Mapping[str, Tensor],
+              config: Mapping[str, Any]) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
+    """A folder's tensors (...) and config with a prefix before the model's names."""
+    changed = dict(config)
+    for key in ('target_modules', 'modules_to_save', 'feedforward_modules', 'rank_pattern', 'alpha_pattern'):
+        value = config.get(key)
+        if isinstance(value, str):  # an expression, of norms: names and '|'
+            changed[key] = '|'.join(f'{re.escape(prefix)}{name}' for name in value.split('|'))
+        elif value:
+            changed[key] = ({f'{prefix}{name}': v for name, v in value.items()} if isinstance(value, dict)
+                            else [f'{prefix}{name}' for name in value])
+    start = 'base_model.model.'
+    named = {f'{start}{prefix}{k.removeprefix(start)}' if k.startswith(start) else k: v for k, v in state.items()}
+    return named, changed
+
+
+def save_peft(model: nn.Module, folder: str, prefix: str = '') -> List[str]:
     """Write the methods of a model as a peft folder for the same model without mmpetl.
 
     Args:
         model: Model with methods of one kind in ``KINDS`` attached, or with tuned parameters of the base alone.
         folder: Gets ``adapter_config.json`` and ``adapter_model.safetensors``; the head, where it trains, and modules
             of the base that do are among peft's ``modules_to_save``, biases of adapted layers under ``bias``.
+        prefix: What stands before this model's names in the model that is to open the folder: of a ``ViTModel`` 'vit.'
+            in a ``ViTForImageClassification``.
 
     Returns:
         Lines that say what was written.
@@ -377,6 +395,8 @@ def save_peft(model: nn.Module, folder: str) -> List[str]:
         config['modules_to_save'] = outermost(owners | set(config['modules_to_save'] or ()))
         values = target.state_dict()
         state.update({f'base_model.model.{key}': values[key] for key in heads})
+    if prefix:
+        state, config = _prefixed(prefix, state, config)
     write_peft(folder, state, config)
     return [f'{len(state)} tensors of {next(iter(kinds), NORMS)} for {type(target).__name__}'
             + (f'; base {base!r}' if base else '')]

@@ -10,13 +10,15 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..adapters.peft_folder import KINDS, save_peft
+from ..backbones.family import FAMILIES
 from ..merging import MergeReport, merge, probe_for
 from ..training.build import build_model, check_output, load_trained, read_config, write_state
 from ..tuning import adapter_header, adapter_state, find_backbone
 from ..version import __version__
 from ..weights import write_json
 from ..weights.archs import ARCHS, known_elsewhere
-from ..weights.export import export_names, hf_config, libraries
+from ..weights.export import export_names, has_hf_config, hf_config, libraries
 from ..weights.export_onnx import to_onnx
 from ..weights.export_peft import check_folder, lora_to_peft, write_peft
 from .arguments.export import TARGETS
@@ -133,7 +135,12 @@ def export_library(model: nn.Module, library: str, path: str, source: str, backb
     backbone, prefix = find_backbone(model)
     arch = backbone.petl.family.arch(backbone)
     if library not in libraries(arch):
-        raise ValueError(f'no export of {arch!r} to {library!r}; known for it: {", ".join(libraries(arch))}')
+        raise ValueError(f'no export of {arch!r} to {library!r}; known for it: '
+                         f'{", ".join(libraries(arch)) or "none"}; --to safetensors --backbone-only writes '
+                         f'the names of {own_library(backbone)}, which are its own')
+    if library == 'hf' and not has_hf_config(backbone.state_dict(), arch):
+        raise ValueError(f'no config of transformers is known for {arch!r}: take --to '
+                         f'{" or ".join(name for name in libraries(arch) if name != "hf")}')
     report = merge(model)
     state = {k: v.detach() for k, v in backbone.state_dict().items()}
     outer = _outer(model, arch) if prefix and not backbone_only else {}
@@ -162,19 +169,35 @@ def _hf_config(model: nn.Module, backbone: nn.Module, state: Dict[str, Tensor], 
     return hf_config(state, arch, spec.heads, backbone.petl.blocks[0].norm1.eps, **more)
 
 
+def own_library(backbone: nn.Module) -> str:
+    """Library whose names the modules of an attached backbone have: 'timm', 'hf', 'mmpretrain' or 'mmaction2'."""
+    package = FAMILIES[backbone.petl.family_name].classes[0].split('.')[0]
+    return {'transformers': 'hf', 'mmaction': 'mmaction2'}.get(package, package)
+
+
 def export_peft(model: nn.Module, library: str, folder: str, prefix: str = '') -> List[str]:
-    """Write the LoRA of a model in peft's format.
+    """Write the methods of a model in peft's format: under the names of its own library all kinds that
+    :func:`mmpetl.save_peft` writes, under those of another one a LoRA.
 
     Args:
         model: Model with loaded weights.
-        library: Library of the base model: 'timm', 'hf', 'hf4', 'mmpretrain', 'mmaction2' or 'original'.
+        library: Library of the model that opens them: 'timm', 'hf', 'hf4', 'mmpretrain', 'mmaction2' or 'original';
+            '' for its own if that is timm or transformers, else 'timm'.
         folder: Gets ``adapter_model.safetensors`` and ``adapter_config.json``.
         prefix: What stands before the block names in the base model, see :func:`lora_to_peft`.
 
     Raises:
-        ValueError: If the adapter is not one LoRA, or peft would have no effect on that base.
+        ValueError: If there is no such folder for the methods, or peft would have no effect on that base.
     """
     backbone, _ = find_backbone(model)
+    own = own_library(backbone)
+    library = library or (own if own in ('timm', 'hf') else 'timm')
+    if library == own:
+        return [f'{save_peft(backbone, folder, prefix)[0]}; the head is not part of it']
+    kinds = {type(method).__name__ for method in backbone.petl.values()}
+    if own in ('timm', 'hf') or 'LoRA' not in kinds and any(kinds & set(kind.methods) for kind in KINDS.values()):
+        raise ValueError(f'--library {library}: {", ".join(sorted(kinds))} of {type(backbone).__name__} is written '
+                         f'under the names of {own} alone: give --library {own}')
     header, petl = adapter_header(model), backbone.petl
     arch = known_elsewhere(backbone.state_dict(), petl.family.arch(backbone), library).name
     scales = next((m.scales for m in petl.values() if hasattr(m, 'scales')), None)
@@ -233,7 +256,7 @@ def run(args: argparse.Namespace) -> None:
         if target == 'onnx':
             said = export_onnx(model, args.out, args.backbone_only)
         elif target == 'peft':
-            said = export_peft(model, args.library or 'timm', args.out, args.prefix)
+            said = export_peft(model, args.library or '', args.out, args.prefix)
         elif target == 'safetensors':
             report = merge(model)
             state = find_backbone(model)[0].state_dict() if args.backbone_only else model.state_dict()

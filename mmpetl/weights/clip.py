@@ -148,6 +148,6 @@ ARCH = Arch(
         'openai': Export(_AS_OPENAI, _to_openai),
         'hf': Export(_AS_HF, _to_hf, _hf_config),
     },
-    lora={'hf': _LORA_HF, 'hf4': _LORA_HF, 'mmpretrain': vit.ARCH.lora['mmpretrain']},
+    lora={'timm': vit.ARCH.lora['timm'], 'hf': _LORA_HF, 'hf4': _LORA_HF, 'mmpretrain': vit.ARCH.lora['mmpretrain']},
     projects=True,
 )

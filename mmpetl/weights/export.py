@@ -68,6 +68,12 @@ def _split(name: str, tensor: torch.Tensor) -> State:
     return {name.replace('@', word): part for word, part in zip(words, tensor.chunk(3))}
 
 
+def has_hf_config(state: Mapping[str, torch.Tensor], arch: str) -> bool:
+    """Whether :func:`hf_config` knows the config of an architecture."""
+    known = known_elsewhere(state, arch, 'hf').exports.get('hf') if arch in ALL_ARCHS else None
+    return known is not None and known.config is not None
+
+
 def hf_config(state: Mapping[str, torch.Tensor],
               arch: str,
               num_heads: int,
@@ -89,8 +95,8 @@ def hf_config(state: Mapping[str, torch.Tensor],
     Raises:
         ValueError: Another architecture.
     """
-    known = known_elsewhere(state, arch, 'hf') if arch in ALL_ARCHS else None
-    finish = known.exports['hf'].config if known is not None and 'hf' in known.exports else None
+    known = known_elsewhere(state, arch, 'hf') if has_hf_config(state, arch) else None
+    finish = known.exports['hf'].config if known is not None else None
     if known is None or finish is None:
         able = sorted(name for name, other in ARCHS.items() if 'hf' in other.exports and other.exports['hf'].config)
         raise ValueError(f'no transformers config for {arch!r}; known: {", ".join(able)}')

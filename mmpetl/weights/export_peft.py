@@ -92,8 +92,8 @@ def _modules(arch: str, library: str) -> tuple[str, dict[str, str]]:
     if known is not None and library in known.no_lora:
         raise ValueError(f'{arch} of {library} {known.no_lora[library]}')
     if known is None or library not in known.lora:
-        pairs = ', '.join(f'{name} of {other}' for name, entry in ALL_ARCHS.items() for other in entry.lora)
-        raise ValueError(f'no peft export for {arch!r} of {library!r}; known: {pairs}')
+        raise ValueError(f'no peft export for {arch!r} of {library!r}; known for it: '
+                         f'{", ".join(known.lora) if known and known.lora else "none"}')
     return known.lora[library]
 
 

@@ -27,12 +27,12 @@ def close(got, model, tolerance=1e-5):
         return bool((got - model(images())).abs().max() <= tolerance)
 
 
-def timm_model():
+def timm_model(**more):
     timm = pytest.importorskip('timm')
     arch = ARCH['arch']
     return timm.models.vision_transformer.VisionTransformer(
         img_size=32, patch_size=8, embed_dim=arch['embed_dims'], depth=arch['num_layers'], num_heads=arch['num_heads'],
-        mlp_ratio=arch['feedforward_channels'] / arch['embed_dims'], num_classes=3)
+        mlp_ratio=arch['feedforward_channels'] / arch['embed_dims'], **{'num_classes': 3, **more})
 
 
 @pytest.mark.peers
@@ -145,6 +145,80 @@ def test_peft_on_timm(tmp_path):
         assert close(opened(images()), model)
         with opened.disable_adapter():
             assert not close(opened(images()), model, 1e-3)
+
+
+_HF = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
+#: Base -> (its config, the library's own model, what stands before its names there).
+OWN = {
+    'timm': (dict(type='mmpetl.TIMM', model_name='vit_tiny_patch16_224', img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4),
+             lambda: __import__('timm').create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4,
+                                                     num_classes=0), ''),
+    'hf': (dict(type='mmpetl.HF', config=dict(model_type='vit', **_HF)),
+           lambda: (t := __import__('transformers')).ViTForImageClassification(t.ViTConfig(**_HF)), 'vit.'),
+}
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize('library, method', [('timm', 'IA3'), ('timm', 'LoRA'), ('hf', 'DoRA'), ('hf', 'IA3')])
+def test_peft_on_the_library_that_the_base_is_of(tmp_path, library, method):
+    """All kinds of peft's under the names of the base itself, in another model with a prefix, which the library's own class opens."""
+    peft = pytest.importorskip('peft')
+    import mmpetl
+    from mmpetl.training.build import build_model, read_config
+    backbone, build, prefix = OWN[library]
+    config = tmp_path / 'own.py'
+    config.write_text("default_scope = 'mmpretrain'\ncustom_imports = dict(imports=['mmpetl'], allow_failed_imports=False)\n"
+                      f"model = dict(type='ImageClassifier', backbone=dict({backbone!r}, petl=[dict(type={method!r})]),\n"
+                      "             head=dict(type='LinearClsHead', num_classes=3, in_channels=32))\n")
+    torch.manual_seed(0)
+    model = build_model(read_config(str(config))).eval()
+    perturb(model.backbone.petl, 0.1)
+    mmpetl.save_adapter(model, str(tmp_path / 'a.safetensors'))
+    base = {k: v for k, v in model.backbone.state_dict().items() if not k.startswith('petl.')}
+    torch.save(base, tmp_path / 'base.pth')
+    words = ['export', str(config), str(tmp_path / 'a.safetensors'), '-o', str(tmp_path / 'folder'), '--to', 'peft', '--base',
+             str(tmp_path / 'base.pth')]
+    assert main([*words, *(['--prefix', prefix] if prefix else [])]) == 0
+    peer = build()
+    peer.load_state_dict({**peer.state_dict(), **{f'{prefix}{k}': v for k, v in base.items() if f'{prefix}{k}' in peer.state_dict()}})
+    theirs = peft.PeftModel.from_pretrained(peer.eval(), str(tmp_path / 'folder')).eval()
+    inside = theirs.base_model.model.get_submodule(prefix.rstrip('.')) if prefix else theirs.base_model.model
+
+    def features(of):
+        with torch.no_grad():
+            out = of(images())
+        return out.last_hidden_state[:, 0] if hasattr(out, 'last_hidden_state') else out[-1] if isinstance(out, tuple) else out
+
+    wanted = features(model.backbone)
+    assert (features(inside) - wanted).abs().max() <= 1e-5
+    with theirs.disable_adapter():
+        assert (features(inside) - wanted).abs().max() > 1e-4
+    assert main([*words, '--library', 'mmpretrain']) == 1 and main([*words[:6], 'timm', *words[7:]]) == 1
+
+
+@pytest.mark.peers
+def test_a_clip_of_timm_opens_a_folder_of_peft(tmp_path):
+    peft = pytest.importorskip('peft')
+    from mmpretrain.models import VisionTransformer
+
+    import mmpetl
+    from mmpetl.commands.export import export_library, export_peft
+    torch.manual_seed(0)
+    model = mmpetl.attach(VisionTransformer(**ARCH, pre_norm=True), [dict(type='LoRA', rank=2)])
+    model.eval()
+    perturb(model.petl, 0.1)
+    wanted = model(images())[-1].detach()
+    export_peft(model, 'timm', str(tmp_path / 'folder'))
+    perturbed = model.petl['lora']
+    with torch.no_grad():
+        for parameter in perturbed.parameters():
+            parameter.zero_()
+    export_library(model, 'timm', str(tmp_path / 'base.pth'), 'a')
+    peer = timm_model(pre_norm=True, num_classes=0)
+    peer.load_state_dict(load_file(tmp_path / 'base.pth')['state_dict'], strict=True)
+    theirs = peft.PeftModel.from_pretrained(peer, str(tmp_path / 'folder')).eval()
+    with torch.no_grad():
+        assert (theirs(images()) - wanted).abs().max() <= 1e-5
 
 
 @pytest.mark.slow

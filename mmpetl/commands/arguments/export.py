@@ -20,7 +20,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument('--to', choices=TARGETS, help='default from the suffix of --out: onnx or safetensors')
     parser.add_argument(
         '--library',
-        help='library of the base model, for peft: timm (default), hf, hf4, mmpretrain, mmaction2, original')
+        help='library of the model that opens it, for peft: timm (default; of a base of transformers hf), hf, hf4, '
+        'mmpretrain, mmaction2, original')
     parser.add_argument(
         '--prefix', default='', help="what stands before the block names in the base model, for peft, such as 'vit.'")
     parser.add_argument(
