@@ -88,7 +88,7 @@ def check_deterministic(dataset: Any, model: nn.Module, probes: int = 4) -> None
         for index in sorted({round(i * (len(dataset) - 1) / max(probes - 1, 1)) for i in range(probes)}):
             seen = []
             for seed in (1, 2):
-                random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+                random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)
                 before = _drawn()
                 seen.append(torch.as_tensor(dataset[index]['inputs']))
                 drew = _drawn() != before

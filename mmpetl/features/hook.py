@@ -134,6 +134,9 @@ class FeatureCacheHook(Hook):
                 'FeatureCacheHook: compile=True would freeze the features of one batch into the graph; switch one of '
                 'them off'
             )
+        if hasattr(getattr(runner, 'strategy', None), 'gathered'):
+            raise ValueError('FeatureCacheHook: under FSDPStrategy no process holds the base, which the cache runs by '
+                             'itself; switch one of them off')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._feed = Feed(backbone_of(model))
         try:

@@ -22,6 +22,7 @@ from mmpetl.features import store as store_module
 from mmpetl.features.data import data_identity
 from mmpetl.features.hook import FeatureCacheHook
 from mmpetl.features.store import FeatureStore, Feed, choose_place
+from mmpetl.training.parallel import FSDPStrategy
 
 CPU = torch.device('cpu')
 
@@ -56,7 +57,8 @@ def filled(toy, tmp_path, root, name='SynQT', change=None, **options):
     runner.model.backbone.layers[0].register_forward_hook(lambda *_: calls.append(1))
     hook = FeatureCacheHook(place='disk', folder=str(Path(root) / 'features'), **options)
     hook.before_train(runner)
-    features = [t.clone() for t in torch.utils._pytree.tree_leaves(hook.stores['train'].fetch(range(24)))]
+    features = [t.clone() for t in torch.utils._pytree.tree_leaves(hook.stores['train'].fetch(range(
+        hook.stores['train'].rows)))]
     hook.after_train(runner)
     return lines, features, len(calls)
 
@@ -176,6 +178,21 @@ def renamed(cfg):
     cfg.train_dataloader.dataset.data_root = str(new)
 
 
+def added(cfg):
+    root, new = Path(cfg.train_dataloader.dataset.data_root), Path(cfg.work_dir) / 'data'
+    shutil.copytree(root, new)
+    shutil.copyfile(root / 'dark/dark0.png', new / 'light/one more.png')
+    cfg.train_dataloader.dataset.data_root = str(new)
+
+
+def removed(cfg):
+    cfg.train_dataloader.dataset.indices = 23
+
+
+def newer(cfg):
+    hook_module.__version__ = '99.0'
+
+
 def other_batch(cfg):
     cfg.train_dataloader.batch_size = 6
 
@@ -184,9 +201,12 @@ def absorb(cfg):
     cfg.model.backbone.petl[0] = dict(cfg.model.backbone.petl[0], context='absorb')
 
 
-@pytest.mark.parametrize('change', [bf16, rounded_base, colours, larger, renamed, other_batch, absorb], ids=lambda v: v.__name__)
-def test_another_run_has_features_of_its_own(toy, kept, folder, tmp_path, change):
+@pytest.mark.parametrize(
+    'change', [bf16, rounded_base, colours, larger, renamed, added, removed, newer, other_batch, absorb],
+    ids=lambda v: v.__name__)
+def test_another_run_has_features_of_its_own(toy, kept, folder, tmp_path, change, monkeypatch):
     """Beside those that are there, and the same as in an empty folder."""
+    monkeypatch.setattr(hook_module, '__version__', hook_module.__version__)  # a change of it ends with the test
     lines, features, _ = filled(toy, tmp_path / 'a', tmp_path, change=change)
     assert not lines and len(list(folder.iterdir())) == 2
     fresh = filled(toy, tmp_path / 'b', tmp_path / 'empty', change=change)[1]
@@ -279,6 +299,13 @@ def test_processes_on_several_machines_are_refused(toy, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="several machines cannot fill one table on disk; set place='device'"):
         filled(toy, tmp_path, tmp_path)
     assert not parts(tmp_path)
+
+
+def test_a_base_that_is_shared_out_is_refused(toy, tmp_path):
+    runner = Runner.from_cfg(config(toy, tmp_path))
+    runner.strategy = FSDPStrategy.__new__(FSDPStrategy)
+    with pytest.raises(ValueError, match='under FSDPStrategy no process holds the base'):
+        FeatureCacheHook().before_train(runner)
 
 
 # -- room -------------------------------------------------------------------------------------------------------------
