@@ -17,7 +17,7 @@ from .report import MISSING, Row, cell_text, mean_label, mean_names, mean_text, 
 from .report_html import Cell, Picture, Sample, Section, Table, Text, data_uri, number, render
 from .report_maps import draw_maps, draw_prompts, maps_of, words_of
 from .report_plots import plot
-from .run_facts import Curve, Outcome, config_of, is_run, outcome_of, read_curves, trained_file
+from .run_facts import Curve, Outcome, config_of, is_run, logs_epochs, outcome_of, read_curves, trained_file
 from .short_names import short_names
 
 #: Most classes of which a confusion matrix is a table of text; beyond, it is a picture.
@@ -80,7 +80,8 @@ def curve_pictures(folders: Dict[str, str]) -> List[Picture]:
         for metric, curve in testing.items():
             scores.setdefault(metric, {})[name] = curve
     panels = [('iteration', 'training loss', losses)] if losses else []
-    panels += [('epoch', metric, curves) for metric, curves in sorted(scores.items())[:2]
+    unit = 'epoch' if all(logs_epochs(folder) for folder in folders.values()) else 'iteration'
+    panels += [(unit, metric, curves) for metric, curves in sorted(scores.items())[:2]
                if any(len(curve) > 1 for curve in curves.values())]
     return [drawn(lambda file: draw_curves(panels, file), 'Training curves')] if panels else []
 

@@ -58,6 +58,11 @@ def read_curves(folder: str) -> Tuple[Dict[str, Curve], Dict[str, Curve]]:
             {key: sorted(found.items()) for key, found in testing.items()})
 
 
+def logs_epochs(folder: str) -> bool:
+    """Whether the log of a run counts epochs; one by iterations does not."""
+    return any('epoch' in row for row in log_rows(folder))
+
+
 @dataclass
 class Bad:
     """A test sample with its loss, the encoded thumbnail (JPEG), its name, and the label it got; and one view of what

@@ -47,6 +47,9 @@ def prepare(cfg: Config) -> Optional[Newest]:
     if _is(hooks.get('checkpoint'), 'CheckpointHook'):
         hooks['checkpoint']['type'] = 'mmpetl.CheckpointHook'
     custom = list(cfg.get('custom_hooks') or [])
+    for hook in custom:
+        if _is(hook, 'EarlyStoppingHook'):
+            hook['type'] = 'mmpetl.EarlyStoppingHook'
     have = {str(hook.get('type')).split('.')[-1] for hook in custom if isinstance(hook, dict)}
     wanted = [*HOOKS, *_hooks_of_methods(cfg)]
     cfg.custom_hooks = [*custom, *[dict(type=name) for name in wanted if name.split('.')[-1] not in have]]
@@ -122,6 +125,18 @@ def _set_loop(cfg: Config) -> None:
     for theirs, ours in (('EpochBasedTrainLoop', 'EpochTrainLoop'), ('IterBasedTrainLoop', 'IterTrainLoop')):
         if _is(loop, theirs):
             loop['type'] = f'mmpetl.{ours}'
+    if loop.get('type') == 'mmpetl.IterTrainLoop':
+        _count_iterations(cfg)
+
+
+def _count_iterations(cfg: Config) -> None:
+    """Let the log of a run by iterations count these: MMEngine's default counts epochs of one iteration."""
+    hooks, processor = cfg.default_hooks, cfg.get('log_processor')
+    logger = hooks.setdefault('logger', ConfigDict(type='LoggerHook'))
+    if isinstance(logger, dict):
+        logger['log_metric_by_epoch'] = False
+    if processor is None or isinstance(processor, dict):
+        cfg.log_processor = ConfigDict({'type': 'LogProcessor', **(processor or {}), 'by_epoch': False})
 
 
 # -- schedules --------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 
-from .said import CommandHook
+from .said import CommandHook, by_iterations
 
 
 def memory_bytes() -> int:
@@ -69,7 +69,7 @@ class BarHook(CommandHook):
         """Show where the run is."""
         loss = runner.message_hub.log_scalars.get('train/loss')  # a number already: asking a GPU for it would wait
         more = f'{memory_bytes() / 2**30:.2f} GiB' + ('' if loss is None else f'  loss {loss.current():.3f}')
-        what = f'epoch {runner.epoch + 1}/{runner.max_epochs}' if runner.max_epochs else 'training'
+        what = 'training' if by_iterations(runner) else f'epoch {runner.epoch + 1}/{runner.max_epochs}'
         self.progress.update(
             self.task, completed=runner.iter + 1, total=runner.max_iters, more=more, description=what)
 

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop
 
 from ..console import is_quiet, set_epochs
 from ..tuning import summary
@@ -68,6 +69,11 @@ def test_command() -> str:
     return f'python {shlex.quote(os.path.join(folder, "test.py"))}' if is_script else 'mmpetl test'
 
 
+def by_iterations(runner: Any) -> bool:
+    """Whether a training is counted in iterations; MMEngine calls that one epoch."""
+    return isinstance(runner.train_loop, IterBasedTrainLoop) or not getattr(runner.train_loop, 'max_epochs', None)
+
+
 class CommandHook(Hook):
     """A hook of the command that trains, not of the config: of trainings within a training each has it."""
 
@@ -92,7 +98,7 @@ class TellHook(CommandHook):
 
     def before_train(self, runner: Any) -> None:
         """Data, what trains, base, log."""
-        set_epochs(runner.max_epochs if getattr(runner.train_loop, 'max_epochs', None) else None)
+        set_epochs(None if by_iterations(runner) else runner.max_epochs)
         val = getattr(getattr(runner, '_val_loop', None), 'dataloader', None)
         parts = [('train', runner.train_dataloader.dataset)] + ([('validate', val.dataset)] if val is not None else [])
         self._say(runner, 'data', data_line(parts))

@@ -17,6 +17,7 @@ from mmengine.logging import MMLogger, print_log
 
 from mmpetl import console
 from mmpetl.commands.main import main
+from mmpetl.sweeps.run_facts import logs_epochs, read_curves
 from mmpetl.training import config as training_config
 from mmpetl.training import run
 from mmpetl.training.flags import train_parser
@@ -239,3 +240,17 @@ def test_a_word_at_the_start(monkeypatch, capsys):
             change()
             console._say_starting()
             assert capsys.readouterr().err == ''
+
+
+def test_a_run_by_iterations_counts_iterations(toy, capsys):
+    folder, config = toy
+    loop = "train_cfg=dict(_delete_=True,type='IterBasedTrainLoop',max_iters=6,val_interval=3)"
+    schedule = "param_scheduler=dict(_delete_=True,type='CosineAnnealingLR',by_epoch=False,T_max=6)"
+    words = ['train', config, '--work-dir', str(folder / 'iterations'), '--set', loop, schedule]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split() for line in lines if line.startswith(('train ', 'val '))]
+    assert shown[0][:2] == ['train', '1/6'] and ['train', '6/6'] in [line[:2] for line in shown]
+    assert len([line for line in shown if line[:2] == ['val', 'accuracy/top1']]) == 2 and not [line for line in lines if 'epoch' in line]
+    training, testing = read_curves(str(folder / 'iterations'))
+    assert [step for step, _ in testing['accuracy/top1']] == [3, 6] and not logs_epochs(str(folder / 'iterations'))
