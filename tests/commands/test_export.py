@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """mmpetl export: what is written is opened and run by the library that it is for."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -219,6 +221,18 @@ def test_a_clip_of_timm_opens_a_folder_of_peft(tmp_path):
     theirs = peft.PeftModel.from_pretrained(peer, str(tmp_path / 'folder')).eval()
     with torch.no_grad():
         assert (theirs(images()) - wanted).abs().max() <= 1e-5
+
+
+@pytest.mark.peers
+def test_the_table_of_exports_is_current():
+    for package in ('timm', 'transformers'):
+        pytest.importorskip(package)
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location('export_table', root / 'tools' / 'export_table.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = (root / 'docs/adapters.md').read_text(encoding='utf-8')
+    assert tool.updated(page) == page, 'run python tools/export_table.py --write'
 
 
 @pytest.mark.slow

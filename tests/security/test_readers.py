@@ -165,6 +165,7 @@ ROWS = {
     'AdapterBank.hot_swap': ('a.safetensors', hot_swap),
     'config of peft': (peft_folder.CONFIG, lambda p, m: peft_folder.read_folder(str(p.parent))),
     'tensors of peft': (peft_folder.TENSORS, lambda p, m: peft_folder._tensors(str(p))),
+    'pickled tensors of peft': (peft_folder.PICKLED, lambda p, m: peft_folder._tensors(str(p.parent / peft_folder.TENSORS))),
     'is_adapter': ('w.pth', lambda p, m: adapter_file.is_adapter(str(p))),
     'base of timm': ('w.pth', lambda p, m: build_timm('vit_tiny_patch16_224', checkpoint_path=str(p), depth=1)),
     'load_trained': ('w.pth', lambda p, m: load_trained(copy.deepcopy(m['bank'].model), str(p))),
@@ -311,6 +312,7 @@ EXEMPT = {
     'tools/model_zoo.py:recipes': OWN,
     'tools/quickstart_report.py:read_files': PROGRAM,
     'tools/support_table.py:main': OWN,
+    'tools/export_table.py:main': OWN,
     'tools/text_features.py:main': ROWED,
 }
 #: Notes which functions are entered, while it is on.
