@@ -29,6 +29,11 @@ def check_adapter(model: nn.Module, header: Mapping[str, Any], source: str = '',
     Raises:
         ValueError: The first difference, in one line that names both values.
     """
+    if 'merged' in header:
+        if len(find_backbone(model)[0].petl):
+            raise ValueError(f'{source or "the file"} is a merged model, and the backbone of the config has methods: '
+                             'set model.backbone.petl=[] and model.backbone.tune=[], or take the adapter itself')
+        return  # a whole model: there is nothing that it must fit
     facts = model_facts(model)
     # The model's own data preprocessor is what acts on the pixels; the data's is only asked where there
     # is none.

@@ -19,6 +19,9 @@ from ..weights.bases import command_for
 from .progress import bar
 from .unreadable import leave_out
 
+#: Words of class names that a mirrored picture makes wrong.
+SIDES = re.compile(r'(?<![^\W_])(left|right)(?![^\W_])', re.IGNORECASE)
+
 
 def look(found: Collection, args: argparse.Namespace) -> Survey:
     """Open every file, with a progress bar."""
@@ -96,6 +99,20 @@ def write_config(lists: Lists, choice: Choice, name: str, args: argparse.Namespa
     return path
 
 
+def _mirrored(config: str, lists: Lists) -> str:
+    """A note where training mirrors what class names call left or right; '' where nothing speaks for that."""
+    from ..training.config import load_config
+    sided = [name for name in lists.collection.classes if SIDES.search(name)]
+    steps = load_config(config).train_dataloader.dataset.get('pipeline') or []
+    flips = {'Flip': 'flip_ratio', 'RandomFlip': 'prob'}
+    found = [f'train_dataloader.dataset.pipeline.{i}.{flips[kind]}=0' for i, step in enumerate(steps)
+             if (kind := str(step.get('type')).split('.')[-1]) in flips]
+    if not sided or not found:
+        return ''
+    return (f'training mirrors half of the {lists.collection.kind}s, and there is a class {sided[0]!r}: where sides '
+            f'matter, train with --set {" ".join(found)}')
+
+
 def _missing_base(config: str) -> str:
     """The command that fetches the base of a config, if it is a file of the project's that is not there."""
     from ..training.config import load_config
@@ -122,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
     lists.notes += [note] if note else []
     write_lists(lists, args.out, args.overwrite)
     path = write_config(lists, choice, name, args)
+    lists.notes += list(filter(None, [_mirrored(path, lists)]))
     _print(lists, survey)
     missing, given = _missing_base(path), shlex.quote(path)
     print(f'wrote {path} and its lists; look at it by: mmpetl data check {given}\n' +

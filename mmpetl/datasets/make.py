@@ -2,9 +2,10 @@
 """Write the lists of a data set of one's own: train.txt, val.txt, test.txt and classes.txt."""
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from .collect import Collection, Item
 from .split import PARTS, split
@@ -95,6 +96,7 @@ def _note(lists: Lists, survey: Survey) -> None:
         elif len({part[path] for path in twins}) > 1:
             lists.notes.append(f'{twins[0]} ({part[twins[0]]}) and {twins[1]} ({part[twins[1]]}) are the same '
                                f'{collection.kind}: scores on it say nothing')
+    lists.notes += _films(lists)
     trained = lists.counts('train')
     missing = [name for i, name in enumerate(names) if not trained[i] and any(lists.counts(p)[i] for p in PARTS)]
     if missing:
@@ -108,6 +110,31 @@ def _note(lists: Lists, survey: Survey) -> None:
                            f'{collection.kind}s, which says nothing about new ones')
     elif not lists.parts['val']:
         lists.notes.append(f'too few {collection.kind}s for a validation part: training runs without one')
+
+
+def _films(lists: Lists) -> List[str]:
+    """A note where folders below the class folders hold pictures numbered in a row that were cut apart: frames of a
+    film are alike, and a test on frames of a film that was trained on says nothing."""
+    folders: Dict[str, List[str]] = {}
+    part = {item.path: name for name, items in lists.parts.items() for item in items}
+    for item in lists.collection.items:
+        if lists.collection.kind == 'picture' and not item.part and not item.group:
+            folders.setdefault(os.path.dirname(item.path), []).append(item.path)
+    films = [folder for folder, paths in folders.items() if os.sep in folder and len({part[p] for p in paths}) > 1
+             and _in_a_row(paths)]
+    if len(films) < 2:
+        return []
+    return [f'{len(films)} folders such as {films[0]} hold pictures numbered in a row, as frames of a film, and lie in '
+            'several parts: scores on frames of a film in training say nothing. Write films (ffmpeg -i '
+            f'{films[0]}/%05d.jpg film.mp4), or give a list with a column group']
+
+
+def _in_a_row(paths: Sequence[str]) -> bool:
+    """Whether names differ in a number alone, and numbers follow each other; of at least eight files."""
+    found = [re.fullmatch(r'(.*?)(\d+)\.\w+', os.path.basename(path)) for path in paths]
+    numbers = sorted(int(match[2]) for match in found if match)
+    alike = len({match[1] for match in found if match}) == 1 and len(numbers) == len(paths)
+    return alike and len(numbers) >= 8 and numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 def write_lists(lists: Lists, folder: str, overwrite: bool = False) -> None:

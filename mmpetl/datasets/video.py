@@ -4,7 +4,7 @@
 import copy
 import logging
 import os
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmaction.datasets import VideoDataset
@@ -13,7 +13,9 @@ from mmengine.logging import print_log
 from torch.utils.data import get_worker_info
 
 from ..sites import nearest, positive
+from .folders import VIDEOS, class_names, files_below, find_samples
 from .how_to_get import and_get
+from .list_files import read_names
 from .lists import below
 from .video_files.errors import VideoError
 from .video_io import VideoDecode, VideoInit
@@ -26,17 +28,22 @@ SLOTS = 256
 
 
 class VideoListDataset(VideoDataset):
-    """mmaction2's ``VideoDataset`` for the papers' lists.
+    """mmaction2's ``VideoDataset`` for the papers' lists, and for class folders.
 
     Lists hold a path and a label a line, separated by a blank or a comma
-    (:func:`mmpetl.datasets.video_lists.read_video_list`).
+    (:func:`mmpetl.datasets.video_lists.read_video_list`). Without ``ann_file`` the folder holds one folder per class,
+    as in :class:`mmpetl.datasets.ListDataset`.
 
     Args:
-        ann_file: The list.
+        ann_file: The list; '' for class folders.
         pipeline: Transforms; they open videos by ``mmpetl.VideoInit`` and decode them by ``mmpetl.VideoDecode``.
-        data_prefix: ``dict(video=folder)`` that relative paths of the list start from.
+        data_prefix: ``dict(video=folder)``, or the folder, that relative paths of the list start from.
         num_classes: Number of classes, to check the labels.
         delimiter: ',', ' ' or 'auto'.
+        classes: Class names; or a file with one name a line, or a folder of class folders, relative to ``data_root``.
+            Labels may be names then.
+        with_label: False for videos without labels, for prediction: lines are paths, a folder is searched through.
+        first_label: 1 for lists whose labels start at 1.
         check: What is tried of every video before the run: 'none', 'exists' (there and not empty), 'open' (container
             and first frames decode; files that did are remembered) or 'decode' (all frames decode). With several
             processes the first one checks for all.
@@ -57,11 +64,14 @@ class VideoListDataset(VideoDataset):
     """
 
     def __init__(self,
-                 ann_file: str,
+                 ann_file: str = '',
                  pipeline: Sequence[Union[dict, Callable]] = (),
-                 data_prefix: Mapping[str, str] = dict(video=''),
+                 data_prefix: Union[str, Mapping[str, str]] = dict(video=''),
                  num_classes: Optional[int] = None,
                  delimiter: str = 'auto',
+                 classes: Union[str, Sequence[str], None] = None,
+                 with_label: bool = True,
+                 first_label: int = 0,
                  check: str = 'open',
                  check_timeout: float = 30.,
                  check_workers: Optional[int] = None,
@@ -86,7 +96,16 @@ class VideoListDataset(VideoDataset):
         self._skipped = torch.zeros(SLOTS, dtype=torch.int64).share_memory_()
         if kwargs.get('data_root'):
             kwargs['data_root'] = os.path.expanduser(kwargs['data_root'])
+        if isinstance(data_prefix, str):
+            data_prefix = dict(video=data_prefix)
         prefix = {key: os.path.expanduser(folder) for key, folder in data_prefix.items()}
+        if not (ann_file or kwargs.get('data_root') or prefix.get('video')):
+            raise ValueError(f'{owner}: set ann_file to a list, or data_root to a folder of class folders')
+        if first_label not in (0, 1):
+            raise ValueError(f'{owner}: first_label={first_label!r} is neither 0 nor 1: give one of them')
+        self.with_label, self.first_label = with_label, first_label
+        if classes is not None:
+            kwargs['metainfo'] = {**(kwargs.get('metainfo') or {}), 'classes': _names(classes, kwargs.get('data_root'))}
         super().__init__(
             os.path.expanduser(ann_file),
             list(pipeline),
@@ -98,10 +117,39 @@ class VideoListDataset(VideoDataset):
         _resize_as_decoded(self.pipeline.transforms)
 
     def load_data_list(self) -> List[Dict[str, Any]]:
-        """One dict with ``filename`` and ``label`` per line of the list."""
-        folder = self.data_prefix.get('video') or ''
-        return [dict(filename=below(folder, entry.path, self.ann_file, whole=True), label=entry.label)
-                for entry in read_video_list(self.ann_file, self.num_classes, self.delimiter)]
+        """One dict with ``filename`` and ``label`` per line of the list, or per file of the class folders."""
+        folder, names = self.data_prefix.get('video') or '', self._metainfo.get('classes')
+        if not self.ann_file:
+            found = self._in_folders(folder, names)
+        else:
+            found = [(below(folder, entry.path, self.ann_file, whole=True), entry.label)
+                     for entry in read_video_list(self.ann_file, self.num_classes, self.delimiter, names,
+                                                  self.with_label, self.first_label)]
+        return [dict(filename=path, label=label) if self.with_label else dict(filename=path) for path, label in found]
+
+    def _in_folders(self, folder: str, names: Optional[Sequence[str]]) -> List[Tuple[str, int]]:
+        """Files and labels of class folders, whose names become the classes; labels are -1 where there are none."""
+        if not self.with_label:
+            files = list(files_below(folder, VIDEOS))
+            if not files:
+                raise ValueError(f'{folder} holds no file with one of the suffixes {", ".join(VIDEOS)}')
+            return [(os.path.join(folder, name), -1) for name in files]
+        if names is None:
+            names = self._metainfo['classes'] = class_names(folder)
+        if self.num_classes is not None and self.num_classes != len(names):
+            raise ValueError(f'{folder} has {len(names)} classes, and num_classes={self.num_classes}: set it to '
+                             f'{len(names)}, here and in model.cls_head, or leave it out')
+        by_class = find_samples(folder, names, VIDEOS)
+        empty = [name for name, files in by_class.items() if not files]
+        if empty:
+            print_log(f'{folder}: no video of {len(empty)} of {len(by_class)} classes: {", ".join(empty)}', 'current',
+                      logging.WARNING)
+        return [(os.path.join(folder, name), label) for label, files in enumerate(by_class.values()) for name in files]
+
+    @property
+    def source(self) -> str:
+        """The list, or the folder of class folders."""
+        return self.ann_file or self.data_prefix.get('video') or ''
 
     def filter_data(self) -> List[Dict[str, Any]]:
         """Called by MMEngine after the list is read: find the unreadable videos and name each."""
@@ -111,7 +159,7 @@ class VideoListDataset(VideoDataset):
         if is_main_process():
             decoder = next((t.decoder for t in self.pipeline.transforms if isinstance(t, VideoInit)), 'auto')
             probes = check_videos([info['filename'] for info in self.data_list], self.check, decoder,
-                                  self.check_timeout, self.check_workers, title=f'checking {self.ann_file}')
+                                  self.check_timeout, self.check_workers, title=f'checking {self.source}')
             found = [{p.path: p for p in probes if p.reason}]
         broadcast_object_list(found)
         bad: Dict[str, Probe] = found[0]
@@ -123,7 +171,7 @@ class VideoListDataset(VideoDataset):
     def _report(self, bad: Mapping[str, Probe]) -> None:
         total = len(self.data_list)
         lost = sum(info['filename'] in bad for info in self.data_list)
-        head = f'{self.ann_file}: {lost} of {total} videos cannot be read'
+        head = f'{self.source}: {lost} of {total} videos cannot be read'
         listed = [f'{p.path}: {p.reason}' for p in bad.values()]
         if self.on_error == 'stop' or lost == total:
             if len(listed) > 20:  # all of them at once, but not in one line
@@ -178,6 +226,14 @@ class VideoListDataset(VideoDataset):
                 item = transform(item)
             copies.append(item)
         return copies
+
+
+def _names(classes: Union[str, Sequence[str]], root: Optional[str]) -> Tuple[str, ...]:
+    """Class names: those given, of a file, or of a folder of class folders."""
+    if not isinstance(classes, str):
+        return tuple(classes)
+    place = os.path.join(root or '', os.path.expanduser(classes))
+    return class_names(place) if os.path.isdir(place) else read_names(place)
 
 
 def _resize_as_decoded(transforms: Sequence[Callable]) -> None:

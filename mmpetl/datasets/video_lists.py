@@ -3,7 +3,7 @@
 
 import os
 import re
-from typing import Iterable, List, NamedTuple, Optional, Tuple
+from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..weights.io import atomic_write
 from .how_to_get import how_to_get
@@ -19,7 +19,9 @@ class Entry(NamedTuple):
     line: int
 
 
-def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str = 'auto') -> List[Entry]:
+def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str = 'auto',
+                    classes: Optional[Sequence[str]] = None, with_label: bool = True,
+                    first_label: int = 0) -> List[Entry]:
     """Read a list of videos, in every form of :func:`mmpetl.datasets.list_files.read_rows`.
 
     The label is what follows the last delimiter, so paths may hold blanks and commas. Empty lines are passed over.
@@ -28,6 +30,9 @@ def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str
         path: The list file.
         num_classes: Number C of classes; labels must lie in 0..C-1. None checks only that they are not negative.
         delimiter: 'auto', or ',' or ' ' where only this one may stand before the label.
+        classes: Names that labels may have in place of numbers.
+        with_label: False for a list of paths alone; labels are -1 then.
+        first_label: The label of the first class, 0 or 1.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -39,10 +44,11 @@ def read_video_list(path: str, num_classes: Optional[int] = None, delimiter: str
     if not os.path.isfile(path):
         raise FileNotFoundError(
             f'{path}: no such list; ' + (how_to_get(path) or "'mmpetl fetch' lists the data sets that can be had"))
-    for number, text in enumerate(read_lines(path), 1):
+    for number, text in enumerate(read_lines(path) if with_label else (), 1):
         _check_line(text.strip(), f'{path}, line {number}', delimiter)
     try:
-        entries = [Entry(row.name, row.label, row.line) for row in read_rows(path)]
+        entries = [Entry(row.name, row.label, row.line)
+                   for row in read_rows(path, classes, with_label, first_label)]
     except ValueError as error:
         message = str(error)
         message = message.replace(f'{path} lists no image', f'{path} lists no video')

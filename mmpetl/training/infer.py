@@ -58,6 +58,9 @@ class Predictor:
         self.cfg = read_config(config, cfg_options)
         self.dataset = test_dataset(self.cfg, config)
         self.model = build_model(self.cfg)
+        if hasattr(self.model, 'decode_head'):
+            raise ValueError(f'{config}: the model labels pixels, and this predicts classes of whole pictures and '
+                             'videos: python tools/test.py CONFIG ADAPTER --show-dir FOLDER draws what it predicts')
         header = load_trained(self.model, adapter, self.cfg, force)
         self.model.to(where).eval()
         #: Names of the classes in label order, or None.

@@ -350,3 +350,23 @@ def test_names_that_may_mean_no_label_are_noted(tmp_path, monkeypatch, capsys):
     Path('named.csv').write_text('path,label\n' + ''.join(f'{p},{("nan", "cat")[i % 2]}\n' for i, p in enumerate(files)))
     assert make('named.csv', '--out', 'o3') == 1 and "label 'nan'" in capsys.readouterr().err
     assert make('named.csv', '--out', 'o3', '--classes', 'named.txt') == 0
+
+
+def test_frames_of_films_and_sides_are_noted(tmp_path, monkeypatch, capsys):
+    """Frames of a film in training and test say nothing; a mirrored picture of 'turn left' is of another class."""
+    monkeypatch.chdir(tmp_path)
+    for name, films in (('turn_left', ('a', 'b')), ('stop', ('c', ))):
+        for film in films:
+            source = pictures(tmp_path / 'once' / film, 10, colours={film: (90, 20, 30)}) / film
+            (tmp_path / 'frames' / name).mkdir(parents=True, exist_ok=True)
+            source.rename(tmp_path / 'frames' / name / film)
+    assert make('frames') == 0
+    said = capsys.readouterr().out
+    assert re.search(r'note: 3 folders such as (stop|turn_left)/[abc] hold pictures numbered in a row, as frames of a film',
+                     said), said
+    key = r'train_dataloader\.dataset\.pipeline\.(\d)\.prob=0'
+    found = re.search(rf"note: training mirrors half of the pictures, and there is a class 'turn_left': .* --set {key}", said)
+    steps = Config.fromfile('own_data/frames/frames_lora_dinov2-small.py').train_dataloader.dataset.pipeline
+    assert steps[int(found[1])].type == 'RandomFlip'
+    pictures(tmp_path / 'plain', 9, colours={'leftover': (9, 200, 9), 'brightness': (200, 9, 9)})
+    assert make('plain') == 0 and 'note' not in capsys.readouterr().out

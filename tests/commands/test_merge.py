@@ -111,3 +111,13 @@ def test_a_key_shift_may_go_only_without_extra_keys():
         mixed = backbone.build([dict(type='SSF'), extra])
         with pytest.raises(ValueError, match=f'{extra["type"]}.* cannot be merged'):
             mmpetl.merge(mixed)
+
+
+def test_a_merged_model_is_no_adapter(tmp_path):
+    """A config with methods refuses it in a line; one without takes it."""
+    from mmpetl.adapters.facts import check_adapter
+    header = dict(merged=['lora'], methods=[dict(type='LoRA')], backbone='x', base=None)
+    with pytest.raises(ValueError, match=r'm\.pth is a merged model, and the backbone of the config has methods: set '
+                       r'model\.backbone\.petl=\[\] and model\.backbone\.tune=\[\]'):
+        check_adapter(BACKBONE['vit'].build([dict(type='LoRA', rank=2)]), header, 'm.pth')
+    check_adapter(BACKBONE['vit'].build([]), header, 'm.pth')

@@ -73,6 +73,9 @@ def test_from_training_to_the_merged_model(recipe, made, tmp_path):
     cfg = Config.fromfile(str(config))
     if 'adaptformer' in recipe.stem:
         return
+    from mmpetl.training.infer import infer
+    with pytest.raises(ValueError, match=r'small_\w+-small_scenes6.py: the model labels pixels, and this predicts classes'):
+        infer(str(config), str(adapter), str(next((made / 'scenes6/images/test').glob('*.jpg'))))
     # the merged file loads into the stock model of mmsegmentation, and says the same
     from mmpetl.commands.main import main
     from mmpetl.training.build import build_model, read_config

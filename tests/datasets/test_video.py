@@ -476,3 +476,40 @@ def test_all_broken_videos_are_named(tmp_path, monkeypatch):
     with pytest.raises(VideoError, match='23 of 23 videos .* and 3 more, all named above'):
         VideoListDataset(ann_file=str(tmp_path / 'list.csv'), data_prefix=dict(video=str(tmp_path)), pipeline=[])
     assert all(any(f'{i}.mp4' in line for line in lines) for i in range(23))
+
+
+def test_class_folders_and_names_as_for_pictures(tmp_path, log):
+    """docs/own_data.md holds for videos: class folders, names as labels, labels from 1, paths without labels."""
+    for name in ('train/run/a.mp4', 'train/run/deep/b.avi', 'train/walk/c.mp4', 'val/sit/d.mp4', 'train/walk/note.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b'x')
+    init_default_scope('mmaction')
+
+    def read(**kwargs):
+        found = DATASETS.build(dict(type='mmpetl.VideoListDataset', data_root=str(tmp_path), check='exists', **kwargs))
+        infos = [found.get_data_info(i) for i in range(len(found))]
+        return found, [(str(i['filename']).split('/', len(tmp_path.parts))[-1], i.get('label')) for i in infos]
+
+    folders, rows = read(data_prefix='train')
+    assert folders.metainfo['classes'] == ('run', 'sit', 'walk') and any('no video of 1 of 3 classes: sit' in line for line in log)
+    assert rows == [('train/run/a.mp4', 0), ('train/run/deep/b.avi', 0), ('train/walk/c.mp4', 2)]
+    assert read(data_prefix='val', classes='train', num_classes=None, with_label=False)[1] == [('val/sit/d.mp4', None)]
+    (tmp_path / 'names.txt').write_text('run\nwalk\n')
+    (tmp_path / 'list.csv').write_text('path,label\ntrain/run/a.mp4,run\ntrain/walk/c.mp4,walk\n')
+    (tmp_path / 'ones.txt').write_text('train/run/a.mp4 1\ntrain/walk/c.mp4 2\n')
+    (tmp_path / 'paths.txt').write_text('train/run/a.mp4\ntrain/walk/c.mp4\n')
+    for given in (dict(ann_file='list.csv', classes='names.txt'), dict(ann_file='ones.txt', first_label=1, num_classes=2),
+                  dict(ann_file='list.csv', metainfo=dict(classes=['run', 'walk'])),
+                  dict(ann_file='list.csv', classes=['run', 'walk'])):
+        assert read(**given)[1] == [('train/run/a.mp4', 0), ('train/walk/c.mp4', 1)]
+    assert read(ann_file='paths.txt', with_label=False)[1] == [('train/run/a.mp4', None), ('train/walk/c.mp4', None)]
+    for given, said in [
+        (dict(data_prefix='train', num_classes=2), r'train has 3 classes, and num_classes=2: set it to 3, here and in'),
+        (dict(ann_file='list.csv', classes=['walk', 'sit']), r"list.csv, line 2: label 'run' is neither a class id nor"),
+        (dict(first_label=2), 'first_label=2 is neither 0 nor 1'),
+        (dict(data_prefix='train', classes=['run']), r'the folder .*train/walk is none of the 1 classes'),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            read(**given)
+    with pytest.raises(ValueError, match='set ann_file to a list, or data_root to a folder of class folders'):
+        VideoListDataset()
