@@ -30,7 +30,7 @@ from ..weights.reading import as_path, read_json
 from . import peft_factors, peft_low_rank
 from .peft_layers import Slot, check_called, layer_slots
 from .peft_names import CONFIG, by_layer, check_settings, left_out
-from .peft_whole import NORMS, WholeParameters, names_of, norm_of, tuned_state
+from .peft_whole import NORMS, WholeParameters, names_of, norm_of, taken_too, tuned_state
 
 TENSORS = 'adapter_model.safetensors'
 #: What peft wrote before 0.7, read without executing anything.
@@ -395,6 +395,8 @@ def save_peft(model: nn.Module, folder: str, prefix: str = '') -> List[str]:
         config['modules_to_save'] = outermost(owners | set(config['modules_to_save'] or ()))
         values = target.state_dict()
         state.update({f'base_model.model.{key}': values[key] for key in heads})
+    saved, layers = config['modules_to_save'] or (), set(config['target_modules'] or ()) if kind.parts else set()
+    state.update({f'base_model.model.{key}': v for key, v in taken_too(target, saved, layers).items()})
     if prefix:
         state, config = _prefixed(prefix, state, config)
     write_peft(folder, state, config)

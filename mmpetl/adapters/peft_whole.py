@@ -112,6 +112,31 @@ class WholeParameters:
         return own == tensor.shape or (free and len(own) == tensor.dim() > 0 and own[1:] == tensor.shape[1:])
 
 
+def taken_too(model: nn.Module, saved: Collection[str], adapted: Collection[str]) -> Dict[str, Tensor]:
+    """Parameters and buffers (...), by key of the model, of modules that peft takes for one of ``modules_to_save``, as
+    their names end alike: it asks for these too, ``blocks.0.attn.q_norm`` where ``norm`` is saved.
+
+    Args:
+        model: Model with an attached backbone.
+        saved: Names in ``modules_to_save``.
+        adapted: Names of layers with factors.
+
+    Raises:
+        ValueError: If one of them is adapted or holds adapted layers, which peft would not adapt then.
+    """
+    found: Dict[str, Tensor] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        meant = next((one for one in saved if name.endswith(one) and name != one), None)
+        if meant is None or '.petl.' in f'.{name}.':
+            continue
+        held = next((layer for layer in adapted if f'{layer}.'.startswith(f'{name}.')), None)
+        if held:
+            raise ValueError(f'the adapter trains the module {meant!r}, and peft takes {name!r} for it, whose name '
+                             f'ends so, and leaves {held!r} without an adapter: give {meant!r} a name of its own')
+        found.update({f'{name}.{key}': value for key, value in module.state_dict().items()})
+    return found
+
+
 def tuned_state(model: nn.Module, state: Dict[str, Tensor], config: Dict[str, Any],
                 base: Optional[str]) -> Dict[str, Any]:
     """Add the tuned parameters of the base to what is written.

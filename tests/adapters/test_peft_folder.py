@@ -372,6 +372,28 @@ def test_norms_of_ours_to_peft(name, tune, tmp_path):
     assert torch.equal(_output(again, x), _output(ours, x))
 
 
+def test_modules_whose_names_end_as_that_of_one_that_is_saved(tmp_path):
+    """peft takes every module whose name ends so for one of modules_to_save, and opens no folder that lacks it."""
+    torch.manual_seed(0)
+    plain, x = _timm(num_classes=3, qk_norm=True).eval().requires_grad_(False), _inputs('timm ViT')
+    ours = mmpetl.attach(copy.deepcopy(plain), [dict(type='LoRA', rank=2)], tune=['norm.*'])
+    perturb(ours.petl, 0.1)
+    with torch.no_grad():
+        ours.norm.weight.add_(0.5)
+    ours.eval()
+    mmpetl.save_peft(ours, str(tmp_path / 'ours'))
+    theirs = peft.PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path / 'ours')).train(False)
+    _close(_output(ours, x), _output(theirs, x), _output(plain, x))
+    again = copy.deepcopy(plain)
+    mmpetl.load_peft(again, str(tmp_path / 'ours'))
+    assert (_output(again.eval(), x) - _output(ours, x)).abs().max() <= 1e-6
+    net = mmpetl.attach(nn.Sequential(_timm(num_classes=0), nn.Linear(32, 3)), [dict(type='LoRA', rank=2)])
+    with pytest.raises(ValueError, match=r"trains the module '1', and peft takes '0.blocks.1' for it, whose name ends so, and leaves "
+                                         r"'0.blocks.1.attn.qkv' without an adapter: give '1' a name of its own"):
+        mmpetl.save_peft(net, str(tmp_path / 'net'))
+    assert not (tmp_path / 'net').exists()
+
+
 def test_layers_that_peft_chooses_by_number(tmp_path):
     plain, x = _plain('ViTForImageClassification'), _inputs('ViTForImageClassification')
     theirs = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(
