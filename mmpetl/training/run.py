@@ -25,7 +25,9 @@ from ..hooks.mask_guard import MaskGuardHook
 from ..hooks.name_samples import NameSamplesHook
 from ..tuning import unwrap
 from ..weights.hub import is_peft, local_path
+from ..weights.io import file_kind
 from .build import load_trained
+from .check import leaves
 from .compiling import compile_blocks_in
 from .config import dumps_of, part_of, test_config, train_config
 from .flags import test_parser, train_parser
@@ -236,6 +238,20 @@ def test(argv: Sequence[str]) -> dict[str, float]:
     return run_test(test_parser().parse_args(argv))
 
 
+def _check_base(cfg: Config) -> None:
+    """See that the weight files which the model begins with are there, before thousands of videos are opened and before
+    ``--overwrite`` removes anything.
+
+    Raises:
+        FileNotFoundError: Saying how to get the file.
+    """
+    for where, _, path in leaves(cfg.get('model')):
+        if where.endswith('init_cfg.checkpoint') and isinstance(path, str) and '://' not in path:
+            path = os.path.expanduser(path)
+            if not os.path.exists(path):
+                file_kind(path)
+
+
 def run_training(args: argparse.Namespace) -> None:
     """Train with parsed arguments.
 
@@ -247,6 +263,7 @@ def run_training(args: argparse.Namespace) -> None:
         name_base(cfg)
     with claimed(cfg.work_dir), naming_keys(cfg, args.config), _naming_data_keys(cfg), _naming_a_full_disk(
             cfg.work_dir):
+        _check_base(cfg)
         if not cfg.get('resume') and (cfg.train_cfg.get('phases') or ['train'])[0] == 'train':
             refuse_or_clear(cfg.work_dir, args.overwrite)
         if is_first_process():

@@ -254,3 +254,18 @@ def test_a_run_by_iterations_counts_iterations(toy, capsys):
     assert len([line for line in shown if line[:2] == ['val', 'accuracy/top1']]) == 2 and not [line for line in lines if 'epoch' in line]
     training, testing = read_curves(str(folder / 'iterations'))
     assert [step for step, _ in testing['accuracy/top1']] == [3, 6] and not logs_epochs(str(folder / 'iterations'))
+
+
+def test_a_base_that_is_missing_is_said_before_anything_is_read_or_removed(toy, capfd, monkeypatch):
+    """Opening thousands of videos, or removing the run before, came first."""
+    folder, config = toy
+    old = folder / 'missing' / 'adapter.safetensors'
+    old.parent.mkdir()
+    old.write_bytes(b'of the run before')
+    monkeypatch.setattr(run, 'build_runner', lambda *_, **__: pytest.fail('data are read'))
+    for name, said in (('nowhere.pth', 'no such weight file'), ('dinov2_vits14.safetensors', "'mmpetl fetch dinov2-vits14'")):
+        change = f"model.backbone.init_cfg=dict(type='Pretrained', checkpoint='{folder}/{name}')"
+        assert main(['train', config, '--work-dir', str(old.parent), '--overwrite', '--set', change]) == 1
+        error = capfd.readouterr().err
+        assert f'{folder}/{name}' in error and said in error and error.count('\n') == 1
+    assert old.read_bytes() == b'of the run before'
