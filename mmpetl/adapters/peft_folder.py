@@ -211,13 +211,18 @@ def read_folder(folder: str) -> Tuple[Dict[str, Any], Dict[str, Tensor]]:
     if config.get('init_lora_weights', True) not in _PLAIN_INIT:
         raise WeightFileError(path, f"init_lora_weights={config['init_lora_weights']!r:.40} changes the base",
                               'let peft convert the adapter to a plain LoRA first')
-    return {**KINDS[kind].defaults, **config}, _tensors(os.path.join(os.path.expanduser(folder), TENSORS))
+    return {**KINDS[kind].defaults, **config}, _tensors(tensor_file(os.path.expanduser(folder)))
+
+
+def tensor_file(folder: str) -> str:
+    """The file of a folder that has its tensors: the pickle that older versions wrote where there is no other."""
+    path, pickled = os.path.join(folder, TENSORS), os.path.join(folder, PICKLED)
+    return pickled if os.path.isfile(pickled) and not os.path.isfile(path) else path
 
 
 def _tensors(path: str) -> Dict[str, Tensor]:
-    pickled = os.path.join(os.path.dirname(path), PICKLED)
-    if not os.path.isfile(path) and os.path.isfile(pickled):
-        state = load_file(pickled)['state_dict']
+    if os.path.basename(path) == PICKLED:
+        state = load_file(path)['state_dict']
         return {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not os.path.isfile(path):
         raise FileNotFoundError(f'{path} is not there: save the adapter again')

@@ -84,6 +84,11 @@ class WholeParameters:
                 return
             if torch.equal(self.state[name].cpu(), tensor):
                 return  # a buffer of a module that was saved whole
+        other = next((name for name in names_of(self.backbone, given, self.state)
+                      if self.state[name].shape != tensor.shape), None)
+        if other is not None:
+            raise ValueError(f'{self.folder}: {key} has the shape {tuple(tensor.shape)}, {other} of this model '
+                             f'{tuple(self.state[other].shape)}: build the model that the adapter was trained on')
         raise ValueError(f'{self.folder}: {key} is neither a factor nor a parameter of the head of '
                          f'{type(self.model).__name__} or of its base')
 

@@ -20,9 +20,10 @@ def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int
     """
     from mmengine.registry import init_default_scope
 
-    from ..backbones.family import family_of
+    from ..backbones.family import ARCH_OF_TYPE, family_of
     from ..registry import MODELS
     from ..training.config import load_config
+    from ..weights.archs import ARCHS
     config = load_config(path)
     if not isinstance((config.get('model') or {}).get('backbone'), dict):
         raise ValueError(f'{path}: the config has no model with a backbone: give one that has')
@@ -35,6 +36,10 @@ def config_target(path: str) -> tuple[str, dict[str, tuple[int, ...]], tuple[int
     backbone: Any = MODELS.build(settings)
     shapes = {key: tuple(value.shape) for key, value in backbone.state_dict().items() if not key.startswith('petl.')}
     family = family_of(backbone)[1]
+    if family.arch(backbone) not in ARCHS:
+        known = ', '.join(t for t, arch in ARCH_OF_TYPE.items() if arch in ARCHS)
+        raise ValueError(f'{path}: {kind} takes the files of its own library as they are, none is converted for it as '
+                         f'for {known}: name the file in the config')
     return family.arch(backbone), shapes, tuple(family.specs(backbone)[0].grid)
 
 

@@ -18,7 +18,7 @@ from ..weights import convert, detect, fingerprint
 from ..weights.adapter_file import base_name
 from ..weights.archs import ARCHS, FORMATS
 from ..weights.convert_file import natural_arch, read_source
-from ..weights.hub import PEFT_TENSORS, is_hub, is_peft, local_path
+from ..weights.hub import is_hub, is_peft, local_path
 from ..weights.io import file_kind, load_file
 
 
@@ -45,9 +45,9 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
     found: Dict[str, Any] = dict(path=named if is_hub(named) else path, bytes=0, kind='onnx')
     settings: Dict[str, Any] = {}
     if is_peft(path):
-        from ..adapters.peft_folder import read_folder
+        from ..adapters.peft_folder import read_folder, tensor_file
         settings = {f'peft: {k}': _short(v) for k, v in read_folder(path)[0].items() if v not in (None, {}, [], '')}
-        path = os.path.join(path, PEFT_TENSORS)
+        folder, path = path, tensor_file(path)
     if path.endswith('.onnx') and os.path.isfile(path):
         loaded: Dict[str, Any] = dict(state_dict=read_source(path))
     else:
@@ -76,7 +76,7 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
     base = {k: v for k, v in state.items() if '.petl.' not in f'.{k}'}
     found['format'], found['fits'] = _fits(base, header)
     if config:
-        found['report'] = _try(state, header, config)
+        found['report'] = _try(state, header, config) if not settings else _try_peft(folder, config)
     return found
 
 
@@ -115,6 +115,19 @@ def _fits(base: Mapping[str, Tensor], header: Any) -> Tuple[Any, List[str]]:
     own = natural_arch(dict(base))
     others = [a for a, arch in ARCHS.items() if FORMATS[name].family in arch.families[1:]]
     return name, [TYPE_OF_ARCH[own], *(f'{TYPE_OF_ARCH[a]} (inflated to video)' for a in others)]
+
+
+def _try_peft(folder: str, config: str) -> str:
+    """Match of a folder of peft with a config's model, without methods.
+
+    Raises:
+        ValueError: Says what does not fit.
+    """
+    from ..adapters.peft_folder import open_peft
+    from ..training.build import build_model, read_config
+    opened = open_peft(build_model(read_config(config, {'model.backbone.petl': []}), weights=False), folder)
+    kinds = ', '.join(dict.fromkeys(method['type'] for method in opened.methods)) or 'tuned parameters'
+    return f'the folder of peft fits the model of {config}: {kinds}'
 
 
 def _try(state: Mapping[str, Tensor], header: Any, config: str) -> str:

@@ -21,6 +21,35 @@ def described(capsys, *words):
     return json.loads(capsys.readouterr().out)
 
 
+def test_a_folder_of_peft(tmp_path, capsys):
+    """Described, with either file of tensors, and tried on the model of a config, whose methods are left out."""
+    from safetensors.torch import load_file
+    config, folder = write_config(tmp_path, LORA), tmp_path / 'folder'
+    mmpetl.save_peft(write_adapter(config, tmp_path / 'a.safetensors'), str(folder))
+    found = described(capsys, folder, '--config', config)
+    assert found['report'] == f'the folder of peft fits the model of {config}: LoRA' and found['entries']['peft: peft_type'] == 'LORA'
+    torch.save(load_file(folder / 'adapter_model.safetensors'), folder / 'adapter_model.bin')
+    (folder / 'adapter_model.safetensors').unlink()
+    again = described(capsys, folder, '--config', config)
+    assert (again['tensors'], again['report'], again['kind']) == (found['tensors'], found['report'], 'torch')
+    other = tmp_path / 'other.py'
+    other.write_text(config.read_text() + "\nmodel['backbone']['arch']['embed_dims'] = 64\nmodel['head']['in_channels'] = 64\n")
+    assert main(['inspect', str(folder), '--config', str(other)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert str(folder) in error and 'has the shape (3, 32), head.fc.weight of this model (3, 64)' in error
+
+
+def test_a_backbone_for_which_nothing_is_converted_is_said(tmp_path, capsys):
+    torch.save({'state_dict': {'cls_token': torch.zeros(1, 1, 8)}}, tmp_path / 'w.pth')
+    config = tmp_path / 'c.py'
+    config.write_text("default_scope = 'mmpretrain'\ncustom_imports = dict(imports=['mmpetl'], allow_failed_imports=False)\n"
+                      "model = dict(backbone=dict(type='mmpetl.DeiT3', arch='small', img_size=32))\n")
+    for words in (['inspect', str(tmp_path / 'w.pth'), '--config', str(config)],
+                  ['convert', str(tmp_path / 'w.pth'), str(tmp_path / 'o.pth'), '--config', str(config)]):
+        assert main(words) == 1
+        assert f'{config}: mmpetl.DeiT3 takes the files of its own library as they are' in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_adapter(tmp_path, capsys):
     config, path = write_config(tmp_path, LORA), tmp_path / 'a.safetensors'
     model = write_adapter(config, path, name='first', classes=['a', 'b', 'c'], metrics=dict(accuracy=0.5))

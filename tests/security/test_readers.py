@@ -165,7 +165,7 @@ ROWS = {
     'AdapterBank.hot_swap': ('a.safetensors', hot_swap),
     'config of peft': (peft_folder.CONFIG, lambda p, m: peft_folder.read_folder(str(p.parent))),
     'tensors of peft': (peft_folder.TENSORS, lambda p, m: peft_folder._tensors(str(p))),
-    'pickled tensors of peft': (peft_folder.PICKLED, lambda p, m: peft_folder._tensors(str(p.parent / peft_folder.TENSORS))),
+    'pickled tensors of peft': (peft_folder.PICKLED, lambda p, m: peft_folder._tensors(str(p))),
     'is_adapter': ('w.pth', lambda p, m: adapter_file.is_adapter(str(p))),
     'base of timm': ('w.pth', lambda p, m: build_timm('vit_tiny_patch16_224', checkpoint_path=str(p), depth=1)),
     'load_trained': ('w.pth', lambda p, m: load_trained(copy.deepcopy(m['bank'].model), str(p))),
