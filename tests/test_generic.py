@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention_kernels import fused_alone
 from cases import BACKBONES, FOREIGN, METHODS, ONE_PER_POINT, PAIR_IDS, PAIRS, REFUSED, features, perturb, real_size
+from gpu_autocast import GpuAutocast
 from mmengine.model import BaseModule
 
 import mmpetl
@@ -264,19 +265,39 @@ def test_copies_are_independent(case, backbone):
 
 
 @pairs
+@pytest.mark.filterwarnings('ignore')
 def test_bf16_autocast(case, backbone):
+    """Also with the lists of a GPU, where norms and sums give float32; and all attention is for its fused kernels."""
     model = _build(case, backbone)
     perturb(model.petl, 0.02)
     model.train()
     x = backbone.inputs()
-    full = features(model(x)).detach()
+
+    def step():
+        torch.manual_seed(0)
+        model.zero_grad()
+        output = features(model(x))
+        return output, _loss(output)
+
+    def gradients():
+        return torch.cat([p.grad.flatten() for p in model.petl.parameters() if p.grad is not None])
+
+    full, loss = step()
+    loss.backward()
+    wanted = gradients()
     with torch.autocast('cpu', torch.bfloat16), fused_alone() as refused:
-        half = features(model(x))
-        loss = _loss(half)
+        half, loss = step()
+    loss.backward()
+    here = gradients()
+    with GpuAutocast(), torch.autocast('cpu', torch.bfloat16):
+        there, loss = step()
     loss.backward()
     assert not refused
-    assert (half.float() - full).norm() <= 0.1 * full.norm()
+    for found in (half, there):
+        assert (found.float() - full).norm() <= 0.1 * full.norm()
     assert all(p.grad.dtype == torch.float32 for p in model.petl.parameters() if p.grad is not None)
+    error = (here - wanted).norm()
+    assert error <= 0.5 * wanted.norm() and (gradients() - wanted).norm() <= 2 * error + 0.1 * wanted.norm()
 
 
 @pairs

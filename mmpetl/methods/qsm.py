@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sites import AS_THEY_ARE, HalfCopies
+from ..sites import AS_THEY_ARE, HalfCopies, as_given
 from .joint_gradients import Bottlenecks, Factors
 
 
@@ -21,7 +21,8 @@ def norm(module: nn.LayerNorm, x: Tensor, half: HalfCopies) -> Tensor:
     weight, bias = half(module.weight), half(module.bias)
     if weight.dtype is not x.dtype:
         return module(x)
-    return torch.native_layer_norm(x, x.shape[-1:], weight, bias, module.eps)[0]
+    with as_given(x):
+        return torch.native_layer_norm(x, x.shape[-1:], weight, bias, module.eps)[0]
 
 
 class ResidualBottleneck(nn.Module):

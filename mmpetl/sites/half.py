@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters under autocast: all of a method are cast at once, once per forward pass."""
 
+from contextlib import nullcontext
 from itertools import accumulate
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,12 @@ def autocast_dtype(x: Tensor) -> Optional[torch.dtype]:
     """The precision in which products read x (...) under autocast; None where autocast is off."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if kind in ('cpu', 'cuda') and torch.is_autocast_enabled(kind) else None
+
+
+def as_given(x: Tensor) -> ContextManager[Any]:
+    """Autocast off around operations whose tensors, on the device of x (...), have the types that are meant: a GPU's
+    makes norms float32, by their lower names too, and casts what a sum of products promotes by itself."""
+    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
 def wide(weight: Tensor) -> Tensor:

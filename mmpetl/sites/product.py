@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .half import autocast_dtype
+from .half import as_given, autocast_dtype
 
 
 class _AddMM(torch.autograd.Function):
@@ -274,7 +274,9 @@ class _ScaleAbout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, scale: Tensor, centre: Tensor) -> Tensor:
         ctx.save_for_backward(y, scale, centre)
-        return torch.addcmul(torch.addcmul(centre, centre, scale, value=-1), y, scale, out=torch.empty_like(y))
+        with as_given(y):
+            shift = torch.addcmul(centre, centre, scale, value=-1)
+        return torch.addcmul(shift, y, scale, out=torch.empty_like(y))
 
     @staticmethod
     @once_differentiable

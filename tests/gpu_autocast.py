@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Autocast as GPUs have it, on a CPU: there norms, sums, powers and the like give float32 whatever comes in, here they
+keep bfloat16. What reads them meets other types there."""
+
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+_T = torch.Tensor
+#: Of torch's lists of CUDA operations that autocast runs in float32, what models use.
+WIDE = {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.softplus, F.cosine_similarity, torch.cosine_similarity,
+        torch.native_layer_norm, F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.kl_div, torch.logsumexp, _T.logsumexp,
+        torch.linalg.vector_norm, torch.linalg.norm, torch.linalg.matrix_norm, torch.norm, _T.norm, F.normalize}
+WIDE |= {getattr(place, name) for name in ('softmax', 'log_softmax', 'sum', 'prod', 'cumsum', 'cumprod', 'exp', 'expm1', 'log',
+                                           'log1p', 'log2', 'log10', 'pow', 'reciprocal', 'rsqrt', 'renorm', 'dist')
+         for place in (torch, _T)} | {F.softmax, F.log_softmax, _T.__pow__, _T.__rpow__, _T.__rtruediv__, _T.__rdiv__}
+#: What is widened to the widest type of its arguments by casts.
+PROMOTED = {torch.addcmul, _T.addcmul, torch.addcdiv, _T.addcdiv, torch.tensordot, torch.dot, _T.dot, F.grid_sample,
+            torch.index_put, _T.index_put, torch.scatter_add, _T.scatter_add}
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype in _HALF else value
+
+
+class GpuAutocast(TorchFunctionMode):
+    """While it is entered, autocast of the CPU has a GPU's lists."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Tuple[Any, ...] = (),
+                           kwargs: Optional[Dict[str, Any]] = None) -> Any:
+        kwargs = kwargs or {}
+        if not torch.is_autocast_enabled('cpu') or 'out' in kwargs or func not in WIDE and func not in PROMOTED:
+            return func(*args, **kwargs)
+        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+        if func in WIDE or any(t.dtype is torch.float32 for t in tensors):
+            args, kwargs = tree_map(_float, (args, kwargs))
+        with torch.autocast('cpu', enabled=False):
+            return func(*args, **kwargs)
