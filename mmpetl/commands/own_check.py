@@ -35,7 +35,7 @@ def is_own(name: str) -> bool:
 def _print(report: DataReport) -> None:
     from rich.console import Console
     from rich.table import Table
-    total = sum(sum(counts.values()) for counts in report.counts.values())
+    total = sum(sum(counts.values()) for counts in report.counts.values()) + report.unlabelled
     print(f'{report.source}: {total} {report.kind}s{report.extent}')
     table = Table()
     table.add_column('class')
@@ -47,7 +47,7 @@ def _print(report: DataReport) -> None:
     if len(labels) > 50:
         table.add_row(f'and {len(labels) - 50} more', *[''] * len(report.counts))
     table.add_row('all', *(str(sum(counts.values())) for counts in report.counts.values()))
-    if labels:
+    if labels and report.unlabelled < total:
         Console().print(table)
     for problem in report.problems:
         print(f'problem: {problem}')

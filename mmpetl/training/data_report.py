@@ -15,6 +15,7 @@ from ..datasets.collect import Collection
 from ..datasets.contact_sheet import as_picture, spread
 from ..datasets.how_to_get import and_get
 from ..datasets.loading import LoadImage, read_bytes, split_member
+from ..datasets.masks import look_at_masks, mask_path, refuse
 from ..datasets.survey import Survey, Tick, across, extent, survey_pictures, survey_videos
 from ..registry import DATASETS
 from .config import load_config
@@ -35,6 +36,7 @@ class DataReport:
         counts: Part -> class -> number of files.
         extent: Sizes and lengths, see :func:`mmpetl.datasets.survey.extent`.
         problems: What is wrong, one line each.
+        unlabelled: Files without a class of their own, such as pictures with masks.
     """
     source: str
     kind: str = 'picture'
@@ -42,6 +44,7 @@ class DataReport:
     counts: Dict[str, Dict[int, int]] = field(default_factory=dict)
     extent: str = ''
     problems: List[str] = field(default_factory=list)
+    unlabelled: int = 0
 
     def name_of(self, label: int) -> str:
         """Name of a class, or its number."""
@@ -125,7 +128,9 @@ def check_config(path: str, decode: bool = True, jobs: int = 4, shown: int = 24,
     for part, dataset in datasets.items():
         report.classes = report.classes or (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
         report.counts[part] = dict(Counter(label for row in rows[part] for label in _label(row)))
+    report.unlabelled = sum(not _label(row) for found in rows.values() for row in found)
     _compare_head(report, cfg)
+    _look_at_masks(report, rows, cfg)
     files = {part: [_file(row) for row in found] for part, found in rows.items()}
     _survey(report, files, next((_loader_of(d) for d in datasets.values()), None), decode, jobs, tick)
     wrong = any(line.startswith('unreadable') for line in report.problems)
@@ -141,6 +146,26 @@ def _compare_head(report: DataReport, cfg: Config) -> None:
     wanted = len(report.classes) or max(labels, default=-1) + 1
     if outputs and wanted and (outputs != wanted if report.classes else outputs < wanted):
         report.problems.append(f'model.{key}.num_classes={outputs}, but the data have {wanted} classes')
+
+
+def _look_at_masks(report: DataReport, rows: Mapping[str, Sequence[Mapping[str, Any]]], cfg: Config) -> None:
+    """Masks of segmentation: each problem, and classes of which training has no pixel."""
+    head = (cfg.get('model') or {}).get('decode_head')
+    head = head[-1] if isinstance(head, (list, tuple)) and head else head
+    if not isinstance(head, dict) or not head.get('num_classes'):
+        return
+    ignored = head.get('ignore_index', 255)
+    for part, found in rows.items():
+        listed = [row for row in found if mask_path(row)]
+        masks = look_at_masks(listed, head['num_classes'], ignored)
+        report.problems += [f'unreadable: {problem}' for problem in masks.problems]
+        if listed and part == 'train' and not masks.problems:
+            try:
+                line = refuse(masks, len(listed), f'{LOADERS[part]}.dataset', report.classes, head['num_classes'],
+                              ignored)
+            except ValueError as error:
+                line = str(error)
+            report.problems += [line] if line else []
 
 
 def _loader_of(dataset: Any) -> Optional[LoadImage]:

@@ -101,7 +101,7 @@ def test_from_training_to_the_merged_model(recipe, made, tmp_path):
 
 
 @pytest.mark.parametrize('part', ['train', 'val', 'test'])
-def test_masks_are_looked_at_before_a_run(part, made, tmp_path):
+def test_masks_are_looked_at_before_a_run(part, made, tmp_path, monkeypatch, capsys):
     """Upstream names no file, finds it late, or scores a class that there is not as nothing."""
     scenes6 = tmp_path / 'scenes6'
     shutil.copytree(made / 'scenes6', scenes6)
@@ -122,6 +122,14 @@ def test_masks_are_looked_at_before_a_run(part, made, tmp_path):
     with pytest.raises(ValueError, match=said):
         run_train([str(config), '--work-dir', str(tmp_path / 'run'), '--cfg-options', *root])
     assert not list((tmp_path / 'run').glob('*.safetensors'))
+    from mmpetl.commands.main import main
+    monkeypatch.chdir(tmp_path)
+    checked = tmp_path / 'checked.py'
+    checked.write_text(f'_base_ = {str(config)!r}\n' + ''.join(
+        f'{name}_dataloader = dict(dataset=dict(data_root={str(scenes6)!r}))\n' for name in ('train', 'val', 'test')))
+    assert main(['data', 'check', str(checked)]) == 1
+    said = capsys.readouterr().out
+    assert 'checked.py: 8 pictures' in said and f'problem: unreadable: {mask} holds 200, but classes are 0..6' in said
 
 
 @pytest.mark.parametrize('backbone, neck, widths', [
