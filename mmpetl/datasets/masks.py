@@ -11,12 +11,16 @@ import numpy as np
 from PIL import Image
 from rich.progress import Progress
 
+from ..weights.reading import open_regular
+
 #: From so many masks on there is a progress bar.
 MANY = 300
 #: EXIF's tag; from 5 on a picture lies on its side.
 ORIENTATION = 0x0112
 #: Problems that are named; of more their number.
 NAMED = 4
+#: Pixels that are counted at once.
+PART = 1 << 22
 
 
 @dataclass
@@ -44,7 +48,7 @@ def mask_path(info: Mapping[str, Any]) -> Optional[str]:
 def _size(path: str) -> Optional[Tuple[int, int]]:
     """Width and height of a picture, upright; None where Pillow cannot tell, as other readers may."""
     try:
-        with Image.open(path) as picture:
+        with open_regular(path) as file, Image.open(file) as picture:
             width, height = picture.size
             return (height, width) if picture.getexif().get(ORIENTATION, 1) >= 5 else (width, height)
     except Exception:  # Pillow has errors of many classes for what is no picture
@@ -58,7 +62,7 @@ def _values(path: str, info: Mapping[str, Any]) -> np.ndarray:
         ValueError: If the file is no mask.
     """
     try:
-        with Image.open(path) as picture:
+        with open_regular(path) as file, Image.open(file) as picture:
             mask, mode = np.asarray(picture), picture.mode
     except Exception as error:
         raise ValueError(f'cannot be read as a picture ({type(error).__name__})') from None
@@ -69,7 +73,8 @@ def _values(path: str, info: Mapping[str, Any]) -> np.ndarray:
         mask = mask.astype(np.uint8)
     if mask.dtype.kind not in 'iu' or mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
         raise ValueError(f'holds numbers up to {mask.max():g}: classes are 0..254, and 255 is left out')
-    found = np.bincount(mask.reshape(-1), minlength=256)
+    # by parts: counting makes 8 bytes of every pixel
+    found = sum(np.bincount(part, minlength=256) for part in np.array_split(mask.reshape(-1), 1 + mask.size // PART))
     if info.get('reduce_zero_label'):
         found = np.concatenate([found[1:], found[:1]])  # 0 -> 255, others one less
         found[255] += found[254]  # 255, which is left out, has become 254

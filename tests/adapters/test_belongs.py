@@ -319,6 +319,7 @@ def test_scopes_and_silent_keys_are_no_difference():
 
 #: Function -> why it may read tensors of an adapter, or put tensors into a model, without asking.
 READS = {
+    'mmpetl/adapters/peft_folder.py:_tensors': 'reads for what compares every tensor with the model',
     'mmpetl/adapters/push.py:push': 'sends the file as it is',
     'mmpetl/training/config.py:_check_checkpoint': 'looks for epoch and iteration; the runner loads it, and its hook asks',
     'mmpetl/backbones/foreign_build.py:build_timm': 'reads a base; an adapter asks about it when it is put on',
