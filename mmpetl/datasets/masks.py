@@ -74,7 +74,8 @@ def _values(path: str, info: Mapping[str, Any]) -> np.ndarray:
     if mask.dtype.kind not in 'iu' or mask.min(initial=0) < 0 or mask.max(initial=0) > 255:
         raise ValueError(f'holds numbers up to {mask.max():g}: classes are 0..254, and 255 is left out')
     # by parts: counting makes 8 bytes of every pixel
-    found = sum(np.bincount(part, minlength=256) for part in np.array_split(mask.reshape(-1), 1 + mask.size // PART))
+    parts = np.array_split(mask.reshape(-1), 1 + mask.size // PART)
+    found = np.sum([np.bincount(part, minlength=256) for part in parts], axis=0)
     if info.get('reduce_zero_label'):
         found = np.concatenate([found[1:], found[:1]])  # 0 -> 255, others one less
         found[255] += found[254]  # 255, which is left out, has become 254
