@@ -3,8 +3,9 @@
 
 A kernel is a dispatched operation that is no view and moves or makes numbers; casts are those that only change the
 type; a synchronisation hands a number to Python or makes a size depend on values. Counted under bf16 autocast, forward
-and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes. The last two
-columns are those of a ViT that is stored in bfloat16 (``base_dtype='bf16'``)::
+and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes. Two columns are
+those of a ViT that is stored in bfloat16 (``base_dtype='bf16'``); the last four those under the lists of a GPU's
+autocast, whose norms, sums and powers give float32 (tests/gpu_autocast.py)::
 
     python benchmarks/kernels.py [--backbones vit video_swin] [--methods LoRA SynQT] [--new] [--write]
 """
@@ -13,6 +14,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -23,6 +25,7 @@ import torch
 from benchmark_costs import build, last
 from benchmark_plain import plain
 from cases import BACKBONE, CASE, METHODS
+from gpu_autocast import GpuAutocast
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -117,7 +120,8 @@ def count(step: Callable[[], Tensor]) -> Kernels:
     return Kernels(forward, sum(names.values()) - forward, counting.casts, counting.syncs, names)
 
 
-def of_model(model: nn.Module, x: Tensor, last: Callable[[Any], Tensor], half: bool = True) -> Kernels:
+def of_model(model: nn.Module, x: Tensor, last: Callable[[Any], Tensor], half: bool = True,
+             gpu: bool = False) -> Kernels:
     """Kernels of one training step of a backbone under bf16 autocast; the second step is counted, when nothing is new.
 
     Args:
@@ -125,10 +129,11 @@ def of_model(model: nn.Module, x: Tensor, last: Callable[[Any], Tensor], half: b
         x: Input.
         last: Output -> feature.
         half: False counts in float32.
+        gpu: Whether autocast has the lists of a GPU, whose norms and sums give float32.
     """
 
     def step() -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        with GpuAutocast() if gpu else nullcontext(), torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             return last(model(x)).float().sum()
 
     loss = step()
@@ -154,15 +159,21 @@ def main() -> None:
             raise SystemExit(f'--methods {name!r}: unknown; known: {", ".join(sorted(names))}')
     rows = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.is_file() else {}  # what is not counted stays
     known = set(rows) if args.new else set()
-    print(f'{"":34}{"kernels":>8}{"casts":>7}{"syncs":>7}{"plain":>7}{"/plain":>8}{"/full":>7}{"stored":>8}{"casts":>7}')
+    print(f'{"":34}{"kernels":>8}{"casts":>7}{"syncs":>7}{"plain":>7}{"/plain":>8}{"/full":>7}{"gpu":>8}{"casts":>7}{"/plain":>8}{"/full":>7}'
+          f'{"stored":>8}{"casts":>7}')
     for name in args.backbones:
-        full = counted(BACKBONE[name], dict(name='full', tune=['*']))[0].total
+        full, gpu_full = (counted(BACKBONE[name], dict(name='full', tune=['*']), gpu=gpu)[0].total
+                          for gpu in (False, True))
         for row in rows_of(name):
             if f'{name}: {row["name"]}' in known or row['name'] not in (args.methods or names):
                 continue
             ours, plain_ = counted(BACKBONE[name], row)
             rows[f'{name}: {row["name"]}'] = dict(kernels=ours.total, forward=ours.forward, casts=ours.casts,
                                                   syncs=ours.syncs, plain=plain_.total if plain_ else None, full=full)
+            there, plain_there = counted(BACKBONE[name], row, gpu=True)
+            rows[f'{name}: {row["name"]}'].update(
+                gpu_kernels=there.total, gpu_casts=there.casts, gpu_plain=plain_there.total if plain_there else None,
+                gpu_full=gpu_full)
             more = ''
             if name == 'vit':  # the others save as much per block
                 stored = counted(BACKBONE[name], row, 'bf16')[0]
@@ -170,26 +181,30 @@ def main() -> None:
                 rows[f'{name}: {row["name"]}'].update(stored_kernels=stored.total, stored_casts=stored.casts)
             print(f'{name:12}{row["name"]:22}{ours.total:>8}{ours.casts:>7}{ours.syncs:>7}'
                   f'{plain_.total if plain_ else "-":>7}{ours.total / plain_.total if plain_ else float("nan"):>8.2f}'
-                  f'{ours.total / full:>7.2f}{more}', flush=True)
+                  f'{ours.total / full:>7.2f}{there.total:>8}{there.casts:>7}'
+                  f'{there.total / plain_there.total if plain_there else float("nan"):>8.2f}'
+                  f'{there.total / gpu_full:>7.2f}{more}', flush=True)
     if args.write:
         order = [f'{name}: {row["name"]}' for name in BACKBONE for row in rows_of(name)]
         rows = {name: rows[name] for name in order if name in rows}
         RESULTS.write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
 
 
-def counted(backbone: Any, row: Dict[str, Any], base_dtype: Optional[str] = None) -> Tuple[Kernels, Optional[Kernels]]:
+def counted(backbone: Any, row: Dict[str, Any], base_dtype: Optional[str] = None,
+            gpu: bool = False) -> Tuple[Kernels, Optional[Kernels]]:
     """Kernels of ours and of the plain form, None where there is no plain form.
 
     Args:
         backbone: Row of BACKBONES.
         row: Row as of :func:`benchmark_costs.variants`, with ``tiny`` configs.
         base_dtype: Of ours; with it there is no plain form.
+        gpu: See :func:`of_model`.
     """
     torch.manual_seed(0)
     model, x = build(backbone, row, 'tiny', base_dtype=base_dtype), backbone.inputs(2)
-    ours = of_model(model, x, last)
+    ours = of_model(model, x, last, gpu=gpu)
     form = None if base_dtype else plain(model)
-    return ours, None if form is None else of_model(form, x, last)
+    return ours, None if form is None else of_model(form, x, last, gpu=gpu)
 
 
 if __name__ == '__main__':

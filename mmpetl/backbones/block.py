@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..recompute import ELEMENTWISE, LARGE_PRODUCT, Recomputing, is_recomputed, recomputed
 from ..sites import BlockSpec, Tap, autocast_dtype, forked
 from .attention import attend
-from .cast import apply_linear, held, hold, release
+from .cast import apply_linear, held, hold, normed, release
 
 
 def enter_prompts(tap: Tap, x: Tensor, extra_tokens: int) -> Tuple[Tensor, Optional[Tensor]]:
@@ -143,7 +143,8 @@ class SitedBlock:
         return self._run(x, where, *context)
 
     def _run(self, x: Tensor, where: Where, *context: Any) -> Tensor:
-        if not hold(self, x):
+        # Prompts that come in autocast's precision and pass a norm alone.
+        if not hold(self, x, norms=self.tap.num_prompts > 0 and not self.tap.prompts_read):
             return self._steps(x, where, *context)
         try:
             return self._steps(x, where, *context)
@@ -159,7 +160,7 @@ class SitedBlock:
         h = once_in_half(tap.norm('norm1', recomputed(self.norm1, x)))
         if prompts is not None:
             # As if they stood in the stream: the same norm, and what methods do to it.
-            prompts = tap.norm('norm1', self.norm1(prompts))
+            prompts = tap.norm('norm1', normed(self, 'norm1', prompts))
         y = self.attention(h, prompts, *context)
         # Attention was the last to mix tokens; from here on only those that are read go on.
         if tap.tokens_read is not None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sites import Tap, autocast_dtype
+from ..sites import Tap, autocast_dtype, layer_norm
 from .quantized import is_quantized
 
 Linear = Tuple[Tensor, Optional[Tensor]]
@@ -20,12 +20,12 @@ _OTHER = {torch.bfloat16: (torch.float32, torch.float16), torch.float16: (torch.
 _PLAIN = ('torch.nn.modules.linear', 'mmcv.cnn.bricks.wrappers')
 
 
-def hold(block: Any, x: Tensor) -> bool:
+def hold(block: Any, x: Tensor, norms: bool = False) -> bool:
     """As :func:`hold_all` for one block, which is called with x (B, ..., C)."""
-    return hold_all([block], x)
+    return hold_all([block], x, norms)
 
 
-def hold_all(blocks: Sequence[Any], x: Tensor) -> bool:
+def hold_all(blocks: Sequence[Any], x: Tensor, norms: bool = False) -> bool:
     """Make half-precision copies of all frozen weights of the ops of blocks for this thread, until :func:`release`, by
     one kernel.
 
@@ -35,6 +35,7 @@ def hold_all(blocks: Sequence[Any], x: Tensor) -> bool:
     Args:
         blocks: Sited blocks.
         x: What they are called with (B, ..., C), or any tensor of that device.
+        norms: Whether copies of the weights of their norms are made beside those of the ops.
 
     Returns:
         Whether copies were made.
@@ -60,6 +61,10 @@ def hold_all(blocks: Sequence[Any], x: Tensor) -> bool:
     for block in blocks:
         before, made = len(copies), _of_block(block, dtype, copy, gaps)
         if len(copies) > before:
+            if norms:
+                made.update((name, (copy(norm.weight, None), copy(norm.bias, None)))
+                            for name in ('norm1', 'norm2') for norm in [getattr(block, name)]
+                            if isinstance(norm, nn.LayerNorm) and norm.bias is not None)
             held_by.append((block, made))
     if not copies:
         return False
@@ -120,6 +125,16 @@ def held(tap: Tap, op: str, otherwise: Optional[Linear] = None) -> Optional[Line
         otherwise: Without copies.
     """
     return tap.held(op) or otherwise
+
+
+def normed(block: Any, name: str, x: Tensor) -> Tensor:
+    """x (..., C) behind 'norm1' or 'norm2' of a block: in the precision of x where the block has copies of the weights,
+    whereas a GPU's autocast gives float32."""
+    norm = getattr(block, name)
+    weight, bias = block.tap.held(name) or (None, None)
+    if weight is None or bias is None or weight.dtype is not x.dtype or bias.dtype is not x.dtype:
+        return norm(x)
+    return layer_norm(x, weight, bias, norm.eps)
 
 
 def apply_linear(module: nn.Module, tap: Tap, op: str, x: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sites import BlockSpec
+from ..sites import BlockSpec, as_given
 from .attention import merge_heads, split_heads
-from .cast import hold, release
+from .cast import hold, normed, release
 
 
 class SideBlock:
@@ -42,7 +42,7 @@ class SideBlock:
         attn, spec = self.block.attn, self.spec
         # By op and not through the attention's forward pass, which would ask with the image tokens.
         weight, bias = attn.read('q')
-        q = split_heads(F.linear(self.block.norm1(p), weight, bias), spec.heads)
+        q = split_heads(F.linear(normed(self.block, 'norm1', p), weight, bias), spec.heads)
         if 'k' in read:
             y = F.scaled_dot_product_attention(q, read['k'], read['v'], scale=spec.head_dim**-0.5)
         else:
@@ -52,7 +52,9 @@ class SideBlock:
             w_v, b_v = attn.read('v')
             # (W_k u)^T q = u^T (W_k^T q): W_k moves to the few queries.
             q = torch.einsum('bhpd,hdc->bhpc', q, attn.read('k')[0].view(per_head))
-            weights = torch.softmax(q.flatten(1, 2) @ u.transpose(-2, -1), -1)
+            logits = q.flatten(1, 2) @ u.transpose(-2, -1)
+            with as_given(logits):
+                weights = torch.softmax(logits, -1)
             y = torch.einsum('bhpc,hdc->bhpd', (weights @ u).unflatten(1, (spec.heads, -1)), w_v.view(per_head))
             if b_v is not None:
                 y = y + b_v.view(spec.heads, 1, spec.head_dim)
@@ -60,7 +62,7 @@ class SideBlock:
 
     def ffn_out(self, p: Tensor) -> Tensor:
         """Frozen feed-forward branch of p (B, P, C), its norm included -> (B, P, C)."""
-        return self.block.drop_path_of('ffn')(self.block.feed_forward(self.block.norm2(p)))
+        return self.block.drop_path_of('ffn')(self.block.feed_forward(normed(self.block, 'norm2', p)))
 
     def through(self, p: Tensor, read: Mapping[str, Tensor], averaged: bool = False,
                 join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> Tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +79,7 @@ class SideBlock:
             r = p + h with the attention's output h, h, and the feed-forward branch of r or its mean, (B, P, C) each,
             the mean (B, 1, C).
         """
-        made = hold(self.block, p)
+        made = hold(self.block, p, norms=True)
         try:
             h = self.attend_from(p, read).to(p.dtype)  # LayerScale makes it float32 again
             r = join(p, h)

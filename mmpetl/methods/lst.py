@@ -37,11 +37,12 @@ class SideBlock(nn.Module):
 
     def forward(self, y: Tensor, tokens: Optional[int] = None, half: HalfCopies = AS_THEY_ARE) -> Tensor:
         """y (B, N, d) -> (B, tokens or N, d); ``half`` gives the weights in the precision of the products."""
-        q, k, v = half.linear(self.qkv, self.norm1(y)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = half.linear(self.qkv, half.norm(self.norm1, y))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         # The last rung need only answer for the tokens that are read; keys and values come from all.
         h = F.scaled_dot_product_attention(q[:, :, :tokens], k, v).transpose(1, 2).flatten(2)
         y = y[:, :tokens] + half.linear(self.proj, h)
-        return y + half.linear(self.fc2, F.gelu(half.linear(self.fc1, self.norm2(y))))
+        return y + half.linear(self.fc2, F.gelu(half.linear(self.fc1, half.norm(self.norm2, y))))
 
 
 Weights = Dict[str, Tuple[Tensor, Optional[Tensor]]]
@@ -191,4 +192,4 @@ class LST(Method):
         for i, gate in zip(self.layers, gates):
             y = recompute(self.checkpoint, self._rung, i, y, outputs[i], gate)
         y = y[:, 0] if self.tokens else y.mean(1)
-        return self.half.linear(self.up, self.norm(y))
+        return self.half.linear(self.up, self.half.norm(self.norm, y))

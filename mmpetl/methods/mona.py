@@ -23,7 +23,19 @@ from torch import Tensor, nn
 
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
-from ..sites import SUBS, BlockSpec, HalfCopies, Layers, Method, PerLayer, autocast_dtype, check_ops, positive, sum_as
+from ..sites import (
+    SUBS,
+    BlockSpec,
+    HalfCopies,
+    Layers,
+    Method,
+    PerLayer,
+    autocast_dtype,
+    check_ops,
+    layer_norm,
+    positive,
+    sum_as,
+)
 
 SIZES = (3, 5, 7)
 
@@ -64,8 +76,14 @@ class MultiConv(nn.Module):
     def forward(self, x: Tensor, grid: Tuple[int, ...], half: HalfCopies) -> Tensor:
         """x (B, front + H * W, C), or (B, H, W, C), with the token grid (H, W) of this input -> same shape."""
         # s_1 times an affine norm is the norm with other weights: no pass over the tokens for the factor.
-        gain, shift = self.scale_norm * self.norm.weight, self.scale_norm * self.norm.bias
-        normed = recomputed(F.layer_norm, x, x.shape[-1:], gain, shift, self.norm.eps)
+        scale, gain, shift = self.scale_norm, self.norm.weight, self.norm.bias
+        if autocast_dtype(x) is x.dtype:
+            scale, gain, shift = half(scale), half(gain), half(shift)
+        affine = scale * gain, scale * shift
+        if affine[0].dtype is x.dtype:
+            normed = recomputed(layer_norm, x, *affine, self.norm.eps)
+        else:
+            normed = recomputed(F.layer_norm, x, x.shape[-1:], *affine, self.norm.eps)
         mixed = recomputed(torch.addcmul, normed, x, half(self.scale_stream))
         z = recomputed(F.linear, mixed, half(self.down.weight), half(self.down.bias), level=SMALL_PRODUCT)
         weight, bias = self.kernel(half)

@@ -12,17 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..sites import AS_THEY_ARE, HalfCopies, as_given
+from ..sites import AS_THEY_ARE, HalfCopies
 from .joint_gradients import Bottlenecks, Factors
-
-
-def norm(module: nn.LayerNorm, x: Tensor, half: HalfCopies) -> Tensor:
-    """``module(x)`` in the precision of x, (..., C) -> (..., C); autocast would make it float32."""
-    weight, bias = half(module.weight), half(module.bias)
-    if weight.dtype is not x.dtype:
-        return module(x)
-    with as_given(x):
-        return torch.native_layer_norm(x, x.shape[-1:], weight, bias, module.eps)[0]
 
 
 class ResidualBottleneck(nn.Module):
@@ -76,7 +67,7 @@ class QueryAttention(nn.Module):
         """z (B, P, C) -> (B, P, C); its projections are groups ``at`` and ``at + 1`` of ``stack``, None: of one of
         their own."""
         stack = Bottlenecks(self.projections(), half) if stack is None else stack
-        inputs = [norm(m, z, half).flatten(0, 1) for m in (self.q_norm, self.kv_norm)]
+        inputs = [half.norm(m, z).flatten(0, 1) for m in (self.q_norm, self.kv_norm)]
         # One head: (B, 1, P, C) each.
         q, k, v = stack(at, inputs).unflatten(1, z.shape[:2])[:, :, None].unbind()
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop.p if self.training else 0.)
@@ -106,5 +97,5 @@ class QSM(nn.Module):
         """z (B, P, C) -> (B, P, C); this is module ``at`` of ``all_``, None: of one of its own."""
         all_ = QSMs([self], AS_THEY_ARE) if all_ is None else all_
         half = all_.half
-        z = all_.factors.sum(2 * at, z, self.attn(norm(self.norm1, z, half), half, all_.narrow, 2 * at))
-        return all_.factors.sum(2 * at + 1, z, self.mlp(norm(self.norm2, z, half), all_.wide, all_.first + at))
+        z = all_.factors.sum(2 * at, z, self.attn(half.norm(self.norm1, z), half, all_.narrow, 2 * at))
+        return all_.factors.sum(2 * at + 1, z, self.mlp(half.norm(self.norm2, z), all_.wide, all_.first + at))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..registry import METHODS
 from ..sites import AS_THEY_ARE, BlockSpec, HalfCopies, Layers, Method, positive, scaled_product
 from .joint_gradients import Bottlenecks, Queries
-from .qsm import QSM, QSMs, ResidualBottleneck, norm
+from .qsm import QSM, QSMs, ResidualBottleneck
 from .vqt import MemoryForm, batch_size, one_width, recompute
 
 
@@ -175,7 +175,7 @@ class SynQT(Method):
     def _combine(self, rows: Tensor) -> Tensor:
         """(B, 3 L + 1, C) -> (B, C)."""
         adapter = Bottlenecks([[self.row_adapter]], self.half)
-        rows = rows + self.row_adapter(norm(self.row_norm, rows, self.half), adapter)
+        rows = rows + self.row_adapter(self.half.norm(self.row_norm, rows), adapter)
         if self.training and self.row_drop_rate:
             keep = 1 - self.row_drop_rate
             kept = rows.new_empty(len(rows), rows.shape[1] - 1, 1).bernoulli_(keep) / keep

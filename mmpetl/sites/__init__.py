@@ -21,7 +21,7 @@ Own words, all of them: a *point* is a place in a block where methods may act, a
 methods, a *sited* class is an upstream class whose forward pass calls taps.
 """
 
-from .half import AS_THEY_ARE, HalfCopies, as_given, autocast_dtype, cast_together, new_pass
+from .half import AS_THEY_ARE, HalfCopies, as_given, autocast_dtype, cast_together, layer_norm, new_pass
 from .method import Method
 from .options import Layers, PerLayer, check_ops, nearest, parse_layers, per_layer, positive
 from .product import (
@@ -43,6 +43,7 @@ from .update import Update
 __all__ = [
     'ALL_OPS', 'AS_THEY_ARE', 'BlockSpec', 'CLIP_POINTS', 'HalfCopies', 'Layers', 'Method', 'NORMS', 'OPS',
     'POINTS', 'PerLayer', 'RunTime', 'SUBS', 'Tap', 'Update', 'add_product', 'as_given', 'autocast_dtype', 'beside',
-    'cast_together', 'check_ops', 'forked', 'nearest', 'new_pass', 'own_gradient', 'parse_layers', 'per_layer',
-    'plan_prompts', 'positive', 'product_as', 'scale_about', 'scale_shift', 'scaled', 'scaled_product', 'sum_as'
+    'cast_together', 'check_ops', 'forked', 'layer_norm', 'nearest', 'new_pass', 'own_gradient', 'parse_layers',
+    'per_layer', 'plan_prompts', 'positive', 'product_as', 'scale_about', 'scale_shift', 'scaled', 'scaled_product',
+    'sum_as'
 ]

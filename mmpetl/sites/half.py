@@ -34,6 +34,12 @@ def as_given(x: Tensor) -> ContextManager[Any]:
     return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm of x (..., C) in the type that all have, where a GPU's autocast would make it float32."""
+    with as_given(x):
+        return torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)[0]
+
+
 def wide(weight: Tensor) -> Tensor:
     """A weight (...) of the base as float32, or float64 where it is."""
     full = getattr(weight, 'full', None)  # 8-bit weights say what they mean
@@ -172,6 +178,13 @@ class HalfCopies:
         made = {tuple(map(id, g)): ((*key[:4], _state(g)), view) for g, view in zip(chosen, views)}
         self._copies = made
         return made
+
+    def norm(self, module: nn.LayerNorm, x: Tensor) -> Tensor:
+        """``module(x)``, (..., C) -> (..., C), in the precision of x where that is autocast's."""
+        if autocast_dtype(x) is not x.dtype:
+            return module(x)
+        weight, bias = self(module.weight), self(module.bias)
+        return module(x) if weight.dtype is not x.dtype else layer_norm(x, weight, bias, module.eps)
 
     def linear(self, module: nn.Linear, x: Tensor) -> Tensor:
         """``module(x)``, (..., Cin) -> (..., Cout)."""

@@ -25,30 +25,38 @@ def check(name):
     # Versions of torch differ by a few.
     assert ours.total <= stored['kernels'] * 1.05 and ours.casts <= stored['casts'] * 1.05 + 2, message
     assert ours.syncs == 0, f'{name}: {ours.syncs} synchronisations'
+    there, _ = kernels.counted(BACKBONE[backbone], row, gpu=True)
+    message = f'{name}: {there.total} kernels and {there.casts} casts with the lists of a GPU; stored {stored}'
+    assert there.total <= stored['gpu_kernels'] * 1.05 and there.casts <= stored['gpu_casts'] * 1.05 + 2, message
 
 
 #: Full fine-tuning has no frozen weights; a CPU attends in float32 where attention's own dropout is asked for.
 UNBOUND = ('full', kernels.DROPOUTS)
 
 
+@pytest.mark.parametrize('lists', ['', 'gpu_'])
 @pytest.mark.parametrize('backbone', list(kernels.ENTRY))
-def test_casts_beyond_those_of_the_frozen_base(backbone):
-    """At most two per block, and two per method and step: its parameters, and their gradients. By the stored counts."""
-    blocks, base = len(BACKBONE[backbone].build().petl.blocks), STORED[f'{backbone}: {kernels.PASSED}']['casts']
+def test_casts_beyond_those_of_the_frozen_base(backbone, lists):
+    """At most two per block, and two per method and step: its parameters, and their gradients. By the stored counts, on a
+    CPU and with the lists of a GPU."""
+    casts = f'{lists}casts'
+    blocks, base = len(BACKBONE[backbone].build().petl.blocks), STORED[f'{backbone}: {kernels.PASSED}'][casts]
     rows = {name.split(': ')[1]: row for name, row in STORED.items() if name.startswith(f'{backbone}: ')}
     over = {}
     for name, row in rows.items():
         methods = len(CASE[name].petl) if name in CASE else 0
-        if name not in UNBOUND and row['casts'] - base > 2 * blocks + 2 * methods:
-            over[name] = (row['casts'] - base - 2 * methods) / blocks
+        if name not in UNBOUND and row[casts] - base > 2 * blocks + 2 * methods:
+            over[name] = (row[casts] - base - 2 * methods) / blocks
     assert len(rows) > 20 and not over, over
 
 
-def test_fewer_kernels_than_the_plain_form():
+@pytest.mark.parametrize('lists', ['', 'gpu_'])
+def test_fewer_kernels_than_the_plain_form(lists):
     """At most 0.8, SynQT 0.4; no plain form is written out where none is stored."""
-    rows = {name: row for name, row in STORED.items() if row['plain'] and name.split(': ')[1] in CASE}
-    over = {name: row['kernels'] / row['plain'] for name, row in rows.items()
-            if row['kernels'] > (0.4 if name.endswith(': SynQT') else 0.8) * row['plain']}
+    count, plain = f'{lists}kernels', f'{lists}plain'
+    rows = {name: row for name, row in STORED.items() if row[plain] and name.split(': ')[1] in CASE}
+    over = {name: row[count] / row[plain] for name, row in rows.items()
+            if row[count] > (0.4 if name.endswith(': SynQT') else 0.8) * row[plain]}
     assert len(rows) > 100 and not over, over
 
 
@@ -61,6 +69,10 @@ def test_what_the_card_of_synqt_says_is_stored():
     assert max(upstream) <= 1.5, upstream
     words = '{:.2f} of full fine-tuning as mmpretrain runs it on ViT, {:.2f} on CLIP, {:.2f} on VideoMAE as mmaction2 runs it'
     assert words.format(*upstream) in text
+    there = [STORED[f'{backbone}: SynQT']['gpu_kernels'] / STORED[f'{backbone}: full']['gpu_plain'] for backbone in on]
+    assert "a GPU's autocast, whose norms give float32, ours are as many and upstream's more" in text
+    assert all(row['gpu_kernels'] == row['kernels'] for row in (STORED[f'{backbone}: SynQT'] for backbone in on))
+    assert '{:.2f}, {:.2f} and {:.2f} of theirs'.format(*there) in text
     assert 'of that, {}, {} and {}; with the default dropouts {}, {} and {} on a CPU'.format(*ratios) in text
 
 
