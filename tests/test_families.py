@@ -13,7 +13,9 @@ from mmpetl.weights.archs import ALL_ARCHS, FORMATS
 ROOT = Path(__file__).resolve().parents[1]
 #: The table, and the files of each family: of its blocks, and of its weights.
 OWN = {f'mmpetl/{room}/{name}.py' for room in ('backbones', 'weights') for name in (*FAMILIES, *ALL_ARCHS)} | {
-    'mmpetl/backbones/family.py'}
+    'mmpetl/backbones/family.py',
+    # Says the choices of --arch before anything big is imported.
+    'mmpetl/commands/arguments/convert.py'}
 NAMES = {*FAMILIES, *ALL_ARCHS, *FORMATS, *(kind for entry in FAMILIES.values() for kind in (*entry.types, *entry.towers))}
 
 

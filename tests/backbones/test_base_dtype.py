@@ -26,6 +26,8 @@ import kernels  # noqa: E402
 warnings.filterwarnings('ignore')
 #: Methods that read a weight of the base itself.
 READERS = ('DoRA', 'DoRA + LoRA')
+#: Methods whose prompts or queries pass frozen norms: a float32 base rounds their weights with the others.
+NORMED = ('VPT', 'E2VPT', 'VPT + LoRA', 'SynQT', 'VQT')
 BF16 = 'bf16'
 VIT = BACKBONE['vit']
 ROWS = [pytest.param(case, b, marks=() if b.name == 'vit' or case.name == 'LoRA' else pytest.mark.slow)
@@ -63,6 +65,9 @@ def test_the_bits_of_autocast(case, backbone):
     step(full, x), step(half, x)  # copies of the methods' weights settle, and with them the order of sums
     wanted, again, got, own = step(full, x), step(full, x), step(half, x), step(half, x, half=False)
     assert len(wanted) == len(got)
+    if case.name in NORMED:
+        every, stored = (torch.cat([t.flatten() for t in found]) for found in (wanted, got))
+        assert (every - stored).norm() <= 0.02 * every.norm()
     for a, twice, b, c in zip(wanted, again, got, own):
         if not torch.equal(a, twice):  # torch's gradient of a depthwise convolution in bfloat16, on the CPU
             assert case.name == 'ST-Adapter' and a.dim() > 3
@@ -70,7 +75,7 @@ def test_the_bits_of_autocast(case, backbone):
         assert torch.equal(b, c), 'a pass under its own autocast is another one'
         if case.name in READERS:
             assert (a - b).norm() <= 0.1 * a.norm()
-        else:
+        elif case.name not in NORMED:
             assert torch.equal(a, b)
     if case.name in READERS:
         assert (wanted[0] - got[0]).norm() <= 0.02 * wanted[0].norm()
