@@ -3,9 +3,9 @@
 
 A kernel is a dispatched operation that is no view and moves or makes numbers; casts are those that only change the
 type; a synchronisation hands a number to Python or makes a size depend on values. Counted under bf16 autocast, forward
-and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes. Two columns are
-those of a ViT that is stored in bfloat16 (``base_dtype='bf16'``); the last four those under the lists of a GPU's
-autocast, whose norms, sums and powers give float32 (tests/gpu_autocast.py)::
+and backward, for the sizes of tests/cases.py, which has as many operations per block as the real sizes. Four columns
+are counted with the lists of a GPU's autocast, whose norms, sums and powers give float32 (tests/gpu_autocast.py), the
+last two on a ViT that is stored in bfloat16 (``base_dtype='bf16'``)::
 
     python benchmarks/kernels.py [--backbones vit video_swin] [--methods LoRA SynQT] [--new] [--write]
 """
@@ -159,8 +159,8 @@ def main() -> None:
             raise SystemExit(f'--methods {name!r}: unknown; known: {", ".join(sorted(names))}')
     rows = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.is_file() else {}  # what is not counted stays
     known = set(rows) if args.new else set()
-    print(f'{"":34}{"kernels":>8}{"casts":>7}{"syncs":>7}{"plain":>7}{"/plain":>8}{"/full":>7}{"gpu":>8}{"casts":>7}{"/plain":>8}{"/full":>7}'
-          f'{"stored":>8}{"casts":>7}')
+    print(f'{"":34}{"kernels":>8}{"casts":>7}{"syncs":>7}{"plain":>7}{"/plain":>8}{"/full":>7}'
+          f'{"gpu":>8}{"casts":>7}{"/plain":>8}{"/full":>7}{"stored":>8}{"casts":>7}')
     for name in args.backbones:
         full, gpu_full = (counted(BACKBONE[name], dict(name='full', tune=['*']), gpu=gpu)[0].total
                           for gpu in (False, True))

@@ -11,13 +11,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 _T = torch.Tensor
-#: Of torch's lists of CUDA operations that autocast runs in float32, what models use.
-WIDE = {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.softplus, F.cosine_similarity, torch.cosine_similarity,
-        torch.native_layer_norm, F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.kl_div, torch.logsumexp, _T.logsumexp,
-        torch.linalg.vector_norm, torch.linalg.norm, torch.linalg.matrix_norm, torch.norm, _T.norm, F.normalize}
-WIDE |= {getattr(place, name) for name in ('softmax', 'log_softmax', 'sum', 'prod', 'cumsum', 'cumprod', 'exp', 'expm1', 'log',
-                                           'log1p', 'log2', 'log10', 'pow', 'reciprocal', 'rsqrt', 'renorm', 'dist')
-         for place in (torch, _T)} | {F.softmax, F.log_softmax, _T.__pow__, _T.__rpow__, _T.__rtruediv__, _T.__rdiv__}
+#: Of torch's list of what CUDA's autocast runs in float32, what models use; by each name that Python has for it.
+_NAMES = ('softmax', 'log_softmax', 'sum', 'prod', 'cumsum', 'cumprod', 'exp', 'expm1', 'log', 'log1p', 'log2', 'log10',
+          'pow', '__pow__', '__rpow__', '__rtruediv__', '__rdiv__', 'reciprocal', 'rsqrt', 'renorm', 'dist', 'norm',
+          'logsumexp', 'layer_norm', 'native_layer_norm', 'rms_norm', 'group_norm', 'softplus', 'cosine_similarity',
+          'normalize', 'cross_entropy', 'nll_loss', 'mse_loss', 'l1_loss', 'smooth_l1_loss', 'huber_loss', 'kl_div',
+          'binary_cross_entropy_with_logits')
+WIDE = {getattr(place, name) for name in _NAMES for place in (torch, _T, F) if hasattr(place, name)}
+WIDE |= {torch.linalg.vector_norm, torch.linalg.norm, torch.linalg.matrix_norm}
 #: What is widened to the widest type of its arguments by casts.
 PROMOTED = {torch.addcmul, _T.addcmul, torch.addcdiv, _T.addcdiv, torch.tensordot, torch.dot, _T.dot, F.grid_sample,
             torch.index_put, _T.index_put, torch.scatter_add, _T.scatter_add}

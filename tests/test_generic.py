@@ -265,7 +265,6 @@ def test_copies_are_independent(case, backbone):
 
 
 @pairs
-@pytest.mark.filterwarnings('ignore')
 def test_bf16_autocast(case, backbone):
     """Also with the lists of a GPU, where norms and sums give float32; and all attention is for its fused kernels."""
     model = _build(case, backbone)

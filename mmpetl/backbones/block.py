@@ -143,8 +143,8 @@ class SitedBlock:
         return self._run(x, where, *context)
 
     def _run(self, x: Tensor, where: Where, *context: Any) -> Tensor:
-        # Prompts that come in autocast's precision and pass a norm alone.
-        if not hold(self, x, norms=self.tap.num_prompts > 0 and not self.tap.prompts_read):
+        # Prompts that are keys and values only pass this norm alone, in autocast's precision.
+        if not hold(self, x, ('norm1', ) if self.tap.num_prompts and not self.tap.prompts_read else ()):
             return self._steps(x, where, *context)
         try:
             return self._steps(x, where, *context)

@@ -20,12 +20,12 @@ _OTHER = {torch.bfloat16: (torch.float32, torch.float16), torch.float16: (torch.
 _PLAIN = ('torch.nn.modules.linear', 'mmcv.cnn.bricks.wrappers')
 
 
-def hold(block: Any, x: Tensor, norms: bool = False) -> bool:
+def hold(block: Any, x: Tensor, norms: Sequence[str] = ()) -> bool:
     """As :func:`hold_all` for one block, which is called with x (B, ..., C)."""
     return hold_all([block], x, norms)
 
 
-def hold_all(blocks: Sequence[Any], x: Tensor, norms: bool = False) -> bool:
+def hold_all(blocks: Sequence[Any], x: Tensor, norms: Sequence[str] = ()) -> bool:
     """Make half-precision copies of all frozen weights of the ops of blocks for this thread, until :func:`release`, by
     one kernel.
 
@@ -35,7 +35,7 @@ def hold_all(blocks: Sequence[Any], x: Tensor, norms: bool = False) -> bool:
     Args:
         blocks: Sited blocks.
         x: What they are called with (B, ..., C), or any tensor of that device.
-        norms: Whether copies of the weights of their norms are made beside those of the ops.
+        norms: Which of 'norm1' and 'norm2' get copies too, where a block gets any.
 
     Returns:
         Whether copies were made.
@@ -61,10 +61,10 @@ def hold_all(blocks: Sequence[Any], x: Tensor, norms: bool = False) -> bool:
     for block in blocks:
         before, made = len(copies), _of_block(block, dtype, copy, gaps)
         if len(copies) > before:
-            if norms:
-                made.update((name, (copy(norm.weight, None), copy(norm.bias, None)))
-                            for name in ('norm1', 'norm2') for norm in [getattr(block, name)]
-                            if isinstance(norm, nn.LayerNorm) and norm.bias is not None)
+            for name in norms:
+                norm = getattr(block, name)
+                if isinstance(norm, nn.LayerNorm) and norm.bias is not None:
+                    made[name] = copy(norm.weight, None), copy(norm.bias, None)
             held_by.append((block, made))
     if not copies:
         return False
@@ -132,7 +132,7 @@ def normed(block: Any, name: str, x: Tensor) -> Tensor:
     whereas a GPU's autocast gives float32."""
     norm = getattr(block, name)
     weight, bias = block.tap.held(name) or (None, None)
-    if weight is None or bias is None or weight.dtype is not x.dtype or bias.dtype is not x.dtype:
+    if weight is None or bias is None or not x.dtype is weight.dtype is bias.dtype:
         return norm(x)
     return layer_norm(x, weight, bias, norm.eps)
 

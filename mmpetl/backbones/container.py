@@ -253,7 +253,7 @@ class PETL(ModuleDict):
         method = self.side_method()
         blocks = self._side_view[0]
         if keep:
-            hold_all(blocks, next(blocks[0].parameters()), norms=True)
+            hold_all(blocks, next(blocks[0].parameters()), norms=('norm1', 'norm2'))
         taps = [block.tap for block in blocks]
         end = len(taps) - 1
         read = [i for i in range(len(taps)) if method.active('side', i)]

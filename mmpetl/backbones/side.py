@@ -79,7 +79,7 @@ class SideBlock:
             r = p + h with the attention's output h, h, and the feed-forward branch of r or its mean, (B, P, C) each,
             the mean (B, 1, C).
         """
-        made = hold(self.block, p, norms=True)
+        made = hold(self.block, p, norms=('norm1', 'norm2'))
         try:
             h = self.attend_from(p, read).to(p.dtype)  # LayerScale makes it float32 again
             r = join(p, h)

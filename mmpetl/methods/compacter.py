@@ -78,7 +78,7 @@ class PHMBottleneck(nn.Module):
 
     def __init__(self, dim: int, mid_dims: int, phm_dim: int, rank: int, rule: str, pre_norm: bool) -> None:
         super().__init__()
-        self.norm, self.normed = nn.LayerNorm(dim) if pre_norm else nn.Identity(), pre_norm
+        self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
         self.down = PHMLinear(dim, mid_dims, phm_dim, rank, rule)
         self.up = PHMLinear(mid_dims, dim, phm_dim, rank, rule)
 
@@ -86,8 +86,7 @@ class PHMBottleneck(nn.Module):
         """x (..., C), shared rule (n, n, n) or None -> (..., C)."""
         # The rule is handed in and not held by the layers: a shared parameter would stand in the state dict
         # once per layer.
-        code = recomputed(self.down, recomputed(partial(half.norm, self.norm), x) if self.normed else x, rule, half,
-                          level=SMALL_PRODUCT)
+        code = recomputed(self.down, recomputed(half.norm, self.norm, x), rule, half, level=SMALL_PRODUCT)
         # The approximation, because ELEVATER's code takes it and published numbers are compared to it.
         return self.up(recomputed(partial(F.gelu, approximate='tanh'), code), rule, half)
 

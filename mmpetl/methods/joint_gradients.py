@@ -209,9 +209,6 @@ class Bottlenecks(Joint):
             inputs: x of each bottleneck, (R, C); the last one serves all that are left.
             drop_rate: Of both dropouts, 0 in evaluation mode; the same for all groups.
         """
-        if self.token is not None:
-            # All places form their gradients together or none: what comes wider is read as a product reads it.
-            inputs = [x.to(self.parts[0].dtype) for x in inputs]
         if self.own(at, *inputs):
             return _Bottlenecks.apply(self, at, drop_rate, self.token, *inputs)
         w1, b1, w2, b2 = self.at(at)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..recompute import SMALL_PRODUCT, recomputed
 from ..registry import METHODS
 from ..sites import (
+    AS_THEY_ARE,
     SUBS,
     BlockSpec,
     HalfCopies,
@@ -76,14 +77,9 @@ class MultiConv(nn.Module):
     def forward(self, x: Tensor, grid: Tuple[int, ...], half: HalfCopies) -> Tensor:
         """x (B, front + H * W, C), or (B, H, W, C), with the token grid (H, W) of this input -> same shape."""
         # s_1 times an affine norm is the norm with other weights: no pass over the tokens for the factor.
-        scale, gain, shift = self.scale_norm, self.norm.weight, self.norm.bias
-        if autocast_dtype(x) is x.dtype:
-            scale, gain, shift = half(scale), half(gain), half(shift)
-        affine = scale * gain, scale * shift
-        if affine[0].dtype is x.dtype:
-            normed = recomputed(layer_norm, x, *affine, self.norm.eps)
-        else:
-            normed = recomputed(F.layer_norm, x, x.shape[-1:], *affine, self.norm.eps)
+        own = half if autocast_dtype(x) is x.dtype else AS_THEY_ARE
+        gain, shift = (own(self.scale_norm) * own(p) for p in (self.norm.weight, self.norm.bias))
+        normed = recomputed(layer_norm, x, gain, shift, self.norm.eps)
         mixed = recomputed(torch.addcmul, normed, x, half(self.scale_stream))
         z = recomputed(F.linear, mixed, half(self.down.weight), half(self.down.bias), level=SMALL_PRODUCT)
         weight, bias = self.kernel(half)

@@ -35,7 +35,10 @@ def as_given(x: Tensor) -> ContextManager[Any]:
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm of x (..., C) in the type that all have, where a GPU's autocast would make it float32."""
+    """Layer norm of x (..., C) in the type that all have, where a GPU's autocast would make it float32; as autocast has
+    it where types differ."""
+    if not x.dtype is weight.dtype is bias.dtype:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     with as_given(x):
         return torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)[0]
 
@@ -179,12 +182,11 @@ class HalfCopies:
         self._copies = made
         return made
 
-    def norm(self, module: nn.LayerNorm, x: Tensor) -> Tensor:
-        """``module(x)``, (..., C) -> (..., C), in the precision of x where that is autocast's."""
-        if autocast_dtype(x) is not x.dtype:
+    def norm(self, module: nn.Module, x: Tensor) -> Tensor:
+        """``module(x)``, (..., C) -> (..., C), for a layer norm in the precision of x where that is autocast's."""
+        if autocast_dtype(x) is not x.dtype or not isinstance(module, nn.LayerNorm):
             return module(x)
-        weight, bias = self(module.weight), self(module.bias)
-        return module(x) if weight.dtype is not x.dtype else layer_norm(x, weight, bias, module.eps)
+        return layer_norm(x, self(module.weight), self(module.bias), module.eps)
 
     def linear(self, module: nn.Linear, x: Tensor) -> Tensor:
         """``module(x)``, (..., Cin) -> (..., Cout)."""
