@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -45,6 +45,13 @@ def mask_path(info: Mapping[str, Any]) -> Optional[str]:
     return str(path) if path else None
 
 
+def reads_masks(transforms: Iterable[Any]) -> Tuple[bool, bool]:
+    """Whether a pipeline reads masks as upstream does; and whether pictures, too, so that sizes must fit."""
+    kinds = [type(t) for t in transforms]
+    names = [kind.__name__ for kind in kinds if kind.__module__.startswith(('mmseg.', 'mmcv.', 'mmpetl.'))]
+    return 'LoadAnnotations' in names, any(name in ('LoadImageFromFile', 'LoadImage') for name in names)
+
+
 def _size(path: str) -> Optional[Tuple[int, int]]:
     """Width and height of a picture, upright; None where Pillow cannot tell, as other readers may."""
     try:
@@ -66,7 +73,7 @@ def _values(path: str, info: Mapping[str, Any]) -> np.ndarray:
             mask, mode = np.asarray(picture), picture.mode
     except Exception as error:
         raise ValueError(f'cannot be read as a picture ({type(error).__name__})') from None
-    if mask.squeeze().ndim != 2:
+    if mask.ndim != 2:
         raise ValueError(f'has {mask.shape[-1]} channels (mode {mode}), but the number of its class is what a pixel of '
                          'a mask holds: save it with one channel, or with a palette')
     if mask.dtype == bool:

@@ -7,29 +7,14 @@ import hashlib
 import json
 import os
 import random
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Within the context random numbers may be drawn; afterwards the generators are where they were before."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    # asking would put a context on a GPU that a run on the CPU leaves alone
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
-        for device, state in enumerate(gpus):
-            torch.cuda.set_rng_state(state, device)
+from ..hooks.random_state import drawing_from
 
 
 def _drawn() -> Any:
@@ -84,20 +69,19 @@ def check_deterministic(dataset: Any, model: nn.Module, probes: int = 4) -> None
             raise ValueError(f'the data preprocessor mixes pictures ({mixing}); {remedy}')
     # A transform may draw without saying so; two seeds bring it to light, on samples from all over the data. What acts
     # on few samples gives itself away by drawing for all.
-    with random_state_kept():
-        for index in sorted({round(i * (len(dataset) - 1) / max(probes - 1, 1)) for i in range(probes)}):
-            seen = []
-            for seed in (1, 2):
-                random.seed(seed), np.random.seed(seed), torch.default_generator.manual_seed(seed)
+    for index in sorted({round(i * (len(dataset) - 1) / max(probes - 1, 1)) for i in range(probes)}):
+        seen = []
+        for seed in (1, 2):
+            with drawing_from(seed):
                 before = _drawn()
                 seen.append(torch.as_tensor(dataset[index]['inputs']))
                 drew = _drawn() != before
-            if seen[0].shape != seen[1].shape or not torch.equal(seen[0], seen[1]):
-                raise ValueError(
-                    f'sample {index} of {type(dataset).__name__} is not the same when it is read twice; {remedy}')
-            if drew:
-                raise ValueError(
-                    f'a transform of {type(dataset).__name__} draws random numbers (seen at sample {index}); {remedy}')
+        if seen[0].shape != seen[1].shape or not torch.equal(seen[0], seen[1]):
+            raise ValueError(
+                f'sample {index} of {type(dataset).__name__} is not the same when it is read twice; {remedy}')
+        if drew:
+            raise ValueError(
+                f'a transform of {type(dataset).__name__} draws random numbers (seen at sample {index}); {remedy}')
 
 
 def data_identity(dataset: Any, model: nn.Module) -> Dict[str, Any]:

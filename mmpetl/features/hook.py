@@ -18,12 +18,13 @@ from mmengine.runner.amp import autocast
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
+from ..hooks.random_state import random_state, set_random_state
 from ..registry import HOOKS
 from ..sites import nearest
 from ..version import __version__
 from ..weights.atomic import part_of
 from ..weights.reading import MAX_LIST, read_json
-from .data import CachedView, check_deterministic, data_identity, input_digest, random_state_kept, sources, with_dataset
+from .data import CachedView, check_deterministic, data_identity, input_digest, sources, with_dataset
 from .store import PLACES, FeatureStore, Feed, backbone_of, base_identity
 
 TYPES = {None: None, 'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -49,6 +50,12 @@ def _agreed(decide: Callable[[], Any]) -> Any:
     if values[1]:
         raise ValueError(values[1])
     return values[0]
+
+
+def _refuse_several_machines() -> None:
+    if len({*all_gather_object(platform.node())}) > 1:
+        raise ValueError("FeatureCacheHook: processes on several machines cannot fill one table on disk; set "
+                         "place='device' or place='host'")
 
 
 def _marker(path: Path, rows: int) -> Dict[str, Any]:
@@ -146,8 +153,11 @@ class FeatureCacheHook(Hook):
                     raise ValueError(
                         f'FeatureCacheHook: modes names {mode!r}, but the config has no {mode} loop; leave it out')
                 check_deterministic(loop.dataloader.dataset, model)
-                with random_state_kept():
+                state = random_state()
+                try:
                     self._fill(runner, model, mode, loop)
+                finally:
+                    set_random_state(state)
                 old = self._restore[-1][1]
                 if old.persistent_workers and old.generator is None and not hasattr(loop, 'dataloader_iterator'):
                     torch.empty((), dtype=torch.int64).random_()  # the seed that starting the workers would have drawn
@@ -232,9 +242,8 @@ class FeatureCacheHook(Hook):
                              found, _agreed)
         if found:
             return store
-        if store.place == 'disk' and len({*all_gather_object(platform.node())}) > 1:
-            raise ValueError("FeatureCacheHook: processes on several machines cannot fill one table on disk; set "
-                             "place='device' or place='host'")
+        if store.place == 'disk':
+            _refuse_several_machines()
         barrier()  # before anyone writes, as some file systems reserve blocks by writing zeros
         return store
 
@@ -249,6 +258,7 @@ class FeatureCacheHook(Hook):
         reasons = [r for r in all_gather_object(reason) if r]
         if not reasons:
             return ready, ''
+        _refuse_several_machines()  # another one may not see what is whole here
         if get_rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
         barrier()
@@ -259,9 +269,11 @@ class FeatureCacheHook(Hook):
         store: Optional[FeatureStore] = None
         samples: List[Any] = []
         known = _marker(folder / COMPLETE, len(chosen))
-        for rows, data in self._batches(loader, chosen):
+        for number, (rows, data) in enumerate(self._batches(loader, chosen)):
+            # Processes share out what is compared, but for the first batch: behind it they act together.
+            mine = not number or number % get_world_size() == get_rank()
             for row, inputs, sample in zip(rows, data['inputs'], data['data_samples']):
-                if input_digest(inputs) != known['inputs'][row]:
+                if mine and input_digest(inputs) != known['inputs'][row]:
                     name = sample.metainfo.get('img_path', f'sample {row}')
                     raise _Unusable(f'{name} is another input than when those in {folder} were computed')
                 samples.append(sample)
@@ -273,7 +285,7 @@ class FeatureCacheHook(Hook):
                     raise _Unusable(str(error)) from None
                 if not store.is_like(rows, features):
                     raise _Unusable(f'the base gives other features than those in {folder}')
-            if store.sums(rows) != known['sums'][rows.start:rows.stop]:
+            if mine and store.sums(rows) != known['sums'][rows.start:rows.stop]:
                 raise _Unusable(f'those in {folder} are damaged')
         return samples, store
 
@@ -288,13 +300,13 @@ class FeatureCacheHook(Hook):
             # Every process reads everything, as it needs all labels; they share out the passes of the base.
             for number, (rows, data) in enumerate(self._batches(loader, chosen)):
                 samples += data['data_samples'][:len(rows)]
-                digests += [input_digest(inputs) for _, inputs in zip(rows, data['inputs'])]
-                if store is not None and store.place == 'disk' and number % get_world_size() != get_rank():
-                    continue
-                features = base(data)
-                if store is None:
-                    store = self._store(features, data, len(chosen), partial)
-                store.put(rows, features)
+                if store is None or store.place != 'disk' or number % get_world_size() == get_rank():
+                    features = base(data)
+                    if store is None:
+                        store = self._store(features, data, len(chosen), partial)
+                    store.put(rows, features)
+                if store.place == 'disk' and get_rank() == 0:
+                    digests += [input_digest(inputs) for _, inputs in zip(rows, data['inputs'])]
             assert store is not None
             barrier()  # rows of all processes are in the tables
             if store.place == 'disk' and get_rank() == 0:

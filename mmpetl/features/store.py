@@ -267,7 +267,8 @@ class FeatureStore:
         return found
 
     def is_like(self, indices: Sequence[int], features: Any) -> bool:
-        """Whether what is kept of samples are these features, up to what other processors round."""
+        """Whether what is kept of samples are these features, up to a thousandth, or 2 % in half precision:
+        more than processors are thought to round differently, not measured."""
         for table, shape, leaf in zip(self.tables, self.shapes, pytree.tree_leaves(features)):
             kept = table[torch.as_tensor(indices)].double()
             new = leaf[:len(indices) * shape[0]].unflatten(0, (-1, shape[0])).to(table).double()

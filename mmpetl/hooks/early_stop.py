@@ -16,7 +16,7 @@ class EarlyStoppingHook(UpstreamEarlyStoppingHook):
     """MMEngine's hook, with the same arguments, that says when and why it stops.
 
     Checkpoints hold the best score and how many validations have been worse since; a run that was stopped and is
-    resumed trains on only with more patience.
+    resumed trains on only with more patience, or another threshold.
     """
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
@@ -31,8 +31,7 @@ class EarlyStoppingHook(UpstreamEarlyStoppingHook):
 
     def before_train(self, runner: Any) -> None:
         """Train no further where the run was stopped."""
-        limit = self.stopping_threshold
-        if self.wait_count >= self.patience or (limit is not None and self.rule_map[self.rule](self.best_score, limit)):
+        if self.wait_count >= self.patience or self._reached():
             runner.train_loop.stop_training = True
             self._say(runner)
 
@@ -43,8 +42,17 @@ class EarlyStoppingHook(UpstreamEarlyStoppingHook):
         if runner.train_loop.stop_training and not before:
             self._say(runner)
 
+    def _reached(self) -> bool:
+        limit = self.stopping_threshold
+        return limit is not None and bool(self.rule_map[self.rule](self.best_score, limit))
+
     def _say(self, runner: Any) -> None:
         done = f'epoch {runner.epoch}' if getattr(runner.train_loop, 'run_epoch', None) else f'iteration {runner.iter}'
-        runner.logger.info(f'{"stopped":<10}after {done}: best {self.monitor} {self.best_score:.4g}, then '
-                           f'{self.wait_count} validation(s) without a better one (EarlyStoppingHook, '
-                           f'patience={self.patience})')
+        if self._reached():
+            why = f'{self.monitor} {self.best_score:.4g} reached stopping_threshold={self.stopping_threshold:g}'
+        elif self.wait_count >= self.patience:
+            why = (f'best {self.monitor} {self.best_score:.4g}, then {self.wait_count} validation(s) without a better '
+                   f'one, patience={self.patience}')
+        else:
+            why = f'{self.monitor} is not a finite number'
+        runner.logger.info(f'{"stopped":<10}after {done}: {why} (EarlyStoppingHook)')

@@ -2,12 +2,12 @@
 """Masks are looked at before the first step, and before a test."""
 
 import logging
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Iterator, List
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 
-from ..datasets.masks import look_at_masks, mask_path, refuse
+from ..datasets.masks import look_at_masks, mask_path, reads_masks, refuse
 from ..registry import HOOKS
 from ..tuning import unwrap
 from .data_guard import _classes, _parts
@@ -64,7 +64,7 @@ def _check(runner: Any, name: str, model: Any, count: int) -> Iterator[str]:
     ignored = int(getattr(head, 'ignore_index', 255))
     loader = getattr(getattr(runner, f'_{name}_loop', None), 'dataloader', None)
     for where, part in _parts(getattr(loader, 'dataset', None), f'{name}_dataloader.dataset'):
-        reads, sizes = _reads_masks(part)
+        reads, sizes = reads_masks(getattr(getattr(part, 'pipeline', None), 'transforms', ()))
         if not reads or not hasattr(part, 'get_data_info'):
             continue
         infos = [part.get_data_info(i) for i in range(len(part))]
@@ -74,10 +74,3 @@ def _check(runner: Any, name: str, model: Any, count: int) -> Iterator[str]:
             line = refuse(found, len(listed), where, _classes(part), count, ignored) if (
                 found.problems or name == 'train') else ''
             yield from [line] if line else []
-
-
-def _reads_masks(dataset: Any) -> Tuple[bool, bool]:
-    """Whether a data set's pipeline reads masks as upstream does; and whether pictures, too, so that sizes must fit."""
-    steps = [type(step) for step in getattr(getattr(dataset, 'pipeline', None), 'transforms', ())]
-    names = [kind.__name__ for kind in steps if kind.__module__.startswith(('mmseg.', 'mmcv.', 'mmpetl.'))]
-    return 'LoadAnnotations' in names, any(name in ('LoadImageFromFile', 'LoadImage') for name in names)

@@ -80,7 +80,7 @@ def curve_pictures(folders: Dict[str, str]) -> List[Picture]:
         for metric, curve in testing.items():
             scores.setdefault(metric, {})[name] = curve
     panels = [('iteration', 'training loss', losses)] if losses else []
-    unit = 'epoch' if all(logs_epochs(folder) for folder in folders.values()) else 'iteration'
+    unit = 'epoch' if all(logs_epochs(folder) for folder in folders.values() if is_run(folder)) else 'iteration'
     panels += [(unit, metric, curves) for metric, curves in sorted(scores.items())[:2]
                if any(len(curve) > 1 for curve in curves.values())]
     return [drawn(lambda file: draw_curves(panels, file), 'Training curves')] if panels else []

@@ -15,8 +15,9 @@ from ..datasets.collect import Collection
 from ..datasets.contact_sheet import as_picture, spread
 from ..datasets.how_to_get import and_get
 from ..datasets.loading import LoadImage, read_bytes, split_member
-from ..datasets.masks import look_at_masks, mask_path, refuse
+from ..datasets.masks import look_at_masks, mask_path, reads_masks, refuse
 from ..datasets.survey import Survey, Tick, across, extent, survey_pictures, survey_videos
+from ..hooks.data_guard import HEADS
 from ..registry import DATASETS
 from .config import load_config
 from .tasks import apply_task, find_dicts
@@ -130,7 +131,7 @@ def check_config(path: str, decode: bool = True, jobs: int = 4, shown: int = 24,
         report.counts[part] = dict(Counter(label for row in rows[part] for label in _label(row)))
     report.unlabelled = sum(not _label(row) for found in rows.values() for row in found)
     _compare_head(report, cfg)
-    _look_at_masks(report, rows, cfg)
+    _look_at_masks(report, datasets, rows, cfg, decode, jobs)
     files = {part: [_file(row) for row in found] for part, found in rows.items()}
     _survey(report, files, next((_loader_of(d) for d in datasets.values()), None), decode, jobs, tick)
     wrong = any(line.startswith('unreadable') for line in report.problems)
@@ -140,7 +141,7 @@ def check_config(path: str, decode: bool = True, jobs: int = 4, shown: int = 24,
 
 def _compare_head(report: DataReport, cfg: Config) -> None:
     """Whether the head has as many classes as the data."""
-    key = next((k for k in ('head', 'cls_head') if isinstance((cfg.get('model') or {}).get(k), dict)), '')
+    key = next((k for k in HEADS if isinstance((cfg.get('model') or {}).get(k), dict)), '')
     outputs = cfg.model[key].get('num_classes') if key else None
     labels = [label for counts in report.counts.values() for label in counts]
     wanted = len(report.classes) or max(labels, default=-1) + 1
@@ -148,16 +149,23 @@ def _compare_head(report: DataReport, cfg: Config) -> None:
         report.problems.append(f'model.{key}.num_classes={outputs}, but the data have {wanted} classes')
 
 
-def _look_at_masks(report: DataReport, rows: Mapping[str, Sequence[Mapping[str, Any]]], cfg: Config) -> None:
-    """Masks of segmentation: each problem, and classes of which training has no pixel."""
+def _look_at_masks(report: DataReport, datasets: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]],
+                   cfg: Config, decode: bool, jobs: int) -> None:
+    """Masks of segmentation: each problem, and classes of which training has no pixel; without ``decode`` those that
+    are missing."""
     head = (cfg.get('model') or {}).get('decode_head')
     head = head[-1] if isinstance(head, (list, tuple)) and head else head
     if not isinstance(head, dict) or not head.get('num_classes'):
         return
     ignored = head.get('ignore_index', 255)
-    for part, found in rows.items():
-        listed = [row for row in found if mask_path(row)]
-        masks = look_at_masks(listed, head['num_classes'], ignored)
+    for part, dataset in datasets.items():
+        reads, sizes = reads_masks(_pipeline(dataset))
+        listed = [row for row in rows[part] if reads and mask_path(row)]
+        if not decode:
+            missing = [path for path in map(str, map(mask_path, listed)) if not os.path.isfile(path)]
+            report.problems += [f'unreadable: {path} is missing{and_get(path)}' for path in missing]
+            continue
+        masks = look_at_masks(listed, head['num_classes'], ignored, jobs, sizes)
         report.problems += [f'unreadable: {problem}' for problem in masks.problems]
         if listed and part == 'train' and not masks.problems:
             try:

@@ -21,7 +21,7 @@ from mmpetl.features import hook as hook_module
 from mmpetl.features import store as store_module
 from mmpetl.features.data import data_identity
 from mmpetl.features.hook import FeatureCacheHook
-from mmpetl.features.store import FeatureStore, Feed, choose_place
+from mmpetl.features.store import FeatureStore, Feed
 from mmpetl.training.parallel import FSDPStrategy
 
 CPU = torch.device('cpu')
@@ -193,6 +193,10 @@ def newer(cfg):
     hook_module.__version__ = '99.0'
 
 
+def newer_torch(cfg):
+    torch.__version__ = torch.torch_version.TorchVersion('99.0')
+
+
 def other_batch(cfg):
     cfg.train_dataloader.batch_size = 6
 
@@ -201,12 +205,22 @@ def absorb(cfg):
     cfg.model.backbone.petl[0] = dict(cfg.model.backbone.petl[0], context='absorb')
 
 
+@pytest.mark.parametrize('dtype, factor, alike', [
+    (torch.float32, 1.0005, True), (torch.float32, 1.002, False), (torch.bfloat16, 1.01, True), (torch.bfloat16, 1.04, False)])
+def test_how_far_features_may_be_off(dtype, factor, alike, tmp_path):
+    features = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    store = FeatureStore(features, 4, 4, CPU, 'disk', folder=tmp_path)
+    store.put(range(4), features)
+    assert store.is_like(range(4), (features.double() * factor).to(dtype)) == alike
+
+
 @pytest.mark.parametrize(
-    'change', [bf16, rounded_base, colours, larger, renamed, added, removed, newer, other_batch, absorb],
+    'change', [bf16, rounded_base, colours, larger, renamed, added, removed, newer, newer_torch, other_batch, absorb],
     ids=lambda v: v.__name__)
 def test_another_run_has_features_of_its_own(toy, kept, folder, tmp_path, change, monkeypatch):
     """Beside those that are there, and the same as in an empty folder."""
-    monkeypatch.setattr(hook_module, '__version__', hook_module.__version__)  # a change of it ends with the test
+    for module in (hook_module, torch):  # a change of it ends with the test
+        monkeypatch.setattr(module, '__version__', module.__version__)
     lines, features, _ = filled(toy, tmp_path / 'a', tmp_path, change=change)
     assert not lines and len(list(folder.iterdir())) == 2
     fresh = filled(toy, tmp_path / 'b', tmp_path / 'empty', change=change)[1]
@@ -351,4 +365,3 @@ def test_the_place_is_chosen_by_one_process(tmp_path):
 
     store = FeatureStore(torch.zeros(2, 3), 2, 2, CPU, folder=tmp_path, processes=2, agreed=agreed)
     assert store.place == 'disk' and len(asked) == 1
-    assert choose_place(dict(disk=1), CPU, tmp_path) == 'disk'

@@ -4,10 +4,12 @@
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mmpetl.commands.main import main
+from mmpetl.hooks.early_stop import SEEN, EarlyStoppingHook
 from mmpetl.hooks.loops import EpochTrainLoop
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -43,14 +45,21 @@ def test_a_cut_run_stops_where_an_uncut_one_does(tmp_path, monkeypatch, capsys):
     assert 'stopped   after epoch 4' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('best, stops', [(91., True), (80., False)])
-def test_a_threshold_that_was_reached_ends_a_resumed_run(best, stops):
-    from types import SimpleNamespace
+def stub(**loop):
+    return SimpleNamespace(_resume=True, epoch=3, iter=9, logger=SimpleNamespace(info=print, warning=print),
+                           train_loop=SimpleNamespace(stop_training=False, **loop))
 
-    from mmpetl.hooks.early_stop import SEEN, EarlyStoppingHook
-    hook = EarlyStoppingHook(monitor='accuracy/top1', stopping_threshold=90.)
-    runner = SimpleNamespace(_resume=True, epoch=3, iter=9, logger=SimpleNamespace(info=print),
-                             train_loop=SimpleNamespace(stop_training=False))
+
+@pytest.mark.parametrize('best, said', [(91., 'after iteration 9: accuracy/top1 91 reached stopping_threshold=90'), (80., '')])
+def test_a_threshold_that_was_reached_ends_a_resumed_run(best, said, capsys):
+    hook, runner = EarlyStoppingHook(monitor='accuracy/top1', stopping_threshold=90.), stub()
     hook.after_load_checkpoint(runner, {SEEN: dict(best_score=best, wait_count=0)})
     hook.before_train(runner)
-    assert runner.train_loop.stop_training == stops
+    assert runner.train_loop.stop_training == bool(said) and said in capsys.readouterr().out
+
+
+def test_a_score_that_is_no_number_is_the_reason(capsys):
+    hook, runner = EarlyStoppingHook(monitor='accuracy/top1', patience=2), stub(run_epoch=None)
+    runner.train_loop.run_epoch = print
+    hook.after_val_epoch(runner, {'accuracy/top1': float('nan')})
+    assert runner.train_loop.stop_training and 'after epoch 3: accuracy/top1 is not a finite number' in capsys.readouterr().out
