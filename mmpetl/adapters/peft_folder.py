@@ -341,22 +341,6 @@ def outermost(names: Collection[str]) -> List[str]:
     return sorted(name for name in names if not any(name.startswith(f'{other}.') for other in names))
 
 
-def _prefixed(prefix: str, state: Mapping[str, Tensor],
-              config: Mapping[str, Any]) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
-    """A folder's tensors (...) and config with a prefix before the model's names."""
-    changed = dict(config)
-    for key in ('target_modules', 'modules_to_save', 'feedforward_modules', 'rank_pattern', 'alpha_pattern'):
-        value = config.get(key)
-        if isinstance(value, str):  # an expression, of norms: names and '|'
-            changed[key] = '|'.join(f'{re.escape(prefix)}{name}' for name in value.split('|'))
-        elif value:
-            changed[key] = ({f'{prefix}{name}': v for name, v in value.items()} if isinstance(value, dict)
-                            else [f'{prefix}{name}' for name in value])
-    start = 'base_model.model.'
-    named = {f'{start}{prefix}{k.removeprefix(start)}' if k.startswith(start) else k: v for k, v in state.items()}
-    return named, changed
-
-
 def save_peft(model: nn.Module, folder: str, prefix: str = '') -> List[str]:
     """Write the methods of a model as a peft folder for the same model without mmpetl.
 
@@ -385,12 +369,16 @@ def save_peft(model: nn.Module, folder: str, prefix: str = '') -> List[str]:
         raise ValueError(f'a folder of peft holds one of {known}; this model holds '
                          f'{", ".join(sorted(kinds)) or "no method"}')
     base = getattr(backbone, 'base_name', None) or getattr(getattr(target, 'config', None), '_name_or_path', None)
+    title = type(target).__name__
+    for name in reversed([part for part in prefix.split('.') if part]):
+        inside, target = target, nn.Module()
+        target.add_module(name, inside)
     slots = layer_slots(target)
     _check_layers(backbone, slots)
     state, config = kind.write(target, slots, base or None)
     # Layers that upstream fuses in another way have no place in a folder of peft.
     if kind.parts and not state:
-        raise ValueError(f'no linear layer of {type(target).__name__} holds an adapted op, so peft has no effect')
+        raise ValueError(f'no linear layer of {title} holds an adapted op, so peft has no effect')
     state = {f'base_model.{"" if _SHARED.fullmatch(f"base_model.{key}") else "model."}{key}': value
              for key, value in state.items()}
     config = tuned_state(target, state, config, base or None)
@@ -402,8 +390,6 @@ def save_peft(model: nn.Module, folder: str, prefix: str = '') -> List[str]:
         state.update({f'base_model.model.{key}': values[key] for key in heads})
     saved, layers = config['modules_to_save'] or (), set(config['target_modules'] or ()) if kind.parts else set()
     state.update({f'base_model.model.{key}': v for key, v in taken_too(target, saved, layers).items()})
-    if prefix:
-        state, config = _prefixed(prefix, state, config)
     write_peft(folder, state, config)
-    return [f'{len(state)} tensors of {next(iter(kinds), NORMS)} for {type(target).__name__}'
+    return [f'{len(state)} tensors of {next(iter(kinds), NORMS)} for {title}'
             + (f'; base {base!r}' if base else '')]

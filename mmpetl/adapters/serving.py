@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from ..backbones.attach import freeze
@@ -250,7 +251,8 @@ class Served(Switched):
         adapter reads the rows of one batch; else each adapter has a batch of its own.
 
         Args:
-            inputs: Preprocessed inputs of the model, (B, 3, H, W) or (B, 3, T, H, W).
+            inputs: Preprocessed inputs of the model, (B, 3, H, W), (B, 3, T, H, W), or as a
+                model of transformers takes them first.
             adapter_ids: One name per sample; None: the base with the head that the model had when the bank was made.
 
         Returns:
@@ -262,7 +264,7 @@ class Served(Switched):
         if len(inputs) != len(adapter_ids) or not len(inputs):
             raise ValueError(f'{len(adapter_ids)} adapter_ids for {len(inputs)} inputs: give one name per input')
         heads = [k for k, m in self._plain.modules.items() if any(True for _ in m.parameters())]
-        foreign = not set(heads) <= set(PARTS)
+        foreign = bool(heads) and not (isinstance(self.model, BaseModel) and set(heads) <= set(PARTS))
         ids, scores = list(adapter_ids), [None] * len(adapter_ids)
         with self._batch_of(ids) as chosen:
             groups = groups_of(self.backbone, {n: self._for_mixing(a) for n, a in chosen.items()})

@@ -103,7 +103,7 @@ def affine_of(head: nn.Module, width: int, wrap: Callable[[Tensor], Any]) -> Opt
     return (weight, bias) if error <= 1e-4 * max(1., float(scores.abs().max())) else None
 
 
-def _outer(model: nn.Module, arch: str) -> Dict[str, Tensor]:
+def _outer(model: nn.Module, arch: str, library: str) -> Dict[str, Tensor]:
     """What stands outside the backbone: a projection beside text as ``proj``, of others an affine head as
     ``head.weight`` and ``head.bias``."""
     backbone, neck = find_backbone(model)[0], getattr(model, 'neck', None)
@@ -112,8 +112,8 @@ def _outer(model: nn.Module, arch: str) -> Dict[str, Tensor]:
     head, video = getattr(model, 'head', None), getattr(model, 'cls_head', None)
     if neck is not None and type(neck).__name__ != 'GlobalAveragePooling' or (head is None and video is None):
         return {}
-    if getattr(backbone, 'out_type', None) in ('raw', 'featmap'):
-        return {}  # the head reads a mean of the patches, which heads of other libraries' ViTs do not
+    if library == 'hf' and getattr(backbone, 'out_type', None) in ('raw', 'featmap'):
+        return {}  # the head reads a mean of the patches, those of transformers' ViTs read the class token
     width = backbone.petl.blocks[-1].spec.dim
     found = affine_of(video, width, lambda f: f) if video is not None else affine_of(head, width, lambda f: (f, ))
     return {} if found is None else {'head.weight': found[0], 'head.bias': found[1]}
@@ -143,7 +143,7 @@ def export_library(model: nn.Module, library: str, path: str, source: str, backb
                          f'{" or ".join(name for name in libraries(arch) if name != "hf")}')
     report = merge(model)
     state = {k: v.detach() for k, v in backbone.state_dict().items()}
-    outer = _outer(model, arch) if prefix and not backbone_only else {}
+    outer = _outer(model, arch, library) if prefix and not backbone_only else {}
     state.update(outer)
     renamed = export_names(state, arch, library)
     meta = dict(

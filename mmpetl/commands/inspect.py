@@ -57,6 +57,8 @@ def inspect_file(path: str, config: str = '') -> Dict[str, Any]:
     state = {k: v for k, v in loaded['state_dict'].items() if isinstance(v, Tensor)}
     from ..adapters.files import header_of
     header = header_of(loaded)
+    if header is not None and 'merged' in header:
+        header = None  # a whole model, which says what was merged into it
     found.update(
         content=_content(found['kind'], loaded, header),
         tensors=len(state),

@@ -45,6 +45,10 @@ class Format:
     aliases: tuple[str, ...] = ()
     arch_of: Callable[[State], str] | None = None
 
+    def made_for(self, state: State) -> str:
+        """The architecture that a whole state dict of this format is made for."""
+        return self.family if self.arch_of is None else self.arch_of(state)
+
 
 @dataclass(frozen=True)
 class Export:

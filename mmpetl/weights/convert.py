@@ -117,7 +117,7 @@ def convert(state_dict: Mapping[str, torch.Tensor], target_shapes: Shapes | None
         fitting = [other for other, entry in FORMATS.items() if entry.family in target.families]
         raise ValueError(f'{name} weights do not fit the architecture {arch!r}, which takes {", ".join(fitting)}')
     # Beside a backbone's own keys these are compared below; without them nothing else would tell.
-    natural = arch if target_shapes else known.arch_of(tensors) if known.arch_of else known.family
+    natural = arch if target_shapes else known.made_for(tensors)
     if natural != arch and ARCHS[natural].families[0] == target.families[0]:
         raise ValueError(f'these {name} weights are made for the architecture {natural!r}, not for {arch!r}: give '
                          f'{natural!r}, or none')

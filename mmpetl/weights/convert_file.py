@@ -46,8 +46,7 @@ def natural_arch(state: State, as_name: str | None = None) -> str:
     name = ALIASES.get(as_name, as_name) if as_name else detect(state)
     if name not in FORMATS:
         return next(iter(ARCHS))  # convert() refuses the name
-    known = FORMATS[name]
-    return known.family if known.arch_of is None else known.arch_of(state)
+    return FORMATS[name].made_for(state)
 
 
 def write_converted(path: str, state: State, report: Report, source: str, head: str | None = None) -> None:

@@ -95,14 +95,13 @@ def hf_config(state: Mapping[str, torch.Tensor],
     Raises:
         ValueError: Another architecture.
     """
-    known = known_elsewhere(state, arch, 'hf') if has_hf_config(state, arch) else None
-    finish = known.exports['hf'].config if known is not None else None
-    if known is None or finish is None:
+    if not has_hf_config(state, arch):
         able = sorted(name for name, other in ARCHS.items() if 'hf' in other.exports and other.exports['hf'].config)
         raise ValueError(f'no transformers config for {arch!r}; known: {", ".join(able)}')
+    known = known_elsewhere(state, arch, 'hf')
     # Sizes are read off the tensors, so that config and weights cannot disagree.
     kernel = state['patch_embed.projection.weight']
-    config = finish(dict(state), dict(
+    config = known.exports['hf'].config(dict(state), dict(
         hidden_size=kernel.shape[0],
         num_hidden_layers=depth(state, known.stem),
         num_attention_heads=num_heads,

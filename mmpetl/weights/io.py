@@ -14,7 +14,7 @@ from . import adapter_file
 from .atomic import atomic_write, write_json
 from .errors import WeightFileError
 from .fingerprint import fingerprint
-from .guards import read_safetensors_header
+from .guards import parse_json, read_safetensors_header
 from .kinds import file_kind, read_tensors
 from .reading import read_arrays
 from .safe_pickle import load_pickle
@@ -98,7 +98,15 @@ def _load_safetensors(path: str, size: int, map_location: Any) -> dict[str, Any]
     if metadata.get(FINGERPRINT_KEY) not in (None, fingerprint(plain)):
         raise WeightFileError(path, 'altered or damaged: its tensors differ from the fingerprint that it carries',
                               'download or make the file again')
-    return {'state_dict': _placed(plain, map_location)}
+    loaded: dict[str, Any] = {'state_dict': _placed(plain, map_location)}
+    if 'meta' in metadata:  # of a merged model, as a .pth has it
+        try:
+            meta = parse_json(metadata['meta'])
+        except ValueError:  # somebody else's text
+            meta = None
+        if isinstance(meta, dict):
+            loaded['meta'] = meta
+    return loaded
 
 
 def _load_npz(path: str) -> 'OrderedDict[str, torch.Tensor]':

@@ -403,31 +403,36 @@ def _own(kind, classes=3):
     from transformers import ViTConfig
     sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8)
     torch.manual_seed(0)
+    if kind == 'videomae':
+        return transformers.VideoMAEForVideoClassification(transformers.VideoMAEConfig(
+            **sizes, num_frames=2, num_labels=classes)), 'classifier'
     if kind == 'transformers':
         return transformers.ViTForImageClassification(ViTConfig(**sizes, num_labels=classes)), 'classifier'
-    tower = BACKBONE['vit'].build_upstream()
+    tower, last = BACKBONE['vit'].build_upstream(), 'head' if kind == 'head' else 'last'
     width = tower.embed_dims
 
     class Own(nn.Module):
 
         def __init__(self):
             super().__init__()
-            self.tower, self.last = tower, nn.Linear(width, classes)
+            self.tower = tower
+            setattr(self, last, nn.Linear(width, classes))
             if kind == 'two layers':
                 self.norm = nn.LayerNorm(width)
 
         def forward(self, x):
             x = self.tower(x)[-1]
-            x = self.last(self.norm(x) if kind == 'two layers' else x)
+            x = getattr(self, last)(self.norm(x) if kind == 'two layers' else x.relu() if last == 'head' else x)
             return x.softmax(-1) if kind == 'softmax' else x
 
-    return Own(), 'last'
+    return Own(), last
 
 
-@pytest.mark.parametrize('kind, passes', [('transformers', 1), ('linear', 1), ('two layers', 4), ('softmax', 5)])
+@pytest.mark.parametrize('kind, passes', [('transformers', 1), ('linear', 1), ('head', 1), ('two layers', 4), ('softmax', 5),
+                                          ('videomae', 4)])
 def test_scores_of_models_that_are_no_classifiers_of_openmmlab(kind, passes):
     """One pass where the head is the last step, else one per adapter; the scores are those of the model in use alone."""
-    if kind == 'transformers':
+    if kind in ('transformers', 'videomae'):
         pytest.importorskip('transformers')
     model, head = _own(kind)
     bank = AdapterBank(model)
@@ -436,6 +441,7 @@ def test_scores_of_models_that_are_no_classifiers_of_openmmlab(kind, passes):
         perturb(next(iter(bank[name].methods.values())), 0.1, number)
     model.eval()
     ids, x, seen = ['vpt', 'lora', None, 'more', 'lora'], images(5), []
+    x = x[:, None].repeat(1, 2, 1, 1, 1) if kind == 'videomae' else x
     handle = bank.backbone.register_forward_hook(lambda *_: seen.append(1))
     with torch.no_grad():
         scores = bank.predict(x, ids)

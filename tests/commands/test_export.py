@@ -162,7 +162,7 @@ OWN = {
 
 @pytest.mark.peers
 @pytest.mark.parametrize('library, method', [('timm', 'IA3'), ('timm', 'LoRA'), ('hf', 'DoRA'), ('hf', 'IA3')])
-def test_peft_on_the_library_that_the_base_is_of(tmp_path, library, method):
+def test_peft_on_the_library_that_the_base_is_of(tmp_path, library, method, capsys):
     """All kinds of peft's under the names of the base itself, in another model with a prefix, which the library's own class opens."""
     peft = pytest.importorskip('peft')
     import mmpetl
@@ -195,7 +195,11 @@ def test_peft_on_the_library_that_the_base_is_of(tmp_path, library, method):
     assert (features(inside) - wanted).abs().max() <= 1e-5
     with theirs.disable_adapter():
         assert (features(inside) - wanted).abs().max() > 1e-4
-    assert main([*words, '--library', 'mmpretrain']) == 1 and main([*words[:6], 'timm', *words[7:]]) == 1
+    capsys.readouterr()
+    for other, to, said in [('x', ['peft', '--library', 'mmpretrain'], 'alone: give --library'),
+                            ('x.pth', ['timm'], '--to safetensors --backbone-only writes the names of')]:
+        assert main(['export', str(config), words[2], '-o', str(tmp_path / other), '--to', *to, *words[7:]]) == 1
+        assert said in ' '.join(capsys.readouterr().err.split())
 
 
 @pytest.mark.peers

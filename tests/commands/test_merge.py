@@ -3,6 +3,7 @@
 file."""
 
 import pytest
+import suite_data
 import torch
 from cases import BACKBONE, features, perturb
 from toy_model import ARCH, images, trained, write_adapter, write_config
@@ -113,11 +114,28 @@ def test_a_key_shift_may_go_only_without_extra_keys():
             mmpetl.merge(mixed)
 
 
-def test_a_merged_model_is_no_adapter(tmp_path):
-    """A config with methods refuses it in a line; one without takes it."""
-    from mmpetl.adapters.facts import check_adapter
-    header = dict(merged=['lora'], methods=[dict(type='LoRA')], backbone='x', base=None)
-    with pytest.raises(ValueError, match=r'm\.pth is a merged model, and the backbone of the config has methods: set '
-                       r'model\.backbone\.petl=\[\] and model\.backbone\.tune=\[\]'):
-        check_adapter(BACKBONE['vit'].build([dict(type='LoRA', rank=2)]), header, 'm.pth')
-    check_adapter(BACKBONE['vit'].build([]), header, 'm.pth')
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_a_merged_model_is_no_adapter(tmp_path, capsys, suffix):
+    """A config with methods refuses it in a line, by the options that the page prints it is tested; inspect compares it."""
+    for i in range(6):
+        suite_data.put(str(tmp_path / f'{i}.png'), suite_data.image_bytes(i % 3, i))
+    suite_data.put_text(str(tmp_path / 'list.txt'), [f'{i}.png {i % 3}' for i in range(6)])
+    config, out = write_config(tmp_path, LORA), tmp_path / f'm.{suffix}'
+    config.write_text(config.read_text() + f"""
+test_dataloader = dict(batch_size=3, dataset=dict(
+    type='mmpetl.ListDataset', data_root=r'{tmp_path}', ann_file='list.txt', classes=['a', 'b', 'c'],
+    pipeline=[dict(type='mmpetl.LoadImage'), dict(type='Resize', scale=(32, 32)), dict(type='PackInputs')]),
+    sampler=dict(type='DefaultSampler', shuffle=False))
+test_cfg, test_evaluator = dict(), dict(type='Accuracy')
+del train_dataloader, optim_wrapper
+""")
+    write_adapter(config, tmp_path / 'a.safetensors')
+    assert main(['merge', str(config), str(tmp_path / 'a.safetensors'), '-o', str(out)]) == 0
+    words = ['test', str(config), str(out), '--work-dir', str(tmp_path / 'work')]
+    assert main(words) == 1
+    assert (f'{out} is a merged model, and the backbone of the config has methods: set model.backbone.petl=[] and '
+            'model.backbone.tune=[]') in ' '.join(capsys.readouterr().err.split())
+    assert main([*words, '--set', 'model.backbone.petl=[]', 'model.backbone.tune=[]']) == 0
+    assert 'accuracy/top1' in capsys.readouterr().out
+    for more in ([], ['--config', str(config)]):
+        assert main(['inspect', str(out), *more]) == 0

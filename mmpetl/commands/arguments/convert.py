@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from . import later
+from . import has_config, later
 
 #: Architectures and formats, as :mod:`mmpetl.weights.archs` knows them.
 ARCHS = ('clip', 'swin', 'video_swin', 'videomae', 'vit')
@@ -36,4 +36,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def add_parser(subparsers: Any) -> None:
     """Add ``mmpetl convert``."""
     parser = subparsers.add_parser('convert', help='published weights to OpenMMLab key names')
-    add_arguments(parser).set_defaults(run=later('convert'))
+    add_arguments(parser).set_defaults(run=later('convert', has_config))
