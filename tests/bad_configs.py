@@ -199,7 +199,7 @@ CONFIGS = [
     ('log_level = 77.5', 'log_level=77.5'),
     ("visualizer = dict(type='x')", "visualizer.type='x': no visualizer has this name; give one of a registered class, or import its module by cust"),
     ('vis_backends = 3', 'vis_backends=3'),
-    ('cuda_graph = 1', 'cuda_graph=1: give True or False'),
+    ('cuda_graph = 1', 'cuda_graph=1: give True or False'), ("check_masks = 'no'", "check_masks='no': give True or False"),
     ("launcher = 'x'", "launcher='x'"),
     ('work_dir = 3', 'work_dir=3'),
     ('experiment_name = 3', 'experiment_name=3'),

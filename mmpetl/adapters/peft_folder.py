@@ -24,6 +24,8 @@ from ..tuning import find_backbone, head_keys, unwrap
 from ..weights.errors import WeightFileError
 from ..weights.export_peft import write_peft
 from ..weights.guards import read_safetensors_header
+from ..weights.hub import PEFT_PICKLED as PICKLED  # read without executing anything
+from ..weights.hub import PEFT_TENSORS as TENSORS
 from ..weights.io import load_file
 from ..weights.kinds import file_kind, read_tensors
 from ..weights.reading import as_path, read_json
@@ -32,9 +34,6 @@ from .peft_layers import Slot, check_called, layer_slots
 from .peft_names import CONFIG, by_layer, check_settings, left_out
 from .peft_whole import NORMS, WholeParameters, names_of, norm_of, taken_too, tuned_state
 
-TENSORS = 'adapter_model.safetensors'
-#: What peft wrote before 0.7, read without executing anything.
-PICKLED = 'adapter_model.bin'
 #: Settings of all kinds that change nothing about what the tensors mean.
 _FREE = frozenset({
     'auto_mapping', 'base_model_name_or_path', 'bias', 'exclude_modules', 'inference_mode', 'layers_pattern',

@@ -15,7 +15,7 @@ KEYS = ('model', 'train_dataloader', 'val_dataloader', 'test_dataloader', 'train
         'visualizer', 'vis_backends', 'default_scope', 'randomness', 'experiment_name', 'custom_imports', 'work_dir')
 #: Those that only this package, one kind of run or one command reads.
 OWN_KEYS = ('task', 'per_task', 'sweep', 'force_adapter', 'petl_checkpointing', 'activation_checkpointing', 'compile',
-            'cuda_graph', 'runner_type', 'strategy', 'tta_model', 'tta_pipeline', 'model_wrapper_cfg',
+            'cuda_graph', 'check_masks', 'runner_type', 'strategy', 'tta_model', 'tta_pipeline', 'model_wrapper_cfg',
             'find_unused_parameters')
 #: Keys of older MMCV configs -> what took their place.
 OLD_KEYS = {'optimizer': 'optim_wrapper.optimizer', 'optimizer_config': 'optim_wrapper', 'lr_config': 'param_scheduler',
@@ -173,8 +173,9 @@ def _settings(cfg: Dict[str, Any]) -> Iterator[str]:
         yield f'log_level={level!r:.80}: give one of {", ".join(LEVELS[:5])}'
     if cfg.get('compile') is not None and not isinstance(cfg['compile'], (bool, Mapping)):
         yield f'compile={cfg["compile"]!r:.80}: give True, False or a dict of options of torch.compile'
-    if not isinstance(cfg.get('cuda_graph', False), bool):
-        yield f'cuda_graph={cfg["cuda_graph"]!r:.80}: give True or False'
+    for key in ('cuda_graph', 'check_masks'):
+        if not isinstance(cfg.get(key, False), bool):
+            yield f'{key}={cfg[key]!r:.80}: give True or False'
     env = cfg['env_cfg'] if _is_dict(cfg.get('env_cfg')) else {}
     start = (env.get('mp_cfg') or {}).get('mp_start_method')
     if start not in (None, 'fork', 'spawn', 'forkserver'):

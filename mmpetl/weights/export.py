@@ -99,9 +99,11 @@ def hf_config(state: Mapping[str, torch.Tensor],
         able = sorted(name for name, other in ARCHS.items() if 'hf' in other.exports and other.exports['hf'].config)
         raise ValueError(f'no transformers config for {arch!r}; known: {", ".join(able)}')
     known = known_elsewhere(state, arch, 'hf')
+    finish = known.exports['hf'].config
+    assert finish is not None
     # Sizes are read off the tensors, so that config and weights cannot disagree.
     kernel = state['patch_embed.projection.weight']
-    config = known.exports['hf'].config(dict(state), dict(
+    config = finish(dict(state), dict(
         hidden_size=kernel.shape[0],
         num_hidden_layers=depth(state, known.stem),
         num_attention_heads=num_heads,

@@ -26,6 +26,8 @@ PREFIX = 'hf://'
 #: Largest adapter, and largest other file, that is fetched (bytes).
 MAX_BYTES, MAX_TEXT_BYTES = 4 << 30, 1 << 20
 ADAPTER, PEFT_CONFIG, PEFT_TENSORS = 'adapter.safetensors', 'adapter_config.json', 'adapter_model.safetensors'
+#: As older versions of peft save.
+PEFT_PICKLED = 'adapter_model.bin'
 
 _ADDRESS = re.compile(r'hf://(?P<repo>[^/@]*/[^/@]*)(?:@(?P<revision>refs/pr/\d+|[^/]*))?(?:/(?P<file>.*))?', re.DOTALL)
 _PART = re.compile(r'[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?')
@@ -126,9 +128,10 @@ def local_path(path: Any) -> str:
                        f'name the file: hf://{address.repo}/FILE.safetensors')
     # Both of one commit, whatever is pushed in between.
     commit = config.relative_to(_storage(address.repo) / 'snapshots').parts[0]
-    if _file(text, address._replace(revision=commit), below + PEFT_TENSORS, MAX_BYTES) is None:
-        raise HubError(text, f'it holds {below}{PEFT_CONFIG} but no {below}{PEFT_TENSORS}',
-                       'have it saved with safe_serialization=True; pickled files are not read')
+    pinned = address._replace(revision=commit)
+    if all(_file(text, pinned, below + name, MAX_BYTES) is None for name in (PEFT_TENSORS, PEFT_PICKLED)):
+        raise HubError(text, f'it holds {below}{PEFT_CONFIG} but neither {below}{PEFT_TENSORS} nor '
+                       f'{below}{PEFT_PICKLED}', 'have it saved again')
     return str(config.parent)
 
 

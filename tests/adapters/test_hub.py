@@ -208,10 +208,15 @@ def test_what_is_not_there(toy, hub):
     for address, text in {'hf://user/none': 'there is no repository', 'hf://private/x': 'log in',
                           'hf://user/repo@v9': 'no revision v9', 'hf://user/repo': 'neither adapter.safetensors nor',
                           'hf://user/repo/x.safetensors': 'there is no x.safetensors',
-                          'hf://user/half': 'safe_serialization'}.items():
+                          'hf://user/half': 'neither adapter_model.safetensors nor adapter_model.bin'}.items():
         with pytest.raises(HubError, match=text) as error:
             local_path(address)
         assert address in said(error)
+
+
+def test_a_folder_of_an_older_peft(toy, hub):
+    hub.commit('user/old', {'adapter_config.json': b'{"peft_type": "LORA"}', 'adapter_model.bin': b'pickled'})
+    assert sorted(p.name for p in Path(local_path('hf://user/old')).iterdir()) == ['adapter_config.json', 'adapter_model.bin']
 
 
 # -- hostile servers --------------------------------------------------------------------------------------------------

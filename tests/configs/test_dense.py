@@ -132,6 +132,32 @@ def test_masks_are_looked_at_before_a_run(part, made, tmp_path, monkeypatch, cap
     assert 'checked.py: 8 pictures' in said and f'problem: unreadable: {mask} holds 200, but classes are 0..6' in said
 
 
+@pytest.mark.parametrize('classes, more, fits', [(3, [], True), (1, [], False), (1, ['check_masks=False'], True)])
+def test_masks_of_ones_own_as_the_page_has_them(classes, more, fits, made, tmp_path):
+    """The page's config trains; masks of a single class are refused, unless nobody looks."""
+    for part in ('train', 'val'):
+        for kind in ('images', 'labels'):
+            (tmp_path / 'roads' / kind / part).mkdir(parents=True)
+        for i in range(4):
+            ids = np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % classes
+            cv2.imwrite(str(tmp_path / f'roads/labels/{part}/{i}.png'), ids)
+            cv2.imwrite(str(tmp_path / f'roads/images/{part}/{i}.jpg'), cv2.merge([ids * 90] * 3))
+    page = (ROOT / 'docs/dense.md').read_text().split('## Your own pictures and masks')[1]
+    block = page.split('```python\n')[1].split('```')[0]
+    recipe = '../configs/dense/lora_dinov2-small_scenes6.py'
+    assert recipe in block and '/data/roads' in block and '(224, 224)' in block
+    config = tmp_path / 'own.py'
+    config.write_text(block.replace(recipe, str(small(ROOT / 'docs' / recipe, made))).replace('/data/roads', str(tmp_path / 'roads'))
+                      .replace('(224, 224)', '(64, 64)'))
+    words = [str(config), '--work-dir', str(tmp_path / 'run'), *(['--cfg-options', *more] if more else [])]
+    if fits:
+        run_train(words)
+        assert (tmp_path / 'run/adapter.safetensors').is_file()
+    else:
+        with pytest.raises(ValueError, match='there is nothing to tell apart'):
+            run_train(words)
+
+
 @pytest.mark.parametrize('backbone, neck, widths', [
     (dict(type='mmpetl.SwinTransformer', arch=dict(embed_dims=16, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4]), img_size=64,
           out_indices=(0, 1, 2, 3), pad_small_map=True), None, [16, 32, 64, 128]),

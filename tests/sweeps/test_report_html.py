@@ -17,6 +17,7 @@ from mmengine.config import Config
 from safetensors.torch import load_file
 
 from mmpetl.commands.main import main
+from mmpetl.sweeps import report_pages
 from mmpetl.sweeps.compare import compare, interval
 from mmpetl.sweeps.report import Cell as Scores
 from mmpetl.sweeps.report import Row
@@ -143,6 +144,21 @@ def test_columns_are_there_once():
         row.cells.update({task: row.cells['digits'] for task in ('quickdraw', 'pneumonia', 'dsprites_loc')})
     head = results_table(made).head
     assert len(set(head)) == len(head) and 'mean of 4' in head and not [name for name in head if 'these' in name]
+
+
+@pytest.mark.parametrize('entry, unit', [('"epoch": 1, ', 'epoch'), ('', 'iteration')])
+def test_what_an_axis_counts(entry, unit, tmp_path, monkeypatch):
+    """That of the runs that are there; a folder without logs has no say."""
+    seen = []
+    monkeypatch.setattr(report_pages, 'draw_curves', lambda panels, file: seen.extend(panels))
+    logs = tmp_path / 'run/20260101_000000/vis_data'
+    logs.mkdir(parents=True)
+    lines = [f'{{{entry}"loss": 1.0, "iter": {i}, "step": {i}}}\n{{"accuracy/top1": 5.0, "step": {i}}}\n' for i in (1, 2)]
+    (logs / 'scalars.json').write_text(''.join(lines))
+    (logs / 'config.py').write_text('')
+    (tmp_path / 'empty').mkdir()
+    report_pages.curve_pictures({name: str(tmp_path / name) for name in ('run', 'empty')})
+    assert [panel[0] for panel in seen] == ['iteration', unit]
 
 
 def test_iterations_are_whole():
